@@ -1,0 +1,5 @@
+"""`python -m draftmill` is the `draftmill` command."""
+
+from .producer.cli import main
+
+main()

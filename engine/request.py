@@ -1,0 +1,61 @@
+"""The data classes everybody shares: a request going into the engine and the completion coming out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class RequestError(ValueError):
+    """A request that this engine can never serve; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row's tokens are chosen.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 mean no truncation. `stop` strings end the text before
+    themselves. The random stream of a row is a function of `seed` and the token's position, of nothing else.
+    """
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, already tokenised, with its sampling parameters."""
+
+    id: str
+    tokens: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request.
+
+    `tokens` are the generated tokens without the end token; `text` is cut before a stop string.
+    `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
+    and accepted in them (both 0 at depth 0).
+    """
+
+    id: str
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    seconds: float = 0.0

@@ -1,0 +1,120 @@
+"""What producers and workers agree on: the body of a job, its identity, and every Redis key of the project.
+
+Job bodies are data. A job's RQ function is always `FUNCTION`, a name that is looked up nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+FUNCTION = "draftmill.generate"
+"""The only RQ function name a worker accepts. It is never imported."""
+
+PRIORITIES = ("high", "normal", "low")
+"""Priorities in the order in which workers poll their queues."""
+
+DEFAULT_PAIR = "smollm2-135m"
+
+MAX_LEASES = 3
+"""A job that loses this many leases is failed as poison."""
+
+RESULT_TTL = 14 * 24 * 3600
+"""Seconds that a batch's keys outlive its last commit or its last submission."""
+
+
+class JsonSerializer:
+    """RQ serializer that carries JSON only, so that reading a job can run no code."""
+
+    @staticmethod
+    def dumps(value: Any) -> bytes:
+        return orjson.dumps(value)
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        return orjson.loads(data)
+
+
+class Sampling(BaseModel):
+    """Sampling parameters of one request; the names and meanings are those of the OpenAI API.
+
+    `temperature` 0 (the default) is greedy; `top_k` 0 means no limit; without a `seed` one is derived from the job.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)] = ()
+
+
+class Message(BaseModel):
+    """One chat message, content flattened to text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class JobBody(BaseModel):
+    """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: str
+    custom_id: str
+    pair: str
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    sampling: Sampling = Sampling()
+
+
+def job_id(batch: str, custom_id: str) -> str:
+    """The job id of a batch's line: the same line of the same batch always has the same id."""
+    return f"{batch}-{hashlib.sha256(custom_id.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+
+
+def queue_name(pair: str, priority: str) -> str:
+    """The RQ queue of a pair and priority; a worker listens to the queues of the pair that it has loaded."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", pair)
+    return f"draftmill.{slug}.{priority}"
+
+
+# Keys. RQ's own: `rq:job:<job>`, `rq:queue:<queue>`, `rq:wip:<queue>`, `rq:finished:<queue>`, `rq:failed:<queue>`,
+# `rq:worker:<worker>`. The project's own follow, each with its type and owner.
+
+BATCHES = "draftmill:batches"
+"""Sorted set: batch id -> submission time (Unix seconds)."""
+
+
+def batch_key(batch: str) -> str:
+    """Hash: pair, priority, total, submitted, done, failed, cancelled, prompt_tokens, completion_tokens, created…"""
+    return f"draftmill:batch:{batch}"
+
+
+def done_key(batch: str) -> str:
+    """Hash: job id -> "done" | "failed" | "cancelled". The done marker; a job in it is never run or recorded again."""
+    return f"draftmill:done:{batch}"
+
+
+def results_key(batch: str) -> str:
+    """Stream in completion order, one entry per line of the batch: field `line` is the JSON output line."""
+    return f"draftmill:results:{batch}"
+
+
+def leases_key(queue: str) -> str:
+    """Sorted set: job id -> lease expiry (Redis TIME, milliseconds)."""
+    return f"draftmill:leases:{queue}"
+
+
+def worker_key(worker: str) -> str:
+    """Hash with a TTL: what a worker reports in each heartbeat (pair, tokens, tokens per round, in flight…)."""
+    return f"draftmill:worker:{worker}"
