@@ -65,7 +65,10 @@ class Message(BaseModel):
 
 
 class JobBody(BaseModel):
-    """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set."""
+    """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set.
+
+    `line` is the request's line number in the dataset; the result carries it so that output can be put in input order.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,6 +78,7 @@ class JobBody(BaseModel):
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     sampling: Sampling = Sampling()
+    line: Annotated[int, Field(ge=0)] = 0
 
 
 def job_id(batch: str, custom_id: str) -> str:
@@ -106,7 +110,7 @@ def done_key(batch: str) -> str:
 
 
 def results_key(batch: str) -> str:
-    """Stream in completion order, one entry per line of the batch: field `line` is the JSON output line."""
+    """Stream in completion order, one entry per line of the batch: `line` is the JSON output line, `n` the body's `line`."""
     return f"draftmill:results:{batch}"
 
 
