@@ -42,7 +42,8 @@ class JsonSerializer:
 class Sampling(BaseModel):
     """Sampling parameters of one request; the names and meanings are those of the OpenAI API.
 
-    `temperature` 0 (the default) is greedy; `top_k` 0 means no limit; without a `seed` one is derived from the job.
+    `temperature` 0 (the default) is greedy; `top_k` 0 means no limit; without a `seed` one is derived from
+    the job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +68,8 @@ class Message(BaseModel):
 class JobBody(BaseModel):
     """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set.
 
-    `line` is the request's line number in the dataset; the result carries it so that output can be put in input order.
+    `line` is the request's line number in the dataset; the result carries it so that output can be put in
+    input order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,25 +94,29 @@ def queue_name(pair: str, priority: str) -> str:
     return f"draftmill.{slug}.{priority}"
 
 
-# Keys. RQ's own: `rq:job:<job>`, `rq:queue:<queue>`, `rq:wip:<queue>`, `rq:finished:<queue>`, `rq:failed:<queue>`,
-# `rq:worker:<worker>`. The project's own follow, each with its type and owner.
+# Keys. RQ's own: `rq:job:<job>`, `rq:queue:<queue>`, `rq:wip:<queue>`, `rq:finished:<queue>`,
+# `rq:failed:<queue>`, `rq:worker:<worker>`. The project's own follow, each with its type and owner.
 
 BATCHES = "draftmill:batches"
 """Sorted set: batch id -> submission time (Unix seconds)."""
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, priority, total, submitted, done, failed, cancelled, prompt_tokens, completion_tokens, created…"""
+    """Hash: pair, priority, total, submitted, done, failed, cancelled, prompt_tokens, completion_tokens,
+    created…
+    """
     return f"draftmill:batch:{batch}"
 
 
 def done_key(batch: str) -> str:
-    """Hash: job id -> "done" | "failed" | "cancelled". The done marker; a job in it is never run or recorded again."""
+    """Hash: job id -> "done" | "failed" | "cancelled": a job in it is never run or recorded again."""
     return f"draftmill:done:{batch}"
 
 
 def results_key(batch: str) -> str:
-    """Stream in completion order, one entry per line of the batch: `line` is the JSON output line, `n` the body's `line`."""
+    """Stream in completion order, one entry per line of the batch: `line` is the JSON output line, `n` the
+    body's `line`.
+    """
     return f"draftmill:results:{batch}"
 
 
@@ -120,5 +126,5 @@ def leases_key(queue: str) -> str:
 
 
 def worker_key(worker: str) -> str:
-    """Hash with a TTL: what a worker reports in each heartbeat (pair, tokens, tokens per round, in flight…)."""
+    """Hash with a TTL: what a worker reports in each heartbeat (pair, tokens, rounds, in flight…)."""
     return f"draftmill:worker:{worker}"
