@@ -1,0 +1,218 @@
+"""Batches in Redis: create, submit, watch, cancel, read results; a thin layer over the contract and Lua scripts.
+
+Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import redis as redis_py
+from rq.job import Job, JobStatus
+
+from . import contract
+from .scripts import LUA, script
+
+SUBMIT, CANCEL = script(LUA / "submit.lua"), script(LUA / "cancel.lua")
+
+CANCEL_STRETCH = 1000
+"""Queue entries that one call of the cancel script looks at, so that it never holds Redis up for long."""
+
+RQ_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+def rq_now() -> str:
+    """This machine's time as RQ writes it; for display only, no decision hangs on it."""
+    return datetime.now(UTC).strftime(RQ_TIME)
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """What a batch is. `total` is how many lines it has, `source` where they came from."""
+
+    id: str
+    pair: str
+    priority: str
+    total: int
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a chunk: `new` jobs are queued now, `queued` were queued or running, `done` have ended."""
+
+    new: int
+    queued: int
+    done: int
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """How far a batch is. `total` counts its lines, `submitted` those that reached the queue so far."""
+
+    id: str
+    pair: str
+    priority: str
+    source: str
+    created: float
+    total: int
+    submitted: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    completion_tokens: int
+    is_cancelled: bool
+
+    @property
+    def ended(self) -> int:
+        """Lines with a recorded outcome."""
+        return self.done + self.failed + self.cancelled
+
+    @property
+    def queued(self) -> int:
+        return max(0, self.submitted - self.ended - self.running)
+
+    @property
+    def complete(self) -> bool:
+        return self.ended >= self.total
+
+
+def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
+    """Registers a batch; registering it again keeps its counters and its first submission time."""
+    now, key = time.time(), contract.batch_key(batch.id)
+    what = {"pair": batch.pair, "priority": batch.priority, "total": batch.total, "source": batch.source}
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.hsetnx(key, "created", str(now))
+        pipe.hset(key, mapping=what)
+        pipe.zadd(contract.BATCHES, {batch.id: now}, nx=True)
+        pipe.execute()
+
+
+def submit_chunk(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[contract.JobBody]) -> Submitted:
+    """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best."""
+    queue = contract.queue_name(batch.pair, batch.priority)
+    jobs: list[Any] = []
+    for body in bodies:
+        fields = _job_hash(redis, queue, body)
+        flat = [part for pair in fields.items() for part in pair]
+        jobs += [contract.job_id(body.batch, body.custom_id), body.custom_id, len(flat), *flat]
+    new, queued, done = _eval(redis, SUBMIT, batch.id, queue, len(bodies), *jobs)
+    return Submitted(new, queued, done)
+
+
+def _job_hash(redis: redis_py.Redis, queue: str, body: contract.JobBody) -> Mapping[str, Any]:
+    """RQ's own hash of a queued job that carries `body`."""
+    job = Job.create(
+        contract.FUNCTION,
+        args=[body.model_dump(mode="json", exclude_none=True)],
+        id=contract.job_id(body.batch, body.custom_id),
+        connection=redis,
+        serializer=contract.JsonSerializer,
+        origin=queue,
+        status=JobStatus.QUEUED,
+        description=body.custom_id[:200],
+        timeout=-1,
+        result_ttl=contract.RESULT_TTL,
+        failure_ttl=contract.RESULT_TTL,
+    )
+    job.enqueued_at = job.created_at
+    return job.to_dict(include_meta=False)
+
+
+def status(redis: redis_py.Redis, batch: str) -> BatchStatus | None:
+    """The state of a batch, or None if Redis knows no such batch."""
+    raw = redis.hgetall(contract.batch_key(batch))
+    return _status(batch, raw) if raw else None
+
+
+def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
+    def text(name: str) -> str:
+        return raw.get(name.encode(), b"").decode("utf-8", "replace")
+
+    def number(name: str) -> int:
+        return int(raw.get(name.encode(), 0))
+
+    return BatchStatus(
+        id=batch,
+        pair=text("pair"),
+        priority=text("priority"),
+        source=text("source"),
+        created=float(raw.get(b"created", 0)),
+        total=number("total"),
+        submitted=number("submitted"),
+        running=number("running"),
+        done=number("done"),
+        failed=number("failed"),
+        cancelled=number("cancelled"),
+        prompt_tokens=number("prompt_tokens"),
+        completion_tokens=number("completion_tokens"),
+        is_cancelled=b"cancelled_at" in raw,
+    )
+
+
+def list_batches(redis: redis_py.Redis) -> list[BatchStatus]:
+    """All batches, newest first. Batches whose keys have expired leave the list."""
+    names = [name.decode() for name in redis.zrange(contract.BATCHES, 0, -1, desc=True)]
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hgetall(contract.batch_key(name))
+        found = dict(zip(names, pipe.execute(), strict=True))
+    expired = [name for name, raw in found.items() if not raw]
+    if expired:
+        redis.zrem(contract.BATCHES, *expired)
+    return [_status(name, raw) for name, raw in found.items() if raw]
+
+
+def cancel(redis: redis_py.Redis, batch: str) -> int:
+    """Cancels a batch and returns how many queued lines ended at once.
+
+    Running lines follow within seconds, when their workers next renew their leases. Each cancelled line gets
+    an error line as its result, so a cancelled batch still has one result per line that was submitted.
+    """
+    known = status(redis, batch)
+    if known is None:
+        return 0
+    ended = 0
+    for priority in contract.PRIORITIES:
+        queue, start = contract.queue_name(known.pair, priority), 0
+        while start >= 0:
+            count, start = _eval(redis, CANCEL, batch, queue, start, CANCEL_STRETCH)
+            ended += count
+    return ended
+
+
+def results(
+    redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500
+) -> Iterator[tuple[str, bytes]]:
+    """The result lines recorded after stream entry `after`, as (entry id, line), until none is left for now."""
+    while True:
+        entries = redis.xrange(contract.results_key(batch), min=f"({after}", count=count)
+        for entry, fields in entries:
+            after = entry.decode()
+            yield after, fields[b"line"]
+        if len(entries) < count:
+            return
+
+
+def workers(redis: redis_py.Redis) -> list[dict[str, str]]:
+    """What each live worker reported in its last heartbeat, with its `name`."""
+    names = sorted(key.decode().removeprefix("rq:worker:") for key in redis.smembers("rq:workers"))
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hgetall(contract.worker_key(name))
+        reports = pipe.execute()
+    return [
+        {"name": name} | {key.decode(): value.decode() for key, value in report.items()}
+        for name, report in zip(names, reports, strict=True)
+        if report
+    ]
+
+
+def _eval(redis: redis_py.Redis, text: str, *arguments: Any) -> Any:
+    return redis.eval(text, 0, rq_now(), str(contract.RESULT_TTL), *arguments)

