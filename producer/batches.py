@@ -1,4 +1,4 @@
-"""Batches in Redis: create, submit, watch, cancel, read results; a thin layer over the contract and Lua scripts.
+"""Batches in Redis: create, submit, watch, cancel, read results; a thin layer over the Lua scripts.
 
 Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
 """
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis as redis_py
 from rq.job import Job, JobStatus
@@ -43,7 +43,7 @@ class BatchInfo:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a chunk: `new` jobs are queued now, `queued` were queued or running, `done` have ended."""
+    """What became of a chunk: `new` jobs are queued now, `queued` were already, `done` have ended."""
 
     new: int
     queued: int
@@ -86,7 +86,12 @@ class BatchStatus:
 def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
     """Registers a batch; registering it again keeps its counters and its first submission time."""
     now, key = time.time(), contract.batch_key(batch.id)
-    what = {"pair": batch.pair, "priority": batch.priority, "total": batch.total, "source": batch.source}
+    what: dict[Any, Any] = {
+        "pair": batch.pair,
+        "priority": batch.priority,
+        "total": batch.total,
+        "source": batch.source,
+    }
     with redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(key, "created", str(now))
         pipe.hset(key, mapping=what)
@@ -101,7 +106,7 @@ def submit_chunk(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[contr
     for body in bodies:
         fields = _job_hash(redis, queue, body)
         flat = [part for pair in fields.items() for part in pair]
-        jobs += [contract.job_id(body.batch, body.custom_id), body.custom_id, len(flat), *flat]
+        jobs += [contract.job_id(body.batch, body.custom_id), body.custom_id, body.line, len(flat), *flat]
     new, queued, done = _eval(redis, SUBMIT, batch.id, queue, len(bodies), *jobs)
     return Submitted(new, queued, done)
 
@@ -127,7 +132,7 @@ def _job_hash(redis: redis_py.Redis, queue: str, body: contract.JobBody) -> Mapp
 
 def status(redis: redis_py.Redis, batch: str) -> BatchStatus | None:
     """The state of a batch, or None if Redis knows no such batch."""
-    raw = redis.hgetall(contract.batch_key(batch))
+    raw: Any = redis.hgetall(contract.batch_key(batch))
     return _status(batch, raw) if raw else None
 
 
@@ -158,7 +163,8 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
 
 def list_batches(redis: redis_py.Redis) -> list[BatchStatus]:
     """All batches, newest first. Batches whose keys have expired leave the list."""
-    names = [name.decode() for name in redis.zrange(contract.BATCHES, 0, -1, desc=True)]
+    newest: Any = redis.zrange(contract.BATCHES, 0, -1, desc=True)
+    names = [name.decode() for name in newest]
     with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hgetall(contract.batch_key(name))
@@ -187,22 +193,29 @@ def cancel(redis: redis_py.Redis, batch: str) -> int:
     return ended
 
 
-def results(
-    redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500
-) -> Iterator[tuple[str, bytes]]:
-    """The result lines recorded after stream entry `after`, as (entry id, line), until none is left for now."""
+class Result(NamedTuple):
+    """One recorded outcome: its stream entry, the JSON output line, and the line number in the dataset."""
+
+    entry: str
+    line: bytes
+    n: int
+
+
+def results(redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500) -> Iterator[Result]:
+    """The results recorded after stream entry `after`, until there is none left for now."""
     while True:
-        entries = redis.xrange(contract.results_key(batch), min=f"({after}", count=count)
+        entries: Any = redis.xrange(contract.results_key(batch), min=f"({after}", count=count)
         for entry, fields in entries:
             after = entry.decode()
-            yield after, fields[b"line"]
+            yield Result(after, fields[b"line"], int(fields.get(b"n", 0)))
         if len(entries) < count:
             return
 
 
 def workers(redis: redis_py.Redis) -> list[dict[str, str]]:
     """What each live worker reported in its last heartbeat, with its `name`."""
-    names = sorted(key.decode().removeprefix("rq:worker:") for key in redis.smembers("rq:workers"))
+    registered: Any = redis.smembers("rq:workers")
+    names = sorted(key.decode().removeprefix("rq:worker:") for key in registered)
     with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hgetall(contract.worker_key(name))

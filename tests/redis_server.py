@@ -33,7 +33,7 @@ class RedisServer:
         """Returns when the server answers, its data loaded."""
         for _ in range(200):
             try:
-                with redis.Redis(unix_socket_path=str(self.socket), retry=None) as client:
+                with redis.Redis(unix_socket_path=str(self.socket)) as client:
                     client.ping()
                 return
             except redis.RedisError:

@@ -7,6 +7,7 @@
 --   rq:job:<job>                   hash    RQ's fields of a job, and ours:
 --     draftmill_batch                      batch of the job
 --     draftmill_custom_id                  its line's custom_id
+--     draftmill_n                          its line number in the dataset
 --     draftmill_enqueued                   Redis TIME in ms when it was last queued
 --     draftmill_lease                      token of the last lease, `<worker>.<number>`
 --     draftmill_leases                     how many leases were given and not handed back
@@ -20,7 +21,7 @@
 --   draftmill:leases:<queue>       zset    running job -> lease expiry, Redis TIME in ms
 --   draftmill:batch:<batch>        hash    what a batch is, and its counters
 --   draftmill:done:<batch>         hash    job -> outcome; the done marker
---   draftmill:results:<batch>      stream  one entry per line with an outcome: field `line`
+--   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`
 --   draftmill:stale                string  how many commits came too late and were dropped
 --
 -- The first two arguments are the same everywhere:
@@ -40,12 +41,12 @@ local NOW = now_ms()
 -- A job as a table, or nil if its hash is gone.
 local function read_job(id)
   local field = redis.call('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_custom_id',
-    'draftmill_lease', 'draftmill_leases', 'worker_name', 'draftmill_enqueued', 'status')
+    'draftmill_lease', 'draftmill_leases', 'worker_name', 'draftmill_enqueued', 'status', 'draftmill_n')
   if not field[1] then return nil end
   return {
     id = id, key = 'rq:job:' .. id, data = field[1], queue = field[2] or '', batch = field[3] or '',
     custom_id = field[4] or '', token = field[5] or '', leases = tonumber(field[6]) or 0, worker = field[7] or '',
-    enqueued = tonumber(field[8]) or NOW, status = field[9] or '',
+    enqueued = tonumber(field[8]) or NOW, status = field[9] or '', n = field[10] or '0',
   }
 end
 
@@ -86,7 +87,7 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   if job.batch ~= '' then
     local batch = 'draftmill:batch:' .. job.batch
     redis.call('HSET', 'draftmill:done:' .. job.batch, job.id, outcome)
-    redis.call('XADD', 'draftmill:results:' .. job.batch, '*', 'line', line)
+    redis.call('XADD', 'draftmill:results:' .. job.batch, '*', 'line', line, 'n', job.n)
     redis.call('HINCRBY', batch, outcome, 1)
     redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
     redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)

@@ -1,6 +1,6 @@
 -- Queues the jobs of a chunk that have no outcome yet and are not queued already. Keys: see record.lua.
 --   ARGV[3]  batch   ARGV[4]  queue   ARGV[5]  number of jobs
---   then for each job: id, custom_id, number of strings that follow, and RQ's hash as field, value, …
+--   then for each job: id, custom_id, line number, number of strings that follow, and RQ's hash as field, value, …
 -- Returns {new, already queued or running, already ended}. The jobs of a cancelled batch end as cancelled at once.
 
 local batch, queue = ARGV[3], ARGV[4]
@@ -9,8 +9,8 @@ local new, waiting, ended = 0, 0, 0
 local at = 6
 
 for _ = 1, tonumber(ARGV[5]) do
-  local id, custom_id, width = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local first = at + 3
+  local id, custom_id, n, width = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+  local first = at + 4
   at = first + width
   local key = 'rq:job:' .. id
   local status = redis.call('HGET', key, 'status')
@@ -27,8 +27,8 @@ for _ = 1, tonumber(ARGV[5]) do
     new = new + 1
     if not status then redis.call('HINCRBY', 'draftmill:batch:' .. batch, 'submitted', 1) end
     redis.call('DEL', key)
-    redis.call('HSET', key, 'draftmill_batch', batch, 'draftmill_custom_id', custom_id, 'draftmill_enqueued', NOW,
-      unpack(ARGV, first, first + width - 1))
+    redis.call('HSET', key, 'draftmill_batch', batch, 'draftmill_custom_id', custom_id, 'draftmill_n', n,
+      'draftmill_enqueued', NOW, unpack(ARGV, first, first + width - 1))
     if is_cancelled then
       record_cancelled(read_job(id))
     else
