@@ -1,4 +1,4 @@
-"""Where draftmill keeps its things on this machine: data that must survive, and a cache that can be rebuilt."""
+"""Where draftmill keeps its things on this machine: data that must survive, and what can be rebuilt."""
 
 from __future__ import annotations
 
