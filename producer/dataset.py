@@ -1,0 +1,136 @@
+"""Reads a JSONL dataset as a stream of jobs and bad lines, in memory that does not grow with the prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from . import lines
+from .contract import JobBody
+from .errors import UserError, explain_file
+from .lines import Defaults, Fault
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be run."""
+
+    number: int
+    reason: str
+    custom_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"line {self.number}: {self.reason}"
+
+    def record(self) -> dict[str, Any]:
+        """The line of the error file, in the form of an OpenAI Batch error line."""
+        return {
+            "id": f"line-{self.number}",
+            "custom_id": self.custom_id,
+            "response": None,
+            "error": {"code": "invalid_line", "message": str(self)},
+        }
+
+
+@dataclass
+class Survey:
+    """What the first pass over a dataset learns."""
+
+    batch: str = ""
+    good: int = 0
+    bad: int = 0
+    first_bad: BadLine | None = None
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+class Dataset:
+    """A dataset to be run by one pair. Iterating reads it from the start; it may be read several times.
+
+    `source` is a path or "-" (standard input); what can be read only once is copied to a temporary file first.
+    """
+
+    def __init__(self, source: str, pair: str, defaults: Defaults) -> None:
+        self.name = "standard input" if source == "-" else source
+        self.pair = pair
+        self.defaults = defaults
+        self.notes: Counter[str] = Counter()
+        try:
+            self._file = _open(source)
+        except OSError as error:
+            raise UserError(explain_file(error, "cannot read", self.name)) from error
+
+    def __iter__(self) -> Iterator[JobBody | BadLine]:
+        seen: set[bytes] = set()
+        self.notes.clear()
+        self._file.seek(0)
+        for number, raw in enumerate(self._file, 1):
+            text = raw.removeprefix(BOM).strip() if number == 1 else raw.strip()
+            if text:
+                yield self._read(text, number, seen)
+
+    def _read(self, raw: bytes, number: int, seen: set[bytes]) -> JobBody | BadLine:
+        name = None
+        try:
+            line = lines.parse(raw)
+            name = lines.custom_id(line, number)
+            body = lines.job_body(line, name, number, self.pair, self.defaults, self.notes)
+            digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+            if digest in seen:
+                raise Fault(f"custom_id {name!r} was already used by an earlier line")
+            seen.add(digest)
+            return body
+        except Fault as fault:
+            return BadLine(number, str(fault), name)
+
+    def survey(self) -> Survey:
+        """Reads the dataset once: its batch id and what is wrong with it.
+
+        The id is a hash of the jobs and the pair, so the same work has the same id wherever it is submitted.
+        """
+        survey = Survey()
+        content = hashlib.sha256(self.pair.encode())
+        for item in self:
+            if isinstance(item, BadLine):
+                survey.bad += 1
+                survey.first_bad = survey.first_bad or item
+            else:
+                survey.good += 1
+                content.update(item.model_dump_json(exclude={"batch", "line"}).encode() + b"\n")
+        survey.batch = f"batch_{content.hexdigest()[:24]}"
+        survey.notes = self.notes.copy()
+        if not survey.good:
+            self._refuse(survey)
+        return survey
+
+    def _refuse(self, survey: Survey) -> None:
+        if survey.first_bad is None:
+            raise UserError(f"{self.name} is empty; it needs one JSON object a line, like {EXAMPLE}")
+        raise UserError(f"{self.name} has no usable line; {survey.first_bad}; a line looks like {EXAMPLE}")
+
+
+EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()
+
+
+def _open(source: str) -> BinaryIO:
+    if source == "-":
+        return _copy(sys.stdin.buffer)
+    file = Path(source).open("rb")
+    return file if stat.S_ISREG(Path(source).stat().st_mode) else _copy(file)
+
+
+def _copy(stream: BinaryIO) -> BinaryIO:
+    copy = tempfile.TemporaryFile()
+    shutil.copyfileobj(stream, copy)
+    return copy

@@ -1,0 +1,105 @@
+"""What a user reads when something goes wrong: one line (what, where, what to do) and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+from urllib.parse import urlsplit, urlunsplit
+
+import click
+import redis.exceptions as rx
+
+DONE, FAILED_ITEMS, USAGE, NO_REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
+"""Exit codes of every command."""
+
+AGAIN = "run the same command again"
+
+
+class UserError(click.ClickException):
+    """An error whose message is one line for the user."""
+
+    def __init__(self, message: str, exit_code: int = USAGE) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def explain(error: BaseException) -> UserError:
+    """The one line and the exit code for any exception that reaches the top of a command."""
+    match error:
+        case UserError():
+            return error
+        case rx.RedisError():
+            return explain_redis(error, "Redis")
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("mlx", "mlx_lm"):
+            return UserError("this command needs the worker's packages: pip install 'draftmill[worker]'")
+        case UnicodeDecodeError():
+            return UserError(f"text is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8")
+        case OSError() if error.filename is not None:
+            return UserError(explain_file(error, "cannot use", error.filename))
+        case OSError():
+            return UserError(f"{error.strerror or error}")
+        case _:
+            what = f"unexpected {type(error).__name__}: {error}"
+            return UserError(f"{what} (a bug in draftmill: `draftmill --debug …` shows where)", BUG)
+
+
+def explain_file(error: OSError, doing: str, path: str | os.PathLike[str]) -> str:
+    """`cannot read 'x.jsonl': no such file`, with what to do where it is not plain."""
+    hints = {
+        errno.ENOENT: "no such file or folder",
+        errno.EISDIR: "it is a folder; name a file",
+        errno.ENOTDIR: "a part of its path is not a folder",
+        errno.EACCES: "permission denied; check its permissions",
+        errno.EROFS: "its file system is read-only; choose another place",
+        errno.ENOSPC: f"the disk is full; free some space and {AGAIN}",
+    }
+    reason = hints.get(error.errno or 0) or (error.strerror or str(error)).lower()
+    return f"{doing} {os.fspath(path)!r}: {reason}"
+
+
+def explain_redis(error: rx.RedisError, where: str) -> UserError:
+    """What a Redis error means; `where` names the server."""
+    text = str(error)
+    match error:
+        case rx.AuthenticationError() | rx.AuthenticationWrongNumberOfArgsError():
+            message = (
+                f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
+            )
+        case rx.NoPermissionError():
+            message = f"{where} denies a command to this user ({text}); allow it or use another user"
+        case rx.InvalidResponse():
+            message = f"{where} does not speak the Redis protocol; check host and port"
+        case rx.BusyLoadingError():
+            message = f"{where} is still loading its data; try again in a moment"
+        case rx.OutOfMemoryError():
+            message = f"{where} is out of memory; raise its maxmemory, then {AGAIN}"
+        case rx.ReadOnlyError():
+            message = f"{where} is read-only (a replica?); name the primary in --redis-url"
+        case rx.TimeoutError():
+            message = f"{where} does not answer; check that it runs and is a Redis, then {AGAIN}"
+        case rx.ConnectionError():
+            message = f"cannot reach {where}: {_short(text)}; check that it runs, then {AGAIN}"
+        case _:
+            message = f"{where} answered: {text}"
+    return UserError(message, NO_REDIS)
+
+
+def masked(url: str) -> str:
+    """The URL with its password hidden."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _short(text: str) -> str:
+    """redis-py's connection errors name the address again; keep what follows."""
+    for reason in ("Connection refused", "Connection reset by peer", "Connection closed by server"):
+        if reason.lower() in text.lower():
+            return reason.lower()
+    if "No such file" in text:
+        return "no such socket"
+    if "not known" in text or "name resolution" in text or "No address" in text:
+        return "unknown host name"
+    return text.rstrip(".")
