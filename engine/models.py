@@ -67,9 +67,7 @@ def locate(name: str, cache: Path) -> Path:
     if name.startswith(("/", ".", "~")):
         raise ModelError(f"no such model folder: {name}")
     if name.count("/") != 1:
-        raise ModelError(
-            f"unknown model {name!r}: use {boxed.NAME}, a model folder, or a hub id such as owner/name"
-        )
+        raise ModelError(f"unknown model {name!r}: use {boxed.NAME}, a model folder, or a hub id such as owner/name")
     try:
         log.info("fetching %s from the model hub, unless it is here already", name)
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
@@ -112,9 +110,7 @@ def context_length(config: dict[str, Any], folder: Path) -> int:
     for section in (config, config.get("text_config") or {}):
         if isinstance(length := section.get("max_position_embeddings"), int):
             return length
-    raise ModelError(
-        f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens"
-    )
+    raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
 
 
 def first_line(error: Exception) -> str:
