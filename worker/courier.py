@@ -1,0 +1,144 @@
+"""The thread that talks to Redis while the engine runs: it fetches jobs and delivers outcomes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import redis as redis_py
+
+from .metrics import Metrics
+from .queue import Claimed, JobQueue, Outcome
+
+log = logging.getLogger("draftmill.worker")
+
+SHORTEST_SLEEP, LONGEST_SLEEP = 0.05, 0.5
+"""Seconds between two looks at an empty queue."""
+FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
+"""Seconds until the next attempt when Redis does not answer."""
+MOST_AT_ONCE = 64
+"""Outcomes in one round trip."""
+
+
+class Courier(threading.Thread):
+    """Keeps outcomes until Redis has them, and jobs until the worker takes them.
+
+    A failing Redis costs time, never a result: undelivered outcomes stay here and are sent again.
+    """
+
+    def __init__(self, queue: JobQueue, metrics: Metrics) -> None:
+        super().__init__(name="courier", daemon=True)
+        self.queue = queue
+        self.metrics = metrics
+        self.arrived = threading.Event()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._aborted = threading.Event()
+        self._room = 0
+        self._jobs: list[Claimed] = []
+        self._outcomes: list[Outcome] = []
+        self._held: dict[str, Claimed] = {}
+
+    # The worker's side.
+
+    def exchange(self, room: int) -> list[Claimed]:
+        """Take the jobs that have arrived; the courier may fetch more until there are `room` of them in all."""
+        with self._lock:
+            jobs, self._jobs = self._jobs, []
+            more, self._room = room - len(jobs) > self._room, max(0, room - len(jobs))
+            self.arrived.clear()
+        if more:
+            self._wake.set()
+        return jobs
+
+    def deliver(self, outcomes: Sequence[Outcome]) -> None:
+        """Record these outcomes as soon as Redis allows."""
+        with self._lock:
+            self._outcomes += outcomes
+            self.metrics.commits_pending.set(len(self._outcomes))
+        self._wake.set()
+
+    def forget(self, job: Claimed) -> None:
+        """Stop renewing the lease of a job that is no longer this worker's."""
+        with self._lock:
+            if self._held.get(job.id) is job:
+                del self._held[job.id]
+
+    def held(self) -> list[Claimed]:
+        """Every job that this worker has claimed and whose outcome is not recorded."""
+        with self._lock:
+            return list(self._held.values())
+
+    def close(self) -> None:
+        """Claim nothing more; the thread ends once all outcomes are recorded."""
+        self._closing.set()
+        self._wake.set()
+
+    def abort(self) -> None:
+        """End the thread after what it is doing now."""
+        self._aborted.set()
+        self.close()
+
+    # The thread's side.
+
+    def run(self) -> None:
+        sleep, backoff = SHORTEST_SLEEP, FIRST_BACKOFF
+        while not self._aborted.is_set():
+            self._wake.clear()
+            try:
+                self.flush()
+                found = self._claim()
+            except redis_py.RedisError as error:
+                self.metrics.redis_errors.inc()
+                log.warning("Redis: %s; trying again in %d s, %d results wait", error, backoff, self.pending)
+                self._aborted.wait(backoff)
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+                continue
+            backoff = FIRST_BACKOFF
+            if self._closing.is_set() and not self.pending:
+                return
+            sleep = SHORTEST_SLEEP if found else min(1.5 * sleep, LONGEST_SLEEP)
+            self._wake.wait(sleep)
+
+    @property
+    def pending(self) -> int:
+        """Outcomes that Redis does not have yet."""
+        return len(self._outcomes)
+
+    def flush(self) -> None:
+        """Send what is waiting; raises RedisError and keeps what Redis did not take."""
+        while batch := self._outcomes[:MOST_AT_ONCE]:
+            failed: list[Outcome] = []
+            problem: redis_py.RedisError | None = None
+            for outcome, reply in zip(batch, self.queue.commit(batch), strict=True):
+                if isinstance(reply, redis_py.RedisError):
+                    failed.append(outcome)
+                    problem = reply
+                    continue
+                self.forget(outcome.job)
+                if reply:
+                    self.metrics.jobs.labels(outcome.status).inc()
+                else:
+                    self.metrics.stale.inc()
+            with self._lock:
+                self._outcomes = [*self._outcomes[len(batch) :], *failed]
+                self.metrics.commits_pending.set(len(self._outcomes))
+            if problem:
+                raise problem
+
+    def _claim(self) -> bool:
+        with self._lock:
+            room, held = self._room, len(self._held)
+            alone = any(job.alone for job in self._held.values())
+        if not room or alone or self._closing.is_set():
+            return False
+        jobs = self.queue.claim(room, held)
+        with self._lock:
+            self._jobs += jobs
+            self._room -= len(jobs)
+            self._held.update((job.id, job) for job in jobs)
+        if jobs:
+            self.arrived.set()
+        return bool(jobs)

@@ -1,0 +1,121 @@
+"""The thread that keeps a worker alive in Redis: it renews leases, reports, reaps, and hears RQ's commands."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import orjson
+import redis as redis_py
+from redis.client import PubSub
+from rq import worker_registration
+from rq.utils import now
+from rq.worker.base import BaseWorker
+
+from ..producer.contract import worker_key
+from .metrics import Metrics
+from .queue import Claimed, Drop, JobQueue
+
+log = logging.getLogger("draftmill.worker")
+
+DEAD_AFTER = 60
+"""Seconds without a heartbeat after which a worker disappears from `rq info` and `draftmill status`."""
+
+
+class Heartbeat(threading.Thread):
+    """Beats every second, more often if leases are short; it does not wait for the engine.
+
+    Args:
+        held: the jobs whose leases are to be renewed.
+        report: what the worker says of itself, as text or numbers.
+        on_shutdown: called when RQ's `shutdown` command arrives.
+    """
+
+    def __init__(
+        self,
+        worker: BaseWorker,
+        queue: JobQueue,
+        metrics: Metrics,
+        held: Callable[[], list[Claimed]],
+        report: Callable[[], dict[Any, Any]],
+        on_shutdown: Callable[[], None],
+    ) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.worker, self.queue, self.metrics = worker, queue, metrics
+        self.held, self.report, self.on_shutdown = held, report, on_shutdown
+        self.drops: SimpleQueue[Drop] = SimpleQueue()
+        self.beat_every = min(1.0, queue.lease / 4)
+        self.reap_every = min(5.0, queue.lease / 2)
+        self._over = threading.Event()
+        self._commands: PubSub | None = None
+
+    def run(self) -> None:
+        reap_at = time.monotonic()
+        while not self._over.is_set():
+            try:
+                self._beat()
+                if time.monotonic() >= reap_at:
+                    self._reap()
+                    reap_at = time.monotonic() + self.reap_every
+                self._listen(self.beat_every)
+            except redis_py.RedisError:  # the courier says so; here, time will tell
+                self.metrics.redis_errors.inc()
+                self._hang_up()
+                self._over.wait(self.beat_every)
+        self._hang_up()
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+    def _beat(self) -> None:
+        held = self.held()
+        for drop in self.queue.renew(held):
+            self.drops.put(drop)
+        self.worker.last_heartbeat = now()
+        state = {"state": "busy" if held else "idle"}
+        with self.queue.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self.worker.key, mapping=self.worker.serialize() | state)
+            pipe.expire(self.worker.key, DEAD_AFTER)
+            worker_registration.register(self.worker, pipe)
+            pipe.hset(worker_key(self.worker.name), mapping=self.report())
+            pipe.expire(worker_key(self.worker.name), DEAD_AFTER)
+            pipe.execute()
+
+    def _reap(self) -> None:
+        requeued, poisoned = self.queue.reap()
+        if requeued or poisoned:
+            self.metrics.reaped.inc(requeued + poisoned)
+            log.warning("took back %d expired leases, gave up %d poison jobs", requeued, poisoned)
+
+    def _listen(self, seconds: float) -> None:
+        """Wait for RQ's commands until the next beat."""
+        if self._commands is None:
+            self._commands = self.queue.redis.pubsub(ignore_subscribe_messages=True)
+            self._commands.subscribe(self.worker.pubsub_channel_name)
+        commands = self._commands
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._over.is_set():
+            message = commands.get_message(timeout=min(left, 0.2))
+            if message:
+                self._obey(message["data"])
+
+    def _obey(self, data: bytes) -> None:
+        try:
+            payload = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return
+        match payload:
+            case {"command": "stop-job" | "stop-execution", "job_id": str(id)}:
+                self.drops.put(Drop(id, "stopped"))
+            case {"command": "shutdown"}:
+                self.on_shutdown()
+
+    def _hang_up(self) -> None:
+        if self._commands is not None:
+            self._commands.close()
+            self._commands = None

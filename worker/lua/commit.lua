@@ -1,0 +1,27 @@
+-- Ends one job with its outcome, unless it has one or is no longer the caller's to end. Keys: see record.lua.
+--   ARGV[3]  worker   ARGV[4]  job   ARGV[5]  token of the lease under which it ran
+--   ARGV[6]  'done' | 'failed' | 'cancelled'   ARGV[7]  output line
+--   ARGV[8]  prompt tokens   ARGV[9]  completion tokens   ARGV[10]  why it failed, or ''
+-- Returns 'recorded', or 'stale' if the commit was dropped. Sending a commit again is harmless.
+--
+-- A lease that has run out but was taken by nobody else still counts: the result is as good as any, and the done
+-- marker keeps the queue's entry from running again. A job that was leased anew belongs to the new holder.
+
+local worker, token, outcome = ARGV[3], ARGV[5], ARGV[6]
+local job = read_job(ARGV[4])
+local recorded = job and (done(job) or (job.batch == '' and job.status ~= 'queued' and job.status ~= 'started'))
+if recorded and job.token == token then return 'recorded' end
+if not job or recorded or (leased(job) and job.token ~= token) then
+  redis.call('INCR', 'draftmill:stale')
+  return 'stale'
+end
+
+if not leased(job) then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
+redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
+record(job, outcome, ARGV[7], ARGV[8], ARGV[9])
+if ARGV[10] ~= '' then redis.call('HSET', job.key, 'exc_info', ARGV[10]) end
+if redis.call('EXISTS', 'rq:worker:' .. worker) == 1 then
+  local counter = outcome == 'done' and 'successful_job_count' or 'failed_job_count'
+  redis.call('HINCRBY', 'rq:worker:' .. worker, counter, 1)
+end
+return 'recorded'

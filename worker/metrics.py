@@ -1,0 +1,58 @@
+"""What Prometheus sees of one worker, in a registry of its own."""
+
+from __future__ import annotations
+
+import prometheus_client as prometheus
+from prometheus_client import Counter, Gauge, Histogram
+
+from .protocol import EngineStats
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+ROUND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+JOB_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+
+
+class Metrics:
+    """Counters of one worker; base units, no label names a job, a batch or a prompt."""
+
+    def __init__(self, pair: str, worker: str, version: str) -> None:
+        self.registry = registry = prometheus.CollectorRegistry()
+        self.jobs = Counter("draftmill_jobs", "Jobs by outcome.", ["outcome"], registry=registry)
+        self.generated = Counter("draftmill_generated_tokens", "Tokens generated.", registry=registry)
+        self.prompt = Counter("draftmill_prompt_tokens", "Prompt tokens of finished jobs.", registry=registry)
+        self.rounds = Counter("draftmill_rounds", "Rounds of the engine.", registry=registry)
+        self.batch_size = Histogram("draftmill_batch_size", "Rows in a round.", buckets=ROWS, registry=registry)
+        self.round_seconds = Histogram(
+            "draftmill_round_seconds", "Wall time of a round.", buckets=ROUND_SECONDS, registry=registry
+        )
+        self.in_flight = Gauge("draftmill_in_flight", "Jobs claimed and not committed.", registry=registry)
+        self.run_seconds = Histogram(
+            "draftmill_run_seconds", "From claim to end of a job.", buckets=JOB_SECONDS, registry=registry
+        )
+        self.queue_seconds = Histogram(
+            "draftmill_queue_seconds", "From queue to claim of a job.", buckets=JOB_SECONDS, registry=registry
+        )
+        self.commits_pending = Gauge("draftmill_commits_pending", "Outcomes not yet in Redis.", registry=registry)
+        self.redis_errors = Counter("draftmill_redis_errors", "Failed calls of Redis.", registry=registry)
+        self.leases_lost = Counter("draftmill_leases_lost", "Leases lost by this worker.", registry=registry)
+        self.stale = Counter("draftmill_stale_commits", "Commits that came too late.", registry=registry)
+        self.reaped = Counter("draftmill_reaped", "Expired leases taken back.", registry=registry)
+        info = Gauge("draftmill_worker_info", "This worker.", ["pair", "worker", "version"], registry=registry)
+        info.labels(pair, worker, version).set(1)
+        self._seen = (0, 0, 0, 0)
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer Prometheus on `host:port`; raises OSError if the port is taken."""
+        prometheus.start_http_server(port, addr=host, registry=self.registry)
+
+    def observe_round(self, seconds: float, stats: EngineStats) -> None:
+        """Account for one step of the engine."""
+        now = (stats.rounds, stats.rows, stats.generated_tokens, stats.prompt_tokens)
+        rounds, rows, generated, prompt = (new - old for new, old in zip(now, self._seen, strict=True))
+        self._seen = now
+        self.generated.inc(generated)
+        self.prompt.inc(prompt)
+        if rounds:
+            self.rounds.inc(rounds)
+            self.batch_size.observe(rows / rounds)
+            self.round_seconds.observe(seconds)

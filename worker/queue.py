@@ -1,0 +1,141 @@
+"""The queue as a worker sees it: claim, renew, commit, release, reap. Each is one Lua script, so each is atomic."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import redis as redis_py
+
+from ..producer import contract
+from ..producer.batches import rq_now
+from ..producer.scripts import script
+
+LUA = Path(__file__).parent / "lua"
+CLAIM, RENEW, COMMIT, RELEASE, REAP = (
+    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "reap")
+)
+
+MOST_REAPED = 200
+"""Expired leases that one call of the reap script takes back, per queue."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job leased to this worker.
+
+    `data` is RQ's, not yet decoded; `waited` is its seconds in the queue. `alone` marks a job on its last lease:
+    it may have killed the workers before, and must not take others with it.
+    """
+
+    id: str
+    data: bytes
+    token: str
+    batch: str
+    custom_id: str
+    waited: float
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a claimed job ended, and the line to record for it."""
+
+    job: Claimed
+    status: Literal["done", "failed", "cancelled"]
+    line: bytes
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reason: str = ""
+
+
+class Drop(NamedTuple):
+    """A claimed job that the worker should no longer run, and why; `token` is the lease that was lost."""
+
+    id: str
+    why: Literal["lost", "cancelled", "stopped"]
+    token: str = ""
+
+
+class Reaped(NamedTuple):
+    requeued: int
+    poisoned: int
+
+
+class JobQueue:
+    """The queues of one pair.
+
+    Args:
+        redis: a client; threads may share it, its pool gives each its own connection.
+        worker: name of the worker, without a colon.
+        queues: names, the most urgent first.
+        lease: seconds that a claimed job stays the worker's without being renewed.
+    """
+
+    def __init__(self, redis: redis_py.Redis, worker: str, queues: Sequence[str], lease: float) -> None:
+        self.redis = redis
+        self.worker = worker
+        self.queues = list(queues)
+        self.lease = lease
+        self._numbers = itertools.count(1)
+
+    def claim(self, n: int, held: int = 0) -> list[Claimed]:
+        """Lease up to `n` jobs; `held` is how many the worker has already."""
+        first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
+        found = self._eval(CLAIM, self.worker, self._lease_ms, first, n, held, contract.MAX_LEASES, *self.queues)
+        return [
+            Claimed(
+                id.decode(),
+                data,
+                token.decode(),
+                batch.decode(),
+                custom_id.decode("utf-8", "replace"),
+                waited_ms / 1000,
+                bool(alone),
+            )
+            for id, data, token, batch, custom_id, waited_ms, alone in found
+        ]
+
+    def renew(self, jobs: Iterable[Claimed]) -> list[Drop]:
+        """Extend the leases of `jobs`; returns those that are lost or cancelled."""
+        tokens = {job.id: job.token for job in jobs}
+        if not tokens:
+            return []
+        pairs = [part for pair in tokens.items() for part in pair]
+        found = [(id.decode(), why.decode()) for id, why in self._eval(RENEW, self._lease_ms, *pairs)]
+        return [Drop(id, why, tokens[id]) for id, why in found]
+
+    def commit(self, outcomes: Sequence[Outcome]) -> list[bool | redis_py.RedisError]:
+        """Record outcomes in one round trip: for each, True, False if it came too late, or Redis's error.
+
+        Raises:
+            RedisError: the connection failed; any of them may be recorded, so send them again.
+        """
+        with self.redis.pipeline(transaction=False) as pipe:
+            for end in outcomes:
+                job = end.job
+                head = (self.worker, job.id, job.token, end.status, end.line)
+                counts = (end.prompt_tokens, end.completion_tokens, end.reason)
+                pipe.eval(COMMIT, 0, rq_now(), str(contract.RESULT_TTL), *head, *counts)
+            replies = pipe.execute(raise_on_error=False)
+        return [r if isinstance(r, redis_py.RedisError) else r == b"recorded" for r in replies]
+
+    def release(self, jobs: Iterable[Claimed]) -> int:
+        """Hand unfinished jobs back to the front of their queue."""
+        pairs = [part for job in jobs for part in (job.id, job.token)]
+        return self._eval(RELEASE, *pairs) if pairs else 0
+
+    def reap(self) -> Reaped:
+        """Take back expired leases, whoever held them."""
+        counts = [self._eval(REAP, queue, MOST_REAPED, contract.MAX_LEASES) for queue in self.queues]
+        return Reaped(*(sum(column) for column in zip(*counts, strict=True)))
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.lease * 1000)
+
+    def _eval(self, text: str, *arguments: Any) -> Any:
+        return self.redis.eval(text, 0, rq_now(), str(contract.RESULT_TTL), *arguments)
