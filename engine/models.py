@@ -17,6 +17,7 @@ from mlx_lm.utils import dequantize_model
 
 from . import boxed
 from .boxed import ModelError
+from .families import FAMILIES
 
 __all__ = ["LoadedModel", "ModelError", "load"]
 
@@ -50,8 +51,8 @@ def load(name: str, cache: Path) -> LoadedModel:
             model = dequantize_model(model)
         mx.eval(model.parameters())
     except Exception as error:  # a broken folder can fail anywhere in the loader
-        reason = first_line(error)
-        raise ModelError(f"cannot load the model in {folder}: {reason}; {remedy(name, reason)}") from error
+        remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
+        raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder))
 
 
@@ -79,8 +80,12 @@ def locate(name: str, cache: Path) -> Path:
 
 
 def refuse_unusable(folder: Path) -> None:
-    """Raise `ModelError` for a folder that is no model, or that asks to run code of its own."""
+    """Raise `ModelError` for a folder that is no model, is of no supported family, or brings code to run."""
     config = read_json(folder / "config.json")
+    if (family := config.get("model_type")) not in FAMILIES:
+        raise ModelError(
+            f"{folder} holds model type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+        )
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
     tokenizer_file = folder / "tokenizer_config.json"
@@ -115,11 +120,3 @@ def context_length(config: dict[str, Any], folder: Path) -> int:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
-
-
-def remedy(name: str, reason: str) -> str:
-    if "not supported" in reason:
-        return "choose a model of another architecture"
-    if name == boxed.NAME:
-        return "delete that folder and try again"
-    return "fetch or convert the model again"

@@ -1,0 +1,29 @@
+# draftmill in two commands: `make run` runs the example prompts, `make test` runs every test.
+# Both first make .venv ready (`make setup`), which takes a while once and nothing afterwards.
+
+RESULTS := out/results.jsonl
+
+.PHONY: run test lint setup clean
+
+run: setup
+	@mkdir -p $(dir $(RESULTS))
+	.venv/bin/draftmill run producer/examples/prompts.jsonl -o $(RESULTS)
+	@echo "One result a line in $(RESULTS); the first:"
+	@head -n 1 $(RESULTS)
+
+test: lint
+	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) .venv/bin/python -m pytest
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml deploy/setup.sh
+	@deploy/setup.sh
+	@touch $@
+
+clean:
+	rm -rf .venv out

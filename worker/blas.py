@@ -1,0 +1,62 @@
+"""Preloads OpenBLAS on Linux, where MLX's CPU backend comes with a reference BLAS that is up to 40 times slower.
+
+`python -m draftmill.worker.blas` prints what to put into LD_PRELOAD (an empty line if nothing helps).
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import sys
+from importlib import metadata
+
+SLOW = (
+    "OpenBLAS is not installed: on this CPU a prompt of 100 tokens takes about 24 s instead of 0.6 s, "
+    "and a generated token 2 times as long; install it with `apt-get install libopenblas0-pthread`"
+)
+
+
+def preload() -> str | None:
+    """Start this process again with OpenBLAS preloaded if that helps; call it before anything imports MLX.
+
+    Returns what is slower and how to change that if OpenBLAS is not installed, else None. The new process keeps
+    the arguments and the process id; OpenBLAS takes all cores, or as many as OPENBLAS_NUM_THREADS says.
+    """
+    if not wanted() or preloaded():
+        return None
+    name = library()
+    if name is None:
+        return SLOW
+    os.environ["LD_PRELOAD"] = " ".join(filter(None, [name, os.environ.get("LD_PRELOAD")]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def wanted() -> bool:
+    """Whether MLX computes on the CPU through the reference BLAS of its Linux wheel."""
+    return sys.platform == "linux" and _installed("mlx-cpu") and not any(map(_installed, CUDA_WHEELS))
+
+
+CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
+
+
+def preloaded() -> bool:
+    return "openblas" in os.environ.get("LD_PRELOAD", "")
+
+
+def library() -> str | None:
+    """OpenBLAS's name for the dynamic linker, if it is installed."""
+    return ctypes.util.find_library("openblas")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    print(library() or "" if wanted() else "")

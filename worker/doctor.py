@@ -1,0 +1,90 @@
+"""`draftmill doctor`: what this machine has to work with, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata, util
+from typing import Literal, NamedTuple
+
+import click
+
+from ..producer import paths, server
+from ..producer.errors import UserError, masked
+from . import blas
+
+GIB = 1024**3
+
+
+class Finding(NamedTuple):
+    """One line of the report; what is "missing" keeps draftmill from generating on this machine."""
+
+    name: str
+    text: str
+    verdict: Literal["ok", "slow", "missing"] = "ok"
+
+
+COLOURS = {"ok": "green", "slow": "yellow", "missing": "red"}
+
+
+@click.command()
+@click.option("--redis-url", metavar="URL", help="The Redis to check [default: REDIS_URL, else a private server].")
+def doctor(redis_url: str | None) -> None:
+    """Show versions, device, Redis and models of this machine; exit 1 if something is missing."""
+    blas.preload()
+    findings = list(examine(redis_url))
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        verdict = click.style(f"{finding.verdict:<7}", fg=COLOURS[finding.verdict])
+        click.echo(f"{verdict}  {finding.name:<{width}}  {finding.text}")
+    sys.exit(any(finding.verdict == "missing" for finding in findings))
+
+
+def examine(redis_url: str | None) -> Iterator[Finding]:
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("draftmill", "mlx", "mlx-lm", "redis", "rq"):
+        yield version(package)
+    yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.1f} GiB")
+    if util.find_spec("mlx") and util.find_spec("mlx_lm"):
+        yield from examine_engine()
+    yield redis_server(redis_url)
+
+
+def version(package: str) -> Finding:
+    try:
+        return Finding(package, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return Finding(package, "not installed: pip install 'draftmill[worker]' to generate on this machine", "missing")
+
+
+def examine_engine() -> Iterator[Finding]:
+    import mlx.core as mx
+
+    from ..engine import boxed
+    from ..engine.families import FAMILIES
+
+    gpu = "Metal" if mx.metal.is_available() else "CUDA"
+    backend = "CPU" if mx.default_device() == mx.cpu else gpu
+    chip = mx.device_info().get("device_name") or platform.processor() or platform.machine()
+    yield Finding("device", f"{backend}, {chip}")
+    if blas.wanted():
+        yield Finding("BLAS", "OpenBLAS preloaded") if blas.preloaded() else Finding("BLAS", blas.SLOW, "slow")
+    yield Finding("families", ", ".join(sorted(FAMILIES)))
+    folder = boxed.folder(paths.cache_dir())
+    here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
+    yield Finding(boxed.NAME, here)
+
+
+def redis_server(url: str | None) -> Finding:
+    named = url or os.environ.get("REDIS_URL")
+    try:
+        client = server.connect(url)
+        facts = client.info("server")
+    except UserError as error:
+        return Finding("queue", error.message, "missing")
+    product = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
+    number = facts.get("valkey_version") or facts["redis_version"]
+    where = masked(named) if named else f"{server.private_url()} (private server)"
+    return Finding("queue", f"{product} {number} at {where}")
