@@ -1,0 +1,87 @@
+"""`draftmill worker`: loads a pair once and works on its queues until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+import click
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ..producer.contract import DEFAULT_PAIR
+from ..producer.errors import INTERRUPTED, UserError
+from ..producer.paths import cache_dir
+from ..producer.server import connect
+
+
+class Bytes(click.ParamType):
+    """A number of bytes such as 900M, 4G or 1.5GiB; K, M, G and T are powers of 1,024."""
+
+    name = "bytes"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is no size; write for example 900M or 4G", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+@click.command()
+@click.option("--pair", default=DEFAULT_PAIR, show_default=True, help="Model: a name, a folder or a hub id.")
+@click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
+@click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
+@click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(1, 86400),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which others take over the jobs of a worker that fell silent.",
+)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address to serve metrics on.")
+def worker(
+    pair: str,
+    redis_url: str | None,
+    max_rows: int,
+    memory: int | None,
+    lease: float,
+    metrics_port: int | None,
+    metrics_host: str,
+) -> None:
+    """Generate: take jobs of PAIR from the queue until stopped.
+
+    SIGTERM or Ctrl-C finishes what is running and ends; a second one hands it back to the queue and ends at once.
+    """
+    from .blas import preload
+
+    slow = preload()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    log = logging.getLogger("draftmill.worker")
+    if slow:
+        log.warning(slow)
+
+    connection = connect(redis_url)
+    connection.set_retry(Retry(NoBackoff(), 1))  # the worker waits by itself, and says so
+
+    from ..engine.boxed import ModelError
+    from ..engine.engine import Engine
+    from .worker import MillWorker
+
+    try:
+        engine = Engine.load(pair, cache_dir(), max_rows=max_rows, memory=memory)
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    mill = MillWorker(engine, pair, connection, lease)
+    if metrics_port:
+        try:
+            mill.metrics.serve(metrics_host, metrics_port)
+        except OSError as error:
+            where = f"{metrics_host}:{metrics_port}"
+            raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
+    click.echo(f"worker {mill.name} is ready: {pair}, up to {max_rows} rows")
+    sys.stdout.flush()
+    if not mill.work():
+        sys.exit(INTERRUPTED)
