@@ -1,15 +1,24 @@
-"""Fixtures of the worker's tests: a server of their own, and a client of it."""
+"""Fixtures of the worker's tests: a server of their own, a client of it, and worker processes."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 import redis as redis_py
+from draftmill.producer import batches, contract
 
 from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,3 +35,76 @@ def redis_server() -> Iterator[RedisServer]:
 def redis(redis_server: RedisServer) -> Iterator[redis_py.Redis]:
     with redis_server.connect() as client:
         yield client
+
+
+class Mill:
+    """One batch and the worker processes that run it."""
+
+    def __init__(self, server: RedisServer, redis: redis_py.Redis) -> None:
+        self.server = server
+        self.redis = redis
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def submit(
+        self, count: int, tokens: int = 10, batch: str = "b", priority: str = "normal", prompt: str = "say it"
+    ) -> batches.Submitted:
+        """Submits lines r-0 … of a batch of `count`."""
+        info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl")
+        sampling = contract.Sampling(max_tokens=tokens)
+        bodies = [
+            contract.JobBody(
+                batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1
+            )
+            for n in range(count)
+        ]
+        batches.create(self.redis, info)
+        return batches.submit_chunk(self.redis, info, bodies)
+
+    def start(self, rows: int = 8, round_seconds: float = 0.005, lease: float = 2) -> subprocess.Popen[str]:
+        """Starts a worker process and waits until it is about to claim."""
+        command = [sys.executable, "-m", "tests.worker.run_worker", self.server.url]
+        settings = [str(rows), str(round_seconds), str(lease)]
+        process = subprocess.Popen(
+            command + settings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.processes.append(process)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def status(self, batch: str = "b") -> batches.BatchStatus:
+        found = batches.status(self.redis, batch)
+        assert found
+        return found
+
+    def wait(self, until: Callable[[batches.BatchStatus], bool], seconds: float = 20, batch: str = "b") -> None:
+        """Waits until the batch's status satisfies `until`."""
+        deadline = time.monotonic() + seconds
+        while not until(self.status(batch)):
+            assert time.monotonic() < deadline, self.status(batch)
+            time.sleep(0.02)
+
+    def lines(self, batch: str = "b") -> dict[str, dict]:
+        """The batch's output lines by custom_id; each custom_id has one."""
+        lines = [orjson.loads(result.line) for result in batches.results(self.redis, batch)]
+        by_id = {line["custom_id"]: line for line in lines}
+        assert len(by_id) == len(lines)
+        return by_id
+
+    def stop(self, process: subprocess.Popen[str], sig: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Sends a signal and waits for the end; returns exit code and what was logged."""
+        process.send_signal(sig)
+        _, logged = process.communicate(timeout=15)
+        return process.returncode, logged
+
+
+@pytest.fixture
+def mill(redis_server: RedisServer, redis: redis_py.Redis) -> Iterator[Mill]:
+    mill = Mill(redis_server, redis)
+    yield mill
+    for process in mill.processes:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()

@@ -1,0 +1,222 @@
+"""The scripts by themselves: who may claim, commit and requeue, and what is recorded."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from draftmill.producer import batches, contract
+from draftmill.worker.queue import Claimed, JobQueue, Outcome
+from rq import Queue
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
+
+from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
+
+QUEUES = [contract.queue_name(PAIR, priority) for priority in contract.PRIORITIES]
+
+
+def queue(mill: Mill, name: str, lease: float = 60) -> JobQueue:
+    return JobQueue(mill.redis, name, QUEUES, lease)
+
+
+def outcome(job: Claimed) -> Outcome:
+    return Outcome(job, "done", b'{"custom_id":"%s"}' % job.custom_id.encode(), 3, 5)
+
+
+def fetch(mill: Mill, id: str) -> Job:
+    return Job.fetch(id, connection=mill.redis, serializer=contract.JsonSerializer)
+
+
+def test_submitting_again_sends_only_what_has_no_outcome(mill: Mill) -> None:
+    assert mill.submit(5) == batches.Submitted(5, 0, 0)
+    first = queue(mill, "w").claim(2)
+    queue(mill, "w").commit([outcome(first[0])])
+    assert mill.submit(7) == batches.Submitted(new=2, queued=4, done=1)
+    assert mill.redis.llen(f"rq:queue:{QUEUES[1]}") == 5
+    status = mill.status()
+    assert (status.total, status.submitted, status.queued, status.running, status.done) == (7, 7, 5, 1, 1)
+
+
+def test_claims_follow_priority_then_age(mill: Mill) -> None:
+    mill.submit(2, batch="slow", priority="low")
+    mill.submit(2, batch="soon", priority="high")
+    mill.submit(2, batch="usual")
+    claimed = queue(mill, "w").claim(5)
+    assert [(job.batch, job.custom_id) for job in claimed] == [
+        ("soon", "r-0"),
+        ("soon", "r-1"),
+        ("usual", "r-0"),
+        ("usual", "r-1"),
+        ("slow", "r-0"),
+    ]
+
+
+def test_a_claimed_job_is_rq_s_running_job(mill: Mill) -> None:
+    mill.submit(1)
+    (job,) = queue(mill, "w").claim(1)
+    rq_job = fetch(mill, job.id)
+    assert (rq_job.get_status(), rq_job.worker_name, rq_job.origin) == (JobStatus.STARTED, "w", QUEUES[1])
+    assert StartedJobRegistry(QUEUES[1], connection=mill.redis).get_job_ids() == [job.id]
+    queue(mill, "w").commit([outcome(job)])
+    assert fetch(mill, job.id).get_status() == JobStatus.FINISHED
+    assert Queue(QUEUES[1], connection=mill.redis).finished_job_registry.get_job_ids() == [job.id]
+    assert mill.redis.zcard(f"rq:wip:{QUEUES[1]}") == 0
+    assert mill.redis.keys("rq:execution:*") == []
+
+
+def test_a_commit_sent_twice_is_recorded_once(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    assert w.commit([outcome(job)]) == [True]
+    assert w.commit([outcome(job)]) == [True]
+    status = mill.status()
+    assert (status.done, status.running, status.prompt_tokens, status.completion_tokens) == (1, 0, 3, 5)
+    assert len(mill.lines()) == 1
+    assert mill.redis.get("draftmill:stale") is None
+
+
+def test_a_commit_is_dropped_once_another_worker_has_the_job(mill: Mill) -> None:
+    mill.submit(1)
+    slow, quick = queue(mill, "slow", lease=0.01), queue(mill, "quick")
+    (late,) = slow.claim(1)
+    time.sleep(0.02)
+    assert quick.reap() == (1, 0)
+    (fresh,) = quick.claim(1)
+    assert [drop.why for drop in slow.renew([late])] == ["lost"]
+    assert slow.commit([outcome(late)]) == [False]
+    assert mill.lines() == {}
+    assert mill.redis.get("draftmill:stale") == b"1"
+    assert quick.commit([outcome(fresh)]) == [True]
+    assert slow.commit([outcome(late)]) == [False]
+    assert len(mill.lines()) == 1
+
+
+def test_a_late_commit_counts_while_nobody_else_has_the_job(mill: Mill) -> None:
+    mill.submit(1)
+    slow, other = queue(mill, "slow", lease=0.01), queue(mill, "other")
+    (late,) = slow.claim(1)
+    time.sleep(0.02)
+    other.reap()
+    assert slow.commit([outcome(late)]) == [True]
+    assert other.claim(1) == []
+    status = mill.status()
+    assert (status.done, status.running, status.queued) == (1, 0, 0)
+
+
+def test_renewed_leases_are_not_reaped(mill: Mill) -> None:
+    mill.submit(2)
+    w = queue(mill, "w", lease=0.2)
+    kept, lost = w.claim(2)
+    for _ in range(3):
+        time.sleep(0.1)
+        assert w.renew([kept]) == []
+    assert w.reap() == (1, 0)
+    assert [job.id for job in w.claim(5)] == [lost.id]
+
+
+def test_a_job_that_loses_every_lease_fails_as_poison(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w", lease=0.001)
+    for lost in range(1, contract.MAX_LEASES + 1):
+        (job,) = w.claim(1)
+        assert job.alone == (lost == contract.MAX_LEASES)
+        time.sleep(0.005)
+        assert w.reap() == ((1, 0) if lost < contract.MAX_LEASES else (0, 1))
+    error = mill.lines()["r-0"]["error"]
+    assert error["code"] == "lost_leases"
+    assert mill.status().failed == 1
+    assert Queue(QUEUES[1], connection=mill.redis).failed_job_registry.get_job_ids() == [job.id]
+
+
+def test_a_job_on_its_last_lease_runs_alone(mill: Mill) -> None:
+    mill.submit(3)
+    w = queue(mill, "w", lease=0.001)
+    for _ in range(contract.MAX_LEASES - 1):
+        assert len(w.claim(1)) == 1
+        time.sleep(0.005)
+        w.reap()
+    assert w.claim(3, held=1) == []
+    assert [job.custom_id for job in w.claim(3)] == ["r-0"]
+    assert [job.custom_id for job in w.claim(3, held=1)] == ["r-1", "r-2"]
+
+
+def test_released_jobs_return_to_the_front_and_their_leases_do_not_count(mill: Mill) -> None:
+    mill.submit(4)
+    w = queue(mill, "w")
+    for _ in range(contract.MAX_LEASES + 2):
+        jobs = w.claim(2)
+        assert [(job.custom_id, job.alone) for job in jobs] == [("r-0", False), ("r-1", False)]
+        assert w.release(jobs) == 2
+    assert mill.status().running == 0
+    assert w.release(jobs) == 0
+
+
+def test_cancelling_ends_queued_jobs_at_once_and_running_ones_by_renewal(mill: Mill) -> None:
+    mill.submit(2500)
+    mill.submit(3, batch="other")
+    w = queue(mill, "w")
+    running = w.claim(2)
+    assert batches.cancel(mill.redis, "b") == 2498
+    assert [job.batch for job in queue(mill, "v").claim(9)] == ["other"] * 3
+    assert [(drop.id, drop.why) for drop in w.renew(running)] == [(job.id, "cancelled") for job in running]
+    w.commit([Outcome(running[0], "cancelled", b'{"custom_id":"r-0"}'), outcome(running[1])])
+    status = mill.status()
+    assert (status.cancelled, status.done, status.complete, status.is_cancelled) == (2499, 1, True, True)
+    lines = mill.lines()
+    assert len(lines) == 2500
+    assert lines["r-77"]["error"]["code"] == "batch_cancelled"
+    assert mill.submit(2500) == batches.Submitted(0, 0, 2500)
+
+
+def test_what_a_cancelled_batch_submits_later_ends_as_cancelled(mill: Mill) -> None:
+    mill.submit(1)
+    batches.cancel(mill.redis, "b")
+    mill.submit(3)
+    assert mill.status().cancelled == 3
+    assert queue(mill, "w").claim(5) == []
+
+
+def test_keys_of_a_batch_expire_only_when_it_is_complete(mill: Mill) -> None:
+    mill.submit(2)
+    w = queue(mill, "w")
+    first, second = w.claim(2)
+    keys = [contract.batch_key("b"), contract.done_key("b"), contract.results_key("b")]
+    w.commit([outcome(first)])
+    assert [mill.redis.ttl(key) for key in keys] == [-1, -1, -1]
+    w.commit([outcome(second)])
+    assert all(0 < mill.redis.ttl(key) <= contract.RESULT_TTL for key in keys)
+    assert 0 < mill.redis.ttl(f"rq:job:{first.id}") <= contract.RESULT_TTL
+
+
+def test_suspended_queues_give_no_jobs(mill: Mill) -> None:
+    mill.submit(1)
+    mill.redis.set("rq:suspended", 1)
+    assert queue(mill, "w").claim(1) == []
+    mill.redis.delete("rq:suspended")
+    assert len(queue(mill, "w").claim(1)) == 1
+
+
+def test_a_second_queue_entry_of_a_job_changes_nothing(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    mill.redis.rpush(f"rq:queue:{QUEUES[1]}", job.id, "no-such-job")
+    assert w.claim(5) == []
+    w.commit([outcome(job)])
+    mill.redis.rpush(f"rq:queue:{QUEUES[1]}", job.id)
+    assert w.claim(5) == []
+    assert len(mill.lines()) == 1
+
+
+@pytest.mark.parametrize("priority", contract.PRIORITIES)
+def test_results_are_read_in_pages_and_can_be_followed(mill: Mill, priority: str) -> None:
+    mill.submit(7, priority=priority)
+    w = queue(mill, "w")
+    w.commit([outcome(job) for job in w.claim(5)])
+    found = list(batches.results(mill.redis, "b", count=2))
+    assert [result.n for result in found] == [1, 2, 3, 4, 5]
+    w.commit([outcome(job) for job in w.claim(5)])
+    assert [result.n for result in batches.results(mill.redis, "b", found[-1].entry)] == [6, 7]
