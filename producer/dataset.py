@@ -58,7 +58,8 @@ class Survey:
 class Dataset:
     """A dataset to be run by one pair. Iterating reads it from the start; it may be read several times.
 
-    `source` is a path or "-" (standard input); what can be read only once is copied to a temporary file first.
+    `source` is a path or "-" (standard input); what can be read only once is copied to a
+    temporary file first.
     """
 
     def __init__(self, source: str, pair: str, defaults: Defaults) -> None:
@@ -126,11 +127,11 @@ EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()
 def _open(source: str) -> BinaryIO:
     if source == "-":
         return _copy(sys.stdin.buffer)
-    file = Path(source).open("rb")
+    file = Path(source).open("rb")  # noqa: SIM115 -- the Dataset keeps it
     return file if stat.S_ISREG(Path(source).stat().st_mode) else _copy(file)
 
 
 def _copy(stream: BinaryIO) -> BinaryIO:
-    copy = tempfile.TemporaryFile()
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 -- the Dataset keeps it
     shutil.copyfileobj(stream, copy)
     return copy

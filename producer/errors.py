@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
 import click
@@ -14,6 +15,16 @@ DONE, FAILED_ITEMS, USAGE, NO_REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 AGAIN = "run the same command again"
 
+HINTS = {
+    errno.ENOENT: "no such file or folder",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.ENOTDIR: "a part of its path is not a folder",
+    errno.EACCES: "permission denied; check its permissions",
+    errno.EROFS: "its file system is read-only; choose another place",
+    errno.ENOSPC: f"the disk is full; free some space and {AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up; free some space and {AGAIN}",
+}
+
 
 class UserError(click.ClickException):
     """An error whose message is one line for the user."""
@@ -23,11 +34,23 @@ class UserError(click.ClickException):
         self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class Interrupted(UserError):
+    """Ctrl-C (or SIGTERM); the message says what is kept and how to go on."""
+
+    def __init__(self, message: str = "interrupted") -> None:
+        super().__init__(message, INTERRUPTED)
+
+    def show(self, file: IO[str] | None = None) -> None:
+        click.echo(self.message, err=True, file=file)
+
+
 def explain(error: BaseException) -> UserError:
     """The one line and the exit code for any exception that reaches the top of a command."""
     match error:
         case UserError():
             return error
+        case KeyboardInterrupt():
+            return Interrupted()
         case rx.RedisError():
             return explain_redis(error, "Redis")
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("mlx", "mlx_lm"):
@@ -37,7 +60,7 @@ def explain(error: BaseException) -> UserError:
         case OSError() if error.filename is not None:
             return UserError(explain_file(error, "cannot use", error.filename))
         case OSError():
-            return UserError(f"{error.strerror or error}")
+            return UserError(HINTS.get(error.errno or 0) or f"{error.strerror or error}")
         case _:
             what = f"unexpected {type(error).__name__}: {error}"
             return UserError(f"{what} (a bug in draftmill: `draftmill --debug …` shows where)", BUG)
@@ -45,15 +68,7 @@ def explain(error: BaseException) -> UserError:
 
 def explain_file(error: OSError, doing: str, path: str | os.PathLike[str]) -> str:
     """`cannot read 'x.jsonl': no such file`, with what to do where it is not plain."""
-    hints = {
-        errno.ENOENT: "no such file or folder",
-        errno.EISDIR: "it is a folder; name a file",
-        errno.ENOTDIR: "a part of its path is not a folder",
-        errno.EACCES: "permission denied; check its permissions",
-        errno.EROFS: "its file system is read-only; choose another place",
-        errno.ENOSPC: f"the disk is full; free some space and {AGAIN}",
-    }
-    reason = hints.get(error.errno or 0) or (error.strerror or str(error)).lower()
+    reason = HINTS.get(error.errno or 0) or (error.strerror or str(error)).lower()
     return f"{doing} {os.fspath(path)!r}: {reason}"
 
 

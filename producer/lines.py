@@ -1,8 +1,9 @@
 """One line of a dataset becomes one job body, or a reason in plain words why it cannot.
 
-Two forms: an OpenAI Batch line (`custom_id`, `method`, `url`, `body`), and a short line: `prompt` or `messages`, an
-optional `id`, and sampling parameters side by side. A short line's `prompt` is an instruction, so it is sent as a
-chat of one user message; raw text to be continued goes through an OpenAI line with the url /v1/completions.
+Two forms: an OpenAI Batch line (`custom_id`, `method`, `url`, `body`), and a short line: `prompt` or
+`messages`, an optional `id`, and sampling parameters side by side. A short line's `prompt` is an instruction,
+so it is sent as a chat of one user message; raw text to be continued goes through an OpenAI line with the url
+/v1/completions.
 """
 
 from __future__ import annotations
@@ -41,10 +42,21 @@ MUST_BE: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "web_search_options": (),
 }
-"""OpenAI parameters that would change the output and that no engine here knows, with the values that ask nothing."""
+"""OpenAI parameters that would change the output and that are not served, with the harmless values."""
 
 CHANGE_NOTHING = frozenset(
-    ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream_options", "parallel_tool_calls", "prediction"]
+    (
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "stream_options",
+        "parallel_tool_calls",
+        "prediction",
+    )
 )
 """OpenAI parameters that do not change the text."""
 

@@ -1,4 +1,4 @@
-"""Finds Redis: the one that the user names, else a private server, started once, that outlives the command."""
+"""Finds Redis: the one that the user names, else a private server, started once, which outlives it."""
 
 from __future__ import annotations
 

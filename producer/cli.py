@@ -1,0 +1,78 @@
+"""The `draftmill` command: its group, its commands, and how errors leave it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from typing import Any
+
+import click
+
+from .. import __version__
+from .batch_commands import cancel_command, collect_command, status_command, submit_command
+from .errors import explain
+from .redis_commands import redis_group
+from .run import run
+
+PACKAGE = __name__.partition(".")[0]
+
+
+class LazyCommand(click.Command):
+    """Stands for a command of the worker in the list; it is imported when it is called, never before."""
+
+    def __init__(self, name: str, target: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self.target = target
+
+    def load(self) -> click.Command:
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(f"{PACKAGE}.{module}"), attribute)
+
+
+class Commands(click.Group):
+    """A group that keeps its commands in order and turns every exception into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            raise explain(error) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="draftmill")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+def main(debug: bool) -> None:
+    """Offline batch LLM inference for a fleet of Macs.
+
+    \b
+    On one machine:
+      draftmill run prompts.jsonl -o results.jsonl
+    With a fleet:
+      draftmill submit prompts.jsonl          prints the batch id
+      draftmill worker                        on each Mac
+      draftmill collect BATCH -o results.jsonl --follow
+
+    Exit codes: 0 done, 1 finished with failed or bad lines, 2 wrong usage or input, 3 cannot use Redis,
+    130 interrupted, and the same command goes on.
+    """
+
+
+for command in (run, submit_command, status_command, collect_command, cancel_command):
+    main.add_command(command)
+main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and work on its queue."))
+main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
+main.add_command(redis_group)

@@ -1,0 +1,85 @@
+"""A worker on this machine for the length of one `run`: a process of its own, watched, and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .errors import BUG, NO_REDIS, USAGE, UserError, explain_file
+from .paths import data_dir
+
+QUICK_SECONDS = 15.0
+"""How long a worker that was told to stop may take to hand its jobs back."""
+
+
+class LocalWorker:
+    """A context manager around `draftmill worker`; its own session keeps the terminal's Ctrl-C from it."""
+
+    def __init__(self, pair: str, redis_url: str, batch: str) -> None:
+        self.log = data_dir() / "logs" / f"{batch}.log"
+        command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair]
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._start = self.log.stat().st_size if self.log.exists() else 0
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=os.environ | {"REDIS_URL": redis_url},
+                )
+        except OSError as error:
+            raise UserError(explain_file(error, "cannot write the worker's log", self.log)) from error
+
+    def __enter__(self) -> LocalWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raises UserError, with what the worker said last, if it has ended."""
+        code = self.process.poll()
+        if code is None:
+            return
+        said = self._said()
+        if code in (USAGE, NO_REDIS) and said:
+            raise UserError(said[-1].removeprefix("Error: "), code)
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        last = f": {' | '.join(said[-3:])}" if said else ""
+        raise UserError(
+            f"the worker ended with {how}{last} (log: {self.log}); finished lines are kept, "
+            "the same command goes on",
+            BUG,
+        )
+
+    def stop(self) -> None:
+        """Stops the worker: the first signal ends its claims, the second makes it hand back its jobs."""
+        deadline = time.monotonic() + QUICK_SECONDS
+        for _ in range(2):
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                self._wait(0.5)
+        self._wait(max(0.0, deadline - time.monotonic()))
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait(self, seconds: float) -> None:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _said(self) -> list[str]:
+        with Path(self.log).open("rb") as log:
+            log.seek(self._start)
+            return [
+                line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()
+            ]
