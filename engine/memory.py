@@ -1,0 +1,19 @@
+"""How many bytes the pools may take on this machine."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+
+
+def default_budget() -> int:
+    """Bytes for keys and values when nobody says: what the device recommends less what is in use, with a margin.
+
+    On a CPU, where the machine's memory is everybody's, a sixteenth of it.
+    """
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
+    info = mx.device_info()
+    limit = int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
+    return max(0, int(0.85 * limit) - mx.get_active_memory())

@@ -1,0 +1,163 @@
+"""The engine against mlx-lm's own greedy output, whatever rows are beside a row and whenever they come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+
+from draftmill.engine.request import Request, RequestError, Sampling
+
+from .small import VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
+
+MODELS = {
+    "llama": llama_model,
+    "llama-sliding": lambda: llama_model(
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
+    ),
+    "llama-scaled-rope": lambda: llama_model(
+        rope_scaling={"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}
+    ),
+    "qwen3": qwen3_model,
+    "qwen3-untied": lambda: qwen3_model(tie_word_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("family", MODELS)
+def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
+    model = MODELS[family]()
+    asked = requests(8)
+    done = run(small_engine(model, max_rows=rows), asked)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_rows_joining_at_any_round_change_nothing(every: int) -> None:
+    model = llama_model()
+    asked = [
+        replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
+        for i, request in enumerate(requests(8))
+    ]
+    done = run(small_engine(model, max_rows=4), asked, every=every)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.scheduler.PREFILL_TOKENS", 7)
+    model = qwen3_model()
+    asked = requests(6)
+    done = run(small_engine(model, max_rows=4), asked, every=2)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_growing_moving_and_preempted_rows_keep_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.scheduler.HEADROOM", 2)
+    model = llama_model()
+    asked = requests(6, max_tokens=60, longest=30)
+    engine = small_engine(model, max_rows=6, slots=150)
+    done = run(engine, asked)
+    assert engine.scheduler.moved > 0
+    assert engine.scheduler.preempted > 0
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_sampled_rows_do_not_depend_on_neighbours() -> None:
+    model = qwen3_model()
+    asked = requests(8, temperature=0.8, top_p=0.9, top_k=30)
+    together = run(small_engine(model), asked)
+    alone = [run(small_engine(model), [request])[request.id] for request in asked]
+    assert [together[request.id].tokens for request in asked] == [completion.tokens for completion in alone]
+    other_seed = replace(asked[0], sampling=replace(asked[0].sampling, seed=5))
+    assert run(small_engine(model), [other_seed])["r0"].tokens != alone[0].tokens
+
+
+def test_greedy_rows_stay_greedy_beside_sampled_ones() -> None:
+    model = llama_model()
+    greedy = requests(8)
+    mixed = [
+        replace(request, sampling=replace(request.sampling, temperature=1.0)) if i % 2 else request
+        for i, request in enumerate(greedy)
+    ]
+    done = run(small_engine(model), mixed)
+    for request in mixed[::2]:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_end_token_ends_a_row_and_is_not_part_of_it() -> None:
+    model = llama_model()
+    asked = requests(6)
+    end = reference(model, asked[0])[5]
+    done = run(small_engine(model, end=(end,)), asked)
+    for request in asked:
+        expected = reference(model, request)
+        cut = expected[: expected.index(end)] if end in expected else expected
+        assert list(done[request.id].tokens) == cut
+        assert done[request.id].finish_reason == ("stop" if end in expected else "length")
+
+
+def test_stop_string_cuts_the_text() -> None:
+    model = llama_model()
+    request = requests(1)[0]
+    expected = reference(model, request)
+    stop = f" {expected[6]} {expected[7]} "
+    stopping = replace(request, sampling=replace(request.sampling, stop=("never", stop)))
+    completion = run(small_engine(model), [stopping])["r0"]
+    assert completion.finish_reason == "stop"
+    text = "".join(f"{token} " for token in expected)
+    assert completion.text == text[: text.index(stop)]
+    assert len(completion.tokens) <= 8
+
+
+def test_cancel_frees_a_row_running_or_waiting() -> None:
+    engine = small_engine(llama_model(), max_rows=2)
+    for request in requests(4):
+        engine.add(request)
+    engine.step()
+    engine.step()
+    engine.cancel("r0")
+    engine.cancel("r3")
+    engine.cancel("nobody")
+    done = run(engine, [])
+    assert {id for id, completion in done.items() if completion.finish_reason == "cancelled"} == {"r0", "r3"}
+    assert engine.scheduler.extents.free_slots == engine.pool.slots
+
+
+def test_requests_that_can_never_fit_are_refused() -> None:
+    engine = small_engine(llama_model(), slots=100)
+    for tokens, message in [((), "empty"), ((1,) * 512, "context"), ((1,) * 90, "--memory")]:
+        with pytest.raises(RequestError, match=message):
+            engine.add(Request("x", tokens, Sampling(max_tokens=50)))
+    assert not engine.busy
+
+
+def test_max_tokens_is_cut_to_the_context() -> None:
+    engine = small_engine(llama_model())
+    done = run(engine, [Request("x", (1,) * 500, Sampling(max_tokens=400))])
+    assert len(done["x"].tokens) == 12
+    assert done["x"].finish_reason == "length"
+
+
+def test_no_round_copies_a_pool() -> None:
+    # Wide enough that rounds outlast their launch: only then could the next write meet a pool that is still held.
+    engine = small_engine(llama_model(hidden_size=256), slots=60_000, context=20_000)
+    pool = engine.pool.keys[0].nbytes
+    for request in requests(8, max_tokens=190, longest=200):
+        engine.add(request)
+    engine.step()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(200):
+        engine.step()
+    assert not engine.unfinished
+    assert mx.get_peak_memory() - before < pool / 2
+
+
+def test_vocabulary_is_used() -> None:
+    model = llama_model()
+    assert len({token for request in requests(4) for token in reference(model, request)}) > VOCABULARY // 8
