@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fills .venv in this checkout, so that .venv/bin/draftmill works. May be run again at any time.
-# Uses uv if it is installed, else the newest Python 3.11 to 3.13 on the PATH.
+# uv makes the environment if it is installed (it also fetches a Python if need be), else the newest Python 3.11
+# to 3.13 on the PATH does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,7 +41,7 @@ make_venv() {
 
 install_package() {
     say "installing draftmill and what it needs"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[worker,embedded,dev]'
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[worker,embedded,dev]'
     # Type checkers do not see editable installs: show them this folder under the package's name.
     mkdir -p .venv/src
     ln -sfn ../.. .venv/src/draftmill
@@ -49,7 +50,9 @@ install_package() {
 # On Linux, MLX's CPU backend brings a slow reference BLAS; OpenBLAS is preloaded instead if it is there.
 install_openblas() {
     local root=""
-    [ "$(.venv/bin/python -c 'from draftmill.worker import blas; print(blas.wanted() and not blas.library())')" = True ] || return 0
+    if ! .venv/bin/python -c 'import sys; from draftmill.worker import blas; sys.exit(not blas.missing())'; then
+        return
+    fi
     if [ "$(id -u)" -ne 0 ]; then root="sudo -n"; fi
     say "installing OpenBLAS"
     if ! { $root apt-get install -y -qq libopenblas0-pthread ||

@@ -10,6 +10,8 @@ import os
 import sys
 from importlib import metadata
 
+CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
+
 SLOW = (
     "OpenBLAS is not installed: on this CPU a prompt of 100 tokens takes about 24 s instead of 0.6 s, "
     "and a generated token 2 times as long; install it with `apt-get install libopenblas0-pthread`"
@@ -38,11 +40,13 @@ def wanted() -> bool:
     return sys.platform == "linux" and _installed("mlx-cpu") and not any(map(_installed, CUDA_WHEELS))
 
 
-CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
-
-
 def preloaded() -> bool:
     return "openblas" in os.environ.get("LD_PRELOAD", "")
+
+
+def missing() -> bool:
+    """Whether OpenBLAS would help but is not installed."""
+    return wanted() and library() is None
 
 
 def library() -> str | None:
@@ -59,4 +63,4 @@ def _installed(distribution: str) -> bool:
 
 
 if __name__ == "__main__":
-    print(library() or "" if wanted() else "")
+    print((wanted() and library()) or "")
