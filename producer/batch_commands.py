@@ -31,8 +31,8 @@ def submit_command(
 ) -> None:
     """Queue the prompts of INPUT; print the batch id.
 
-    INPUT is JSONL, or - for standard input. The same file with the same parameters is the same batch: submitting it again queues only what is missing.
-    Bad lines are left out and listed on standard error.
+    INPUT is JSONL, or - for standard input. The same file with the same parameters is the same batch:
+    submitting it again queues only what is missing. Bad lines are left out and listed on standard error.
 
     \b
     Example:

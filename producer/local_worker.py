@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import redis as redis_py
+
+from . import batches
 from .errors import BUG, NO_REDIS, USAGE, UserError, explain_file
 from .paths import data_dir
 
@@ -19,7 +22,9 @@ QUICK_SECONDS = 15.0
 class LocalWorker:
     """A context manager around `draftmill worker`; its own session keeps the terminal's Ctrl-C from it."""
 
-    def __init__(self, pair: str, redis_url: str, batch: str) -> None:
+    def __init__(self, redis: redis_py.Redis, redis_url: str, pair: str, batch: str) -> None:
+        self.pair = pair
+        self._others = self._names(redis)
         self.log = data_dir() / "logs" / f"{batch}.log"
         command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair]
         try:
@@ -42,6 +47,12 @@ class LocalWorker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def wait_until_ready(self, redis: redis_py.Redis) -> None:
+        """Returns when the worker has loaded its model and reports; raises UserError if it ends instead."""
+        while self._names(redis) <= self._others:
+            self.check()
+            time.sleep(0.1)
 
     def check(self) -> None:
         """Raises UserError, with what the worker said last, if it has ended."""
@@ -70,6 +81,9 @@ class LocalWorker:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def _names(self, redis: redis_py.Redis) -> set[str]:
+        return {report["name"] for report in batches.workers(redis) if report.get("pair") == self.pair}
 
     def _wait(self, seconds: float) -> None:
         try:

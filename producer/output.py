@@ -63,6 +63,9 @@ class Output:
             self._out.close()
             if self._errors:
                 self._errors.close()
+        if self.manifest == Manifest(self.manifest.batch):
+            self.path.unlink()
+            self._manifest_path.unlink()
 
     def write(self, result: Result) -> None:
         """Adds one result to OUT, or to the error file if it is an error."""

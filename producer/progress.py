@@ -71,13 +71,20 @@ class BatchProgress:
     def __enter__(self) -> BatchProgress:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self.bar = Progress(BarColumn(), TextColumn("{task.description}"), console=self.console)
-            self.bar.add_task("connecting", total=None)
+            self.bar.add_task("", total=None)
             self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Shows `text` until the next state."""
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], description=text)
+        else:
+            self.console.print(text)
 
     def __call__(self, state: BatchStatus) -> None:
         now = time.monotonic()

@@ -43,8 +43,9 @@ def run(
 ) -> None:
     """Run the prompts of INPUT on this machine.
 
-    INPUT is JSONL, or - for standard input; results go to OUT. Starts what it needs: a private Redis, and a worker that loads the model once. Failed and bad lines go to
-    OUT's error file, <stem>.errors.jsonl. Interrupted, the same command goes on where it stopped.
+    INPUT is JSONL, or - for standard input; results go to OUT. Starts what it needs: a private Redis, and a
+    worker that loads the model once. Failed and bad lines go to OUT's error file, <stem>.errors.jsonl.
+    Interrupted, the same command goes on where it stopped.
 
     \b
     Example:
@@ -57,7 +58,9 @@ def run(
             signal.signal(number, _interrupt)
     dataset, survey = options.read(input, **given)
     with Output(out, survey.batch, force) as output:
-        if not _is_complete(output, in_order):
+        if _is_complete(output, in_order):
+            click.echo(f"{survey.batch} is complete already", err=True)
+        else:
             try:
                 _run(dataset, survey, output, in_order, redis_url)
             except KeyboardInterrupt:
@@ -119,7 +122,7 @@ def _generate(
 ) -> BatchStatus:
     batch = BatchInfo(survey.batch, dataset.pair, PRIORITIES[1], survey.good, dataset.name)
     with (
-        LocalWorker(dataset.pair, redis_url, survey.batch) as worker,
+        LocalWorker(redis, redis_url, dataset.pair, survey.batch) as worker,
         BatchProgress(redis, dataset.pair) as progress,
     ):
 
@@ -127,6 +130,8 @@ def _generate(
             worker.check()
             progress(state)
 
+        progress.say(f"loading {dataset.pair}")
+        worker.wait_until_ready(redis)
         submit(redis, dataset, batch, lambda _: tick(collect.step(redis, output)))
         return collect.follow(redis, output, tick)
 

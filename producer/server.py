@@ -54,8 +54,7 @@ def connect(url: str | None = None) -> redis.Redis:
         raise explain_redis(error, where) from error
     except ValueError as error:
         raise UserError(
-            f"{masked(url)!r} is no Redis URL ({str(error).splitlines()[0].rstrip('.')}); "
-            "use redis://HOST:PORT, rediss://… or unix:///PATH"
+            f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH"
         ) from error
     return _client(url, Retry(ExponentialBackoff(cap=2, base=0.1), 8))
 
