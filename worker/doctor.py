@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import click
 
-from ..producer import paths, server
+from ..producer import options, paths, server
 from ..producer.errors import UserError, masked
 from . import blas
 
@@ -30,7 +30,7 @@ COLOURS = {"ok": "green", "slow": "yellow", "missing": "red"}
 
 
 @click.command()
-@click.option("--redis-url", metavar="URL", help="The Redis to check [default: REDIS_URL, else a private server].")
+@options.redis_url
 def doctor(redis_url: str | None) -> None:
     """Show versions, device, Redis and models of this machine; exit 1 if something is missing."""
     blas.preload()
@@ -78,7 +78,6 @@ def examine_engine() -> Iterator[Finding]:
 
 
 def redis_server(url: str | None) -> Finding:
-    named = url or os.environ.get("REDIS_URL")
     try:
         client = server.connect(url)
         facts = client.info("server")
@@ -86,5 +85,5 @@ def redis_server(url: str | None) -> Finding:
         return Finding("queue", error.message, "missing")
     product = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
     number = facts.get("valkey_version") or facts["redis_version"]
-    where = masked(named) if named else f"{server.private_url()} (private server)"
+    where = masked(url) if url else f"{server.private_url()} (private server)"
     return Finding("queue", f"{product} {number} at {where}")

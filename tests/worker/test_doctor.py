@@ -1,0 +1,32 @@
+"""`draftmill doctor` describes the machine and says by its exit code whether all is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.redis_server import RedisServer
+
+
+def doctor(url: str) -> tuple[int, dict[str, str]]:
+    """The exit code, and for each line its verdict and text by its name."""
+    command = [sys.executable, "-m", "draftmill", "doctor", "--redis-url", url]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert done.stderr == ""
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    return done.returncode, {name: f"{verdict} {text}" for verdict, name, text in lines}
+
+
+def test_a_machine_that_has_all(redis_server: RedisServer):
+    code, found = doctor(redis_server.url)
+    assert code == 0
+    assert found["queue"].startswith("ok Valkey")
+    assert found["queue"].endswith(redis_server.url)
+    assert found["families"].startswith("ok llama")
+    assert {"mlx", "mlx-lm", "rq", "device", "memory", "smollm2-135m"} <= found.keys()
+
+
+def test_a_redis_that_cannot_be_reached():
+    code, found = doctor("redis://127.0.0.1:1")
+    assert code == 1
+    assert found["queue"].startswith("missing cannot reach Redis at redis://127.0.0.1:1: connection refused")
