@@ -117,7 +117,7 @@ class Dataset:
 
     def _refuse(self, survey: Survey) -> None:
         if survey.first_bad is None:
-            raise UserError(f"{self.name} is empty; it needs one JSON object a line, like {EXAMPLE}")
+            raise UserError(f"{self.name} is empty; a line looks like {EXAMPLE}")
         raise UserError(f"{self.name} has no usable line; {survey.first_bad}; a line looks like {EXAMPLE}")
 
 

@@ -52,6 +52,7 @@ class Output:
         self._saved = time.monotonic()
         self.manifest = Manifest(batch) if force else self._found(batch)
         self._cut()
+        self.save()
 
     def __enter__(self) -> Output:
         return self
@@ -166,7 +167,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file")
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {str(path)!r}: it is not a regular file; name a file")
+        raise UserError(f"cannot write {str(path)!r}: not a regular file; name a file")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; create it")
     if not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -1,0 +1,176 @@
+"""Submit and collect through the real command line and a real worker: every line once, whatever is cut."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftmill.producer.batches import Result
+from draftmill.producer.dataset import BadLine
+from draftmill.producer.errors import UserError
+from draftmill.producer.output import Output
+from tests.producer.conftest import ROOT, Shell
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR
+
+LINES = 240
+
+
+@pytest.fixture
+def worker(redis: redis_py.Redis, redis_server: RedisServer) -> Iterator[Callable[[], None]]:
+    """Starts a worker of set speed when called."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        command = [sys.executable, "-m", "tests.worker.run_worker", redis_server.url, "8", "0.01", "5"]
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def prompts(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> str:
+    shell.environment["REDIS_URL"] = redis_server.url
+    lines = [{"id": f"r-{n}", "prompt": "say it", "max_tokens": 5 + n % 11} for n in range(LINES)]
+    lines[7]["prompt"] = "long " * 2000
+    return shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+
+
+def ids(shell: Shell, name: str) -> list[str]:
+    return [orjson.loads(line)["custom_id"] for line in shell.lines(name)]
+
+
+def test_submit_again_queues_nothing_and_collect_waits(shell: Shell, prompts: str) -> None:
+    first = shell("submit", prompts, "--pair", PAIR)
+    assert first.returncode == 0
+    assert (
+        first.stderr
+        == f"Note: no live worker serves {PAIR}; start one with: draftmill worker --pair {PAIR}\n"
+    )
+    batch = first.stdout.strip()
+    assert shell("submit", prompts, "--pair", PAIR).stdout.strip() == batch
+    listed = shell("status").stdout.splitlines()
+    assert listed[1].split() == [batch, "queued", f"0/{LINES}", "0", PAIR, "in.jsonl"]
+    shown = shell("status", batch).stdout
+    assert f"{LINES} queued, 0 not submitted" in shown
+    early = shell("collect", batch, "-o", "out.jsonl")
+    assert early.returncode == 0
+    assert early.stderr.startswith(f"{LINES} of {LINES} lines have no result yet")
+
+
+def test_collect_killed_at_random_moments_has_every_line_once(
+    shell: Shell, prompts: str, worker: Callable[[], None]
+) -> None:
+    worker()
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    dice = random.Random(5)
+    for _ in range(3):
+        collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow")
+        time.sleep(0.8 + 1.5 * dice.random())
+        collecting.kill()
+        collecting.communicate()
+    last = shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
+    assert last.returncode == 1
+    assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.errors.jsonl\n"
+    assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
+    assert ids(shell, "out.errors.jsonl") == ["r-7"]
+    before = shell.lines("out.jsonl")
+    shell("collect", batch, "-o", "out.jsonl")
+    assert shell.lines("out.jsonl") == before
+
+
+def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    assert shell("cancel", batch).stdout.startswith(f"Cancelled {LINES} queued lines")
+    assert shell("cancel", batch).stdout == f"{batch} is complete already\n"
+    assert "cancelled" in shell("status").stdout
+    collected = shell("collect", batch, "-o", "out.jsonl")
+    assert collected.returncode == 1
+    assert len(shell.lines("out.errors.jsonl")) == LINES
+    again = shell("submit", prompts, "--pair", PAIR)
+    assert again.returncode == 2
+    assert again.stderr.startswith(f"Error: {batch} was cancelled")
+
+
+def result(n: int, failed: bool) -> Result:
+    error = {"code": "x", "message": "y"} if failed else None
+    return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "error": error}), n)
+
+
+@given(
+    failed=st.lists(st.booleans(), min_size=1, max_size=30),
+    cuts=st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=40), st.binary(max_size=40)), max_size=6),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_an_interruption_tore_is_cut_away(
+    tmp_path_factory: pytest.TempPathFactory, failed: list[bool], cuts: list[tuple[int, bytes, bytes]]
+) -> None:
+    path = tmp_path_factory.mktemp("out") / "out.jsonl"
+    results = [result(n, fail) for n, fail in enumerate(failed)]
+
+    def go_on(count: int) -> None:
+        with Output(path, "b") as output:
+            at = int(output.manifest.after.partition("-")[0])
+            for each in results[at : at + count]:
+                output.write(each)
+
+    for count, torn, torn_errors in cuts:
+        go_on(count)
+        with path.open("ab") as out, path.with_name("out.errors.jsonl").open("ab") as errors:
+            out.write(torn)
+            errors.write(torn_errors)
+        if not path.with_name("out.jsonl.draftmill.json").exists():  # nothing was written, so nothing is kept
+            path.unlink()
+            path.with_name("out.errors.jsonl").unlink()
+    go_on(len(results))
+    errors = path.with_name("out.errors.jsonl")
+    assert path.read_bytes() == b"".join(
+        r.line + b"\n" for r, fail in zip(results, failed, strict=True) if not fail
+    )
+    wrong = b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if fail)
+    assert (errors.read_bytes() if errors.exists() else b"") == wrong
+
+
+def test_another_batchs_file_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Output(path, "b") as output:
+        output.write(result(0, False))
+        output.write_bad(BadLine(3, "no prompt"))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"holds b, not c .* --force"):
+        Output(path, "c")
+    assert path.read_bytes() == before
+    with Output(path, "c", force=True) as output:
+        output.write(result(1, False))
+    assert b"r-1" in path.read_bytes()
+    assert not path.with_name("out.errors.jsonl").exists()
+
+
+def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("precious")
+    with pytest.raises(
+        UserError, match=r"out\.jsonl' exists; choose another file or overwrite it with --force"
+    ):
+        Output(path, "b")
+    assert path.read_text() == "precious"
+
+
+def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
+    with Output(tmp_path / "out.jsonl", "b"), pytest.raises(UserError, match="another draftmill is writing"):
+        Output(tmp_path / "out.jsonl", "b")
