@@ -13,7 +13,7 @@ from .queue import Claimed, JobQueue, Outcome
 
 log = logging.getLogger("draftmill.worker")
 
-SHORTEST_SLEEP, LONGEST_SLEEP = 0.05, 0.5
+SHORTEST_SLEEP, LONGEST_SLEEP = 0.05, 0.25
 """Seconds between two looks at an empty queue."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
 """Seconds until the next attempt when Redis does not answer."""
@@ -27,10 +27,11 @@ class Courier(threading.Thread):
     A failing Redis costs time, never a result: undelivered outcomes stay here and are sent again.
     """
 
-    def __init__(self, queue: JobQueue, metrics: Metrics) -> None:
+    def __init__(self, queue: JobQueue, metrics: Metrics, rows: int) -> None:
         super().__init__(name="courier", daemon=True)
         self.queue = queue
         self.metrics = metrics
+        self.rows = rows
         self.arrived = threading.Event()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -44,7 +45,10 @@ class Courier(threading.Thread):
     # The worker's side.
 
     def exchange(self, room: int) -> list[Claimed]:
-        """Take the jobs that have arrived; the courier may fetch more until there are `room` of them in all."""
+        """Take the jobs that have arrived; the courier may fetch more until there are `room` of them in all.
+
+        The last `rows` of that room are for jobs that will wait for a row.
+        """
         with self._lock:
             jobs, self._jobs = self._jobs, []
             more, self._room = room - len(jobs) > self._room, max(0, room - len(jobs))
@@ -134,7 +138,7 @@ class Courier(threading.Thread):
             alone = any(job.alone for job in self._held.values())
         if not room or alone or self._closing.is_set():
             return False
-        jobs = self.queue.claim(room, held)
+        jobs = self.queue.claim(room, min(room, self.rows), held)
         with self._lock:
             self._jobs += jobs
             self._room -= len(jobs)

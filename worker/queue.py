@@ -82,10 +82,11 @@ class JobQueue:
         self.lease = lease
         self._numbers = itertools.count(1)
 
-    def claim(self, n: int, held: int = 0) -> list[Claimed]:
-        """Lease up to `n` jobs; `held` is how many the worker has already."""
+    def claim(self, n: int, ahead: int = 0, held: int = 0) -> list[Claimed]:
+        """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already."""
         first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
-        found = self._eval(CLAIM, self.worker, self._lease_ms, first, n, held, contract.MAX_LEASES, *self.queues)
+        counts = (first, n, ahead, held, contract.MAX_LEASES)
+        found = self._eval(CLAIM, self.worker, self._lease_ms, *counts, *self.queues)
         return [
             Claimed(
                 id.decode(),

@@ -47,8 +47,8 @@ class Running:
 class MillWorker(BaseWorker):
     """An RQ worker that keeps many jobs in flight in one process.
 
-    It claims a few more jobs than the engine has rows, so that a row that ends is filled without waiting for Redis,
-    and not many more, so that the last jobs of a batch spread over the fleet.
+    While the queue is full it holds twice as many jobs as the engine has rows, so that rows that end are filled
+    without waiting for Redis.
 
     Args:
         engine: what generates.
@@ -62,10 +62,10 @@ class MillWorker(BaseWorker):
         super().__init__(names, name=worker_name(), connection=connection, serializer=JsonSerializer)  # type: ignore[arg-type]
         self.engine = engine
         self.pair = pair
-        self.capacity = engine.max_rows + max(1, engine.max_rows // 4)
+        self.capacity = 2 * engine.max_rows
         self.metrics = Metrics(pair, self.name, VERSION)
         self.queue = JobQueue(connection, self.name, names, lease)
-        self.courier = Courier(self.queue, self.metrics)
+        self.courier = Courier(self.queue, self.metrics, engine.max_rows)
         self.pulse = Heartbeat(self, self.queue, self.metrics, self.courier.held, self.report, self.request_shutdown)
         self.signals = 0
         self._running: dict[str, Running] = {}

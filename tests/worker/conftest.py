@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 import redis as redis_py
-from draftmill.producer import batches, contract
 
+from draftmill.producer import batches, contract
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR
 
@@ -52,9 +52,7 @@ class Mill:
         info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl")
         sampling = contract.Sampling(max_tokens=tokens)
         bodies = [
-            contract.JobBody(
-                batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1
-            )
+            contract.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1)
             for n in range(count)
         ]
         batches.create(self.redis, info)

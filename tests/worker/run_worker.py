@@ -6,8 +6,8 @@ import logging
 import sys
 
 import redis
-from draftmill.worker.worker import MillWorker
 
+from draftmill.worker.worker import MillWorker
 from tests.worker.set_speed_engine import SetSpeedEngine
 
 PAIR = "set-speed"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from draftmill.producer import batches, contract
-from draftmill.worker.queue import Claimed, JobQueue, Outcome
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 
+from draftmill.producer import batches, contract
+from draftmill.worker.queue import Claimed, JobQueue, Outcome
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
@@ -220,3 +220,14 @@ def test_results_are_read_in_pages_and_can_be_followed(mill: Mill, priority: str
     assert [result.n for result in found] == [1, 2, 3, 4, 5]
     w.commit([outcome(job) for job in w.claim(5)])
     assert [result.n for result in batches.results(mill.redis, "b", found[-1].entry)] == [6, 7]
+
+
+def test_jobs_that_would_wait_are_taken_from_a_full_queue_only(mill: Mill) -> None:
+    mill.submit(40)
+    w = queue(mill, "w")
+    assert len(w.claim(16, ahead=8)) == 16
+    assert len(w.claim(8, ahead=8)) == 6
+    assert len(w.claim(20, ahead=4)) == 18
+    mill.submit(3, batch="tail")
+    assert w.claim(8, ahead=8) == []
+    assert len(w.claim(8, ahead=5)) == 3

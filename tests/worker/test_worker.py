@@ -1,0 +1,238 @@
+"""Whole workers, as processes, against a real server: what they survive, and that each line ends exactly once."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import orjson
+from rq import Queue
+from rq.command import send_stop_job_command
+from rq.job import Job
+
+from draftmill.producer import batches, contract
+from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
+
+QUEUE = contract.queue_name(PAIR, "normal")
+RQ = Path(sys.executable).with_name("rq")
+
+CLEANER = """
+import sys, redis
+from rq.registry import StartedJobRegistry
+connection = redis.Redis.from_url(sys.argv[1])
+print("cleaning", flush=True)
+while True:
+    StartedJobRegistry(sys.argv[2], connection=connection).cleanup()
+"""
+
+
+def all_done(status: batches.BatchStatus) -> bool:
+    return status.complete
+
+
+def some_done(status: batches.BatchStatus) -> bool:
+    return status.done >= 20 and status.running > 0
+
+
+def test_two_workers_end_every_line_once(mill: Mill) -> None:
+    mill.submit(120)
+    workers = [mill.start(), mill.start()]
+    mill.wait(all_done)
+    lines = mill.lines()
+    assert len(lines) == 120
+    body = lines["r-7"]["response"]["body"]
+    assert lines["r-7"]["error"] is None
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 10, "total_tokens": 12}
+    status = mill.status()
+    assert (status.done, status.running, status.completion_tokens) == (120, 0, 1200)
+    reports = batches.workers(mill.redis)
+    assert {report["pair"] for report in reports} == {PAIR}
+    info = subprocess.run([RQ, "info", "-u", mill.server.url], capture_output=True, text=True, check=True)
+    assert f"{QUEUE} | 0, 0 executing, 120 finished, 0 failed" in info.stdout
+    assert "2 workers, 1 queues" in info.stdout
+    assert [mill.stop(worker)[0] for worker in workers] == [0, 0]
+    assert batches.workers(mill.redis) == []
+    assert mill.redis.smembers("rq:workers") == set()
+
+
+def test_killed_worker_among_hostile_cleaners(mill: Mill) -> None:
+    """Lines end once though a worker dies and RQ's own clean-up runs all the time."""
+    mill.submit(100)
+    cleaners = [
+        subprocess.Popen([sys.executable, "-c", CLEANER, mill.server.url, QUEUE], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        victim = mill.start(lease=1.5)
+        mill.wait(some_done)
+        victim.kill()
+        killed = time.monotonic()
+        mill.start(lease=1.5)
+        subprocess.run([RQ, "info", "-u", mill.server.url], capture_output=True, check=True)
+        mill.wait(all_done)
+        assert time.monotonic() - killed < 8
+    finally:
+        for cleaner in cleaners:
+            cleaner.kill()
+            cleaner.communicate()
+    assert len(mill.lines()) == 100
+    assert (mill.status().done, mill.status().running) == (100, 0)
+
+
+def test_a_stopped_machine_loses_its_jobs_and_records_nothing_twice(mill: Mill) -> None:
+    """A Mac that sleeps past its leases: others take over, and what it still finishes is dropped."""
+    mill.submit(60, tokens=40)
+    sleeper = mill.start(lease=0.6)
+    mill.wait(lambda status: status.running > 0)
+    sleeper.send_signal(signal.SIGSTOP)
+    mill.start(lease=0.6)
+    mill.wait(all_done)
+    sleeper.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    code, _ = mill.stop(sleeper)
+    assert code == 0
+    assert len(mill.lines()) == 60
+    assert mill.status().done == 60
+
+
+def test_first_signal_finishes_what_is_running(mill: Mill) -> None:
+    mill.submit(100, tokens=40)
+    worker = mill.start(rows=4)
+    mill.wait(lambda status: status.done > 0)
+    code, _ = mill.stop(worker)
+    status = mill.status()
+    assert code == 0
+    assert status.running == 0
+    assert 0 < status.done == len(mill.lines()) < 100
+    assert status.queued == mill.redis.llen(f"rq:queue:{QUEUE}") == 100 - status.done
+
+
+def test_second_signal_hands_everything_back_at_once(mill: Mill) -> None:
+    mill.submit(20, tokens=10_000)
+    worker = mill.start(rows=4)
+    mill.wait(lambda status: status.running > 0)
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    begin = time.monotonic()
+    code, logged = mill.stop(worker, signal.SIGINT)
+    assert time.monotonic() - begin < 2
+    assert code == 130
+    assert "handed back" in logged
+    assert (mill.status().running, mill.redis.llen(f"rq:queue:{QUEUE}")) == (0, 20)
+
+
+def test_poison_kills_three_workers_and_no_neighbour(mill: Mill) -> None:
+    mill.submit(1, batch="bad", prompt="poison")
+    mill.submit(6, tokens=5)
+    died = 0
+    while died < contract.MAX_LEASES:
+        mill.start(lease=0.5).wait(timeout=10)
+        died += 1
+    mill.start(lease=0.5)
+    mill.wait(all_done)
+    mill.wait(all_done, batch="bad")
+    assert mill.lines("bad")["r-0"]["error"]["code"] == "lost_leases"
+    assert mill.status().done == 6
+
+
+def test_cancel_stops_running_rows_within_seconds(mill: Mill) -> None:
+    mill.submit(30, tokens=100_000)
+    worker = mill.start()
+    mill.wait(lambda status: status.running > 0)
+    assert batches.cancel(mill.redis, "b") > 0
+    mill.wait(all_done, seconds=4)
+    assert {line["error"]["code"] for line in mill.lines().values()} == {"batch_cancelled"}
+    assert len(mill.lines()) == 30
+    mill.submit(5, batch="next")
+    mill.wait(all_done, batch="next")
+    assert mill.stop(worker)[0] == 0
+
+
+def test_rq_s_stop_command_ends_that_job_only(mill: Mill) -> None:
+    mill.submit(1, tokens=100_000, batch="long")
+    mill.submit(3, tokens=100)
+    mill.start()
+    mill.wait(lambda status: status.running == 1, batch="long")
+    time.sleep(0.3)
+    id = contract.job_id("long", "r-0")
+    send_stop_job_command(mill.redis, id, serializer=contract.JsonSerializer)
+    mill.wait(all_done, batch="long")
+    assert mill.lines("long")["r-0"]["error"]["code"] == "request_stopped"
+    mill.wait(all_done)
+    assert mill.status().done == 3
+
+
+def test_redis_killed_in_mid_run_loses_nothing(mill: Mill) -> None:
+    mill.submit(150)
+    worker = mill.start(lease=1.5)
+    mill.wait(some_done)
+    mill.server.kill()
+    time.sleep(0.5)
+    assert worker.poll() is None
+    mill.server.start()
+    mill.wait(all_done)
+    code, logged = mill.stop(worker)
+    assert code == 0
+    assert "trying again" in logged
+    assert "Traceback" not in logged
+    assert len(mill.lines()) == 150
+    assert mill.status().done == 150
+
+
+def test_hostile_jobs_run_nothing_and_harm_nobody(mill: Mill, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {mark}",)
+
+    command = f"touch {mark}"
+    bodies = [
+        pickle.dumps(("os.system", None, (command,), {})),
+        pickle.dumps(Bomb()),
+        zlib.compress(pickle.dumps(Bomb())),
+        zlib.compress(orjson.dumps(["os.system", None, [command], {}])),
+        zlib.compress(orjson.dumps([contract.FUNCTION, None, [{"batch": "b", "custom_id": "x"}], {}])),
+        zlib.compress(orjson.dumps([contract.FUNCTION, None, [{}], {"callback": "os.system"}])),
+        zlib.compress(orjson.dumps("x")),
+        zlib.compress(b"\0" * 100_000_000),
+        b"",
+    ]
+    for number, data in enumerate(bodies):
+        job = {"data": data, "status": "queued", "origin": QUEUE, "failure_callback_name": "os.system"}
+        mill.redis.hset(f"rq:job:hostile{number}", mapping=job)
+        mill.redis.rpush(f"rq:queue:{QUEUE}", f"hostile{number}")
+    Queue(QUEUE, connection=mill.redis).enqueue("os.system", command)
+    mill.submit(1, batch="mixed")
+    mill.redis.hset(f"rq:job:{contract.job_id('mixed', 'r-0')}", "data", bodies[1])
+    mill.submit(5)
+    worker = mill.start()
+    mill.wait(all_done)
+    assert mill.lines("mixed")["r-0"]["error"]["code"] == "invalid_request"
+    failed = Queue(QUEUE, connection=mill.redis).failed_job_registry.get_job_ids()
+    assert len(failed) == len(bodies) + 2
+    assert not mark.exists()
+    assert mill.status().done == 5
+    assert mill.stop(worker)[0] == 0
+
+
+def test_a_request_that_cannot_run_fails_by_itself(mill: Mill) -> None:
+    mill.submit(1, batch="long", prompt="word " * 2000)
+    mill.submit(2)
+    mill.start()
+    mill.wait(all_done, batch="long")
+    line = mill.lines("long")["r-0"]
+    assert line["response"]["status_code"] == 400
+    assert "2000 tokens" in line["error"]["message"]
+    job = Job.fetch(contract.job_id("long", "r-0"), connection=mill.redis, serializer=contract.JsonSerializer)
+    assert job.is_failed
+    mill.wait(all_done)
+    assert mill.status().done == 2
