@@ -1,0 +1,225 @@
+"""The DFlash draft model: its configuration, its modules and its forward, whatever batches them.
+
+Layout of checkpoints and algorithm after DFlash (block diffusion for speculative decoding): the draft has no
+embedding and no head of its own, attends to features made of the target's hidden states, and fills a block of mask
+tokens at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.rope_utils import initialize_rope
+
+from .models import ModelError
+
+ARCHITECTURE = "DFlashDraftModel"
+
+Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
+"""attend(layer, queries [N, H, D], keys [N, KV, D], values [N, KV, D]) -> mixed [N, H * D]."""
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """A draft's `config.json`, both levels merged. `is_causal` None: causal in the block on sliding layers only."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    num_target_layers: int
+    mask_token_id: int
+    head_dim: int
+    target_layer_ids: tuple[int, ...]
+    layer_types: tuple[str, ...]
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 32768
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    block_size: int = 16
+    sliding_window: int | None = None
+    is_causal: bool | None = None
+    final_logit_softcapping: float | None = None
+    input_embedding_scale: float = 1.0
+    output_multiplier: float = 1.0
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> DraftConfig:
+        """Read a checkpoint's configuration; `dflash_config` wins over the top level.
+
+        Raises:
+            ModelError: another architecture, or a field without which nothing can be done is missing.
+        """
+        architectures = config.get("architectures") or [ARCHITECTURE]
+        if ARCHITECTURE not in architectures:
+            raise ModelError(f"draft architecture {architectures[0]} is not supported; supported: {ARCHITECTURE}")
+        merged = {**config, **(config.get("dflash_config") or {})}
+        rope = merged.get("rope_parameters") or {}
+        merged.setdefault("rope_theta", rope.get("rope_theta", cls.rope_theta))
+        scaling = merged.get("rope_scaling") or rope
+        merged["rope_scaling"] = (
+            scaling if scaling.get("rope_type", scaling.get("type", "default")) != "default" else None
+        )
+        try:
+            layers, target_layers = merged["num_hidden_layers"], merged["num_target_layers"]
+            merged["head_dim"] = merged.get("head_dim") or merged["hidden_size"] // merged["num_attention_heads"]
+            merged["target_layer_ids"] = tuple(merged.get("target_layer_ids") or default_taps(layers, target_layers))
+            merged["layer_types"] = tuple(merged.get("layer_types") or ["full_attention"] * layers)
+            return cls(**{f.name: merged[f.name] for f in fields(cls) if merged.get(f.name) is not None})
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"draft config.json lacks a field: {error}") from error
+
+
+def default_taps(layers: int, target_layers: int) -> tuple[int, ...]:
+    """The tapped target layers of a draft whose configuration names none."""
+    if layers == 1:
+        return (target_layers // 2,)
+    return tuple(round(1 + i * (target_layers - 4) / (layers - 1)) for i in range(layers))
+
+
+class DraftAttention(nn.Module):
+    """Projections of one layer, used for context features and for the block alike."""
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        hidden, dim = config.hidden_size, config.head_dim
+        self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.scale = dim**-0.5
+        self.q_proj = nn.Linear(hidden, self.n_heads * dim, bias=False)
+        self.k_proj = nn.Linear(hidden, self.n_kv_heads * dim, bias=False)
+        self.v_proj = nn.Linear(hidden, self.n_kv_heads * dim, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * dim, hidden, bias=False)
+        self.q_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+
+    def queries(self, x: mx.array) -> mx.array:
+        """Queries [N, H, D] of x [N, hidden], before rope."""
+        return self.q_norm(self.q_proj(x).reshape(x.shape[0], self.n_heads, -1))
+
+    def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys (before rope) and values [N, KV, D] of x [N, hidden]."""
+        keys = self.k_norm(self.k_proj(x).reshape(x.shape[0], self.n_kv_heads, -1))
+        return keys, self.v_proj(x).reshape(x.shape[0], self.n_kv_heads, -1)
+
+
+class DraftMLP(nn.Module):
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DraftLayer(nn.Module):
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.self_attn = DraftAttention(config)
+        self.mlp = DraftMLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class DFlashDraft(nn.Module):
+    """The draft. Tokens are packed: every method takes N tokens with their absolute positions [N]."""
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(len(config.target_layer_ids) * config.hidden_size, config.hidden_size, bias=False)
+        self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers = [DraftLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rope = initialize_rope(
+            config.head_dim,
+            base=config.rope_theta,
+            traditional=False,
+            scaling_config=config.rope_scaling,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+
+    def context(self, taps: mx.array, positions: mx.array) -> list[tuple[mx.array, mx.array]]:
+        """Keys and values [N, KV, D] of each layer for taps [N, taps * hidden] of committed tokens: what is cached."""
+        features = self.hidden_norm(self.fc(taps))
+        return [self._rotate(*layer.self_attn.keys_values(features), positions) for layer in self.layers]
+
+    def __call__(self, x: mx.array, positions: mx.array, attend: Attend) -> mx.array:
+        """Hidden states [N, hidden], normed for the target's head, of embedded block tokens x [N, hidden]."""
+        x = x * self.config.input_embedding_scale
+        for index, layer in enumerate(self.layers):
+            attn = layer.self_attn
+            h = layer.input_layernorm(x)
+            queries, _ = self._rotate(attn.queries(h), None, positions)
+            keys, values = self._rotate(*attn.keys_values(h), positions)
+            x = x + attn.o_proj(attend(index, queries, keys, values))
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return self.norm(x)
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """The draft's own scaling of the target head's logits."""
+        logits = logits * self.config.output_multiplier
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else cap * mx.tanh(logits / cap)
+
+    def window(self, layer: int) -> int | None:
+        """The layer's sliding window in tokens, None where it sees the whole context."""
+        return self.config.sliding_window if self.config.layer_types[layer] == "sliding_attention" else None
+
+    def causal(self, layer: int) -> bool:
+        """Whether block tokens see only the block tokens before them."""
+        causal = self.config.is_causal
+        return self.window(layer) is not None if causal is None else causal
+
+    def _rotate(self, states: mx.array, values: Any, positions: mx.array) -> tuple[mx.array, Any]:
+        return self.rope(states[:, :, None], offset=positions)[:, :, 0], values
+
+
+def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
+    """Load a draft checkpoint from a folder.
+
+    Args:
+        folder: `config.json` and one or more `*.safetensors`.
+        quantize_bits: quantise the linear layers at load, in groups of 64.
+
+    Raises:
+        ModelError: unreadable or incomplete, an architecture that is not DFlash's, weights that do not fit or are NaN.
+    """
+    try:
+        raw = json.loads((folder / "config.json").read_bytes())
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"draft {folder}: no *.safetensors file; download it again")
+        weights = {name: array for file in files for name, array in mx.load(str(file)).items()}  # type: ignore[union-attr]
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"draft {folder}: {error}; download it again") from error
+    draft = DFlashDraft(DraftConfig.from_dict(raw))
+    weights = {name.removeprefix("model."): array for name, array in weights.items()}
+    if stored := raw.get("quantization"):
+        nn.quantize(draft, group_size=stored["group_size"], bits=stored["bits"])
+    expected = {name: array.shape for name, array in tree_flatten(draft.parameters())}
+    for name, shape in expected.items():
+        if name not in weights:
+            raise ModelError(f"draft {folder}: weight {name} is missing; download it again")
+        if weights[name].shape != shape:
+            raise ModelError(f"draft {folder}: weight {name} is {weights[name].shape}, config.json says {shape}")
+    draft.load_weights([(name, weights[name]) for name in expected])
+    for name, array in tree_flatten(draft.parameters()):
+        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+            raise ModelError(f"draft {folder}: weight {name} holds NaN or infinity; download it again")
+    if quantize_bits:
+        nn.quantize(draft, group_size=64, bits=quantize_bits)
+    draft.eval()
+    return draft
