@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..kernels.attention import Packing, Span
+from ..kernels.packing import Packing, Span
 from . import models
 from .families import adapt
 from .families.transformer import Transformer
@@ -162,7 +162,7 @@ class Engine:
         if not plan.segments:
             return None
         tokens, packing = self._pack(plan.segments)
-        hidden = self.target.forward(tokens, packing, self.pool)
+        hidden, _ = self.target.forward(tokens, packing, self.pool)
         ends = [span.query + span.count - 1 for span in packing.spans]
         yielding = [segment for segment in plan.segments if segment.yields]
         last = mx.array([end for end, segment in zip(ends, plan.segments, strict=True) if segment.yields], mx.int32)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import mlx.core as mx
 
-from ...kernels.attention import Packing, attention
+from ...kernels.attention import attention
+from ...kernels.packing import Packing
 from ..pool import KVPool
 
 
@@ -47,13 +49,22 @@ class Transformer(ABC):
         """The sliding window of a layer in tokens, or None where it sees everything."""
         return None
 
-    def forward(self, tokens: mx.array, packing: Packing, pool: KVPool) -> mx.array:
-        """Hidden states [N, hidden], after the final norm, of packed tokens [N]; writes their keys and values."""
+    def forward(
+        self, tokens: mx.array, packing: Packing, pool: KVPool, taps: Collection[int] = ()
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Run packed tokens [N] through the layers, writing their keys and values.
+
+        Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
+        the layers in `taps`, in their order.
+        """
         x = self.embed(tokens)
+        tapped: dict[int, mx.array] = {}
         for index, layer in enumerate(self.layers):
             x = x + self.attend(index, layer, layer.input_layernorm(x), packing, pool)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.norm(x)
+            if index in taps:
+                tapped[index] = x
+        return self.norm(x), [tapped[index] for index in taps]
 
     def attend(self, index: int, layer: Any, x: mx.array, packing: Packing, pool: KVPool) -> mx.array:
         attn = layer.self_attn

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from draftmill.kernels.attention import Packing, Span, attention_by_row, attention_together
+from draftmill.kernels.attention import attention_by_row, attention_together
+from draftmill.kernels.packing import Packing, Span
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 

@@ -1,0 +1,114 @@
+"""How the tokens of a round are packed: which belong to which row, where they lie in the pool, what they may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import mlx.core as mx
+
+SHORT = 32
+"""Spans of at most so many queries can be padded to one width and go together."""
+
+PAD_KEYS = 128
+"""Padded extents are a multiple of so many keys, so that few shapes occur: each new one costs a GPU its plan."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One row's share of a round: `count` packed queries from `query` on, over the extent that starts at slot `extent`.
+
+    `length` is the host's upper bound of the row's keys after this round. It is `exact` when the queries are known
+    to be the row's last `count` tokens; otherwise positions, which live on the device, decide what is visible.
+
+    For recurrent layers: `row` is the place of the row's state; a `fresh` row starts from zeros; the steps of a
+    `final` span (prefill) are all there to stay, those of another one wait on its tape until they are accepted.
+    """
+
+    query: int
+    count: int
+    extent: int
+    length: int
+    exact: bool = True
+    row: int = 0
+    fresh: bool = False
+    final: bool = True
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Short spans as a rectangle: packed indices of `queries` [R, T], pool slots of `keys` [R, L].
+
+    `order` [N] finds each packed token in the rectangle's outputs followed by those of the long spans.
+    """
+
+    queries: mx.array
+    keys: mx.array
+    order: mx.array
+    _masks: dict[int | None, mx.array] = field(default_factory=dict)
+
+    def mask(self, positions: mx.array, window: int | None) -> mx.array:
+        """What each query sees [R, T, L]."""
+        if window not in self._masks:
+            at = positions[self.queries][..., None]
+            keys = mx.arange(self.keys.shape[1])
+            visible = keys <= at
+            self._masks[window] = visible if window is None else visible & (at - keys < window)
+        return self._masks[window]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the N tokens of a round are packed: spans in packed order, and what each token needs to find its place.
+
+    `positions` [N] int32 are absolute positions; `slots` [N] int32 are where each token's key and value are written;
+    `replay` [spans] int32 counts the steps of each row's last tape that were accepted and must be replayed first.
+    """
+
+    spans: tuple[Span, ...]
+    positions: mx.array
+    slots: mx.array
+    replay: mx.array | None = None
+    _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
+
+    @cached_property
+    def short(self) -> dict[int, int]:
+        """Spans with few queries: index of the span -> its place among them."""
+        indices = [index for index, span in enumerate(self.spans) if span.count <= SHORT]
+        return {index: place for place, index in enumerate(indices)}
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The short spans, padded to one rectangle."""
+        spans = [self.spans[index] for index in self.short]
+        width = max(span.count for span in spans)
+        length = -(-max(span.length for span in spans) // PAD_KEYS) * PAD_KEYS
+        queries = mx.array([[span.query + min(t, span.count - 1) for t in range(width)] for span in spans])
+        starts = mx.array([[span.extent] for span in spans])
+        lengths = mx.array([[span.length] for span in spans])
+        keys = starts + mx.minimum(mx.arange(length), lengths - 1)
+        order: list[int] = []
+        end = len(spans) * width  # long spans follow the rectangle
+        for index, span in enumerate(self.spans):
+            first = self.short[index] * width if index in self.short else end
+            order.extend(range(first, first + span.count))
+            end += 0 if index in self.short else span.count
+        return Padded(queries, keys, mx.array(order))
+
+    def mask(self, index: int, window: int | None) -> mx.array | str | None:
+        """The mask of span `index` over its extent: [count, length] boolean, "causal", or None where all is visible.
+
+        A key at position j is visible to a query at position i when j <= i and, in a sliding layer, i - j < window.
+        """
+        key = (index, window)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(self.spans[index], window)
+        return self._masks[key]
+
+    def _build_mask(self, span: Span, window: int | None) -> mx.array | str | None:
+        if span.exact and (window is None or span.length <= window):
+            return None if span.count == 1 else "causal"
+        queries = self.positions[span.query : span.query + span.count, None]
+        keys = mx.arange(span.length)[None]
+        visible = keys <= queries
+        return visible if window is None else visible & (queries - keys < window)
