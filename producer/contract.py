@@ -24,7 +24,7 @@ MAX_LEASES = 3
 """A job that loses this many leases is failed as poison."""
 
 RESULT_TTL = 14 * 24 * 3600
-"""Seconds that a batch's keys outlive its last commit or its last submission."""
+"""Seconds that an ended job and a complete batch are kept; an incomplete batch does not expire."""
 
 
 class JsonSerializer:
@@ -102,8 +102,8 @@ BATCHES = "draftmill:batches"
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, priority, total, submitted, done, failed, cancelled, prompt_tokens, completion_tokens,
-    created…
+    """Hash: pair, priority, source, created, cancelled_at, and counters: total, submitted, running, done, failed,
+    cancelled, prompt_tokens, completion_tokens.
     """
     return f"draftmill:batch:{batch}"
 

@@ -87,6 +87,8 @@ class Heartbeat(threading.Thread):
             pipe.execute()
 
     def _reap(self) -> None:
+        for queue in self.worker.queues:
+            worker_registration.clean_worker_registry(queue)
         requeued, poisoned = self.queue.reap()
         if requeued or poisoned:
             self.metrics.reaped.inc(requeued + poisoned)

@@ -89,6 +89,8 @@ class MillWorker(BaseWorker):
         ended_well = False
         try:
             while self.signals < 2:
+                if not (self.courier.is_alive() and self.pulse.is_alive()):
+                    raise RuntimeError("a thread of the worker has ended; see the log above")
                 self._take()
                 self._drop()
                 if self.engine.busy:

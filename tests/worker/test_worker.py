@@ -78,7 +78,7 @@ def test_killed_worker_among_hostile_cleaners(mill: Mill) -> None:
         mill.start(lease=1.5)
         subprocess.run([RQ, "info", "-u", mill.server.url], capture_output=True, check=True)
         mill.wait(all_done)
-        assert time.monotonic() - killed < 8
+        assert time.monotonic() - killed < 15  # lease and reap take two seconds, the machine may be busy
     finally:
         for cleaner in cleaners:
             cleaner.kill()

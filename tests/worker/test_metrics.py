@@ -1,0 +1,42 @@
+"""What Prometheus reads, and the worker command's options."""
+
+from __future__ import annotations
+
+import socket
+from urllib.request import urlopen
+
+import click
+import pytest
+
+from draftmill.worker.cli import Bytes
+from draftmill.worker.metrics import Metrics
+from tests.worker.set_speed_engine import Stats
+
+
+def test_rounds_are_counted_from_the_engine_s_counters() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    metrics = Metrics("pair", "host-1", "0")
+    metrics.serve("127.0.0.1", port)
+    metrics.observe_round(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
+    metrics.observe_round(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7))
+    metrics.jobs.labels("done").inc()
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    assert "draftmill_rounds_total 2.0" in text
+    assert "draftmill_generated_tokens_total 10.0" in text
+    assert "draftmill_prompt_tokens_total 7.0" in text
+    assert 'draftmill_batch_size_bucket{le="4.0"} 1.0' in text
+    assert 'draftmill_jobs_total{outcome="done"} 1.0' in text
+    assert 'draftmill_worker_info{pair="pair",version="0",worker="host-1"} 1.0' in text
+
+
+@pytest.mark.parametrize(("text", "size"), [("900M", 900 * 2**20), ("4G", 2**32), ("1.5GiB", 3 * 2**29), ("100", 100)])
+def test_sizes(text: str, size: int) -> None:
+    assert Bytes().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1", "0", "4X"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Bytes().convert(text, None, None)
