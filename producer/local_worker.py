@@ -15,6 +15,8 @@ from . import batches
 from .errors import BUG, NO_REDIS, USAGE, UserError, explain_file
 from .paths import data_dir
 
+LEASE_SECONDS = 20
+"""Should the worker crash, the next run waits no longer than this for the jobs that it held."""
 QUICK_SECONDS = 15.0
 """How long a worker that was told to stop may take to hand its jobs back."""
 
@@ -26,7 +28,7 @@ class LocalWorker:
         self.pair = pair
         self._others = self._names(redis)
         self.log = data_dir() / "logs" / f"{batch}.log"
-        command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair]
+        command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair, "--lease", str(LEASE_SECONDS)]
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._start = self.log.stat().st_size if self.log.exists() else 0

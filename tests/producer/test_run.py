@@ -1,0 +1,139 @@
+"""`draftmill run` with a real engine and a very small model: the whole path, and what a cut leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+
+from tests.producer.conftest import Shell
+
+
+@pytest.fixture(scope="module")
+def model(boxed_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the default model's tokenizer and small random weights."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import llama
+
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copytree(boxed_model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = orjson.loads((folder / "config.json").read_bytes())
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 16}
+    config.pop("quantization", None)
+    config |= small | {"num_attention_heads": 2, "num_key_value_heads": 1}
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    weights = dict(tree_flatten(llama.Model(llama.ModelArgs.from_dict(config)).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    return str(folder)
+
+
+def prompts(shell: Shell, count: int, tokens: int) -> str:
+    lines = [{"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": tokens} for n in range(count)]
+    return shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+
+
+def ids(shell: Shell) -> list[str]:
+    return [orjson.loads(line)["custom_id"] for line in shell.lines("out.jsonl")]
+
+
+def wait_for(shell: Shell, results: int, process: subprocess.Popen[str]) -> None:
+    """Waits until OUT holds some results while the command runs."""
+    out = shell.folder / "out.jsonl"
+    while not out.exists() or out.read_bytes().count(b"\n") < results:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_from_prompts_to_results(shell: Shell, model: str) -> None:
+    lines = [
+        '{"prompt": "Hello"}',
+        "not json",
+        '{"id": "b", "messages": [{"role": "user", "content": "Bye"}]}',
+        orjson.dumps({"id": "long", "prompt": "word " * 20_000}).decode(),
+    ]
+    shell.write("in.jsonl", "\n".join(lines))
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--pair", model, "--max-tokens", "3", "--sorted"]
+    first = shell(*command)
+    assert first.returncode == 1, first.stderr
+    assert re.search(r"^\d+ tokens in [\d.]+ s \([\d.,]+ tokens/s\)$", first.stdout, re.MULTILINE)
+    assert first.stdout.endswith("2 results in out.jsonl, 1 failed and 1 bad line in out.errors.jsonl\n")
+    assert first.stderr.splitlines()[0].startswith("1 bad line left out, first: line 2: not JSON")
+    assert first.stderr.splitlines()[-1] == "3/3 · 1 failed"
+    assert ids(shell) == ["line-1", "b"]
+    bad, long = (orjson.loads(line) for line in shell.lines("out.errors.jsonl"))
+    assert bad["error"]["code"] == "invalid_line"
+    assert long["custom_id"] == "long"
+    assert "tokens" in long["error"]["message"]
+    answer = orjson.loads(shell.lines("out.jsonl")[0])["response"]["body"]
+    assert answer["object"] == "chat.completion"
+    assert answer["usage"]["completion_tokens"] <= 3
+
+    before = shell.lines("out.jsonl")
+    again = shell(*command)
+    assert again.returncode == 1
+    assert "is complete already" in again.stderr
+    assert shell.lines("out.jsonl") == before
+
+
+def test_an_interrupted_run_goes_on(shell: Shell, model: str) -> None:
+    command = ["run", prompts(shell, 100, 60), "-o", "out.jsonl", "--pair", model]
+    process = shell.start(*command)
+    wait_for(shell, 1, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"interrupted: \d+ of 100 results are in out\.jsonl; go on with: draftmill run in\.jsonl .*",
+        err.splitlines()[-1],
+    )
+    assert "Traceback" not in err
+    assert 0 < len(ids(shell)) < 100
+    last = shell(*command)
+    assert last.returncode == 0, last.stderr
+    assert sorted(ids(shell)) == sorted(f"r-{n}" for n in range(100))
+
+
+def test_a_redis_that_vanishes_loses_nothing(shell: Shell, model: str) -> None:
+    command = ["run", prompts(shell, 100, 60), "-o", "out.jsonl", "--pair", model]
+    process = shell.start(*command)
+    wait_for(shell, 1, process)
+    home = Path(shell.environment["DRAFTMILL_HOME"])
+    os.kill(int((home / "redis" / "server.pid").read_text()), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert err.splitlines()[-1].startswith("Error: cannot reach Redis")
+    assert "Traceback" not in err
+    last = shell(*command)
+    assert last.returncode == 0, last.stderr
+    assert sorted(ids(shell)) == sorted(f"r-{n}" for n in range(100))
+
+
+def test_a_worker_that_dies_is_named(shell: Shell, model: str) -> None:
+    process = shell.start("run", prompts(shell, 100, 60), "-o", "out.jsonl", "--pair", model)
+    wait_for(shell, 1, process)
+    with redis_py.Redis(unix_socket_path=f"{shell.environment['DRAFTMILL_HOME']}/redis/redis.sock") as redis:
+        (worker,) = (int(redis.hget(key, "pid")) for key in redis.smembers("rq:workers"))  # type: ignore[arg-type]
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 70
+    assert "the worker ended with signal SIGKILL" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("pair", ["no-such-model", "."])
+def test_an_unknown_model_is_one_line(shell: Shell, pair: str) -> None:
+    done = shell("run", prompts(shell, 1, 1), "-o", "out.jsonl", "--pair", pair)
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert pair in error
+    assert shell("status").stdout.startswith("No batches here")
+    assert not (shell.folder / "out.jsonl").exists()
