@@ -8,8 +8,8 @@ RESULTS := out/results.jsonl
 run: setup
 	@mkdir -p $(dir $(RESULTS))
 	.venv/bin/draftmill run producer/examples/prompts.jsonl -o $(RESULTS)
-	@echo "One result a line in $(RESULTS); the first:"
-	@head -n 1 $(RESULTS)
+	@.venv/bin/python producer/examples/show.py $(RESULTS)
+	@echo "These answers, with their token counts, are in $(RESULTS)."
 
 test: lint
 	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) .venv/bin/python -m pytest
