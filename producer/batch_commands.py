@@ -192,8 +192,10 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
         "tokens": f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} generated",
         "workers": f"{live.workers} live, {live.tokens_per_second:,.0f} tokens/s"
         if live.workers
-        else f"none live; start one with: draftmill worker --pair {shlex.quote(state.pair)}",
+        else "none live",
     }
+    if not live.workers and not state.complete:
+        lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
     for name, value in lines.items():
         click.echo(f"{name:<10}{value}")
 

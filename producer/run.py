@@ -107,20 +107,22 @@ def _run(dataset: Dataset, survey: Survey, output: Output, in_order: bool, redis
     refuse_cancelled(before)
     collect.reconcile(redis, output)
     _write_bad_lines(dataset, survey, output)
-    began = time.monotonic()
     if before is None or not before.complete:
-        after = _generate(redis, redis_url, dataset, survey, output)
-        tokens = after.completion_tokens - (before.completion_tokens if before else 0)
-        seconds = time.monotonic() - began
-        click.echo(f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.1f} tokens/s)")
+        _generate(redis, redis_url, dataset, survey, output, before.completion_tokens if before else 0)
     collect.step(redis, output)
     collect.finish(redis, output, in_order)
 
 
 def _generate(
-    redis: redis_py.Redis, redis_url: str, dataset: Dataset, survey: Survey, output: Output
-) -> BatchStatus:
+    redis: redis_py.Redis,
+    redis_url: str,
+    dataset: Dataset,
+    survey: Survey,
+    output: Output,
+    tokens_before: int,
+) -> None:
     batch = BatchInfo(survey.batch, dataset.pair, PRIORITIES[1], survey.good, dataset.name)
+    began = time.monotonic()
     with (
         LocalWorker(redis, redis_url, dataset.pair, survey.batch) as worker,
         BatchProgress(redis, dataset.pair) as progress,
@@ -132,8 +134,12 @@ def _generate(
 
         progress.say(f"loading {dataset.pair}")
         worker.wait_until_ready(redis)
+        ready = time.monotonic()
         submit(redis, dataset, batch, lambda _: tick(collect.step(redis, output)))
-        return collect.follow(redis, output, tick)
+        state = collect.follow(redis, output, tick)
+        tokens, seconds = state.completion_tokens - tokens_before, time.monotonic() - ready
+    speed = f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.1f} tokens/s)"
+    click.echo(f"{speed}, after {ready - began:.1f} s of loading")
 
 
 def _write_bad_lines(dataset: Dataset, survey: Survey, output: Output) -> None:

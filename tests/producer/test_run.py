@@ -64,7 +64,11 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
     command = ["run", "in.jsonl", "-o", "out.jsonl", "--pair", model, "--max-tokens", "3", "--sorted"]
     first = shell(*command)
     assert first.returncode == 1, first.stderr
-    assert re.search(r"^\d+ tokens in [\d.]+ s \([\d.,]+ tokens/s\)$", first.stdout, re.MULTILINE)
+    assert re.search(
+        r"^\d+ tokens in [\d.]+ s \([\d.,]+ tokens/s\), after [\d.]+ s of loading$",
+        first.stdout,
+        re.MULTILINE,
+    )
     assert first.stdout.endswith("2 results in out.jsonl, 1 failed and 1 bad line in out.errors.jsonl\n")
     assert first.stderr.splitlines()[0].startswith("1 bad line left out, first: line 2: not JSON")
     assert first.stderr.splitlines()[-1] == "3/3 · 1 failed"
