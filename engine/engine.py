@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
 from . import models
+from .draft import DFlashDraft
+from .drafting import Drafter, DraftRow
 from .families import adapt
 from .families.transformer import Transformer
 from .memory import default_budget
 from .pool import KVPool
 from .request import Completion, FinishReason, Request, RequestError
 from .row import Row
-from .sampling import choose
 from .scheduler import Plan, Scheduler, Segment
 from .text import Text
+from .verify import Drafted, accept
 
 MAX_ROWS = 32
 
@@ -33,25 +35,29 @@ class Stats:
     rows: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    row_rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
     build_seconds: float = 0.0
     wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round in flight: the segments that yield, and their next tokens [M] on the device."""
+    """A round in flight: the segments that yield, and what they emit, on the device: counts [M] of tokens [M, W]."""
 
     yielding: list[Segment]
     tokens: mx.array
+    counts: mx.array
 
 
 class Engine:
-    """Continuous batching over packed rounds.
+    """Continuous batching over packed rounds, with speculation where there is a draft.
 
-    `step` launches round r + 1 before it reads round r, so the device never waits for the host; the host therefore
-    learns of an end token one round late, and that row's extra token is thrown away. All calls from one thread.
+    `step` launches round r + 1 before it reads round r, so the device never waits for the host: anchors, cursors and
+    accepted counts stay on the device. The host therefore learns of an end token one round late, and what that row
+    did in the extra round is thrown away. All calls from one thread.
 
     Args:
         target: adapter over the loaded target.
@@ -59,6 +65,7 @@ class Engine:
         context_length: most tokens of prompt and completion together.
         max_rows: most rows in a round.
         memory: bytes for keys and values; by default what this machine can spare.
+        draft: the target's draft; None for plain decoding.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class Engine:
         context_length: int,
         max_rows: int = MAX_ROWS,
         memory: int | None = None,
+        draft: DFlashDraft | None = None,
     ):
         self.target = target
         self.text = Text(tokenizer)
@@ -75,16 +83,23 @@ class Engine:
         self.max_rows = max_rows
         self.stats = Stats()
         shape = (target.kv_layers, target.kv_heads, target.head_dim, target.dtype)
-        budget = default_budget() if memory is None else memory
         per_slot = KVPool.bytes_per_slot(*shape)
-        slots = min(budget // per_slot, max_rows * context_length)
+        if draft:
+            per_slot += KVPool.bytes_per_slot(*Drafter.shape(draft, target))
+        block = draft.config.block_size if draft else 0
+        budget = default_budget() if memory is None else memory
+        slots = min(budget // per_slot, max_rows * (context_length + block))
         if slots < 1:
             raise models.ModelError(
-                f"no memory for keys and values: {budget:,} bytes allowed, one token needs {per_slot:,}; raise --memory"
+                f"no memory for keys and values: {budget:,} bytes allowed, a token needs {per_slot:,}; raise --memory"
             )
         self.pool = KVPool(shape[0], slots, *shape[1:])
-        self.scheduler = Scheduler(slots, max_rows)
+        self.drafter = Drafter(draft, target, slots) if draft else None
+        self.scheduler = Scheduler(slots, max_rows, block, depth=lambda row: max(0, block - 1))
+        self.stats.accepted_per_position = [0] * max(0, block - 1)
         self._anchors = mx.zeros(max_rows, mx.int32)
+        self._cursors = mx.zeros(max_rows, mx.int32)
+        self._replay = mx.zeros(max_rows, mx.int32)
         self._in_flight: Round | None = None
         self._rows: dict[str, Row] = {}
         self._finished: list[Row] = []
@@ -129,9 +144,9 @@ class Engine:
                 f"the prompt has {prompt:,} tokens, the context {self.context_length:,}; shorten the prompt"
             )
         row = Row(request, limit=min(request.sampling.max_tokens, room))
-        if row.largest > self.pool.slots:
+        if (largest := self.scheduler.largest(row)) > self.pool.slots:
             raise RequestError(
-                f"prompt and max_tokens need {row.largest:,} token slots, this worker has {self.pool.slots:,}; "
+                f"prompt and max_tokens need {largest:,} token slots, this worker has {self.pool.slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
         self._rows[request.id] = row
@@ -156,71 +171,126 @@ class Engine:
         return [self._complete(row) for row in finished]
 
     def _launch(self, plan: Plan) -> Round | None:
-        """Build a round's graph and hand it to the device."""
+        """Build a round's graph, draft, verify, accept, and hand it to the device."""
         for move in plan.moves:
             self.pool.move(move.old, move.new, move.count)
-        if not plan.segments:
+            if self.drafter:
+                self.drafter.pool.move(move.old, move.new, move.count)
+        segments = plan.segments
+        if not segments:
             return None
-        tokens, packing = self._pack(plan.segments)
-        hidden, _ = self.target.forward(tokens, packing, self.pool)
-        ends = [span.query + span.count - 1 for span in packing.spans]
-        yielding = [segment for segment in plan.segments if segment.yields]
-        last = mx.array([end for end, segment in zip(ends, plan.segments, strict=True) if segment.yields], mx.int32)
-        chosen = mx.zeros(0, mx.int32)
+        drafting = [segment for segment in segments if segment.depth]
+        drafted = self._draft(drafting) if drafting else None
+        tokens, packing = self._pack(segments, drafted)
+        hidden, taps = self.target.forward(tokens, packing, self.pool, self.drafter.taps if self.drafter else ())
+        pending = [hidden]
+        if self.drafter:
+            pending.append(self.drafter.extend(taps, packing))
+        yielding = [segment for segment in segments if segment.yields]
+        emitted = counts = mx.zeros((0,), mx.int32)
         if yielding:
-            samplings = [segment.row.request.sampling for segment in yielding]
-            chosen = choose(self.target.head(hidden[last]), samplings, packing.positions[last] + 1)
-            self._anchors[mx.array([segment.row.slot for segment in yielding])] = chosen
+            emitted, counts = self._verify(hidden, packing, segments, drafted)
         # Attention reads what the round wrote, so this evaluates the pools too. Naming them would hold them until
         # the round ends, and the next round's first write would then have to copy a pool.
-        mx.async_eval(hidden, chosen, self._anchors)
-        for segment in yielding:
-            segment.row.in_flight += 1
+        mx.async_eval(*pending, emitted, counts, self._anchors, self._cursors, self._replay)
         self.stats.rounds += 1
-        self.stats.rows += len(plan.segments)
-        return Round(yielding, chosen)
+        self.stats.rows += len(segments)
+        return Round(yielding, emitted, counts)
 
-    def _pack(self, segments: list[Segment]) -> tuple[mx.array, Packing]:
-        """Tokens [N] and packing of a round. Prompt tokens come from the host, anchors from the device."""
+    def _draft(self, segments: list[Segment]) -> Drafted:
+        assert self.drafter is not None
+        rows = [DraftRow(s.row.request, s.slot, s.extent.start, s.first, s.exact, s.depth or 0) for s in segments]
+        return self.drafter.draft_blocks(rows, self._anchors, self._cursors)
+
+    def _verify(
+        self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: Drafted | None
+    ) -> tuple[mx.array, mx.array]:
+        """What the yielding rows emit; moves their anchors and cursors."""
+        wanted: list[int] = []  # packed tokens whose logits are needed: a chunk's last, a block's all
+        for span, segment in zip(packing.spans, segments, strict=True):
+            if segment.yields:
+                end = span.query + span.count
+                wanted.extend(range(end - 1 - (segment.depth or 0), end))
+        yielding = [segment for segment in segments if segment.yields]
+        depths = [segment.depth or 0 for segment in yielding]
+        slots = mx.array([segment.slot for segment in yielding])
+        chunk = mx.array([segment.depth is None for segment in yielding])
+        # A chunk's cursor is the host's; a block's is on the device and moves with what is accepted.
+        cursors = mx.where(chunk, mx.array([segment.bound - 1 for segment in yielding]), self._cursors[slots])
+        samplings = [segment.row.request.sampling for segment in yielding]
+        logits = self.target.head(hidden[mx.array(wanted)])
+        emitted, counts = accept(logits, drafted, depths, samplings, cursors + 1)
+        last = mx.take_along_axis(emitted, counts[:, None] - 1, axis=1)[:, 0]
+        self._anchors[slots] = last
+        self._cursors[slots] = cursors + counts
+        self._replay[slots] = mx.where(mx.array([depth > 0 for depth in depths]), counts, 0)
+        return emitted, counts
+
+    def _pack(self, segments: list[Segment], drafted: Drafted | None) -> tuple[mx.array, Packing]:
+        """Tokens [N] and packing of a round: prompt tokens come from the host, anchors and drafts from the device."""
         spans: list[Span] = []
         prompt: list[int] = []
-        source: list[int] = []  # of every packed token, in the anchors followed by the prompt tokens
-        positions: list[int] = []
-        starts: list[int] = []
-        for segment in segments:
-            row, count = segment.row, segment.count
-            assert row.extent is not None
-            spans.append(Span(len(source), count, row.extent.start, row.cursor))
-            first = row.cursor - count
-            if first < len(row.feed):
-                source.extend(range(self.max_rows + len(prompt), self.max_rows + len(prompt) + count))
-                prompt.extend(row.feed[first : row.cursor])
+        source: list[int] = []  # of every packed token, in the anchors followed by the drafts and the prompt tokens
+        offsets: list[int] = []  # from the row's cursor; absolute in a prompt chunk
+        extents: list[int] = []
+        on_device: list[bool] = []
+        drafts = sum(segment.depth or 0 for segment in segments)
+        next_draft, next_prompt = self.max_rows, self.max_rows + drafts
+        for s in segments:
+            final = not s.depth
+            spans.append(
+                Span(len(source), s.count, s.extent.start, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final)
+            )
+            if s.depth is None:
+                source.extend(range(next_prompt, next_prompt + s.count))
+                prompt.extend(s.row.feed[s.first : s.first + s.count])
+                offsets.extend(range(s.first, s.first + s.count))
+                next_prompt += s.count
             else:
-                source.append(row.slot)
-            positions.extend(range(first, row.cursor))
-            starts.extend([row.extent.start] * count)
-        table = mx.concatenate([self._anchors, mx.array(prompt, mx.int32)]) if prompt else self._anchors
-        at = mx.array(positions, mx.int32)
-        return table[mx.array(source)], Packing(tuple(spans), at, at + mx.array(starts, mx.int32))
+                source.extend([s.slot, *range(next_draft, next_draft + s.depth)])
+                offsets.extend(range(s.count))
+                next_draft += s.depth
+            extents.extend([s.extent.start] * s.count)
+            on_device.extend([s.depth is not None] * s.count)
+        table = [self._anchors, *([drafted.tokens] if drafted else []), mx.array(prompt, mx.int32)]
+        rows = mx.array([s.slot for s in segments for _ in range(s.count)])
+        positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), self._cursors[rows], 0)
+        replay = self._replay[mx.array([s.slot for s in segments])]
+        slots = positions + mx.array(extents, mx.int32)
+        return mx.concatenate(table)[mx.array(source)], Packing(tuple(spans), positions, slots, replay)
 
     def _read(self, launched: Round) -> None:
         """Take the tokens of a round that has run."""
-        for segment, token in zip(launched.yielding, launched.tokens.tolist(), strict=True):
+        emitted, counts = launched.tokens.tolist(), launched.counts.tolist()
+        for segment, tokens, count in zip(launched.yielding, emitted, counts, strict=True):
             row = segment.row
-            row.in_flight -= 1
+            row.in_flight.popleft()
             if row.finish_reason is None:
-                row.rounds += 1
-                self._accept(row, token)
+                if segment.depth is not None:
+                    row.cursor += count
+                    self._count(row, segment.depth, count - 1)
+                self._emit(row, tokens[:count])
 
-    def _accept(self, row: Row, token: int) -> None:
-        if token in self.text.end_tokens:
-            return self._finish(row, "stop")
-        row.generated.append(token)
-        self.stats.generated_tokens += 1
-        if self.text.stopped(row.generated, row.request.sampling.stop):
-            self._finish(row, "stop")
-        elif len(row.generated) >= row.limit:
-            self._finish(row, "length")
+    def _count(self, row: Row, depth: int, accepted: int) -> None:
+        for counters in (row, self.stats):
+            counters.drafted += depth
+            counters.accepted += accepted
+        row.rounds += 1
+        self.stats.row_rounds += 1
+        for position in range(accepted):
+            self.stats.accepted_per_position[position] += 1
+
+    def _emit(self, row: Row, tokens: list[int]) -> None:
+        """Append tokens to a row until one of them ends it."""
+        for token in tokens:
+            if token in self.text.end_tokens:
+                return self._finish(row, "stop")
+            row.generated.append(token)
+            self.stats.generated_tokens += 1
+            if self.text.stopped(row.generated, row.request.sampling.stop):
+                return self._finish(row, "stop")
+            if len(row.generated) >= row.limit:
+                return self._finish(row, "length")
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from .extents import Extent
@@ -14,8 +15,9 @@ class Row:
     """Host-side state of one request.
 
     `limit` is the most tokens it may generate. `feed` is what must be prefilled: the prompt and, after a preemption,
-    what had been generated. `cursor` counts the tokens whose keys are written or will be by rounds in flight;
-    `in_flight` counts its rounds launched and not read.
+    what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
+    generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
+    tokens, how far it may move the cursor.
     """
 
     request: Request
@@ -25,8 +27,10 @@ class Row:
     slot: int = -1
     extent: Extent | None = None
     cursor: int = 0
-    in_flight: int = 0
+    in_flight: deque[int] = field(default_factory=deque)
     rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
     finish_reason: FinishReason | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -35,14 +39,19 @@ class Row:
         return self.cursor < len(self.feed)
 
     @property
-    def spent(self) -> bool:
-        """Whether the rounds in flight will bring it to its limit: each decoding round yields at least one token."""
-        return len(self.generated) + self.in_flight >= self.limit
+    def bound(self) -> int:
+        """The most tokens that can be committed once the rounds in flight have run."""
+        return self.cursor + sum(self.in_flight)
 
     @property
-    def largest(self) -> int:
-        """The most slots it can ever need; its last token is never written."""
-        return len(self.request.tokens) + self.limit - 1
+    def exact(self) -> bool:
+        """Whether the cursor will be at its bound: no round in flight verifies drafts."""
+        return all(reach <= 1 for reach in self.in_flight)
+
+    @property
+    def left(self) -> int:
+        """The most tokens it may still emit after the rounds in flight, of which each yields at least one."""
+        return self.limit - len(self.generated) - len(self.in_flight)
 
     def completion(self, text: str) -> Completion:
         assert self.finish_reason is not None
@@ -53,5 +62,7 @@ class Row:
             finish_reason=self.finish_reason,
             prompt_tokens=len(self.request.tokens),
             rounds=self.rounds,
+            drafted=self.drafted,
+            accepted=self.accepted,
             seconds=time.monotonic() - self.started,
         )

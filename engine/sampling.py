@@ -1,30 +1,28 @@
-"""From logits to tokens: greedy and sampled rows side by side, every row with a random stream of its own."""
+"""Probabilities and random draws: every row with settings and a random stream of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import mlx.core as mx
 
 from .request import Sampling
 
 
-def choose(logits: mx.array, samplings: Sequence[Sampling], positions: mx.array) -> mx.array:
-    """The next token [M] of every row, from logits [M, vocabulary].
+class Purpose(IntEnum):
+    """What a random number is for. Draws for different purposes at one position are independent."""
 
-    `positions` [M] are the positions that the chosen tokens will have: with the seed they name the random draw.
-    """
-    greedy = mx.argmax(logits, axis=-1).astype(mx.int32)
-    if all(sampling.greedy for sampling in samplings):
-        return greedy
-    seeds = mx.array([(s.seed ^ s.seed >> 32) & 0xFFFFFFFF for s in samplings], mx.uint32)
-    drawn = draw(probabilities(logits, samplings), uniform(seeds, positions))
-    is_greedy = mx.array([sampling.greedy for sampling in samplings])
-    return mx.where(is_greedy, greedy, drawn)
+    SAMPLE = 0
+    DRAFT = 1
+    ACCEPT = 2
 
 
 def probabilities(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:
-    """Float32 probabilities [M, vocabulary] after temperature, then top-k, then top-p; rows sum to 1."""
+    """Float32 probabilities [M, vocabulary] after temperature, then top-k, then top-p; rows sum to 1.
+
+    `samplings` has one entry for each row of the logits. Greedy rows are treated as temperature 1.
+    """
     temperatures = mx.array([sampling.temperature or 1.0 for sampling in samplings])[:, None]
     p = mx.softmax(logits.astype(mx.float32) / temperatures, axis=-1, precise=True)
     if all(sampling.top_k == 0 and sampling.top_p == 1 for sampling in samplings):
@@ -43,19 +41,34 @@ def probabilities(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:
     return mx.put_along_axis(mx.zeros_like(p), order, ranked, axis=-1)
 
 
-def uniform(seeds: mx.array, positions: mx.array) -> mx.array:
-    """One uniform draw in [0, 1) per row, a function of the row's seed [M] and position [M] alone.
+def uniform(samplings: Sequence[Sampling], positions: mx.array, purpose: Purpose) -> mx.array:
+    """One uniform draw in [0, 1) per row, a function of its seed, its position [M] and the purpose alone.
 
-    Threefry is keyed by (seed, position), so streams of neighbours and of other positions are independent.
+    Threefry is keyed by (seed, position and purpose), so the streams of neighbours and of positions are independent.
     """
-    keys = mx.stack([seeds, positions.astype(mx.uint32)], axis=-1)  # [M, 2]
+    seeds = mx.array([(s.seed ^ s.seed >> 32) & 0xFFFFFFFF for s in samplings], mx.uint32)
+    keys = mx.stack([seeds, (positions * len(Purpose) + int(purpose)).astype(mx.uint32)], axis=-1)  # [M, 2]
     return mx.vmap(lambda key: mx.random.uniform(key=key))(keys)
 
 
 def draw(p: mx.array, u: mx.array) -> mx.array:
-    """Tokens [M] by inversion: the first token whose cumulative probability [M, vocabulary] exceeds u [M]."""
+    """Tokens [M] by inversion: the first token whose cumulative weight [M, vocabulary] exceeds u [M] of the total."""
     cumulative = mx.cumsum(p, axis=-1)
     total = cumulative[:, -1:]
     below = (cumulative <= u[:, None] * total).sum(axis=-1)
     # Rounding can bring u * total up to the total: never step past the last token that has any mass.
     return mx.minimum(below, (cumulative < total).sum(axis=-1)).astype(mx.int32)
+
+
+def greedy(logits: mx.array) -> mx.array:
+    """The likeliest token [M] of each row of logits [M, vocabulary]."""
+    return mx.argmax(logits, axis=-1).astype(mx.int32)
+
+
+def all_greedy(samplings: Sequence[Sampling]) -> bool:
+    return all(sampling.greedy for sampling in samplings)
+
+
+def greedy_rows(samplings: Sequence[Sampling]) -> mx.array:
+    """Which rows [M] are greedy."""
+    return mx.array([sampling.greedy for sampling in samplings])

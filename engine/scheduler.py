@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .extents import Extent, ExtentAllocator
@@ -17,11 +18,24 @@ HEADROOM = 128
 
 @dataclass(frozen=True)
 class Segment:
-    """One row's share of a round: `count` tokens; `yields` when the round produces its next token."""
+    """One row's share of a round: `count` tokens from position `first` on, which is a bound where `row` has drafts
+    in flight. A prompt chunk has depth None, and yields a token if it ends its prompt; other segments are an anchor
+    and `depth` drafted tokens, and always yield.
+    """
 
     row: Row
+    slot: int
+    extent: Extent
+    first: int
     count: int
+    exact: bool
+    depth: int | None
     yields: bool
+
+    @property
+    def bound(self) -> int:
+        """The most tokens that the row can have once this round's are written."""
+        return self.first + self.count
 
 
 @dataclass(frozen=True)
@@ -42,11 +56,20 @@ class Plan:
 
 
 class Scheduler:
-    """Rows in order of admission, requests that wait, and the extents of the pool. Knows no MLX."""
+    """Rows in order of admission, requests that wait, and the extents of the pool. Knows no MLX.
 
-    def __init__(self, slots: int, max_rows: int):
+    Args:
+        slots: token slots of the pool.
+        max_rows: most rows in a round.
+        block: tokens that a draft writes past a row's cursor, 0 without a draft.
+        depth: how many drafted tokens of a row to verify this round.
+    """
+
+    def __init__(self, slots: int, max_rows: int, block: int = 0, depth: Callable[[Row], int] = lambda row: 0):
         self.extents = ExtentAllocator(slots)
         self.max_rows = max_rows
+        self.block = block
+        self.depth = depth
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
         self.moved = 0
@@ -54,43 +77,56 @@ class Scheduler:
         self._free = list(range(max_rows - 1, -1, -1))
 
     def plan(self) -> Plan:
-        """The next round; its rows' cursors are moved as if it had run."""
+        """The next round; what it will do to its rows is noted in them."""
         plan = Plan()
         preempted = self.preempted
         for row in list(self.rows):
-            if row.slot < 0 or row.prefilling or row.spent:
+            if row.slot < 0 or row.prefilling or row.left < 1:
                 continue
-            if self._reserve(row, row.cursor + 1, plan):
-                plan.segments.append(self._advance(row, 1))
+            depth = min(self.depth(row), row.left - 1)
+            if self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
+                plan.segments.append(self._decode(row, depth))
         budget = PREFILL_TOKENS
         for row in self.rows:
             if row.prefilling and budget:
-                count = min(budget, len(row.feed) - row.cursor)
-                plan.segments.append(self._advance(row, count))
-                budget -= count
+                plan.segments.append(chunk := self._prefill(row, budget))
+                budget -= chunk.count
+        # A preempted row's last round must be read before the row can start again.
         while budget and self.preempted == preempted and (row := self._admit()):
-            count = min(budget, len(row.feed))
-            plan.segments.append(self._advance(row, count))
-            budget -= count
+            plan.segments.append(chunk := self._prefill(row, budget))
+            budget -= chunk.count
         return plan
+
+    def largest(self, row: Row) -> int:
+        """The most slots the row can ever need; its last token is never written."""
+        return len(row.request.tokens) + row.limit - 1 + self.block
 
     def remove(self, row: Row) -> None:
         """Take a row out, running or waiting, and free what it holds.
 
         Rounds in flight may still write to its extent; they run before anything that a new owner writes.
         """
-        if row.slot < 0:
+        if row.extent is None:
             self.waiting.remove(row)
             return
-        assert row.extent is not None
         self.rows.remove(row)
         self.extents.release(row.extent)
         self._free.append(row.slot)
         row.slot, row.extent = -1, None
 
-    def _advance(self, row: Row, count: int) -> Segment:
+    def _decode(self, row: Row, depth: int) -> Segment:
+        assert row.extent is not None
+        segment = Segment(row, row.slot, row.extent, row.bound, depth + 1, row.exact, depth, yields=True)
+        row.in_flight.append(depth + 1)
+        return segment
+
+    def _prefill(self, row: Row, budget: int) -> Segment:
+        assert row.extent is not None
+        first, count = row.cursor, min(budget, len(row.feed) - row.cursor)
         row.cursor += count
-        return Segment(row, count, yields=not row.prefilling)
+        if not row.prefilling:
+            row.in_flight.append(0)  # yields a token without moving the cursor
+        return Segment(row, row.slot, row.extent, first, count, True, None, yields=not row.prefilling)
 
     def _admit(self) -> Row | None:
         """Start the first waiting row if a place and an extent are free."""
@@ -98,7 +134,7 @@ class Scheduler:
             return None
         row = self.waiting[0]
         feed = row.request.tokens + tuple(row.generated)
-        extent = self.extents.allocate(min(len(feed) + HEADROOM, row.largest))
+        extent = self.extents.allocate(min(len(feed) + HEADROOM, self.largest(row)))
         if extent is None:
             return None
         self.waiting.popleft()
@@ -112,12 +148,14 @@ class Scheduler:
         False when the row itself had to give way.
         """
         while row.extent is not None and row.extent.length < length:
-            for wanted in (min(2 * row.extent.length, row.largest), length):
+            for wanted in (min(2 * row.extent.length, self.largest(row)), length):
+                if wanted < length:
+                    continue
                 if grown := self.extents.extend(row.extent, wanted):
                     row.extent = grown
                     break
                 if moved := self.extents.allocate(wanted):
-                    plan.moves.append(Move(row.extent, moved, length - 1))
+                    plan.moves.append(Move(row.extent, moved, row.bound))
                     self.extents.release(row.extent)
                     row.extent = moved
                     self.moved += 1

@@ -52,7 +52,7 @@ def attention_together(
         keys[padded.keys].transpose(0, 2, 1, 3),  # [R, KV, L, D]
         values[padded.keys].transpose(0, 2, 1, 3),
         scale=scale,
-        mask=padded.mask(packing.positions, window)[:, None],
+        mask=padded.mask(packing, window)[:, None],
     )
     flat = outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)
     spans = range(len(packing.spans))

@@ -47,13 +47,11 @@ class Padded:
     order: mx.array
     _masks: dict[int | None, mx.array] = field(default_factory=dict)
 
-    def mask(self, positions: mx.array, window: int | None) -> mx.array:
+    def mask(self, packing: Packing, window: int | None) -> mx.array:
         """What each query sees [R, T, L]."""
         if window not in self._masks:
-            at = positions[self.queries][..., None]
-            keys = mx.arange(self.keys.shape[1])
-            visible = keys <= at
-            self._masks[window] = visible if window is None else visible & (at - keys < window)
+            positions, limits = packing.positions[self.queries], packing.seen[self.queries]
+            self._masks[window] = visible(positions, limits, mx.arange(self.keys.shape[1]), window)
         return self._masks[window]
 
 
@@ -63,12 +61,14 @@ class Packing:
 
     `positions` [N] int32 are absolute positions; `slots` [N] int32 are where each token's key and value are written;
     `replay` [spans] int32 counts the steps of each row's last tape that were accepted and must be replayed first.
+    A query sees keys up to its own position or, where `limits` [N] are given (a draft's block), up to its limit.
     """
 
     spans: tuple[Span, ...]
     positions: mx.array
     slots: mx.array
     replay: mx.array | None = None
+    limits: mx.array | None = None
     _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
 
     @cached_property
@@ -98,7 +98,8 @@ class Packing:
     def mask(self, index: int, window: int | None) -> mx.array | str | None:
         """The mask of span `index` over its extent: [count, length] boolean, "causal", or None where all is visible.
 
-        A key at position j is visible to a query at position i when j <= i and, in a sliding layer, i - j < window.
+        A key at position j is visible to a query at position i when j <= i (or its limit) and, in a sliding layer,
+        i - j < window. Limits of an exact span reach its end.
         """
         key = (index, window)
         if key not in self._masks:
@@ -107,8 +108,17 @@ class Packing:
 
     def _build_mask(self, span: Span, window: int | None) -> mx.array | str | None:
         if span.exact and (window is None or span.length <= window):
-            return None if span.count == 1 else "causal"
-        queries = self.positions[span.query : span.query + span.count, None]
-        keys = mx.arange(span.length)[None]
-        visible = keys <= queries
-        return visible if window is None else visible & (queries - keys < window)
+            return None if span.count == 1 or self.limits is not None else "causal"
+        queries = slice(span.query, span.query + span.count)
+        return visible(self.positions[queries], self.seen[queries], mx.arange(span.length)[None], window)
+
+    @property
+    def seen(self) -> mx.array:
+        """The last position that each query sees [N]."""
+        return self.positions if self.limits is None else self.limits
+
+
+def visible(positions: mx.array, limits: mx.array, keys: mx.array, window: int | None) -> mx.array:
+    """Which keys, by position [..., L], queries with these positions and limits [..., T] see: [..., T, L]."""
+    seen = keys <= limits[..., None]
+    return seen if window is None else seen & (positions[..., None] - keys < window)

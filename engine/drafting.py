@@ -1,0 +1,118 @@
+"""Drafting for all rows of a round at once: the draft model over its own pool, which obeys the target's extents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..kernels.attention import attention
+from ..kernels.packing import Packing, Span
+from .draft import DFlashDraft
+from .families.transformer import Transformer
+from .models import ModelError
+from .pool import KVPool
+from .request import Request
+from .sampling import Purpose, all_greedy, draw, greedy, greedy_rows, probabilities, uniform
+from .verify import Drafted
+
+
+@dataclass(frozen=True)
+class DraftRow:
+    """One row to draft for: the place of its anchor and cursor, its extent, and the host's bound of its cursor."""
+
+    request: Request
+    slot: int
+    extent: int
+    bound: int
+    exact: bool
+    depth: int
+
+
+class Drafter:
+    """A draft bound to a target, whose embedding and head it uses, with the context of all rows.
+
+    A draft's context keys and values lie at the slots of the target's. They follow the same rule: what a round writes
+    past the cursor is invisible and is overwritten. The block's own keys and values are written there too, for as
+    long as the block is drafted.
+
+    Raises:
+        ModelError: the draft does not fit the target.
+    """
+
+    def __init__(self, draft: DFlashDraft, target: Transformer, slots: int):
+        fit(draft, target)
+        self.draft, self.target = draft, target
+        self.taps = draft.config.target_layer_ids
+        self.block = draft.config.block_size
+        self.pool = KVPool(*self.shape(draft, target)[:1], slots, *self.shape(draft, target)[1:])
+
+    @staticmethod
+    def shape(draft: DFlashDraft, target: Transformer) -> tuple[int, int, int, mx.Dtype]:
+        """Layers, heads, head dimension and type of the context pool."""
+        config = draft.config
+        return config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
+
+    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Drafted:
+        """Draft `depth` tokens for each row, from anchors and cursors [max_rows] on the device."""
+        block, count = self.block, len(rows)
+        places = mx.array([row.slot for row in rows])
+        mask = mx.full((count, block - 1), self.draft.config.mask_token_id, mx.int32)
+        tokens = mx.concatenate([anchors[places][:, None], mask], axis=1).flatten()
+        cursor = cursors[places][:, None]
+        positions = (cursor + mx.arange(block)).flatten()
+        slots = positions + mx.repeat(mx.array([row.extent for row in rows]), block)
+        spans = tuple(Span(i * block, block, row.extent, row.bound + block, row.exact) for i, row in enumerate(rows))
+        limits = mx.repeat(cursor.flatten() + block - 1, block)
+        packings = {True: Packing(spans, positions, slots), False: Packing(spans, positions, slots, limits=limits)}
+
+        def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+            pools = self.pool.write(layer, slots, keys, values)
+            scale = self.draft.layers[layer].self_attn.scale
+            return attention(queries, *pools, packings[self.draft.causal(layer)], scale, self.draft.window(layer))
+
+        hidden = self.draft(self.target.embed(tokens), positions, attend)
+        wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
+        logits = self.draft.finish(self.target.head(hidden[wanted]))
+        samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
+        if all_greedy(samplings):
+            return Drafted(greedy(logits))
+        q = probabilities(logits, samplings)
+        drawn = draw(q, uniform(samplings, positions[wanted], Purpose.DRAFT))
+        return Drafted(mx.where(greedy_rows(samplings), greedy(logits), drawn), q)
+
+    def extend(self, taps: list[mx.array], packing: Packing) -> mx.array:
+        """Write the context of a round's tokens from the taps [N, hidden] of each tapped layer.
+
+        Returns an array to evaluate with the round: nothing else depends on these writes before the next one.
+        """
+        context = self.draft.context(mx.concatenate(taps, axis=-1), packing.positions)
+        for layer, (keys, values) in enumerate(context):
+            self.pool.write(layer, packing.slots, keys, values)
+        # One element of each pool: naming the pools themselves would hold them until the round has run.
+        return mx.stack([pool[0, 0, 0] for pool in self.pool.keys + self.pool.values])
+
+
+def fit(draft: DFlashDraft, target: Transformer) -> None:
+    """Check that a draft belongs to a target. Raises ModelError with the reason."""
+    config = draft.config
+    checks = [
+        (config.hidden_size == target.hidden_size, f"hidden size {config.hidden_size}, target {target.hidden_size}"),
+        (config.vocab_size == target.vocabulary, f"vocabulary {config.vocab_size:,}, target {target.vocabulary:,}"),
+        (
+            config.num_target_layers == len(target.layers),
+            f"made for {config.num_target_layers} target layers, target has {len(target.layers)}",
+        ),
+        (
+            all(0 <= tap < len(target.layers) for tap in config.target_layer_ids),
+            f"taps {config.target_layer_ids}, target has {len(target.layers)} layers",
+        ),
+        (
+            0 <= config.mask_token_id < target.vocabulary,
+            f"mask token {config.mask_token_id:,}, vocabulary {target.vocabulary:,}",
+        ),
+    ]
+    for fits, reason in checks:
+        if not fits:
+            raise ModelError(f"the draft does not fit the target: {reason}; name the draft made for this target")

@@ -1,0 +1,194 @@
+"""Speculation never changes what comes out: any draft, any depth, any company, against mlx-lm's own greedy output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+
+from draftmill.engine.draft import DFlashDraft, DraftConfig
+from draftmill.engine.drafting import Drafter, DraftRow
+from draftmill.engine.engine import Engine
+from draftmill.engine.families import adapt
+from draftmill.engine.request import Request
+from draftmill.engine.row import Row
+from draftmill.engine.verify import Drafted
+
+from .small import VOCABULARY, NumberTokenizer, llama_model, qwen3_model, reference, requests, run
+
+BLOCK = 8
+
+MODELS = {
+    "llama": llama_model,
+    "llama-sliding": lambda: llama_model(
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
+    ),
+    "qwen3": qwen3_model,
+}
+
+
+def random_draft(**changes) -> DFlashDraft:
+    mx.random.seed(3)
+    config = dict(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        vocab_size=VOCABULARY,
+        num_target_layers=3,
+        block_size=BLOCK,
+        dflash_config={"mask_token_id": 5, "target_layer_ids": [0, 2]},
+    )
+    draft = DFlashDraft(DraftConfig.from_dict({**config, **changes}))
+    mx.eval(draft.parameters())
+    return draft
+
+
+class Replay(Drafter):
+    """Drafts known continuations instead of what its model says, wrong at the positions that `wrong` names."""
+
+    def replay(self, texts: dict[str, list[int]], wrong: Callable[[int], bool]) -> Replay:
+        padding = [0] * (BLOCK + 1)
+        self.texts = {
+            id: mx.array([(t + 1) % VOCABULARY if wrong(i) else t for i, t in enumerate(tokens)] + padding, mx.int32)
+            for id, tokens in texts.items()
+        }
+        return self
+
+    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Drafted:
+        super().draft_blocks(rows, anchors, cursors)  # what it writes past the cursor must not matter
+        parts = [self.texts[row.request.id][cursors[row.slot] + 1 + mx.arange(row.depth)] for row in rows]
+        tokens = mx.concatenate(parts)
+        return Drafted(tokens, mx.eye(VOCABULARY)[tokens])
+
+
+def engine_with_draft(model, draft=None, max_rows=8, slots=2048, end=()) -> Engine:
+    target = adapt(model)
+    per_slot = 2 * 4 * (target.kv_layers * target.kv_heads * target.head_dim + 2 * 2 * 16)
+    return Engine(target, NumberTokenizer(end), 512, max_rows, memory=slots * per_slot, draft=draft or random_draft())
+
+
+def replaying(model, asked: Sequence[Request], wrong: Callable[[int], bool] = lambda i: False, **options) -> Engine:
+    engine = engine_with_draft(model, **options)
+    texts = {request.id: [*request.tokens, *reference(model, request)] for request in asked}
+    assert engine.drafter
+    engine.drafter = Replay(engine.drafter.draft, engine.target, engine.pool.slots).replay(texts, wrong)
+    return engine
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("wrong", [None, lambda i: False, lambda i: i % 3 == 0], ids=["random", "oracle", "half"])
+def test_greedy_equals_mlx_lm(family: str, rows: int, wrong: Callable[[int], bool] | None) -> None:
+    model, asked = MODELS[family](), requests(8)
+    engine = replaying(model, asked, wrong, max_rows=rows) if wrong else engine_with_draft(model, max_rows=rows)
+    done = run(engine, asked)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_an_oracle_fills_every_block() -> None:
+    model = llama_model()
+    asked = requests(4, max_tokens=1 + 3 * BLOCK)
+    done = run(replaying(model, asked), asked)
+    for request in asked:
+        completion = done[request.id]
+        assert (completion.rounds, completion.accepted, completion.drafted) == (3, 3 * (BLOCK - 1), 3 * (BLOCK - 1))
+
+
+@pytest.mark.parametrize("wrong", [lambda i: False, lambda i: i % 4 == 1])
+def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool]) -> None:
+    model = qwen3_model()
+    asked = [
+        replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
+        for i, request in enumerate(requests(8))
+    ]
+    engine = replaying(model, asked, wrong, max_rows=4)
+    changing = iter(range(10**6))
+
+    def depth(row: Row) -> int:
+        return (next(changing) * 5) % BLOCK
+
+    engine.scheduler.depth = depth
+    done = run(engine, asked, every=2)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_end_tokens_and_limits_inside_a_block() -> None:
+    model = llama_model()
+    asked = requests(8, max_tokens=21)
+    end = reference(model, asked[0])[5]
+    done = run(replaying(model, asked, end=(end,)), asked)
+    for request in asked:
+        expected = reference(model, request)
+        cut = expected[: expected.index(end)] if end in expected else expected
+        assert list(done[request.id].tokens) == cut
+        assert done[request.id].finish_reason == ("stop" if end in expected else "length")
+
+
+def test_tokens_per_round_do_not_depend_on_neighbours() -> None:
+    model = llama_model()
+    asked = requests(8)
+    wrong = lambda i: i % 5 == 2  # noqa: E731
+    together = run(replaying(model, asked, wrong), asked)
+    for request in asked:
+        alone = run(replaying(model, asked, wrong), [request])[request.id]
+        beside = together[request.id]
+        assert (beside.rounds, beside.drafted, beside.accepted) == (alone.rounds, alone.drafted, alone.accepted)
+
+
+def test_the_drafts_own_context_does_not_depend_on_neighbours() -> None:
+    # The draft of the target's last layers' states: right now and then, so its context matters.
+    model = llama_model()
+    draft = random_draft(layer_types=["sliding_attention", "full_attention"], sliding_window=12)
+    asked = requests(8, temperature=1.5)
+    together = run(engine_with_draft(model, draft), asked)
+    assert sum(completion.accepted for completion in together.values()) > 0
+    for request in asked:
+        alone = run(engine_with_draft(model, draft), [request])[request.id]
+        assert alone.tokens == together[request.id].tokens
+        assert alone.accepted == together[request.id].accepted
+
+
+def test_growth_moves_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.scheduler.HEADROOM", 2)
+    model = llama_model()
+    asked = requests(6, max_tokens=60, longest=30)
+    engine = replaying(model, asked, lambda i: i % 4 == 0, max_rows=6, slots=170)
+    done = run(engine, asked)
+    assert engine.scheduler.moved > 0
+    assert engine.scheduler.preempted > 0
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_counters_agree_with_results() -> None:
+    model = llama_model()
+    asked = requests(8, temperature=1.0)
+    engine = engine_with_draft(model)
+    done = run(engine, asked).values()
+    assert engine.stats.drafted == sum(completion.drafted for completion in done)
+    assert engine.stats.accepted == sum(completion.accepted for completion in done)
+    assert engine.stats.accepted == sum(engine.stats.accepted_per_position)
+    assert engine.stats.row_rounds == sum(completion.rounds for completion in done)
+    assert engine.stats.generated_tokens == sum(len(completion.tokens) for completion in done)
+
+
+def test_no_round_copies_a_pool() -> None:
+    model = llama_model(hidden_size=256)
+    draft = random_draft(hidden_size=256, num_attention_heads=4, head_dim=64)
+    target = adapt(model)
+    engine = Engine(target, NumberTokenizer(), 20_000, 8, memory=150 * 2**20, draft=draft)
+    for request in requests(8, max_tokens=190, longest=200):
+        engine.add(request)
+    engine.step()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(100):
+        engine.step()
+    assert mx.get_peak_memory() - before < engine.pool.keys[0].nbytes / 2
