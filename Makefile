@@ -17,7 +17,7 @@ test: lint
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pyright
+	.venv/bin/pyright --project .
 
 setup: .venv/ready
 
