@@ -30,6 +30,14 @@ class Transformer(ABC):
         return self.norm.weight.dtype
 
     @property
+    def hidden_size(self) -> int:
+        return self.norm.weight.shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.embed.weight.shape[0]
+
+    @property
     def kv_heads(self) -> int:
         return self.layers[0].self_attn.n_kv_heads
 
