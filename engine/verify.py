@@ -74,8 +74,7 @@ def accept(
     if drafted.q is not None:
         spread = [sampling for sampling, depth in zip(samplings, depths, strict=True) for _ in range(depth + 1)]
         p = probabilities(logits, spread)  # [S, vocabulary]
-        p_x = mx.take_along_axis(p[slots[:, :-1]], drafts[..., None], axis=-1)[..., 0]
-        q_x = mx.take_along_axis(drafted.q[places], drafts[..., None], axis=-1)[..., 0]
+        p_x, q_x = p[slots[:, :-1], drafts], drafted.q[places, drafts]
         at = (positions[:, None] + mx.arange(width - 1)).flatten()
         owners = [sampling for sampling in samplings for _ in range(width - 1)]
         u = uniform(owners, at, Purpose.ACCEPT).reshape(len(depths), -1)
@@ -84,6 +83,8 @@ def accept(
         place = mx.take_along_axis(places, mx.minimum(passed, width - 2)[:, None], axis=1)[:, 0]
         rejected = passed < mx.array(depths)
         residual = mx.maximum(p[last] - mx.where(rejected[:, None], drafted.q[place], 0), 0)
+        # Where rounding alone rejected a draft, p and q are the same and nothing is left.
+        residual = mx.where(residual.sum(axis=-1, keepdims=True) > 0, residual, p[last])
         sampled = draw(residual, uniform(samplings, positions + passed, Purpose.SAMPLE))
         is_greedy = greedy_rows(samplings)
         accepted = mx.where(is_greedy, accepted, passed)
