@@ -26,9 +26,7 @@ from .submit import WINDOW, submit
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @options.redis_url
 @click.pass_context
-def submit_command(
-    context: click.Context, input: str, priority: str, redis_url: str | None, **given: Any
-) -> None:
+def submit_command(context: click.Context, input: str, priority: str, redis_url: str | None, **given: Any) -> None:
     """Queue the prompts of INPUT; print the batch id.
 
     INPUT is JSONL, or - for standard input. The same file with the same parameters is the same batch:
@@ -72,13 +70,9 @@ class Patience:
 
 @click.command("collect")
 @click.argument("batch", metavar="BATCH")
-@click.option(
-    "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results."
-)
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
 @click.option("--follow", is_flag=True, help="Wait until the batch is complete.")
-@click.option(
-    "--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete."
-)
+@click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
 @options.redis_url
 @click.pass_context
@@ -190,9 +184,7 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
         "ended": f"{state.done:,} done, {state.failed:,} failed, {state.cancelled:,} cancelled",
         "open": f"{state.running:,} running, {state.queued:,} queued, {missing:,} not submitted yet",
         "tokens": f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} generated",
-        "workers": f"{live.workers} live, {live.tokens_per_second:,.0f} tokens/s"
-        if live.workers
-        else "none live",
+        "workers": f"{live.workers} live, {live.tokens_per_second:,.0f} tokens/s" if live.workers else "none live",
     }
     if not live.workers and not state.complete:
         lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"

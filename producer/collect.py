@@ -59,8 +59,7 @@ def finish(redis: redis_py.Redis, output: Output, in_order: bool) -> None:
     """Marks OUT as complete, putting it in input order first if asked."""
     if in_order and not output.manifest.in_order:
         numbers = {
-            orjson.loads(result.line)["custom_id"]: result.n
-            for result in batches.results(redis, output.manifest.batch)
+            orjson.loads(result.line)["custom_id"]: result.n for result in batches.results(redis, output.manifest.batch)
         }
         output.sort(numbers)
     output.manifest.complete = True

@@ -77,9 +77,7 @@ def explain_redis(error: rx.RedisError, where: str) -> UserError:
     text = str(error)
     match error:
         case rx.AuthenticationError() | rx.AuthenticationWrongNumberOfArgsError():
-            message = (
-                f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
-            )
+            message = f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
         case rx.NoPermissionError():
             message = f"{where} denies a command to this user ({text}); allow it or use another user"
         case rx.InvalidResponse():

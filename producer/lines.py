@@ -184,9 +184,7 @@ def _message(place: int, message: Any) -> Message:
             raise Fault(f"message {place} has {name}, which is not supported")
     role = "system" if message.get("role") == "developer" else message.get("role")
     try:
-        return Message.model_validate(
-            {"role": role, "content": _text(place, message.get("content"))}, strict=True
-        )
+        return Message.model_validate({"role": role, "content": _text(place, message.get("content"))}, strict=True)
     except ValidationError as error:
         raise Fault(f"message {place}: {_reason(error)}") from None
 

@@ -67,8 +67,7 @@ class LocalWorker:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         last = f": {' | '.join(said[-3:])}" if said else ""
         raise UserError(
-            f"the worker ended with {how}{last} (log: {self.log}); finished lines are kept, "
-            "the same command goes on",
+            f"the worker ended with {how}{last} (log: {self.log}); finished lines are kept, the same command goes on",
             BUG,
         )
 
@@ -96,6 +95,4 @@ class LocalWorker:
     def _said(self) -> list[str]:
         with Path(self.log).open("rb") as log:
             log.seek(self._start)
-            return [
-                line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()
-            ]
+            return [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]

@@ -28,9 +28,7 @@ _dataset = (
         "--pair", default=DEFAULT_PAIR, show_default=True, metavar="NAME", help="Model that runs the prompts."
     ),
     click.option("--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="Default: 512."),
-    click.option(
-        "--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."
-    ),
+    click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
     click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
@@ -56,9 +54,7 @@ def read(input: str, pair: str, strict: bool, **given: Any) -> tuple[Dataset, Su
     dataset = Dataset(input, pair, Defaults(values, given.get("system")))
     survey = dataset.survey()
     if strict and survey.first_bad:
-        raise UserError(
-            f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)"
-        )
+        raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
     for note, count in survey.notes.most_common(5):
         click.echo(f"Note: {note} ({count} {'line' if count == 1 else 'lines'})", err=True)
     return dataset, survey

@@ -183,9 +183,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"another draftmill is writing {str(path)!r}; wait for it or choose another file"
-        ) from None
+        raise UserError(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
     return file
 
 

@@ -29,9 +29,7 @@ def status() -> None:
         return
     info = client.info()
     click.echo(f"url     {server.private_url()}")
-    click.echo(
-        f"server  {info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}"
-    )
+    click.echo(f"server  {info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}")
     click.echo(f"process {info['process_id']}")
     click.echo(f"memory  {info['used_memory_human']}")
     click.echo(f"data    {server.private_folder()}")

@@ -25,9 +25,7 @@ from .submit import submit
 
 @click.command()
 @options.dataset
-@click.option(
-    "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results."
-)
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
 @click.option("--sorted", "in_order", is_flag=True, help="Write results in input order, not as they finish.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
 @options.redis_url

@@ -41,16 +41,12 @@ def submit(
         _send(redis, batch, chunk, tick)
 
 
-def _send(
-    redis: redis_py.Redis, batch: BatchInfo, chunk: list[JobBody], tick: Callable[[BatchStatus], None]
-) -> None:
+def _send(redis: redis_py.Redis, batch: BatchInfo, chunk: list[JobBody], tick: Callable[[BatchStatus], None]) -> None:
     batches.submit_chunk(redis, batch, chunk)
     while True:
         state = batches.status(redis, batch.id)
         if state is None:
-            raise UserError(
-                f"{batch.id} vanished from Redis while it was submitted; run the same command again"
-            )
+            raise UserError(f"{batch.id} vanished from Redis while it was submitted; run the same command again")
         tick(state)
         if state.submitted - state.ended <= WINDOW:
             return

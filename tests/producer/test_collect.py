@@ -33,9 +33,7 @@ def worker(redis: redis_py.Redis, redis_server: RedisServer) -> Iterator[Callabl
 
     def start() -> None:
         command = [sys.executable, "-m", "tests.worker.run_worker", redis_server.url, "8", "0.01", "5"]
-        processes.append(
-            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
 
     yield start
     for process in processes:
@@ -58,10 +56,7 @@ def ids(shell: Shell, name: str) -> list[str]:
 def test_submit_again_queues_nothing_and_collect_waits(shell: Shell, prompts: str) -> None:
     first = shell("submit", prompts, "--pair", PAIR)
     assert first.returncode == 0
-    assert (
-        first.stderr
-        == f"Note: no live worker serves {PAIR}; start one with: draftmill worker --pair {PAIR}\n"
-    )
+    assert first.stderr == f"Note: no live worker serves {PAIR}; start one with: draftmill worker --pair {PAIR}\n"
     batch = first.stdout.strip()
     assert shell("submit", prompts, "--pair", PAIR).stdout.strip() == batch
     listed = shell("status").stdout.splitlines()
@@ -139,9 +134,7 @@ def test_what_an_interruption_tore_is_cut_away(
             path.with_name("out.errors.jsonl").unlink()
     go_on(len(results))
     errors = path.with_name("out.errors.jsonl")
-    assert path.read_bytes() == b"".join(
-        r.line + b"\n" for r, fail in zip(results, failed, strict=True) if not fail
-    )
+    assert path.read_bytes() == b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if not fail)
     wrong = b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if fail)
     assert (errors.read_bytes() if errors.exists() else b"") == wrong
 
@@ -164,9 +157,7 @@ def test_another_batchs_file_is_not_touched(tmp_path: Path) -> None:
 def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("precious")
-    with pytest.raises(
-        UserError, match=r"out\.jsonl' exists; choose another file or overwrite it with --force"
-    ):
+    with pytest.raises(UserError, match=r"out\.jsonl' exists; choose another file or overwrite it with --force"):
         Output(path, "b")
     assert path.read_text() == "precious"
 

@@ -88,9 +88,7 @@ def test_defaults_apply_where_a_line_says_nothing() -> None:
     body = job({"prompt": "x", "temperature": 0}, sampling=sampling, system="S")
     assert body.sampling == Sampling(max_tokens=5, temperature=0.0)
     assert body.messages == (Message(role="system", content="S"), Message(role="user", content="x"))
-    own = job(
-        {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "x"}]}, system="S"
-    )
+    own = job({"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "x"}]}, system="S")
     assert own.messages
     assert own.messages[0].content == "own"
 
@@ -155,9 +153,7 @@ def test_a_custom_id_is_used_once() -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_text_survives_the_whole_way(text: str) -> None:
     body = job({"id": text, "prompt": text})
-    again = JobBody.model_validate(
-        orjson.loads(orjson.dumps(body.model_dump(mode="json", exclude_none=True)))
-    )
+    again = JobBody.model_validate(orjson.loads(orjson.dumps(body.model_dump(mode="json", exclude_none=True))))
     assert again == body
     assert again.custom_id == text
     assert again.messages == (Message(role="user", content=text),)

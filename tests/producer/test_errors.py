@@ -114,9 +114,7 @@ def guarded(tmp_path: Path) -> Iterator[str]:
     """A Redis that wants a password."""
     port = free_port()
     settings = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    process = subprocess.Popen(
-        [get_binary_path(), *settings, "--requirepass", "right"], stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([get_binary_path(), *settings, "--requirepass", "right"], stdout=subprocess.DEVNULL)
     for _ in range(100):
         try:
             redis_py.Redis(port=port, password="right").ping()
@@ -133,8 +131,7 @@ def test_passwords(shell: Shell, guarded: str) -> None:
         done = shell("status", "--redis-url", url)
         assert done.returncode == 3
         assert one_line(done.stderr) == (
-            f"Redis at {shown} refuses the user name or password; "
-            "give them as redis://USER:PASSWORD@HOST:PORT"
+            f"Redis at {shown} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
         )
     assert shell("status", "--redis-url", f"redis://:right@{guarded}").returncode == 0
 
