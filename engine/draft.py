@@ -141,7 +141,7 @@ class DFlashDraft(nn.Module):
         self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers = [DraftLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rope = initialize_rope(
+        self.rope: Any = initialize_rope(
             config.head_dim,
             base=config.rope_theta,
             traditional=False,
@@ -209,17 +209,22 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
     weights = {name.removeprefix("model."): array for name, array in weights.items()}
     if stored := raw.get("quantization"):
         nn.quantize(draft, group_size=stored["group_size"], bits=stored["bits"])
-    expected = {name: array.shape for name, array in tree_flatten(draft.parameters())}
+    expected = {name: array.shape for name, array in arrays(draft)}
     for name, shape in expected.items():
         if name not in weights:
             raise ModelError(f"draft {folder}: weight {name} is missing; download it again")
         if weights[name].shape != shape:
             raise ModelError(f"draft {folder}: weight {name} is {weights[name].shape}, config.json says {shape}")
     draft.load_weights([(name, weights[name]) for name in expected])
-    for name, array in tree_flatten(draft.parameters()):
+    for name, array in arrays(draft):
         if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
             raise ModelError(f"draft {folder}: weight {name} holds NaN or infinity; download it again")
     if quantize_bits:
         nn.quantize(draft, group_size=64, bits=quantize_bits)
     draft.eval()
     return draft
+
+
+def arrays(draft: DFlashDraft) -> list[tuple[str, mx.array]]:
+    """The draft's parameters by their names in a checkpoint."""
+    return list(tree_flatten(draft.parameters(), destination={}).items())  # type: ignore[union-attr]

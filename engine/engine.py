@@ -261,7 +261,8 @@ class Engine:
 
     def _read(self, launched: Round) -> None:
         """Take the tokens of a round that has run."""
-        emitted, counts = launched.tokens.tolist(), launched.counts.tolist()
+        emitted: Any = launched.tokens.tolist()
+        counts: Any = launched.counts.tolist()
         for segment, tokens, count in zip(launched.yielding, emitted, counts, strict=True):
             row = segment.row
             row.in_flight.popleft()

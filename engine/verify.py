@@ -23,7 +23,7 @@ class Drafted:
 def accept(
     logits: mx.array,
     drafted: Drafted | None,
-    depths: Sequence[int],
+    depths: list[int],
     samplings: Sequence[Sampling],
     positions: mx.array,
 ) -> tuple[mx.array, mx.array]:

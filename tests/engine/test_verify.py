@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from draftmill.engine.verify import Drafted, accept
 
 VOCABULARY, DRAWS = 6, 20_000
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     dict(temperature=1.0),
     dict(temperature=0.5),
     dict(temperature=1.7, top_k=3),
@@ -36,7 +38,7 @@ def chi_squared(tokens: np.ndarray, p: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("draft", ["close", "far", "same"])
-def test_emitted_tokens_are_distributed_as_the_target(setting: dict[str, float], draft: str) -> None:
+def test_emitted_tokens_are_distributed_as_the_target(setting: dict[str, Any], draft: str) -> None:
     mx.random.seed(11)
     target = 1.5 * mx.random.normal((3, VOCABULARY))  # logits of the three slots, whatever came before
     noise = {"close": 0.5, "far": 3.0, "same": 0.0}[draft]
@@ -61,7 +63,7 @@ def test_emitted_tokens_are_distributed_as_the_target(setting: dict[str, float],
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_plain_sampling_has_the_same_distribution(setting: dict[str, float]) -> None:
+def test_plain_sampling_has_the_same_distribution(setting: dict[str, Any]) -> None:
     mx.random.seed(12)
     target = 1.5 * mx.random.normal((1, VOCABULARY))
     samplings = [Sampling(seed=seed, **setting) for seed in range(DRAWS)]
