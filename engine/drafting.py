@@ -46,13 +46,16 @@ class Drafter:
         self.draft, self.target = draft, target
         self.taps = draft.config.target_layer_ids
         self.block = draft.config.block_size
-        self.pool = KVPool(*self.shape(draft, target)[:1], slots, *self.shape(draft, target)[1:])
+        config = draft.config
+        self.pool = KVPool(config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim, target.dtype)
 
     @staticmethod
-    def shape(draft: DFlashDraft, target: Transformer) -> tuple[int, int, int, mx.Dtype]:
-        """Layers, heads, head dimension and type of the context pool."""
+    def bytes_per_slot(draft: DFlashDraft, target: Transformer) -> int:
+        """Memory of one token's context."""
         config = draft.config
-        return config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
+        return KVPool.bytes_per_slot(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
+        )
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Drafted:
         """Draft `depth` tokens for each row, from anchors and cursors [max_rows] on the device."""

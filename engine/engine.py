@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.utils import dequantize_model
 
 from ..kernels.packing import Packing, Span
 from . import models
-from .draft import DFlashDraft
+from .draft import DFlashDraft, load_draft
 from .drafting import Drafter, DraftRow
 from .families import adapt
 from .families.transformer import Transformer
 from .memory import default_budget
-from .pool import KVPool
+from .pairs import Pair
 from .request import Completion, FinishReason, Request, RequestError
 from .row import Row
 from .scheduler import Plan, Scheduler, Segment
@@ -82,18 +83,18 @@ class Engine:
         self.context_length = context_length
         self.max_rows = max_rows
         self.stats = Stats()
-        shape = (target.kv_layers, target.kv_heads, target.head_dim, target.dtype)
-        per_slot = KVPool.bytes_per_slot(*shape)
-        if draft:
-            per_slot += KVPool.bytes_per_slot(*Drafter.shape(draft, target))
         block = draft.config.block_size if draft else 0
+        per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
+        per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
-        slots = min(budget // per_slot, max_rows * (context_length + block))
+        slots = min((budget - max_rows * per_row) // per_slot, max_rows * (context_length + block))
         if slots < 1:
             raise models.ModelError(
-                f"no memory for keys and values: {budget:,} bytes allowed, a token needs {per_slot:,}; raise --memory"
+                f"no memory for keys and values: {budget:,} bytes allowed; a token needs {per_slot:,}, "
+                f"each of {max_rows} rows {per_row:,} besides: raise --memory or lower --max-rows"
             )
-        self.pool = KVPool(shape[0], slots, *shape[1:])
+        self.state = target.make_state(slots)
+        self.pool = self.state.pool
         self.drafter = Drafter(draft, target, slots) if draft else None
         self.scheduler = Scheduler(slots, max_rows, block, depth=lambda row: max(0, block - 1))
         self.stats.accepted_per_position = [0] * max(0, block - 1)
@@ -105,14 +106,21 @@ class Engine:
         self._finished: list[Row] = []
 
     @classmethod
-    def load(cls, name: str, cache: Path, max_rows: int = MAX_ROWS, memory: int | None = None) -> Engine:
-        """Load a target by name, folder or hub id.
+    def load(cls, pair: Pair, cache: Path, max_rows: int = MAX_ROWS, memory: int | None = None) -> Engine:
+        """Load a target and, if the pair has one, its draft; `cache` is where the boxed target is kept.
 
         Raises:
-            ModelError: it cannot be found, read or served; the message is one line.
+            ModelError: one of them cannot be found, read or served; the message is one line.
         """
-        loaded = models.load(name, cache)
-        return cls(adapt(loaded.model), loaded.tokenizer, loaded.context_length, max_rows, memory)
+        loaded = models.load(pair.target, cache)
+        target = adapt(loaded.model)
+        draft: Any = None
+        if pair.draft:
+            draft = load_draft(models.locate(pair.draft, cache))
+            if mx.default_device() == mx.cpu:
+                draft = dequantize_model(draft)
+            draft.set_dtype(target.dtype)
+        return cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft)
 
     @property
     def unfinished(self) -> int:
@@ -182,7 +190,7 @@ class Engine:
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = self._pack(segments, drafted)
-        hidden, taps = self.target.forward(tokens, packing, self.pool, self.drafter.taps if self.drafter else ())
+        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
         pending = [hidden]
         if self.drafter:
             pending.append(self.drafter.extend(taps, packing))

@@ -74,5 +74,6 @@ def main(debug: bool) -> None:
 for command in (run, submit_command, status_command, collect_command, cancel_command):
     main.add_command(command)
 main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and work on its queue."))
+main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pairs of target and draft."))
 main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
 main.add_command(redis_group)

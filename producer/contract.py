@@ -90,7 +90,7 @@ def job_id(batch: str, custom_id: str) -> str:
 
 def queue_name(pair: str, priority: str) -> str:
     """The RQ queue of a pair and priority; a worker listens to the queues of the pair that it has loaded."""
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", pair)
+    slug = re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())
     return f"draftmill.{slug}.{priority}"
 
 

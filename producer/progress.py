@@ -33,10 +33,12 @@ class Speed:
 def speed(redis: redis_py.Redis, pair: str) -> Speed:
     """The speed of all live workers that serve `pair`."""
     reports = [report for report in batches.workers(redis) if report.get("pair") == pair]
-    rates = [float(report.get("tokens_per_second", 0)) for report in reports]
-    rounds = [float(report.get("tokens_per_round", 0)) for report in reports]
-    weighted = sum(rate * per for rate, per in zip(rates, rounds, strict=True))
-    return Speed(len(reports), sum(rates), weighted / sum(rates) if sum(rates) else 0.0)
+    total = {
+        name: sum(float(report.get(name, 0)) for report in reports)
+        for name in ("tokens_per_second", "accepted", "row_rounds")
+    }
+    per_round = total["accepted"] / total["row_rounds"] + 1 if total["row_rounds"] else 0.0
+    return Speed(len(reports), total["tokens_per_second"], per_round)
 
 
 class Meter:

@@ -29,7 +29,9 @@ class Bytes(click.ParamType):
 
 
 @click.command()
-@click.option("--pair", default=DEFAULT_PAIR, show_default=True, help="Model: a name, a folder or a hub id.")
+@click.option("--pair", help=f"Pair to serve: a name, or a target's folder or hub id.  [default: {DEFAULT_PAIR}]")
+@click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
+@click.option("--draft", help="Draft of that target: a folder or hub id.")
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
@@ -43,7 +45,9 @@ class Bytes(click.ParamType):
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address to serve metrics on.")
 def worker(
-    pair: str,
+    pair: str | None,
+    target: str | None,
+    draft: str | None,
     redis_url: str | None,
     max_rows: int,
     memory: int | None,
@@ -55,6 +59,11 @@ def worker(
 
     SIGTERM or Ctrl-C finishes what is running and ends; a second one hands it back to the queue and ends at once.
     """
+    if pair and (target or draft):
+        raise UserError("--pair names both models: give either --pair or --target and --draft")
+    if draft and not target:
+        raise UserError("--draft needs the --target that it was made for")
+
     from .blas import preload
 
     slow = preload()
@@ -68,20 +77,24 @@ def worker(
 
     from ..engine.boxed import ModelError
     from ..engine.engine import Engine
+    from ..engine.pairs import Pair, resolve
     from .worker import MillWorker
 
+    name = pair or target or DEFAULT_PAIR
     try:
-        engine = Engine.load(pair, cache_dir(), max_rows=max_rows, memory=memory)
+        models = Pair(target, target, draft) if target else resolve(name)
+        engine = Engine.load(models, cache_dir(), max_rows=max_rows, memory=memory)
     except ModelError as error:
         raise UserError(str(error)) from error
-    mill = MillWorker(engine, pair, connection, lease)
+    mill = MillWorker(engine, name, connection, lease)
     if metrics_port:
         try:
             mill.metrics.serve(metrics_host, metrics_port)
         except OSError as error:
             where = f"{metrics_host}:{metrics_port}"
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
-    click.echo(f"worker {mill.name} is ready: {pair}, up to {max_rows} rows")
+    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
+    click.echo(f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows")
     sys.stdout.flush()
     if not mill.work():
         sys.exit(INTERRUPTED)

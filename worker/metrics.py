@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+from typing import NamedTuple
+
 import prometheus_client as prometheus
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -10,6 +13,32 @@ from .protocol import EngineStats
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 JOB_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+
+
+class Counts(NamedTuple):
+    """The engine's counters at one moment."""
+
+    rounds: int
+    rows: int
+    generated: int
+    prompt: int
+    row_rounds: int
+    drafted: int
+    accepted: int
+    positions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, stats: EngineStats) -> Counts:
+        return cls(
+            stats.rounds,
+            stats.rows,
+            stats.generated_tokens,
+            stats.prompt_tokens,
+            stats.row_rounds,
+            stats.drafted,
+            stats.accepted,
+            tuple(stats.accepted_per_position),
+        )
 
 
 class Metrics:
@@ -21,6 +50,15 @@ class Metrics:
         self.generated = Counter("draftmill_generated_tokens", "Tokens generated.", registry=registry)
         self.prompt = Counter("draftmill_prompt_tokens", "Prompt tokens of finished jobs.", registry=registry)
         self.rounds = Counter("draftmill_rounds", "Rounds of the engine.", registry=registry)
+        self.spec_rounds = Counter("draftmill_spec_rounds", "Decoding rounds, counted for each row.", registry=registry)
+        self.spec_drafted = Counter("draftmill_spec_draft_tokens", "Draft tokens verified.", registry=registry)
+        self.spec_accepted = Counter("draftmill_spec_accepted_tokens", "Draft tokens accepted.", registry=registry)
+        self.spec_positions = Counter(
+            "draftmill_spec_accepted_tokens_per_position",
+            "Draft tokens accepted, by their place in the block.",
+            ["position"],
+            registry=registry,
+        )
         self.batch_size = Histogram("draftmill_batch_size", "Rows in a round.", buckets=ROWS, registry=registry)
         self.round_seconds = Histogram(
             "draftmill_round_seconds", "Wall time of a round.", buckets=ROUND_SECONDS, registry=registry
@@ -39,7 +77,7 @@ class Metrics:
         self.reaped = Counter("draftmill_reaped", "Expired leases taken back.", registry=registry)
         info = Gauge("draftmill_worker_info", "This worker.", ["pair", "worker", "version"], registry=registry)
         info.labels(pair, worker, version).set(1)
-        self._seen = (0, 0, 0, 0)
+        self._seen = Counts(0, 0, 0, 0, 0, 0, 0, ())
 
     def serve(self, host: str, port: int) -> None:
         """Answer Prometheus on `host:port`; raises OSError if the port is taken."""
@@ -47,12 +85,17 @@ class Metrics:
 
     def observe_round(self, seconds: float, stats: EngineStats) -> None:
         """Account for one step of the engine."""
-        now = (stats.rounds, stats.rows, stats.generated_tokens, stats.prompt_tokens)
-        rounds, rows, generated, prompt = (new - old for new, old in zip(now, self._seen, strict=True))
-        self._seen = now
-        self.generated.inc(generated)
-        self.prompt.inc(prompt)
-        if rounds:
+        before, self._seen = self._seen, Counts.of(stats)
+        now = self._seen
+        self.generated.inc(now.generated - before.generated)
+        self.prompt.inc(now.prompt - before.prompt)
+        self.spec_rounds.inc(now.row_rounds - before.row_rounds)
+        self.spec_drafted.inc(now.drafted - before.drafted)
+        self.spec_accepted.inc(now.accepted - before.accepted)
+        for position, (new, old) in enumerate(zip_longest(now.positions, before.positions, fillvalue=0)):
+            if new > old:
+                self.spec_positions.labels(position).inc(new - old)
+        if rounds := now.rounds - before.rounds:
             self.rounds.inc(rounds)
-            self.batch_size.observe(rows / rounds)
+            self.batch_size.observe((now.rows - before.rows) / rounds)
             self.round_seconds.observe(seconds)

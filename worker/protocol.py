@@ -9,7 +9,11 @@ from ..engine.request import Completion, Request
 
 
 class EngineStats(Protocol):
-    """Counters since the engine was made; `rows` is the sum over rounds."""
+    """Counters since the engine was made; `rows` is the sum over rounds.
+
+    `row_rounds` counts, over rows, the rounds that decoded; `drafted` and `accepted` the draft tokens verified and
+    accepted in them, `accepted_per_position` by their place in the block.
+    """
 
     rounds: int
     rows: int
@@ -17,6 +21,8 @@ class EngineStats(Protocol):
     generated_tokens: int
     drafted: int
     accepted: int
+    row_rounds: int
+    accepted_per_position: list[int]
 
 
 class Engine(Protocol):

@@ -25,7 +25,17 @@ def completed(job: Claimed, body: JobBody, completion: Completion) -> Outcome:
     """The outcome of a request that ran to its end."""
     content = _chat(completion) if body.messages is not None else _text(completion)
     prompt, generated = completion.prompt_tokens, len(completion.tokens)
-    usage = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+    }
+    if completion.drafted:
+        usage["completion_tokens_details"] = {
+            "accepted_prediction_tokens": completion.accepted,
+            "rejected_prediction_tokens": completion.drafted - completion.accepted,
+        }
+        usage["tokens_per_round"] = round(completion.accepted / completion.rounds + 1, 3)
     answer = {"created": int(time.time()), "model": body.pair, **content, "usage": usage}
     line = _line(job, {"status_code": 200, "request_id": f"req_{job.id}", "body": answer}, None)
     return Outcome(job, "done", line, prompt, generated)

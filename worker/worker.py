@@ -202,7 +202,9 @@ class MillWorker(BaseWorker):
             "rounds": stats.rounds,
             "generated_tokens": stats.generated_tokens,
             "tokens_per_second": round((latest - then) / (after - before), 1) if after > before else 0,
-            "tokens_per_round": round(stats.generated_tokens / stats.rows, 2) if stats.rows else 0,
+            "row_rounds": stats.row_rounds,
+            "drafted": stats.drafted,
+            "accepted": stats.accepted,
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from draftmill.engine.request import Completion, Request, RequestError
 
@@ -20,6 +20,8 @@ class Stats:
     generated_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
+    row_rounds: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
 
 
 class SetSpeedEngine:
