@@ -42,6 +42,8 @@ make_venv() {
 install_package() {
     say "installing draftmill and what it needs"
     .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[worker,embedded,dev]'
+    # The tests compare drafts with z-lab's own package, of which they need the MLX part and none of its pinned tools.
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps 'dflash>=0.1,<0.2'
     # Type checkers do not see editable installs: show them this folder under the package's name.
     mkdir -p .venv/src
     ln -sfn ../.. .venv/src/draftmill

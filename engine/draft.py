@@ -69,14 +69,21 @@ class DraftConfig:
         merged["rope_scaling"] = (
             scaling if scaling.get("rope_type", scaling.get("type", "default")) != "default" else None
         )
+        if not merged.get("final_logit_softcapping"):
+            merged["final_logit_softcapping"] = None
         try:
             layers, target_layers = merged["num_hidden_layers"], merged["num_target_layers"]
             merged["head_dim"] = merged.get("head_dim") or merged["hidden_size"] // merged["num_attention_heads"]
             merged["target_layer_ids"] = tuple(merged.get("target_layer_ids") or default_taps(layers, target_layers))
             merged["layer_types"] = tuple(merged.get("layer_types") or ["full_attention"] * layers)
-            return cls(**{f.name: merged[f.name] for f in fields(cls) if merged.get(f.name) is not None})
+            draft = cls(**{f.name: merged[f.name] for f in fields(cls) if merged.get(f.name) is not None})
         except (KeyError, TypeError) as error:
             raise ModelError(f"draft config.json lacks a field: {error}") from error
+        if unknown := set(draft.layer_types) - {"full_attention", "sliding_attention"}:
+            raise ModelError(f"draft config.json has layer types that are not supported: {', '.join(sorted(unknown))}")
+        if "sliding_attention" in draft.layer_types and draft.sliding_window is None:
+            raise ModelError("draft config.json has sliding layers but no sliding_window")
+        return draft
 
 
 def default_taps(layers: int, target_layers: int) -> tuple[int, ...]:

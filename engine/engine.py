@@ -67,6 +67,10 @@ class Engine:
         max_rows: most rows in a round.
         memory: bytes for keys and values; by default what this machine can spare.
         draft: the target's draft; None for plain decoding.
+        depth: most drafted tokens of a row to verify in a round; by default all of its block.
+
+    Raises:
+        ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Engine:
         max_rows: int = MAX_ROWS,
         memory: int | None = None,
         draft: DFlashDraft | None = None,
+        depth: int | None = None,
     ):
         self.target = target
         self.text = Text(tokenizer)
@@ -84,6 +89,9 @@ class Engine:
         self.max_rows = max_rows
         self.stats = Stats()
         block = draft.config.block_size if draft else 0
+        most = max(0, block - 1)
+        if depth is not None and depth > most:
+            raise models.ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
         per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
         per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
@@ -96,8 +104,8 @@ class Engine:
         self.state = target.make_state(slots)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, slots) if draft else None
-        self.scheduler = Scheduler(slots, max_rows, block, depth=lambda row: max(0, block - 1))
-        self.stats.accepted_per_position = [0] * max(0, block - 1)
+        self.scheduler = Scheduler(slots, max_rows, block, depth=lambda row: most if depth is None else depth)
+        self.stats.accepted_per_position = [0] * most
         self._anchors = mx.zeros(max_rows, mx.int32)
         self._cursors = mx.zeros(max_rows, mx.int32)
         self._replay = mx.zeros(max_rows, mx.int32)
@@ -106,8 +114,18 @@ class Engine:
         self._finished: list[Row] = []
 
     @classmethod
-    def load(cls, pair: Pair, cache: Path, max_rows: int = MAX_ROWS, memory: int | None = None) -> Engine:
-        """Load a target and, if the pair has one, its draft; `cache` is where the boxed target is kept.
+    def load(
+        cls,
+        pair: Pair,
+        cache: Path,
+        max_rows: int = MAX_ROWS,
+        memory: int | None = None,
+        depth: int | None = None,
+        draft_bits: int | None = None,
+    ) -> Engine:
+        """Load a target and, if the pair has one, its draft.
+
+        `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
         Raises:
             ModelError: one of them cannot be found, read or served; the message is one line.
@@ -116,11 +134,11 @@ class Engine:
         target = adapt(loaded.model)
         draft: Any = None
         if pair.draft:
-            draft = load_draft(models.locate(pair.draft, cache))
-            if mx.default_device() == mx.cpu:
-                draft = dequantize_model(draft)
+            draft = load_draft(models.locate(pair.draft, cache), draft_bits)
             draft.set_dtype(target.dtype)
-        return cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft)
+            if mx.default_device() == mx.cpu:  # where quantised weights crawl
+                draft = dequantize_model(draft)
+        return cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft, depth)
 
     @property
     def unfinished(self) -> int:

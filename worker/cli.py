@@ -32,6 +32,10 @@ class Bytes(click.ParamType):
 @click.option("--pair", help=f"Pair to serve: a name, or a target's folder or hub id.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
 @click.option("--draft", help="Draft of that target: a folder or hub id.")
+@click.option(
+    "--depth", type=click.IntRange(0), help="Most drafted tokens to verify; 0 decodes plainly. [default: all]"
+)
+@click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
@@ -48,6 +52,8 @@ def worker(
     pair: str | None,
     target: str | None,
     draft: str | None,
+    depth: int | None,
+    draft_bits: str | None,
     redis_url: str | None,
     max_rows: int,
     memory: int | None,
@@ -83,7 +89,8 @@ def worker(
     name = pair or target or DEFAULT_PAIR
     try:
         models = Pair(target, target, draft) if target else resolve(name)
-        engine = Engine.load(models, cache_dir(), max_rows=max_rows, memory=memory)
+        bits = int(draft_bits) if draft_bits else None
+        engine = Engine.load(models, cache_dir(), max_rows, memory, depth, bits)
     except ModelError as error:
         raise UserError(str(error)) from error
     mill = MillWorker(engine, name, connection, lease)
