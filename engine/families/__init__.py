@@ -6,10 +6,17 @@ from typing import Any
 
 from .llama import Llama
 from .qwen3 import Qwen3
+from .qwen3_5 import Qwen35
 from .transformer import Transformer
 
-FAMILIES: dict[str, type[Transformer]] = {"llama": Llama, "qwen3": Qwen3}
-"""Adapter of each supported `model_type`."""
+FAMILIES: dict[str, type[Transformer]] = {
+    "llama": Llama,
+    "qwen3": Qwen3,
+    "qwen3_moe": Qwen3,
+    "qwen3_5": Qwen35,
+    "qwen3_5_moe": Qwen35,
+}
+"""Adapter of each supported `model_type`. Qwen3.6 models are of Qwen3.5's types."""
 
 
 class UnsupportedModel(ValueError):

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .transformer import Transformer
+from .transformer import Projected, Transformer
 
 
 class Llama(Transformer):
@@ -16,9 +16,9 @@ class Llama(Transformer):
     def head_dim(self) -> int:
         return self.layers[0].self_attn.head_dim
 
-    def project(self, attn: Any, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def project(self, attn: Any, x: mx.array) -> Projected:
         count = x.shape[0]
-        return (
+        return Projected(
             attn.q_proj(x).reshape(count, attn.n_heads, -1),
             attn.k_proj(x).reshape(count, attn.n_kv_heads, -1),
             attn.v_proj(x).reshape(count, attn.n_kv_heads, -1),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from functools import partial
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -14,7 +13,14 @@ from ...kernels.packing import Packing
 from ..pool import KVPool
 from ..state import State
 
-Mixer = Callable[[mx.array], mx.array]
+
+class Projected(NamedTuple):
+    """Queries [N, H, D], keys and values [N, KV, D] before rope; `gate` [N, H * D] where what is seen is gated."""
+
+    queries: mx.array
+    keys: mx.array
+    values: mx.array
+    gate: mx.array | None = None
 
 
 class Transformer(ABC):
@@ -67,8 +73,8 @@ class Transformer(ABC):
         return State(KVPool(self.kv_layers, slots, self.kv_heads, self.head_dim, self.dtype))
 
     @abstractmethod
-    def project(self, attn: Any, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries [N, H, D], keys and values [N, KV, D] of one attention module, before rope."""
+    def project(self, attn: Any, x: mx.array) -> Projected:
+        """What one attention module makes of tokens [N, hidden]."""
 
     def window(self, layer: Any) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything."""
@@ -82,27 +88,27 @@ class Transformer(ABC):
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
         the layers in `taps`, in their order.
         """
-        mixers = self.mixers(packing, state)
         x = self.embed(tokens)
         tapped: dict[int, mx.array] = {}
-        for index, (layer, mix) in enumerate(zip(self.layers, mixers, strict=True)):
-            x = x + mix(layer.input_layernorm(x))
+        for index, layer in enumerate(self.layers):
+            x = x + self.mix(index, layer, layer.input_layernorm(x), packing, state)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
             if index in taps:
                 tapped[index] = x
         return self.norm(x), [tapped[index] for index in taps]
 
-    def mixers(self, packing: Packing, state: State) -> list[Mixer]:
-        """How each layer mixes tokens [N, hidden] with their rows' others."""
-        return [partial(self.attend, i, layer, packing, state) for i, layer in enumerate(self.layers)]
+    def mix(self, index: int, layer: Any, x: mx.array, packing: Packing, state: State) -> mx.array:
+        """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""
+        return self.attend(index, layer, x, packing, state)
 
-    def attend(self, index: int, layer: Any, packing: Packing, state: State, x: mx.array) -> mx.array:
-        """Attention of one layer, the `index`-th that attends."""
+    def attend(self, index: int, layer: Any, x: mx.array, packing: Packing, state: State) -> mx.array:
+        """Attention of a layer, the `index`-th of those that attend."""
         attn = layer.self_attn
-        queries, keys, values = self.project(attn, x)
+        queries, keys, values, gate = self.project(attn, x)
         queries, keys = (rope(attn.rope, states, packing.positions) for states in (queries, keys))
         keys, values = state.write(index, packing.slots, keys, values)
-        return attn.o_proj(attention(queries, keys, values, packing, attn.scale, self.window(layer)))
+        mixed = attention(queries, keys, values, packing, attn.scale, self.window(layer))
+        return attn.o_proj(mixed if gate is None else mixed * mx.sigmoid(gate))
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits [M, vocabulary] of hidden states [M, hidden]."""

@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import llama, qwen3
+from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
 
 from draftmill.engine.engine import Engine
 from draftmill.engine.families import adapt
@@ -52,6 +53,76 @@ def qwen3_model(seed: int = 0, **changes: Any) -> Any:
     return spread(qwen3.Model(qwen3.ModelArgs(**{**args, **changes})))
 
 
+def qwen3_moe_model(seed: int = 0, **changes: Any) -> Any:
+    mx.random.seed(seed)
+    args = dict(
+        model_type="qwen3_moe",
+        hidden_size=64,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        decoder_sparse_step=1,
+        mlp_only_layers=[1],
+        norm_topk_prob=True,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        rope_theta=10000.0,
+        tie_word_embeddings=False,
+    )
+    return spread(qwen3_moe.Model(qwen3_moe.ModelArgs(**{**args, **changes})))
+
+
+def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
+    """Three recurrent layers to each one that attends, twice; with `num_experts`, MoE."""
+    mx.random.seed(seed)
+    args = dict(
+        model_type="qwen3_5_text",
+        hidden_size=64,
+        num_hidden_layers=8,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=8,
+        linear_conv_kernel_dim=4,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    )
+    module: Any = qwen3_5_moe if changes.get("num_experts") else qwen3_5
+    name = module.__name__.rsplit(".", 1)[-1]
+    model = module.Model(module.ModelArgs(model_type=name, text_config={**args, **changes}))
+    return spread(model)
+
+
+def qwen3_5_moe_model(seed: int = 0, **changes: Any) -> Any:
+    experts = dict(
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        tie_word_embeddings=False,
+    )
+    return qwen3_5_model(seed, **{**experts, **changes})
+
+
+def quantised(model: Any, bits: int = 4, group_size: int = 32) -> Any:
+    nn.quantize(model, group_size=group_size, bits=bits)
+    mx.eval(model.parameters())
+    return model
+
+
 def spread(model: Any) -> Any:
     """Larger weights, so that greedy continuations wander instead of repeating one token."""
     model.update(tree_map(lambda w: w * 2.5 if w.ndim > 1 else w, model.parameters()))
@@ -78,8 +149,8 @@ def small_engine(
     model: Any, end: tuple[int, ...] = (), max_rows: int = 8, slots: int = 2048, context: int = 512
 ) -> Engine:
     target = adapt(model)
-    per_slot = 2 * target.kv_layers * target.kv_heads * target.head_dim * target.dtype.size
-    return Engine(target, NumberTokenizer(end), context, max_rows, memory=slots * per_slot)
+    memory = slots * target.bytes_per_slot + max_rows * target.bytes_per_row(0)
+    return Engine(target, NumberTokenizer(end), context, max_rows, memory)
 
 
 def requests(count: int, max_tokens: int = 24, longest: int = 40, **sampling: Any) -> list[Request]:

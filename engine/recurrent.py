@@ -1,0 +1,124 @@
+"""The memory of recurrent layers (GatedDeltaNet): a state for each row, and the tape of steps not yet accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from ..kernels.convolution import causal_convolution
+from ..kernels.gated_delta import Tape, gated_delta
+from ..kernels.packing import Packing
+from ..kernels.steps import Place, Steps
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Recurrent layers of a model: heads and their sizes, the convolution's `kernel`, and the type of activations."""
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    dtype: mx.Dtype
+
+    @property
+    def channels(self) -> int:
+        """Inputs of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def bytes_per_row(self, taped: int) -> int:
+        """Memory of one row whose tapes have so many steps."""
+        state = 4 * self.value_heads * self.value_dim * self.key_dim
+        inputs = self.dtype.size * (self.kernel - 1 + taped) * self.channels
+        step = self.dtype.size * self.key_heads * self.key_dim + 4 * self.value_heads * (self.value_dim + 1)
+        return self.layers * (state + inputs + taped * step)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What some rows keep of one layer: `state` [B, Hv, Dv, Dk] float32, the convolution's `inputs` [P, C], `tape`."""
+
+    state: mx.array
+    inputs: mx.array
+    tape: Tape
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.state, self.inputs, self.tape.k, self.tape.delta, self.tape.decay]
+
+    @staticmethod
+    def of(arrays: Iterable[mx.array]) -> Memory:
+        state, inputs, *tape = arrays
+        return Memory(state, inputs, Tape(*tape))
+
+
+class Recurrent:
+    """The memory of all recurrent layers and rows.
+
+    A round reads each row's memory once and leaves new memory, so nothing is written in place: the arrays that the
+    last round left hold the rows that took part in it, seat by seat. A row that a round passes over is put on a
+    shelf, by itself, until it comes back; a finished one lies there until its number is given to another.
+    """
+
+    def __init__(self, shape: Shape):
+        self.window = shape.kernel - 1
+        state = mx.zeros((0, shape.value_heads, shape.value_dim, shape.key_dim), mx.float32)
+        inputs = mx.zeros((0, shape.channels), shape.dtype)
+        keys = mx.zeros((0, shape.key_heads, shape.key_dim), shape.dtype)
+        tape = Tape(keys, mx.zeros((0, shape.value_heads, shape.value_dim)), mx.zeros((0, shape.value_heads)))
+        self._layers = [Memory(state, inputs, tape) for _ in range(shape.layers)]
+        self._steps = Steps.of((), {}, None, self.window)
+        self._places: dict[int, Place] = {}
+        self._shelf: dict[int, tuple[int, list[Memory]]] = {}  # length of the tape, memory in each layer
+
+    def begin(self, packing: Packing) -> None:
+        """Start a round: gather its rows' memory, and see what steps they take."""
+        rows = {span.row for span in packing.spans}
+        for span in packing.spans:
+            if span.fresh:
+                self._places.pop(span.row, None)
+                self._shelf.pop(span.row, None)
+        self._put_away([row for row in self._places if row not in rows])
+        self._take_out([row for row in self._shelf if row in rows])
+        self._steps = Steps.of(packing.spans, self._places, packing.replay, self.window)
+        self._places = dict(self._steps.places)
+
+    def convolve(self, layer: int, x: mx.array, weight: mx.array) -> mx.array:
+        """`causal_convolution` of packed x [N, C] over the layer's inputs."""
+        memory = self._layers[layer]
+        y, inputs = causal_convolution(x, weight, memory.inputs, self._steps)
+        self._layers[layer] = replace(memory, inputs=inputs)
+        return y
+
+    def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array) -> mx.array:
+        """`gated_delta` over the layer's state and tape; evaluating the outputs evaluates the memory that is left."""
+        old = self._layers[layer]
+        output, state, tape = gated_delta(q, k, v, decay, beta, old.state, old.tape, self._steps)
+        self._layers[layer] = memory = Memory(state, old.inputs, tape)
+        return mx.depends([output], memory.arrays)[0]
+
+    def _put_away(self, rows: list[int]) -> None:
+        """Copy the memory of rows to the shelf."""
+        for row in rows:
+            place = self._places.pop(row)
+            inputs = mx.arange(place.inputs, place.inputs + self.window + place.length)
+            tape = mx.arange(place.tape, place.tape + place.length)
+            seat = mx.array([place.seat])
+            copies = [Memory(m.state[seat], m.inputs[inputs], m.tape[tape]) for m in self._layers]
+            self._shelf[row] = place.length, copies
+            mx.async_eval([memory.arrays for memory in copies])  # an unevaluated copy would hold all rows' memory
+
+    def _take_out(self, rows: list[int]) -> None:
+        """Put rows' memory behind that which the last round left."""
+        for row in rows:
+            length, memories = self._shelf.pop(row)
+            state, inputs, tape, *_ = self._layers[0].arrays
+            self._places[row] = Place(state.shape[0], inputs.shape[0], tape.shape[0], length)
+            self._layers = [
+                Memory.of(mx.concatenate(pair) for pair in zip(old.arrays, taken.arrays, strict=True))
+                for old, taken in zip(self._layers, memories, strict=True)
+            ]
