@@ -119,6 +119,6 @@ class Recurrent:
             state, inputs, tape, *_ = self._layers[0].arrays
             self._places[row] = Place(state.shape[0], inputs.shape[0], tape.shape[0], length)
             self._layers = [
-                Memory.of(mx.concatenate(pair) for pair in zip(old.arrays, taken.arrays, strict=True))
+                Memory.of(mx.concatenate([*pair]) for pair in zip(old.arrays, taken.arrays, strict=True))
                 for old, taken in zip(self._layers, memories, strict=True)
             ]

@@ -79,12 +79,13 @@ def qwen3_moe_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
-    """Three recurrent layers to each one that attends, twice; with `num_experts`, MoE."""
+    """Recurrent layers, of which every third attends instead; with `num_experts`, MoE."""
     mx.random.seed(seed)
     args = dict(
         model_type="qwen3_5_text",
         hidden_size=64,
-        num_hidden_layers=8,
+        num_hidden_layers=5,
+        full_attention_interval=3,
         intermediate_size=96,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -157,6 +157,18 @@ def draw_again() -> Inputs:
     return draw(2)
 
 
+def test_the_table_tells_a_kernel_where_rows_come_from() -> None:
+    mx.random.seed(4)
+    memory = Memory()
+    first = [Span(0, 2, 0, 0, row=7, fresh=True), Span(2, 5, 0, 0, row=3, fresh=True, final=False)]
+    memory.round(first, draw(7), [0, 0], mx.zeros((C, K)))
+    second = [Span(0, 1, 0, 0, row=7), Span(1, 4, 0, 0, row=3, final=False), Span(5, 1, 0, 0, row=1, fresh=True)]
+    steps = Steps.of(second, memory.places, mx.array([0, 2, 0], mx.int32), K - 1)
+    # query, count, final; seat, inputs, tape, length of the origin. Row 3 sat first: its span was the longest.
+    assert steps.table.tolist() == [[1, 4, 0, 0, 0, 0, 5], [0, 1, 1, 1, 8, 5, 0], [5, 1, 1, -1, 0, 0, 0]]
+    assert steps.replay.tolist() == [2, 0, 0]
+
+
 def test_half_precision_keeps_its_type_and_a_state_in_float32() -> None:
     mx.random.seed(3)
     tokens = {name: array if name == "decay" else array.astype(mx.bfloat16) for name, array in draw(12).items()}
