@@ -10,7 +10,7 @@ import click
 
 from .. import __version__
 from .batch_commands import cancel_command, collect_command, status_command, submit_command
-from .errors import explain
+from .errors import explain, usage_in_one_line
 from .redis_commands import redis_group
 from .run import run
 
@@ -41,9 +41,14 @@ class Commands(click.Group):
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        with usage_in_one_line():
+            return super().make_context(info_name, args, *rest, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with usage_in_one_line():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:

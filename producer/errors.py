@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
@@ -42,6 +44,18 @@ class Interrupted(UserError):
 
     def show(self, file: IO[str] | None = None) -> None:
         click.echo(self.message, err=True, file=file)
+
+
+@contextmanager
+def usage_in_one_line() -> Iterator[None]:
+    """Says what is wrong with a command line without click's usage block."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "draftmill"
+        raise UserError(f"{error.format_message().rstrip('.')}; see `{command} --help`") from None
 
 
 def explain(error: BaseException) -> UserError:

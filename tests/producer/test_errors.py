@@ -65,9 +65,14 @@ def test_the_command_line(shell: Shell) -> None:
     for value in ("-1", "0", "many", "99999999999"):
         done = shell("run", "in.jsonl", "-o", "out.jsonl", "--max-tokens", value)
         assert done.returncode == 2
-        assert "Error: Invalid value for '--max-tokens'" in done.stderr
-    assert shell("run", "in.jsonl").returncode == 2
-    assert shell("nonsense").returncode == 2
+        said = one_line(done.stderr)
+        assert said.startswith("Invalid value for '--max-tokens'")
+        assert said.endswith("draftmill run --help`")
+    for arguments in (["run", "in.jsonl"], ["submit", "in.jsonl", "--priority", "top"], ["nonsense"], ["--none"]):
+        done = shell(*arguments)
+        assert (done.returncode, done.stderr[:7]) == (2, "Error: ")
+        one_line(done.stderr)
+    assert "Usage: " in shell().stderr
 
 
 def test_standard_input_and_bad_lines(shell: Shell) -> None:
