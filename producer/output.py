@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +24,10 @@ from .errors import UserError, explain_file
 
 SAVE_SECONDS = 2.0
 """How much copying of results an interruption may have to repeat."""
+
+
+class WriteError(UserError):
+    """A file could not be written to its end, and may end in half a line; the last save still stands."""
 
 
 @dataclass
@@ -57,13 +63,14 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.save()
+            if kind is not WriteError:
+                self.save()
         finally:
-            self._out.close()
-            if self._errors:
-                self._errors.close()
+            for file in filter(None, (self._out, self._errors)):
+                with suppress(OSError):  # a full disk has been reported before
+                    file.close()
         if self.manifest == Manifest(self.manifest.batch):
             self.path.unlink()
             self._manifest_path.unlink()
@@ -71,7 +78,8 @@ class Output:
     def write(self, result: Result) -> None:
         """Adds one result to OUT, or to the error file if it is an error."""
         if orjson.loads(result.line).get("error") is None:
-            self._out.write(result.line + b"\n")
+            with _writing(self.path):
+                self._out.write(result.line + b"\n")
             self.manifest.done += 1
         else:
             self._error(result.line)
@@ -90,10 +98,11 @@ class Output:
 
     def save(self) -> None:
         """Puts what was written on the disk, then says so in the manifest."""
-        self.manifest.out_bytes = _sync(self._out)
-        if self._errors:
-            self.manifest.errors_bytes = _sync(self._errors)
-        _replace(self._manifest_path, orjson.dumps(asdict(self.manifest), option=orjson.OPT_INDENT_2) + b"\n")
+        with _writing(self.path):
+            self.manifest.out_bytes = _sync(self._out)
+            if self._errors:
+                self.manifest.errors_bytes = _sync(self._errors)
+            _replace(self._manifest_path, orjson.dumps(asdict(self.manifest), option=orjson.OPT_INDENT_2) + b"\n")
         self._saved = time.monotonic()
 
     def start_over(self) -> None:
@@ -105,7 +114,7 @@ class Output:
         """Puts OUT in the order of the line numbers that `numbers` gives for each custom_id."""
         self.save()
         places: list[tuple[int, int, int]] = []
-        with self.path.open("rb") as source, _beside(self.path).open("wb") as target:
+        with _writing(self.path), self.path.open("rb") as source, _beside(self.path).open("wb") as target:
             offset = 0
             for line in source:
                 places.append((numbers[orjson.loads(line)["custom_id"]], offset, len(line)))
@@ -122,7 +131,8 @@ class Output:
     def _error(self, line: bytes) -> None:
         if self._errors is None:
             self._errors = _open(self.errors_path)
-        self._errors.write(line + b"\n")
+        with _writing(self.errors_path):
+            self._errors.write(line + b"\n")
 
     def _found(self, batch: str) -> Manifest:
         """What an earlier command left here, if it is this batch's; refuses to touch anything else."""
@@ -185,6 +195,14 @@ def _open(path: Path) -> BinaryIO:
     except BlockingIOError:
         raise UserError(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
     return file
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(explain_file(error, "cannot write", path)) from error
 
 
 def _sync(file: BinaryIO) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +104,38 @@ def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:
     assert again.stderr.startswith(f"Error: {batch} was cancelled")
 
 
+@pytest.fixture
+def small_disk(shell: Shell) -> Iterator[Path]:
+    """A file system of 64 KB, mounted below the shell's folder."""
+    disk = shell.folder / "disk"
+    disk.mkdir()
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "draftmill", disk]).returncode
+    ):
+        pytest.skip("mounting a small file system needs Linux and root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    shell: Shell, prompts: str, worker: Callable[[], None], small_disk: Path
+) -> None:
+    worker()
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    shell("status", batch, "--watch")
+    for _ in range(2):
+        full = shell("collect", batch, "-o", "disk/out.jsonl")
+        assert full.returncode == 2
+        assert full.stderr == (
+            "Error: cannot write 'disk/out.jsonl': the disk is full; free some space and run the same command again\n"
+        )
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    last = shell("collect", batch, "-o", "disk/out.jsonl")
+    assert last.returncode == 1, last.stderr
+    assert sorted(ids(shell, "disk/out.jsonl")) == sorted(f"r-{n}" for n in range(LINES) if n != 7)
+
+
 def result(n: int, failed: bool) -> Result:
     error = {"code": "x", "message": "y"} if failed else None
     return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "error": error}), n)
@@ -137,6 +171,28 @@ def test_what_an_interruption_tore_is_cut_away(
     assert path.read_bytes() == b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if not fail)
     wrong = b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if fail)
     assert (errors.read_bytes() if errors.exists() else b"") == wrong
+
+
+def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
+    """A disk that is full in the middle of a line, and has room again before the command ends."""
+    path = tmp_path / "out.jsonl"
+    with Output(path, "b") as output:
+        output.write(result(0, False))
+    before = path.read_bytes()
+    long = Result("2-0", orjson.dumps({"custom_id": "long", "text": "x" * 30_000}), 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with pytest.raises(UserError, match="cannot write"), Output(path, "b") as output:  # noqa: PT012
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        try:
+            output.write(long)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, ignored)
+    assert len(path.read_bytes()) > len(before)
+    with Output(path, "b") as output:
+        output.write(long)
+    assert path.read_bytes() == before + long.line + b"\n"
 
 
 def test_another_batchs_file_is_not_touched(tmp_path: Path) -> None:
