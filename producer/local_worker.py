@@ -29,13 +29,14 @@ class LocalWorker:
         self._others = self._names(redis)
         self.log = data_dir() / "logs" / f"{batch}.log"
         command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair, "--lease", str(LEASE_SECONDS)]
+        command.append("--until-closed")  # its input, so that it ends with this process, even after a kill -9
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._start = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
@@ -72,25 +73,17 @@ class LocalWorker:
         )
 
     def stop(self) -> None:
-        """Stops the worker: the first signal ends its claims, the second makes it hand back its jobs."""
-        deadline = time.monotonic() + QUICK_SECONDS
-        for _ in range(2):
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-                self._wait(0.5)
-        self._wait(max(0.0, deadline - time.monotonic()))
-        if self.process.poll() is None:
+        """Stops the worker, which hands back its unfinished jobs first."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(QUICK_SECONDS)
+        except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
     def _names(self, redis: redis_py.Redis) -> set[str]:
         return {report["name"] for report in batches.workers(redis) if report.get("pair") == self.pair}
-
-    def _wait(self, seconds: float) -> None:
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return
 
     def _said(self) -> list[str]:
         with Path(self.log).open("rb") as log:

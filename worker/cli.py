@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import sys
+import threading
+import time
 
 import click
 from redis.backoff import NoBackoff
@@ -48,6 +52,7 @@ class Bytes(click.ParamType):
 )
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address to serve metrics on.")
+@click.option("--until-closed", is_flag=True, hidden=True, help="Hand back and end when standard input closes.")
 def worker(
     pair: str | None,
     target: str | None,
@@ -60,6 +65,7 @@ def worker(
     lease: float,
     metrics_port: int | None,
     metrics_host: str,
+    until_closed: bool,
 ) -> None:
     """Generate: take jobs of PAIR from the queue until stopped.
 
@@ -73,6 +79,8 @@ def worker(
     from .blas import preload
 
     slow = preload()
+    if until_closed:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     log = logging.getLogger("draftmill.worker")
     if slow:
@@ -105,3 +113,11 @@ def worker(
     sys.stdout.flush()
     if not mill.work():
         sys.exit(INTERRUPTED)
+
+
+def _end_with_input() -> None:
+    """Signals this process when standard input, a pipe, has lost its writer: `run` is gone, even by kill -9."""
+    os.read(sys.stdin.fileno(), 1)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)

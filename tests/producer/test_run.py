@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import pytest
 import redis as redis_py
 
+from draftmill.producer import batches
 from tests.producer.conftest import Shell
 
 
@@ -36,8 +38,13 @@ def model(boxed_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def prompts(shell: Shell, count: int, tokens: int) -> str:
-    lines = [{"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": tokens} for n in range(count)]
+COUNT = 24
+
+
+def prompts(shell: Shell) -> str:
+    """Lines that end at once, and one that is still running a second later."""
+    lines = [{"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": 3} for n in range(COUNT)]
+    lines[5]["max_tokens"] = 1000
     return shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
 
 
@@ -45,12 +52,26 @@ def ids(shell: Shell) -> list[str]:
     return [orjson.loads(line)["custom_id"] for line in shell.lines("out.jsonl")]
 
 
-def wait_for(shell: Shell, results: int, process: subprocess.Popen[str]) -> None:
-    """Waits until OUT holds some results while the command runs."""
-    out = shell.folder / "out.jsonl"
-    while not out.exists() or out.read_bytes().count(b"\n") < results:
+def redis_of(shell: Shell) -> redis_py.Redis:
+    return redis_py.Redis(unix_socket_path=f"{shell.environment['DRAFTMILL_HOME']}/redis/redis.sock")
+
+
+def wait_until_half_done(shell: Shell, process: subprocess.Popen[str]) -> None:
+    """Returns when all but the long line have results, and `run` has seen them."""
+    done = 0
+    while done < COUNT - 1:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+        with suppress(redis_py.ConnectionError), redis_of(shell) as redis:
+            done = sum(batch.done for batch in batches.list_batches(redis))
+    time.sleep(0.4)
+
+
+def goes_on(shell: Shell, command: list[str]) -> None:
+    """The same command writes every line once."""
+    last = shell(*command)
+    assert last.returncode == 0, last.stderr
+    assert sorted(ids(shell)) == sorted(f"r-{n}" for n in range(COUNT))
 
 
 def test_from_prompts_to_results(shell: Shell, model: str) -> None:
@@ -89,42 +110,38 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
 
 
 def test_an_interrupted_run_goes_on(shell: Shell, model: str) -> None:
-    command = ["run", prompts(shell, 100, 60), "-o", "out.jsonl", "--pair", model]
+    command = ["run", prompts(shell), "-o", "out.jsonl", "--pair", model]
     process = shell.start(*command)
-    wait_for(shell, 1, process)
+    wait_until_half_done(shell, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert re.fullmatch(
-        r"interrupted: \d+ of 100 results are in out\.jsonl; go on with: draftmill run in\.jsonl .*",
+        rf"interrupted: {COUNT - 1} of {COUNT} results are in out\.jsonl; go on with: draftmill run in\.jsonl .*",
         err.splitlines()[-1],
     )
     assert "Traceback" not in err
-    assert 0 < len(ids(shell)) < 100
-    last = shell(*command)
-    assert last.returncode == 0, last.stderr
-    assert sorted(ids(shell)) == sorted(f"r-{n}" for n in range(100))
+    assert len(ids(shell)) == COUNT - 1
+    goes_on(shell, command)
 
 
 def test_a_redis_that_vanishes_loses_nothing(shell: Shell, model: str) -> None:
-    command = ["run", prompts(shell, 100, 60), "-o", "out.jsonl", "--pair", model]
+    command = ["run", prompts(shell), "-o", "out.jsonl", "--pair", model]
     process = shell.start(*command)
-    wait_for(shell, 1, process)
+    wait_until_half_done(shell, process)
     home = Path(shell.environment["DRAFTMILL_HOME"])
     os.kill(int((home / "redis" / "server.pid").read_text()), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3
     assert err.splitlines()[-1].startswith("Error: cannot reach Redis")
     assert "Traceback" not in err
-    last = shell(*command)
-    assert last.returncode == 0, last.stderr
-    assert sorted(ids(shell)) == sorted(f"r-{n}" for n in range(100))
+    goes_on(shell, command)
 
 
 def test_a_worker_that_dies_is_named(shell: Shell, model: str) -> None:
-    process = shell.start("run", prompts(shell, 100, 60), "-o", "out.jsonl", "--pair", model)
-    wait_for(shell, 1, process)
-    with redis_py.Redis(unix_socket_path=f"{shell.environment['DRAFTMILL_HOME']}/redis/redis.sock") as redis:
+    process = shell.start("run", prompts(shell), "-o", "out.jsonl", "--pair", model)
+    wait_until_half_done(shell, process)
+    with redis_of(shell) as redis:
         (worker,) = (int(redis.hget(key, "pid")) for key in redis.smembers("rq:workers"))  # type: ignore[arg-type]
     os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
@@ -132,9 +149,25 @@ def test_a_worker_that_dies_is_named(shell: Shell, model: str) -> None:
     assert "the worker ended with signal SIGKILL" in err.splitlines()[-1]
 
 
+def test_a_killed_run_takes_its_worker_with_it(shell: Shell, model: str) -> None:
+    command = ["run", prompts(shell), "-o", "out.jsonl", "--pair", model]
+    process = shell.start(*command)
+    wait_until_half_done(shell, process)
+    process.kill()
+    process.communicate()
+    with redis_of(shell) as redis:
+        deadline = time.monotonic() + 15
+        while redis.smembers("rq:workers"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (batch,) = batches.list_batches(redis)
+        assert (batch.running, batch.done) == (0, COUNT - 1)
+    goes_on(shell, command)
+
+
 @pytest.mark.parametrize("pair", ["no-such-model", "."])
 def test_an_unknown_model_is_one_line(shell: Shell, pair: str) -> None:
-    done = shell("run", prompts(shell, 1, 1), "-o", "out.jsonl", "--pair", pair)
+    done = shell("run", prompts(shell), "-o", "out.jsonl", "--pair", pair)
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
     assert error.startswith("Error: ")
