@@ -1,0 +1,187 @@
+"""What the service costs: the same requests by the engine alone, and through Redis and a worker.
+
+`python -m tests.benchmarks.overhead` in the root of the repository. Both sides are processes that have loaded the
+same random model; a run lasts from the first request to the last recorded result.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import orjson
+import redis as redis_py
+
+from draftmill.producer import batches, contract
+from tests.redis_server import RedisServer
+
+ROOT = Path(__file__).parents[2]
+LAYERS, HIDDEN, HEAD_DIM = 8, 512, 64
+
+
+class Cost(NamedTuple):
+    """Of one run: wall seconds, and the CPU seconds of all processes of that side."""
+
+    seconds: float
+    cpu: float
+
+
+class Side:
+    """A process that says that it is ready on its first line, and what it has used of the CPU."""
+
+    def __init__(self, *command: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if "ready" not in self.read():
+            raise click.ClickException("it ended before it was ready: " + " ".join(command))
+
+    def read(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate()
+
+
+class Direct(Side):
+    def __init__(self, model: Path, rows: int, tokens: int, prompts: Path) -> None:
+        super().__init__("tests.benchmarks.direct", str(model), str(rows), str(tokens), str(prompts))
+
+    def run(self) -> tuple[Cost, int]:
+        """Costs and generated tokens."""
+        assert self.process.stdin
+        before = cpu_seconds(self.process.pid)
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        seconds, generated = orjson.loads(self.read())
+        return Cost(seconds, cpu_seconds(self.process.pid) - before), generated
+
+
+class Service(Side):
+    def __init__(self, server: RedisServer, redis: redis_py.Redis, model: Path, rows: int) -> None:
+        options = ["--pair", str(model), "--redis-url", server.url, "--max-rows", str(rows)]
+        super().__init__("draftmill", "worker", *options)
+        assert server.process
+        self.pids = (self.process.pid, server.process.pid)
+        self.redis, self.pair, self.batches = redis, str(model), 0
+
+    def run(self, prompts: list[str], tokens: int) -> tuple[Cost, int]:
+        """Costs and generated tokens."""
+        self.batches += 1
+        batch = batches.BatchInfo(f"overhead-{self.batches}", self.pair, "normal", len(prompts))
+        key, last, missing = contract.results_key(batch.id), b"0-0", len(prompts)
+        before, begin = sum(map(cpu_seconds, self.pids)), time.perf_counter()
+        batches.create(self.redis, batch)
+        batches.submit_chunk(self.redis, batch, self._bodies(batch.id, prompts, tokens))
+        while missing:
+            found: Any = self.redis.xread({key: last}, block=5000)
+            for _, entries in found:
+                last, missing = entries[-1][0], missing - len(entries)
+        cost = Cost(time.perf_counter() - begin, sum(map(cpu_seconds, self.pids)) - before)
+        status = batches.status(self.redis, batch.id)
+        assert status
+        return cost, status.completion_tokens
+
+    def _bodies(self, batch: str, prompts: list[str], tokens: int) -> list[contract.JobBody]:
+        sampling = contract.Sampling(max_tokens=tokens)
+        return [
+            contract.JobBody(batch=batch, custom_id=str(n), pair=self.pair, prompt=prompt, sampling=sampling, line=n)
+            for n, prompt in enumerate(prompts, 1)
+        ]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, of all its threads; NaN where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def write_model(folder: Path) -> None:
+    """An mlx-lm folder with the default model's tokenizer and random weights."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import llama
+
+    from draftmill.engine.boxed import unbox
+    from draftmill.producer.paths import cache_dir
+
+    boxed = unbox(cache_dir())
+    shutil.copytree(boxed, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = orjson.loads((folder / "config.json").read_bytes())
+    config.pop("quantization")
+    config |= dict(hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=LAYERS)
+    config |= dict(num_attention_heads=HIDDEN // HEAD_DIM, num_key_value_heads=HIDDEN // HEAD_DIM // 2)
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    mx.random.seed(0)
+    weights = dict(tree_flatten(llama.Model(llama.ModelArgs.from_dict(config)).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+
+
+@contextmanager
+def both(jobs: int, tokens: int, rows: int) -> Iterator[tuple[Direct, Service, list[str]]]:
+    """Both sides, loaded, and their prompts."""
+    prompts = [f"Question {n}: " + "why is the sky blue? " * (1 + n % 7) for n in range(jobs)]
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as name:
+        folder = Path(name)
+        write_model(folder / "model")
+        (folder / "prompts.json").write_bytes(orjson.dumps(prompts))
+        server = RedisServer(folder)
+        server.start()
+        try:
+            with server.connect() as redis:
+                direct = Direct(folder / "model", rows, tokens, folder / "prompts.json")
+                service = Service(server, redis, folder / "model", rows)
+                yield direct, service, prompts
+                direct.stop()
+                service.stop()
+        finally:
+            server.kill()
+
+
+@click.command()
+@click.option("--jobs", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Of each job.")
+@click.option("--rows", type=click.IntRange(1), default=16, show_default=True, help="At a time, on both sides.")
+@click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each side.")
+def main(jobs: int, tokens: int, rows: int, pairs: int) -> None:
+    """Compare the engine alone with Redis, worker and engine."""
+    found: list[tuple[Cost, Cost]] = []
+    with both(jobs, tokens, rows) as (direct, service, prompts):
+        click.echo(f"{jobs} jobs of {tokens} tokens, {rows} rows: seconds, CPU seconds in brackets\n")
+        click.echo("pair   engine alone         service           ratio")
+        for n in range(pairs):
+            runs = [direct.run, lambda: service.run(prompts, tokens)]
+            order = (0, 1) if n % 2 == 0 else (1, 0)
+            results = {side: runs[side]() for side in order}
+            generated = {results[0][1], results[1][1]}
+            if len(generated) > 1:
+                raise click.ClickException(f"the sides generated different numbers of tokens: {generated}")
+            found.append((results[0][0], results[1][0]))
+            show(str(n + 1), *found[-1])
+    medians = [Cost(*map(statistics.median, zip(*side, strict=True))) for side in zip(*found, strict=True)]
+    show("median", *medians)
+
+
+def show(name: str, alone: Cost, service: Cost) -> None:
+    ratios = service.seconds / alone.seconds, service.cpu / alone.cpu
+    cells = [f"{cost.seconds:7.2f} ({cost.cpu:6.2f})" for cost in (alone, service)]
+    click.echo(f"{name:<6} {cells[0]:<20} {cells[1]:<17} {ratios[0]:.3f} ({ratios[1]:.3f})")
+
+
+if __name__ == "__main__":
+    main()
