@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -16,17 +18,39 @@ from draftmill.engine.request import Request
 from draftmill.engine.row import Row
 from draftmill.engine.verify import Drafted
 
-from .small import VOCABULARY, NumberTokenizer, llama_model, qwen3_model, reference, requests, run
+from .small import (
+    VOCABULARY,
+    NumberTokenizer,
+    llama_model,
+    quantised,
+    qwen3_5_model,
+    qwen3_5_moe_model,
+    qwen3_model,
+    qwen3_moe_model,
+    reference,
+    requests,
+    run,
+)
 
 BLOCK = 8
 
-MODELS = {
+BUILDERS = {
     "llama": llama_model,
     "llama-sliding": lambda: llama_model(
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
     ),
     "qwen3": qwen3_model,
+    "qwen3-moe": qwen3_moe_model,
+    "qwen3.5": qwen3_5_model,
+    "qwen3.5-moe": qwen3_5_moe_model,
+    "qwen3.5-quantised": lambda: quantised(qwen3_5_model()),
 }
+
+
+@cache
+def small_model(family: str) -> Any:
+    """Made once, so that mlx-lm's continuations are computed once."""
+    return BUILDERS[family]()
 
 
 def random_draft(**changes) -> DFlashDraft:
@@ -68,8 +92,10 @@ class Replay(Drafter):
 
 def engine_with_draft(model, draft=None, max_rows=8, slots=2048, end=()) -> Engine:
     target = adapt(model)
-    per_slot = 2 * 4 * (target.kv_layers * target.kv_heads * target.head_dim + 2 * 2 * 16)
-    return Engine(target, NumberTokenizer(end), 512, max_rows, memory=slots * per_slot, draft=draft or random_draft())
+    draft = draft or random_draft(num_target_layers=len(target.layers))
+    memory = slots * (target.bytes_per_slot + Drafter.bytes_per_slot(draft, target))
+    memory += max_rows * target.bytes_per_row(BLOCK)
+    return Engine(target, NumberTokenizer(end), 512, max_rows, memory=memory, draft=draft)
 
 
 def replaying(model, asked: Sequence[Request], wrong: Callable[[int], bool] = lambda i: False, **options) -> Engine:
@@ -81,10 +107,10 @@ def replaying(model, asked: Sequence[Request], wrong: Callable[[int], bool] = la
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", BUILDERS)
 @pytest.mark.parametrize("wrong", [None, lambda i: False, lambda i: i % 3 == 0], ids=["random", "oracle", "half"])
 def test_greedy_equals_mlx_lm(family: str, rows: int, wrong: Callable[[int], bool] | None) -> None:
-    model, asked = MODELS[family](), requests(8)
+    model, asked = small_model(family), requests(8)
     engine = replaying(model, asked, wrong, max_rows=rows) if wrong else engine_with_draft(model, max_rows=rows)
     done = run(engine, asked)
     for request in asked:
@@ -92,7 +118,7 @@ def test_greedy_equals_mlx_lm(family: str, rows: int, wrong: Callable[[int], boo
 
 
 def test_an_oracle_fills_every_block() -> None:
-    model = llama_model()
+    model = small_model("llama")
     asked = requests(4, max_tokens=1 + 3 * BLOCK)
     done = run(replaying(model, asked), asked)
     for request in asked:
@@ -100,9 +126,10 @@ def test_an_oracle_fills_every_block() -> None:
         assert (completion.rounds, completion.accepted, completion.drafted) == (3, 3 * (BLOCK - 1), 3 * (BLOCK - 1))
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3.5"])
 @pytest.mark.parametrize("wrong", [lambda i: False, lambda i: i % 4 == 1])
-def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool]) -> None:
-    model = qwen3_model()
+def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool], family: str) -> None:
+    model = small_model(family)
     asked = [
         replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
         for i, request in enumerate(requests(8))
@@ -120,7 +147,7 @@ def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool]
 
 
 def test_end_tokens_and_limits_inside_a_block() -> None:
-    model = llama_model()
+    model = small_model("llama")
     asked = requests(8, max_tokens=21)
     end = reference(model, asked[0])[5]
     done = run(replaying(model, asked, end=(end,)), asked)
@@ -131,8 +158,9 @@ def test_end_tokens_and_limits_inside_a_block() -> None:
         assert done[request.id].finish_reason == ("stop" if end in expected else "length")
 
 
-def test_tokens_per_round_do_not_depend_on_neighbours() -> None:
-    model = llama_model()
+@pytest.mark.parametrize("family", ["llama", "qwen3.5"])
+def test_tokens_per_round_do_not_depend_on_neighbours(family: str) -> None:
+    model = small_model(family)
     asked = requests(8)
     wrong = lambda i: i % 5 == 2  # noqa: E731
     together = run(replaying(model, asked, wrong), asked)
@@ -144,7 +172,7 @@ def test_tokens_per_round_do_not_depend_on_neighbours() -> None:
 
 def test_the_drafts_own_context_does_not_depend_on_neighbours() -> None:
     # The draft of the target's last layers' states: right now and then, so its context matters.
-    model = llama_model()
+    model = small_model("llama")
     draft = random_draft(layer_types=["sliding_attention", "full_attention"], sliding_window=12)
     asked = requests(8, temperature=1.5)
     together = run(engine_with_draft(model, draft), asked)
@@ -157,7 +185,7 @@ def test_the_drafts_own_context_does_not_depend_on_neighbours() -> None:
 
 def test_growth_moves_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftmill.engine.scheduler.HEADROOM", 2)
-    model = llama_model()
+    model = small_model("llama")
     asked = requests(6, max_tokens=60, longest=30)
     engine = replaying(model, asked, lambda i: i % 4 == 0, max_rows=6, slots=170)
     done = run(engine, asked)
@@ -168,7 +196,7 @@ def test_growth_moves_and_preemption_do_not_change_tokens(monkeypatch: pytest.Mo
 
 
 def test_counters_agree_with_results() -> None:
-    model = llama_model()
+    model = small_model("llama")
     asked = requests(8, temperature=1.0)
     engine = engine_with_draft(model)
     done = run(engine, asked).values()
