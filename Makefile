@@ -11,8 +11,9 @@ run: setup
 	@.venv/bin/python producer/examples/show.py $(RESULTS)
 	@echo "These answers, with their token counts, are in $(RESULTS)."
 
+# One BLAS thread: the models of the tests are so small that a second one only waits.
 test: lint
-	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) .venv/bin/python -m pytest
+	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest
 
 lint: setup
 	.venv/bin/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -11,7 +13,7 @@ from draftmill.engine.request import Request, RequestError, Sampling
 
 from .small import VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
 
-MODELS = {
+BUILDERS = {
     "llama": llama_model,
     "llama-sliding": lambda: llama_model(
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
@@ -24,10 +26,16 @@ MODELS = {
 }
 
 
+@cache
+def small_model(family: str) -> Any:
+    """Made once, so that mlx-lm's continuations are computed once."""
+    return BUILDERS[family]()
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", BUILDERS)
 def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
-    model = MODELS[family]()
+    model = small_model(family)
     asked = requests(8)
     done = run(small_engine(model, max_rows=rows), asked)
     for request in asked:
@@ -36,7 +44,7 @@ def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_rows_joining_at_any_round_change_nothing(every: int) -> None:
-    model = llama_model()
+    model = small_model("llama")
     asked = [
         replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
         for i, request in enumerate(requests(8))
@@ -48,7 +56,7 @@ def test_rows_joining_at_any_round_change_nothing(every: int) -> None:
 
 def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftmill.engine.scheduler.PREFILL_TOKENS", 7)
-    model = qwen3_model()
+    model = small_model("qwen3")
     asked = requests(6)
     done = run(small_engine(model, max_rows=4), asked, every=2)
     for request in asked:
@@ -57,7 +65,7 @@ def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.Monke
 
 def test_growing_moving_and_preempted_rows_keep_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftmill.engine.scheduler.HEADROOM", 2)
-    model = llama_model()
+    model = small_model("llama")
     asked = requests(6, max_tokens=60, longest=30)
     engine = small_engine(model, max_rows=6, slots=150)
     done = run(engine, asked)
@@ -68,7 +76,7 @@ def test_growing_moving_and_preempted_rows_keep_their_tokens(monkeypatch: pytest
 
 
 def test_sampled_rows_do_not_depend_on_neighbours() -> None:
-    model = qwen3_model()
+    model = small_model("qwen3")
     asked = requests(8, temperature=0.8, top_p=0.9, top_k=30)
     together = run(small_engine(model), asked)
     alone = [run(small_engine(model), [request])[request.id] for request in asked]
@@ -78,7 +86,7 @@ def test_sampled_rows_do_not_depend_on_neighbours() -> None:
 
 
 def test_greedy_rows_stay_greedy_beside_sampled_ones() -> None:
-    model = llama_model()
+    model = small_model("llama")
     greedy = requests(8)
     mixed = [
         replace(request, sampling=replace(request.sampling, temperature=1.0)) if i % 2 else request
@@ -90,7 +98,7 @@ def test_greedy_rows_stay_greedy_beside_sampled_ones() -> None:
 
 
 def test_end_token_ends_a_row_and_is_not_part_of_it() -> None:
-    model = llama_model()
+    model = small_model("llama")
     asked = requests(6)
     end = reference(model, asked[0])[5]
     done = run(small_engine(model, end=(end,)), asked)
@@ -102,7 +110,7 @@ def test_end_token_ends_a_row_and_is_not_part_of_it() -> None:
 
 
 def test_stop_string_cuts_the_text() -> None:
-    model = llama_model()
+    model = small_model("llama")
     request = requests(1)[0]
     expected = reference(model, request)
     stop = f" {expected[6]} {expected[7]} "
@@ -115,7 +123,7 @@ def test_stop_string_cuts_the_text() -> None:
 
 
 def test_cancel_frees_a_row_running_or_waiting() -> None:
-    engine = small_engine(llama_model(), max_rows=2)
+    engine = small_engine(small_model("llama"), max_rows=2)
     for request in requests(4):
         engine.add(request)
     engine.step()
@@ -129,7 +137,7 @@ def test_cancel_frees_a_row_running_or_waiting() -> None:
 
 
 def test_requests_that_can_never_fit_are_refused() -> None:
-    engine = small_engine(llama_model(), slots=100)
+    engine = small_engine(small_model("llama"), slots=100)
     for tokens, message in [((), "empty"), ((1,) * 512, "context"), ((1,) * 90, "--memory")]:
         with pytest.raises(RequestError, match=message):
             engine.add(Request("x", tokens, Sampling(max_tokens=50)))
@@ -137,7 +145,7 @@ def test_requests_that_can_never_fit_are_refused() -> None:
 
 
 def test_max_tokens_is_cut_to_the_context() -> None:
-    engine = small_engine(llama_model())
+    engine = small_engine(small_model("llama"))
     done = run(engine, [Request("x", (1,) * 500, Sampling(max_tokens=400))])
     assert len(done["x"].tokens) == 12
     assert done["x"].finish_reason == "length"
@@ -159,5 +167,5 @@ def test_no_round_copies_a_pool() -> None:
 
 
 def test_vocabulary_is_used() -> None:
-    model = llama_model()
+    model = small_model("llama")
     assert len({token for request in requests(4) for token in reference(model, request)}) > VOCABULARY // 8
