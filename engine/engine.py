@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,11 @@ from .pairs import Pair
 from .request import Completion, FinishReason, Request, RequestError
 from .row import Row
 from .scheduler import Plan, Scheduler, Segment
+from .stats import Stats
 from .text import Text
 from .verify import Drafted, accept
 
 MAX_ROWS = 32
-
-
-@dataclass
-class Stats:
-    """Counters since the engine was made. Seconds are the host's: building rounds, and waiting for their tokens."""
-
-    rounds: int = 0
-    rows: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    row_rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    accepted_per_position: list[int] = field(default_factory=list)
-    build_seconds: float = 0.0
-    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

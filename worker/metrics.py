@@ -8,7 +8,7 @@ from typing import NamedTuple
 import prometheus_client as prometheus
 from prometheus_client import Counter, Gauge, Histogram
 
-from .protocol import EngineStats
+from ..engine.stats import Stats
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -28,7 +28,7 @@ class Counts(NamedTuple):
     positions: tuple[int, ...]
 
     @classmethod
-    def of(cls, stats: EngineStats) -> Counts:
+    def of(cls, stats: Stats) -> Counts:
         return cls(
             stats.rounds,
             stats.rows,
@@ -83,7 +83,7 @@ class Metrics:
         """Answer Prometheus on `host:port`; raises OSError if the port is taken."""
         prometheus.start_http_server(port, addr=host, registry=self.registry)
 
-    def observe_round(self, seconds: float, stats: EngineStats) -> None:
+    def observe_round(self, seconds: float, stats: Stats) -> None:
         """Account for one step of the engine."""
         before, self._seen = self._seen, Counts.of(stats)
         now = self._seen

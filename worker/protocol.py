@@ -6,23 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..engine.request import Completion, Request
-
-
-class EngineStats(Protocol):
-    """Counters since the engine was made; `rows` is the sum over rounds.
-
-    `row_rounds` counts, over rows, the rounds that decoded; `drafted` and `accepted` the draft tokens verified and
-    accepted in them, `accepted_per_position` by their place in the block.
-    """
-
-    rounds: int
-    rows: int
-    prompt_tokens: int
-    generated_tokens: int
-    drafted: int
-    accepted: int
-    row_rounds: int
-    accepted_per_position: list[int]
+from ..engine.stats import Stats
 
 
 class Engine(Protocol):
@@ -32,7 +16,7 @@ class Engine(Protocol):
     def max_rows(self) -> int: ...
 
     @property
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> Stats: ...
 
     @property
     def busy(self) -> bool:

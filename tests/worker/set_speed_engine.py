@@ -5,23 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from draftmill.engine.request import Completion, Request, RequestError
+from draftmill.engine.stats import Stats
 
 CONTEXT = 1000
-
-
-@dataclass
-class Stats:
-    rounds: int = 0
-    rows: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    row_rounds: int = 0
-    accepted_per_position: list[int] = field(default_factory=list)
 
 
 class SetSpeedEngine:

@@ -8,9 +8,9 @@ from urllib.request import urlopen
 import click
 import pytest
 
+from draftmill.engine.stats import Stats
 from draftmill.worker.cli import Bytes
 from draftmill.worker.metrics import Metrics
-from tests.worker.set_speed_engine import Stats
 
 
 def test_rounds_are_counted_from_the_engine_s_counters() -> None:

@@ -1,0 +1,26 @@
+"""What an engine counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stats:
+    """Counters since the engine was made.
+
+    `rows` sums the rows of all rounds; `row_rounds` those of them that decoded. `drafted` and `accepted` count the
+    draft tokens verified and accepted in these, `accepted_per_position` by their place in the block. Seconds are the
+    host's: building rounds, and waiting for their tokens.
+    """
+
+    rounds: int = 0
+    rows: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    row_rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    build_seconds: float = 0.0
+    wait_seconds: float = 0.0
