@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 from urllib.request import urlopen
 
 import click
@@ -20,11 +21,19 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     metrics.serve("127.0.0.1", port)
     metrics.observe_round(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
     metrics.observe_round(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7))
+    counted: dict[str, Any] = dict(
+        rounds=3, rows=14, generated_tokens=20, prompt_tokens=7, row_rounds=4, drafted=12, accepted=6
+    )
+    metrics.observe_round(0.02, Stats(**counted, accepted_per_position=[4, 2, 0]))
     metrics.jobs.labels("done").inc()
     with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
-    assert "draftmill_rounds_total 2.0" in text
-    assert "draftmill_generated_tokens_total 10.0" in text
+    assert "draftmill_rounds_total 3.0" in text
+    assert "draftmill_generated_tokens_total 20.0" in text
+    assert "draftmill_spec_rounds_total 4.0" in text
+    assert "draftmill_spec_draft_tokens_total 12.0" in text
+    assert "draftmill_spec_accepted_tokens_total 6.0" in text
+    assert 'draftmill_spec_accepted_tokens_per_position_total{position="1"} 2.0' in text
     assert "draftmill_prompt_tokens_total 7.0" in text
     assert 'draftmill_batch_size_bucket{le="4.0"} 1.0' in text
     assert 'draftmill_jobs_total{outcome="done"} 1.0' in text
