@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 from urllib.request import urlopen
 
 import click
