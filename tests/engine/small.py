@@ -157,14 +157,11 @@ def small_engine(
 def requests(count: int, max_tokens: int = 24, longest: int = 40, **sampling: Any) -> list[Request]:
     """`count` requests with ragged random prompts."""
     mx.random.seed(1234)
-    lengths = mx.random.randint(1, longest, (count,)).tolist()
+    lengths: Any = mx.random.randint(1, longest, (count,)).tolist()
+    prompts: list[Any] = [mx.random.randint(0, VOCABULARY, (length,)).tolist() for length in lengths]
     return [
-        Request(
-            f"r{i}",
-            tuple(mx.random.randint(0, VOCABULARY, (length,)).tolist()),
-            Sampling(max_tokens=max_tokens, seed=100 + i, **sampling),
-        )
-        for i, length in enumerate(lengths)
+        Request(f"r{i}", tuple(prompt), Sampling(max_tokens=max_tokens, seed=100 + i, **sampling))
+        for i, prompt in enumerate(prompts)
     ]
 
 
