@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from urllib.request import urlopen
 
 import click
@@ -20,10 +21,8 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     metrics.serve("127.0.0.1", port)
     metrics.observe_round(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
     metrics.observe_round(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7))
-    counted: dict[str, Any] = dict(
-        rounds=3, rows=14, generated_tokens=20, prompt_tokens=7, row_rounds=4, drafted=12, accepted=6
-    )
-    metrics.observe_round(0.02, Stats(**counted, accepted_per_position=[4, 2, 0]))
+    speculated = Stats(row_rounds=4, drafted=12, accepted=6, accepted_per_position=[4, 2, 0])
+    metrics.observe_round(0.02, replace(speculated, rounds=3, rows=20, generated_tokens=20, prompt_tokens=7))
     metrics.jobs.labels("done").inc()
     with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
