@@ -58,8 +58,8 @@ def resolve(name: str) -> Pair:
         known = _family(name)
         return Pair(name, name, known.draft if known else None)
     near = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "`draftmill pairs` lists them"
-    raise ModelError(f"unknown pair '{name}': {hint} A folder or a hub id such as owner/name works too")
+    hint = f"did you mean '{near[0]}'?" if near else "see `draftmill pairs`"
+    raise ModelError(f"unknown pair '{name}', {hint} (a folder or a hub id such as owner/name works too)")
 
 
 def _family(target: str) -> Pair | None:

@@ -1,7 +1,7 @@
 """What the service costs: the same requests by the engine alone, and through Redis and a worker.
 
 `python -m tests.benchmarks.overhead` in the root of the repository. Both sides are processes that have loaded the
-same random model; a run lasts from the first request to the last recorded result.
+same random model, new ones for each pair of runs; a run lasts from the first request to the last recorded result.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ class Service(Side):
         super().__init__("draftmill", "worker", *options)
         assert server.process
         self.pids = (self.process.pid, server.process.pid)
-        self.redis, self.pair, self.batches = redis, str(model), 0
+        self.redis, self.pair = redis, str(model)
 
     def run(self, prompts: list[str], tokens: int) -> tuple[Cost, int]:
         """Costs and generated tokens."""
-        self.batches += 1
-        batch = batches.BatchInfo(f"overhead-{self.batches}", self.pair, "normal", len(prompts))
+        batch = batches.BatchInfo("overhead", self.pair, "normal", len(prompts))
         key, last, missing = contract.results_key(batch.id), b"0-0", len(prompts)
         before, begin = sum(map(cpu_seconds, self.pids)), time.perf_counter()
         batches.create(self.redis, batch)
@@ -161,18 +160,17 @@ def both(jobs: int, tokens: int, rows: int) -> Iterator[tuple[Direct, Service, l
 def main(jobs: int, tokens: int, rows: int, pairs: int) -> None:
     """Compare the engine alone with Redis, worker and engine."""
     found: list[tuple[Cost, Cost]] = []
-    with both(jobs, tokens, rows) as (direct, service, prompts):
-        click.echo(f"{jobs} jobs of {tokens} tokens, {rows} rows: seconds, CPU seconds in brackets\n")
-        click.echo("pair   engine alone         service           ratio")
-        for n in range(pairs):
-            runs = [direct.run, lambda: service.run(prompts, tokens)]
-            order = (0, 1) if n % 2 == 0 else (1, 0)
-            results = {side: runs[side]() for side in order}
-            generated = {results[0][1], results[1][1]}
-            if len(generated) > 1:
-                raise click.ClickException(f"the sides generated different numbers of tokens: {generated}")
-            found.append((results[0][0], results[1][0]))
-            show(str(n + 1), *found[-1])
+    click.echo(f"{jobs} jobs of {tokens} tokens, {rows} rows: seconds, CPU seconds in brackets\n")
+    click.echo("pair   engine alone         service           ratio")
+    for n in range(pairs):
+        with both(jobs, tokens, rows) as (direct, service, prompts):
+            runs = [direct.run, lambda: service.run(prompts, tokens)]  # noqa: B023
+            results = {side: runs[side]() for side in ((0, 1) if n % 2 == 0 else (1, 0))}
+        generated = {results[0][1], results[1][1]}
+        if len(generated) > 1:
+            raise click.ClickException(f"the sides generated different numbers of tokens: {generated}")
+        found.append((results[0][0], results[1][0]))
+        show(str(n + 1), *found[-1])
     medians = [Cost(*map(statistics.median, zip(*side, strict=True))) for side in zip(*found, strict=True)]
     show("median", *medians)
 
