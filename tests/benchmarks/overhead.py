@@ -164,7 +164,7 @@ def main(jobs: int, tokens: int, rows: int, pairs: int) -> None:
     click.echo("pair   engine alone         service           ratio")
     for n in range(pairs):
         with both(jobs, tokens, rows) as (direct, service, prompts):
-            runs = [direct.run, lambda: service.run(prompts, tokens)]  # noqa: B023
+            runs = [direct.run, lambda: service.run(prompts, tokens)]
             results = {side: runs[side]() for side in ((0, 1) if n % 2 == 0 else (1, 0))}
         generated = {results[0][1], results[1][1]}
         if len(generated) > 1:
