@@ -128,7 +128,8 @@ def test_a_job_that_loses_every_lease_fails_as_poison(mill: Mill) -> None:
     error = mill.lines()["r-0"]["error"]
     assert error["code"] == "lost_leases"
     assert mill.status().failed == 1
-    assert Queue(QUEUES[1], connection=mill.redis).failed_job_registry.get_job_ids() == [job.id]
+    poisoned = contract.job_id("b", "r-0")
+    assert Queue(QUEUES[1], connection=mill.redis).failed_job_registry.get_job_ids() == [poisoned]
 
 
 def test_a_job_on_its_last_lease_runs_alone(mill: Mill) -> None:
@@ -146,6 +147,7 @@ def test_a_job_on_its_last_lease_runs_alone(mill: Mill) -> None:
 def test_released_jobs_return_to_the_front_and_their_leases_do_not_count(mill: Mill) -> None:
     mill.submit(4)
     w = queue(mill, "w")
+    jobs: list[Claimed] = []
     for _ in range(contract.MAX_LEASES + 2):
         jobs = w.claim(2)
         assert [(job.custom_id, job.alone) for job in jobs] == [("r-0", False), ("r-1", False)]

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import orjson
 from rq import Queue
@@ -207,7 +208,7 @@ def test_hostile_jobs_run_nothing_and_harm_nobody(mill: Mill, tmp_path: Path) ->
         b"",
     ]
     for number, data in enumerate(bodies):
-        job = {"data": data, "status": "queued", "origin": QUEUE, "failure_callback_name": "os.system"}
+        job: dict[Any, Any] = {"data": data, "status": "queued", "origin": QUEUE, "failure_callback_name": "os.system"}
         mill.redis.hset(f"rq:job:hostile{number}", mapping=job)
         mill.redis.rpush(f"rq:queue:{QUEUE}", f"hostile{number}")
     Queue(QUEUE, connection=mill.redis).enqueue("os.system", command)
