@@ -91,7 +91,7 @@ def test_drafts_what_z_lab_s_implementation_drafts(tmp_path: Path, shape: str, m
 
 def test_weights_may_carry_a_prefix(tmp_path: Path) -> None:
     plain, prefixed = (load_draft(write(tmp_path / f"draft{name}", prefix=name)) for name in ("", "model."))
-    pairs = zip(tree_flatten(plain.parameters()), tree_flatten(prefixed.parameters()), strict=True)
+    pairs: Any = zip(tree_flatten(plain.parameters()), tree_flatten(prefixed.parameters()), strict=True)
     assert all(name == other and mx.array_equal(w, v) for (name, w), (other, v) in pairs)
 
 
