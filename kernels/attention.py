@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .packing import Packing
+from .stock_attention import attention_by_row, attention_together
 
 
 def attention(
@@ -21,56 +22,3 @@ def attention(
     """
     together = mx.default_device() != mx.cpu and len(packing.short) > 1
     return (attention_together if together else attention_by_row)(queries, keys, values, packing, scale, window)
-
-
-def attention_by_row(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    packing: Packing,
-    scale: float,
-    window: int | None = None,
-) -> mx.array:
-    """The plain-MLX reference: MLX's own attention, one call a row over a view of its extent."""
-    spans = range(len(packing.spans))
-    return mx.concatenate([_row(queries, keys, values, packing, index, scale, window) for index in spans])
-
-
-def attention_together(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    packing: Packing,
-    scale: float,
-    window: int | None = None,
-) -> mx.array:
-    """All rows with few queries in one call, over padded copies of their extents; long ones (prefill) row by row."""
-    padded = packing.padded
-    rows, width = padded.queries.shape
-    outputs = mx.fast.scaled_dot_product_attention(
-        queries[padded.queries].transpose(0, 2, 1, 3),  # [R, H, T, D]
-        keys[padded.keys].transpose(0, 2, 1, 3),  # [R, KV, L, D]
-        values[padded.keys].transpose(0, 2, 1, 3),
-        scale=scale,
-        mask=padded.mask(packing, window)[:, None],
-    )
-    flat = outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)
-    spans = range(len(packing.spans))
-    long = [_row(queries, keys, values, packing, i, scale, window) for i in spans if i not in packing.short]
-    return mx.concatenate([flat, *long])[padded.order]
-
-
-def _row(
-    queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, index: int, scale: float, window: int | None
-) -> mx.array:
-    """Attention [count, H * D] of the span `index` over its extent."""
-    span = packing.spans[index]
-    extent = slice(span.extent, span.extent + span.length)
-    output = mx.fast.scaled_dot_product_attention(
-        queries[span.query : span.query + span.count].transpose(1, 0, 2)[None],  # [1, H, T, D]
-        keys[extent].transpose(1, 0, 2)[None],  # [1, KV, L, D]
-        values[extent].transpose(1, 0, 2)[None],
-        scale=scale,
-        mask=packing.mask(index, window),
-    )
-    return output[0].transpose(1, 0, 2).reshape(span.count, -1)

@@ -1,10 +1,7 @@
 // The words of this project's kernels, which are written in Metal, for CUDA: a threadgroup is a block, a simdgroup a
-// warp. It follows MLX's own headers and stands before nothing but the kernel. Blocks are one-dimensional.
+// warp. Blocks are one-dimensional. Metal's other address spaces have no counterpart: the launcher leaves them out.
 
 #define METAL_FUNC __device__ __forceinline__
-#define device
-#define constant
-#define thread
 #define threadgroup __shared__
 
 #define threadgroup_position_in_grid blockIdx

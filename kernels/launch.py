@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -49,14 +50,26 @@ def _compiled(kernel: Kernel, kinds: tuple[str, ...]) -> Callable[..., list[mx.a
     MLX compiles by name, the values of constants, and nothing else: on CUDA even between processes, from a cache on
     disk. So the name carries whatever else the compiled code depends on.
     """
-    prelude = (_HERE / ("metal_prelude.h" if mx.metal.is_available() else "cuda_prelude.h")).read_text()
-    header = prelude + kernel.header
-    digest = hashlib.sha256("\0".join((header, kernel.body, *kinds)).encode()).hexdigest()[:16]
-    make: Any = mx.fast.metal_kernel if mx.metal.is_available() else mx.fast.cuda_kernel
+    if mx.metal.is_available():
+        make: Any = mx.fast.metal_kernel
+        header, body = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body
+    else:
+        make = mx.fast.cuda_kernel
+        header, body = for_cuda(kernel)
+    digest = hashlib.sha256("\0".join((header, body, *kinds)).encode()).hexdigest()[:16]
     return make(
         name=f"draftmill_{kernel.name}_{digest}",
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         header=header,
-        source=kernel.body,
+        source=body,
     )
+
+
+def for_cuda(kernel: Kernel) -> tuple[str, str]:
+    """Header and body for CUDA: behind the prelude, without the address spaces that CUDA does not tell apart.
+
+    `device` cannot be a macro of the prelude: CUDA's own `__device__` is made from that word.
+    """
+    header, body = (re.sub(r"\b(?:device|constant|thread)\s+", "", text) for text in (kernel.header, kernel.body))
+    return (_HERE / "cuda_prelude.h").read_text() + header, body

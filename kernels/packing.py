@@ -70,6 +70,8 @@ class Packing:
     replay: mx.array | None = None
     limits: mx.array | None = None
     _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
+    _sees: dict[int | None, mx.array] = field(default_factory=dict)
+    _tiles: dict[int, mx.array] = field(default_factory=dict)
 
     @cached_property
     def short(self) -> dict[int, int]:
@@ -111,6 +113,27 @@ class Packing:
             return None if span.count == 1 or self.limits is not None else "causal"
         queries = slice(span.query, span.query + span.count)
         return visible(self.positions[queries], self.seen[queries], mx.arange(span.length)[None], window)
+
+    def sees(self, window: int | None) -> mx.array:
+        """The first and the last position that each query sees [N, 2] int32: all that a kernel knows of masks."""
+        if window not in self._sees:
+            first = mx.zeros_like(self.seen) if window is None else mx.maximum(self.positions - (window - 1), 0)
+            self._sees[window] = mx.stack([first, self.seen], axis=1)
+        return self._sees[window]
+
+    def tiles(self, most: int) -> mx.array:
+        """Short spans in pieces of at most so many queries [tiles, 4] int32: first query, count, extent, length."""
+        if most not in self._tiles:
+            spans = [self.spans[index] for index in self.short]
+            self._tiles[most] = mx.array(
+                [
+                    [span.query + done, min(most, span.count - done), span.extent, span.length]
+                    for span in spans
+                    for done in range(0, span.count, most)
+                ],
+                mx.int32,
+            )
+        return self._tiles[most]
 
     @property
     def seen(self) -> mx.array:

@@ -40,6 +40,7 @@ class Launch(Protocol):
         groups: tuple[int, int, int],
         threads: int,
         outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
+        /,
     ) -> list[mx.array]:
         """Run `groups` threadgroups of `threads` threads; `constants` are compiled in, `outputs` are shape and type."""
         ...

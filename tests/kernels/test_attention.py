@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from draftmill.kernels.attention import attention_by_row, attention_together
 from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.stock_attention import attention_by_row, attention_together
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 

@@ -6,6 +6,7 @@
 
 #define METAL_FUNC inline
 #define thread
+#define constant
 
 using uint = unsigned int;
 using ushort = unsigned short;

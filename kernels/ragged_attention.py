@@ -1,0 +1,98 @@
+"""Ragged attention by our own kernel: all rows with few queries in one launch, each over its own extent."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+
+import mlx.core as mx
+
+from .launch import on_gpu
+from .packing import Packing
+from .source import Launch, read_kernels
+from .stock_attention import attention_of_span
+
+SOURCE = Path(__file__).with_suffix(".metal")
+
+MOST_PAIRS = {64: 32, 128: 32, 256: 16}
+"""Head dimensions, and how many pairs of query and head fit a threadgroup's memory."""
+
+LEAST_KEYS = 128
+"""Keys are not split into smaller parts than this."""
+
+ENOUGH_GROUPS = 512
+"""So many threadgroups keep a GPU busy: keys are split until there are."""
+
+
+def fits(queries: mx.array, keys: mx.array) -> bool:
+    """Whether the kernel is made for the shapes and types of these."""
+    heads, dim = queries.shape[1:]
+    types = (mx.float32, mx.float16, mx.bfloat16)
+    return queries.dtype in types and dim in MOST_PAIRS and heads // keys.shape[1] <= MOST_PAIRS[dim]
+
+
+def ragged_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    packing: Packing,
+    scale: float,
+    window: int | None = None,
+    launch: Launch = on_gpu,
+) -> mx.array:
+    """As `attention.attention_by_row`, of arrays that `fits`; spans with many queries (prefill) still go row by row."""
+    kernel = _by_kernel(queries, keys, values, packing, scale, window, launch) if packing.short else queries
+    parts: list[mx.array] = []
+    for short, run in groupby(range(len(packing.spans)), key=lambda index: index in packing.short):
+        indices = list(run)
+        if short:
+            first, last = packing.spans[indices[0]], packing.spans[indices[-1]]
+            parts.append(kernel[first.query : last.query + last.count])
+        else:
+            parts += [attention_of_span(queries, keys, values, packing, i, scale, window) for i in indices]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def _by_kernel(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    packing: Packing,
+    scale: float,
+    window: int | None,
+    launch: Launch,
+) -> mx.array:
+    """Outputs [N, H * D], undefined for queries of long spans."""
+    count, heads, dim = queries.shape
+    kv_heads, group, dtype = keys.shape[1], heads // keys.shape[1], queries.dtype
+    spans = [packing.spans[index] for index in packing.short]
+    pairs = _pairs(max(span.count for span in spans) * group, group, MOST_PAIRS[dim])
+    tiles = packing.tiles(pairs // group)
+    longest = max(min(span.length, span.count + (window or span.length)) for span in spans)
+    splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (len(tiles) * kv_heads)))
+    constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "PAIRS": pairs}
+    inputs = [queries, keys, values, tiles, packing.sees(window), _number(scale, mx.float32)]
+    groups = (len(tiles), kv_heads, splits)
+    attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
+    if splits == 1:
+        made = [((count, heads, dim), dtype), ((1,), mx.float32)]
+        outputs, _ = launch(attend, inputs, {**constants, "OUT": dtype, "SPLIT": False}, groups, dim, made)
+        return outputs.reshape(count, -1)
+    made = [((count, heads, splits, width), mx.float32) for width in (dim, 2)]
+    sums, shares = launch(attend, inputs, {**constants, "OUT": mx.float32, "SPLIT": True}, groups, dim, made)
+    inputs = [sums, shares, _number(splits, mx.int32)]
+    made = [((count, heads, dim), dtype)]
+    (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (count * heads, 1, 1), dim, made)
+    return outputs.reshape(count, -1)
+
+
+def _pairs(wanted: int, group: int, most: int) -> int:
+    """Pairs of a tile: few, if rows have few, and at least one query's whole group."""
+    return next((pairs for pairs in (8, 16) if pairs < most and group <= pairs and wanted <= pairs), most)
+
+
+@cache
+def _number(value: float, dtype: mx.Dtype) -> mx.array:
+    """A number for kernels, [1]."""
+    return mx.array([value], dtype)
