@@ -81,4 +81,5 @@ for command in (run, submit_command, status_command, collect_command, cancel_com
 main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and work on its queue."))
 main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pairs of target and draft."))
 main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
+main.add_command(LazyCommand("train", "worker.train:train", "Train a draft for a target."))
 main.add_command(redis_group)

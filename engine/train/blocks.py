@@ -1,0 +1,119 @@
+"""One pass over many blocks: the target's taps, the draft over several anchors of each sequence, and the loss.
+
+A block is [anchor, mask, …] at positions anchor, anchor + 1, …; it sees the clean context before its anchor and itself,
+never another block, which is exactly what it would see when decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..draft import DFlashDraft
+from ..families.transformer import Transformer
+
+
+def compiled(function: Callable[..., Any], **state: Any) -> Callable[..., Any]:
+    """`mx.compile`, but not on a CPU, where compiling takes longer than it saves."""
+    return function if mx.default_device() == mx.cpu else mx.compile(function, **state)
+
+
+def target_taps(target: Transformer, tokens: mx.array, layer_ids: tuple[int, ...]) -> mx.array:
+    """Hidden states [B, S, taps * hidden] after the tapped layers, of tokens [B, S]."""
+    hidden = target.embed(tokens)
+    taps: dict[int, mx.array] = {}
+    for index, layer in enumerate(target.layers[: max(layer_ids) + 1]):
+        hidden = layer(hidden, mask=causal_mask(tokens.shape[1], target.window(layer)))
+        taps[index] = hidden
+    return mx.concatenate([taps[index] for index in layer_ids], axis=-1)
+
+
+def causal_mask(length: int, window: int | None) -> Any:
+    if window is None or length <= window:
+        return "causal"
+    at = mx.arange(length)
+    return (at <= at[:, None]) & (at[:, None] - at < window)
+
+
+def block_mask(anchors: mx.array, length: int, block: int, causal: bool, window: int | None) -> mx.array:
+    """What each block query sees of context and blocks: [B, A * block, length + A * block] boolean.
+
+    `anchors` [B, A] are positions; the window counts from the query and bounds the context only.
+    """
+    count = anchors.shape[1] * block
+    queries = (anchors[..., None] + mx.arange(block)).reshape(-1, count, 1)
+    context = mx.arange(length)
+    visible = context < mx.repeat(anchors, block, axis=1)[..., None]
+    if window is not None:
+        visible = visible & (queries - context < window)
+    slot = mx.arange(count)
+    own = slot[:, None] // block == slot // block
+    if causal:
+        own = own & (slot <= slot[:, None])
+    return mx.concatenate([visible, mx.broadcast_to(own, (anchors.shape[0], count, count))], axis=-1)
+
+
+def block_logits(
+    target: Transformer, draft: DFlashDraft, taps: mx.array, tokens: mx.array, anchors: mx.array
+) -> mx.array:
+    """Logits [B, A, block - 1, vocabulary] of the mask slots of blocks at `anchors` [B, A] in `tokens` [B, S]."""
+    (batch, length), block = tokens.shape, draft.config.block_size
+    count = anchors.shape[1] * block
+    places = mx.broadcast_to(mx.arange(length, dtype=mx.int32), (batch, length)).reshape(-1)
+    context = draft.context(taps.reshape(batch * length, -1), places)
+    filled = mx.take_along_axis(tokens, anchors, axis=1)[..., None]
+    masks = mx.full((*anchors.shape, block - 1), draft.config.mask_token_id, tokens.dtype)
+    inputs = mx.concatenate([filled, masks], axis=-1).reshape(-1)
+    positions = (anchors[..., None] + mx.arange(block, dtype=mx.int32)).reshape(-1)
+    visible: dict[tuple[bool, int | None], mx.array] = {}
+
+    def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        kind = (draft.causal(layer), draft.window(layer))
+        if kind not in visible:
+            visible[kind] = block_mask(anchors, length, block, *kind)[:, None]
+        heads = [
+            mx.concatenate([_rows(cached, batch, length), _rows(own, batch, count)], axis=2)
+            for cached, own in zip(context[layer], (keys, values), strict=True)
+        ]
+        mixed = mx.fast.scaled_dot_product_attention(
+            _rows(queries, batch, count), *heads, scale=draft.layers[layer].self_attn.scale, mask=visible[kind]
+        )
+        return mixed.transpose(0, 2, 1, 3).reshape(batch * count, -1)
+
+    hidden = draft(target.embed(inputs), positions, attend)
+    hidden = hidden.reshape(*anchors.shape, block, -1)[:, :, 1:]
+    logits = draft.finish(target.head(hidden.reshape(-1, hidden.shape[-1])))
+    return logits.reshape(*anchors.shape, block - 1, -1)
+
+
+def _rows(states: mx.array, batch: int, count: int) -> mx.array:
+    """Packed states [batch * count, heads, D] as [batch, heads, count, D]."""
+    return states.reshape(batch, count, *states.shape[1:]).transpose(0, 2, 1, 3)
+
+
+def block_labels(tokens: mx.array, lengths: mx.array, anchors: mx.array, block: int) -> tuple[mx.array, mx.array]:
+    """The true tokens of the mask slots [B, A, block - 1], and which of them lie inside the sequence."""
+    at = anchors[..., None] + mx.arange(1, block)
+    flat = mx.minimum(at, tokens.shape[1] - 1).reshape(at.shape[0], -1)
+    labels = mx.take_along_axis(tokens, flat, axis=1).reshape(at.shape)
+    return labels, at < lengths[:, None, None]
+
+
+def block_loss(logits: mx.array, labels: mx.array, valid: mx.array, gamma: float) -> tuple[mx.array, mx.array]:
+    """Cross-entropy weighted by exp(-(i - 1) / gamma) over block slots i = 1, 2, …; and hits [2, block - 1].
+
+    Hits are per slot: how often the likeliest token is the true one, and how often there is a true one.
+    """
+    weights = mx.exp(-mx.arange(labels.shape[-1]) / gamma) * valid
+    losses = nn.losses.cross_entropy(logits.astype(mx.float32), labels)
+    hits = (mx.argmax(logits, axis=-1) == labels) & valid
+    return (losses * weights).sum() / weights.sum(), mx.stack([hits.sum(axis=(0, 1)), valid.sum(axis=(0, 1))])
+
+
+def matches(logits: mx.array, labels: mx.array, valid: mx.array) -> mx.array:
+    """How many leading slots of each block [B, A] are right."""
+    hits = (mx.argmax(logits, axis=-1) == labels) & valid
+    return mx.cumprod(hits.astype(mx.int32), axis=-1).sum(axis=-1)
