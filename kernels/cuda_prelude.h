@@ -7,6 +7,7 @@
 #define threadgroup_position_in_grid blockIdx
 #define threadgroups_per_grid gridDim
 #define thread_position_in_threadgroup threadIdx
+#define threads_per_threadgroup blockDim
 #define thread_index_in_simdgroup (threadIdx.x & 31u)
 #define simdgroup_index_in_threadgroup (threadIdx.x >> 5)
 

@@ -7,8 +7,6 @@
 // Constants: the types T of queries, keys and values and OUT of outputs; D (64, 128 or 256; so many threads); HEADS;
 // KV_HEADS; PAIRS; SPLIT, whether the keys are split, so that `combine` must follow.
 
-constant constexpr float LOWEST = -1e30f;  // of scores; finite, so that no difference of two is a NaN
-
 METAL_FUNC float dot4(float4 a, float4 b) {
   return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
 }
@@ -39,6 +37,7 @@ kernel void attend(
     device OUT* outputs,        // [N, HEADS, splits, D]; of a split, not yet divided by its total
     device float* shares) {     // [N, HEADS, splits, 2]: a split's highest score and its total; not written if !SPLIT
   constexpr int GROUP = HEADS / KV_HEADS;
+  constexpr float LOWEST = -1e30f;      // of scores; finite, so that no difference of two is a NaN
   constexpr int KEYS = 32;              // in a block: one for each lane
   constexpr int OWN = PAIRS * 32 / D;   // pairs that a simdgroup scores
   constexpr int FOURS = D / 4;          // a vector is read in fours
@@ -194,6 +193,7 @@ kernel void combine(
     const device float* shares,  // [N, HEADS, splits, 2]
     const device int* splits,    // [1]
     device T* outputs) {         // [N, HEADS, D]
+  constexpr float LOWEST = -1e30f;
   const int count = splits[0];
   const long pair = threadgroup_position_in_grid.x;
   const int column = int(thread_position_in_threadgroup.x);

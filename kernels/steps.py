@@ -58,9 +58,24 @@ class Steps:
 
     @cached_property
     def table(self) -> mx.array:
-        """Seats as a kernel reads them [B, 7] int32: query, count, final; seat, inputs, tape, length of the origin."""
-        pairs = zip(self.seats, self.origins, strict=True)
-        rows = [[s.query, s.count, s.final, o.seat, o.inputs, o.tape, o.length] for s, o in pairs]
+        """Seats as a kernel reads them [B, 9] int32.
+
+        Of the span: query, count, final; of its origin: seat, inputs, tape, length; of what it leaves: inputs, tape.
+        """
+        rows = [
+            [
+                s.query,
+                s.count,
+                s.final,
+                o.seat,
+                o.inputs,
+                o.tape,
+                o.length,
+                self.places[s.row].inputs,
+                self.places[s.row].tape,
+            ]
+            for s, o in zip(self.seats, self.origins, strict=True)
+        ]
         return mx.array(rows, mx.int32)
 
     @cached_property
@@ -120,13 +135,19 @@ class Steps:
         Indices of the rows' windows [B * window], one after the other, followed by the round's own inputs [N].
         """
         ordered = sorted(zip(self.seats, self._sequences, strict=True), key=lambda pair: pair[0].query)
-        return mx.array([seq[t : t + self.window + 1] for span, seq in ordered for t in range(span.count)])
+        windows = [seq[t : t + self.window + 1] for span, seq in ordered for t in range(span.count)]
+        return mx.array(windows, mx.int32)
 
     @cached_property
     def kept(self) -> mx.array:
         """The inputs that the round leaves, by seat; indices as in `looks`."""
         pairs = zip(self.seats, self._sequences, strict=True)
         return mx.array([i for span, seq in pairs for i in (seq[span.count :] if span.final else seq)], mx.int32)
+
+    @cached_property
+    def sizes(self) -> mx.array:
+        """How many tokens and how many seats there are [2] int32."""
+        return mx.array([sum(span.count for span in self.seats), len(self.seats)], mx.int32)
 
     @cached_property
     def _sequences(self) -> list[list[int]]:

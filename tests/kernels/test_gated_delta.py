@@ -164,8 +164,12 @@ def test_the_table_tells_a_kernel_where_rows_come_from() -> None:
     memory.round(first, draw(7), [0, 0], mx.zeros((C, K)))
     second = [Span(0, 1, 0, 0, row=7), Span(1, 4, 0, 0, row=3, final=False), Span(5, 1, 0, 0, row=1, fresh=True)]
     steps = Steps.of(second, memory.places, mx.array([0, 2, 0], mx.int32), K - 1)
-    # query, count, final; seat, inputs, tape, length of the origin. Row 3 sat first: its span was the longest.
-    assert steps.table.tolist() == [[1, 4, 0, 0, 0, 0, 5], [0, 1, 1, 1, 8, 5, 0], [5, 1, 1, -1, 0, 0, 0]]
+    # Row 3 sat first: its span was the longest.
+    assert steps.table.tolist() == [
+        [1, 4, 0, 0, 0, 0, 5, 0, 0],
+        [0, 1, 1, 1, 8, 5, 0, 7, 4],
+        [5, 1, 1, -1, 0, 0, 0, 10, 4],
+    ]
     assert steps.replay.tolist() == [2, 0, 0]
 
 

@@ -39,6 +39,7 @@ using uint3 = machine::Position;
 #define threadgroup_position_in_grid (machine::now.group)
 #define threadgroups_per_grid (machine::now.groups)
 #define thread_position_in_threadgroup (uint3{uint(machine::now.current), 0, 0})
+#define threads_per_threadgroup (uint3{uint(machine::now.threads), 1, 1})
 #define thread_index_in_simdgroup uint(machine::now.current % machine::LANES)
 #define simdgroup_index_in_threadgroup uint(machine::now.current / machine::LANES)
 

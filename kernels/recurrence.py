@@ -1,0 +1,81 @@
+"""Recurrent layers by our own kernels: the gated delta rule with late commit, and the convolution before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from .gated_delta import Tape
+from .launch import on_gpu
+from .source import Launch, read_kernels
+from .steps import Steps
+
+_HERE = Path(__file__).parent
+
+LANES = 8
+"""Lanes that share a line of a head's state: few, so that their sums take few exchanges."""
+
+THREADS = 128
+
+
+def fits(k: mx.array) -> bool:
+    """Whether the kernel is made for keys [N, Hk, Dk] like these."""
+    return k.shape[2] % (4 * LANES) == 0 and k.dtype in (mx.float32, mx.float16, mx.bfloat16)
+
+
+def gated_delta_by_kernel(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay: mx.array,
+    beta: mx.array,
+    state: mx.array,
+    tape: Tape,
+    steps: Steps,
+    launch: Launch = on_gpu,
+) -> tuple[mx.array, mx.array, Tape]:
+    """As `gated_delta.gated_delta`, of keys that `fits`."""
+    (count, key_heads, key_dim), (value_heads, value_dim) = k.shape, v.shape[1:]
+    seats = len(steps.seats)
+    taped = sum(span.count for span in steps.seats if not span.final)
+    made = [
+        ((count, value_heads, value_dim), q.dtype),
+        ((seats, value_heads, value_dim, key_dim), mx.float32),
+        ((max(taped, 1), key_heads, key_dim), k.dtype),  # an empty tape is cut off an unwritten one
+        ((max(taped, 1), value_heads, value_dim), mx.float32),
+        ((max(taped, 1), value_heads), mx.float32),
+    ]
+    sizes = {"HK": key_heads, "HV": value_heads, "DK": key_dim, "DV": value_dim}
+    inputs = [q, k, v, decay, beta, *map(_some, (state, tape.k, tape.delta, tape.decay)), steps.table, steps.replay]
+    output, state, *left = launch(
+        read_kernels(_HERE / "gated_delta.metal")["gated_delta"],
+        inputs,
+        {"T": q.dtype, **sizes, "LANES": LANES},
+        (-(-value_dim * LANES // THREADS), value_heads, seats),
+        THREADS,
+        made,
+    )
+    return output, state, Tape(*(array[:taped] for array in left))
+
+
+def causal_convolution_by_kernel(
+    x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, launch: Launch = on_gpu
+) -> tuple[mx.array, mx.array]:
+    """As `convolution.causal_convolution`."""
+    (count, channels), kept = x.shape, len(steps.kept)
+    made = [((count, channels), x.dtype), ((kept, channels), x.dtype)]
+    output, left = launch(
+        read_kernels(_HERE / "convolution.metal")["convolve"],
+        [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.replay, steps.sizes],
+        {"T": x.dtype, "CHANNELS": channels, "TAPS": weight.shape[1]},
+        (-(-channels // THREADS), count + kept, 1),
+        THREADS,
+        made,
+    )
+    return output, left
+
+
+def _some(array: mx.array) -> mx.array:
+    """The array, or one element of its kind if it is empty: a buffer must be there, though nobody reads it."""
+    return array if array.size else mx.zeros((1,), array.dtype)
