@@ -10,6 +10,8 @@ from pathlib import Path
 from . import boxed
 from .models import ModelError
 
+BOXED_DRAFTS = Path(__file__).parent / "drafts"
+
 QUANTISATION = re.compile(
     r"[-_.]((\d+(\.\d+)?-?bits?)|bf16|fp16|f16|fp8|mxfp[48]|nvfp4|q\d(_\w+)?|int[48]|mlx|dwq|awq|gptq|gs\d+)$", re.I
 )
@@ -28,7 +30,7 @@ class Pair:
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair(boxed.NAME, boxed.NAME),
+        Pair(boxed.NAME, boxed.NAME, str(BOXED_DRAFTS / boxed.NAME)),
         Pair("qwen3-4b", "Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16"),
         Pair("qwen3-8b", "Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16"),
         Pair("qwen3.5-4b", "Qwen/Qwen3.5-4B", "z-lab/Qwen3.5-4B-DFlash"),
