@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from draftmill.kernels import ragged_attention, recurrence
+from draftmill.kernels import quantized_matmul, ragged_attention, recurrence
 from draftmill.kernels.launch import for_cuda
 from draftmill.kernels.source import Kernel, read_kernels
 
@@ -19,10 +19,12 @@ INCLUDES = """#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 """
 FOLDER = Path(recurrence.__file__).parent
+ALIKE = {"LANES": "8", "SPLIT": "1", "BITS": "4", "GROUP": "64", "OUTPUTS": "4", "ROWS": "16"}
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
     (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
     (ragged_attention.SOURCE, "combine", "__half", {"D": "64"}),
+    (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", {"K": "2560", "LINES": "9728"}),
     (FOLDER / "gated_delta.metal", "gated_delta", "__nv_bfloat16", {"HK": "16", "HV": "32", "DK": "128", "DV": "128"}),
     (FOLDER / "convolution.metal", "convolve", "__half", {"CHANNELS": "8192", "TAPS": "4"}),
 ]
@@ -31,8 +33,18 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
 @pytest.mark.parametrize(("path", "name", "dtype", "constants"), VARIANTS, ids=[name for _, name, _, _ in VARIANTS])
 def test_kernels_compile(path: Path, name: str, dtype: str, constants: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "kernel.cu"
-    source.write_text(as_cuda(path, read_kernels(path)[name], dtype, constants | {"LANES": "8", "SPLIT": "1"}))
-    command = [str(NVCC), "-std=c++17", "-arch=sm_90", "-Werror=all-warnings", "-ptx", str(source), "-o", "/dev/null"]
+    source.write_text(as_cuda(path, read_kernels(path)[name], dtype, constants | ALIKE))
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        "-arch=sm_90",
+        "-Werror=all-warnings",
+        "-diag-suppress=177",
+        "-ptx",
+        str(source),
+        "-o",
+        "/dev/null",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
