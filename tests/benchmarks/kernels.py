@@ -1,19 +1,20 @@
 """What the kernels take on this machine's GPU, beside stock MLX: `python -m tests.benchmarks.kernels` in the root.
 
-Medians of milliseconds a call, and what the kernel reads a second. Calls are launched one after the other and waited for
-together, as in a round of many layers. With new lengths, every call has keys of a length that it never had before.
+Medians of milliseconds a call, and what the kernel reads a second. Calls are launched one after the other and waited
+for together, as in a round of many layers. With new lengths, each call has keys of a length that came never before.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 
 import click
 import mlx.core as mx
+from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
 from draftmill.kernels.attention import attention
 from draftmill.kernels.gated_delta import Tape, gated_delta
@@ -23,10 +24,11 @@ from draftmill.kernels.ragged_attention import ragged_attention
 from draftmill.kernels.recurrence import gated_delta_by_kernel
 from draftmill.kernels.steps import Steps
 
+MLX_LM = gated_delta_kernel if mx.metal.is_available() else gated_delta_ops
 CALLS, REPEATS = 12, 7
 DTYPE = mx.bfloat16
 
-Run = Callable[[], list[mx.array]]
+Run = Callable[[], Sequence[mx.array]]
 
 
 def milliseconds(run: Run) -> float:
@@ -68,9 +70,8 @@ def bench_attention(heads: int, kv_heads: int, dim: int) -> None:
             for queries in (1, 4, 16):
                 q = mx.random.normal((rows * queries, heads, dim)).astype(DTYPE)
                 for kind, lengths in (("seen", lambda keys=keys: keys), ("new", count(keys + 1, 3).__next__)):
-                    ours, stock = (
-                        partial(attend, f, (q, *pool), rows, queries, lengths) for f in (ragged_attention, attention)
-                    )
+                    forms = ragged_attention, attention
+                    ours, stock = (partial(attend, f, (q, *pool), rows, queries, lengths) for f in forms)
                     read = 2 * rows * keys * kv_heads * dim * DTYPE.size
                     report(f"attention {dim}: {keys} keys, {rows} rows of {queries}, {kind}", read, ours, stock=stock)
 
@@ -88,18 +89,20 @@ def bench_gated_delta(hk: int, hv: int, dk: int, dv: int) -> None:
             tape = Tape(mx.zeros((0, hk, dk), DTYPE), mx.zeros((0, hv, dv)), mx.zeros((0, hv)))
             mx.eval(q, k, v, decay, beta, state)
 
-            def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], *given) -> list[mx.array]:
+            def flat(form: Callable[..., tuple[mx.array, mx.array, Tape]], *given) -> list[mx.array]:
                 output, left, taped = form(*given)
                 return [output, left, taped.k, taped.delta, taped.decay]
 
             given = (q, k, v, decay, beta, state, tape, steps)
-            forms = {"plain": gated_delta} if total <= 1024 else {}
-            others = {name: partial(run, form, *given) for name, form in forms.items()}
+            batch = [array.reshape(rows, tokens, *array.shape[1:]) for array in given[:5]]
+            others: dict[str, Run] = {
+                "mlx-lm": partial(MLX_LM, *batch, state),
+                "plain": partial(flat, gated_delta, *given),
+            }
+            others = others if total <= 1024 else {}
+            read = 2 * state.nbytes
             report(
-                f"gated delta: {rows} rows of {tokens}",
-                2 * state.nbytes,
-                partial(run, gated_delta_by_kernel, *given),
-                **others,
+                f"gated delta: {rows} rows of {tokens}", read, partial(flat, gated_delta_by_kernel, *given), **others
             )
 
 
