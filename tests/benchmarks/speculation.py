@@ -18,8 +18,12 @@ from typing import Any
 
 import click
 import mlx.core as mx
+from mlx_lm.utils import dequantize_model
 
+from draftmill.engine import models
+from draftmill.engine.draft import load_draft
 from draftmill.engine.engine import Engine
+from draftmill.engine.families import adapt
 from draftmill.engine.pairs import Pair, resolve
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.producer.paths import cache_dir
@@ -79,6 +83,19 @@ def margins(engine: Engine, requests: list[Request], plain: Arm, drafted: Arm) -
     return found
 
 
+def load(pair: Pair, rows: int, depth: int | None, half: bool) -> Engine:
+    """An engine over a pair; with `half`, target and draft dequantised and in bfloat16."""
+    if not half:
+        return Engine.load(pair, cache_dir(), rows, depth=depth)
+    loaded = models.load(pair.target, cache_dir())
+    parts = [loaded.model, load_draft(models.locate(pair.draft, cache_dir()))] if pair.draft else [loaded.model]
+    model, *draft = [dequantize_model(part) for part in parts]
+    for part in (model, *draft):
+        part.set_dtype(mx.bfloat16)
+    made: Any = draft[0] if draft else None
+    return Engine(adapt(model), loaded.tokenizer, loaded.context_length, rows, None, made, depth)
+
+
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--pair", default="smollm2-135m", show_default=True)
@@ -88,6 +105,7 @@ def margins(engine: Engine, requests: list[Request], plain: Arm, drafted: Arm) -
 @click.option("--rows", default=8, show_default=True, help="Rows at a time.")
 @click.option("--depth", type=int, help="Most drafted tokens to verify; default all.")
 @click.option("--plain/--no-plain", default=True, help="Also decode without the draft, for the ratio of speeds.")
+@click.option("--half", is_flag=True, help="Decode in bfloat16.")
 @click.option("--divergence", is_flag=True, help="Report where plain decoding gives other tokens.")
 def main(
     files: tuple[Path, ...],
@@ -98,13 +116,14 @@ def main(
     rows: int,
     depth: int | None,
     plain: bool,
+    half: bool,
     divergence: bool,
 ) -> None:
     """Tokens per round and speed of a pair on prompt FILES."""
     known = resolve(pair)
     known = replace(known, draft=draft) if draft else known
-    drafting = Engine.load(known, cache_dir(), rows, depth=depth)
-    without = Engine.load(Pair(known.name, known.target), cache_dir(), rows)
+    drafting = load(known, rows, depth, half)
+    without = load(Pair(known.name, known.target), rows, None, half)
     warm = read(drafting, files[0], 16, rows)
     decode(drafting, warm)
     decode(without, warm)
