@@ -150,3 +150,13 @@ def test_large_scores_do_not_overflow() -> None:
     packing = Packing((Span(0, 3, 0, 70),), at, at)
     result = ragged_attention(queries, keys, values, packing, 1.0, launch=on_cpu)
     assert mx.allclose(result, attention_by_row(queries, keys, values, packing, 1.0), 1e-4, 1e-3)
+
+
+@EMULATED
+def test_limits_end_with_the_row() -> None:
+    mx.random.seed(2)
+    queries, keys, values = (mx.random.normal((n, 2, 64)) for n in (2, 90, 90))
+    at = mx.array([38, 39], mx.int32)
+    packing = Packing((Span(0, 2, 5, 40, exact=False),), at, at, limits=at + 30)
+    result = ragged_attention(queries, keys, values, packing, 1.0, launch=on_cpu)
+    assert mx.allclose(result, attention_by_row(queries, keys, values, packing, 1.0), 1e-5, 1e-5)
