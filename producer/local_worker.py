@@ -62,7 +62,7 @@ class LocalWorker:
         code = self.process.poll()
         if code is None:
             return
-        said = self._said()
+        said = self.said()
         if code in (USAGE, NO_REDIS) and said:
             raise UserError(said[-1].removeprefix("Error: "), code)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -85,7 +85,8 @@ class LocalWorker:
     def _names(self, redis: redis_py.Redis) -> set[str]:
         return {report["name"] for report in batches.workers(redis) if report.get("pair") == self.pair}
 
-    def _said(self) -> list[str]:
+    def said(self) -> list[str]:
+        """The lines that the worker has written so far."""
         with Path(self.log).open("rb") as log:
             log.seek(self._start)
             return [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]

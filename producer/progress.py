@@ -88,6 +88,10 @@ class BatchProgress:
         else:
             self.console.print(text)
 
+    def note(self, text: str) -> None:
+        """Leaves a line standing above the bar."""
+        (self.bar.console if self.bar else self.console).print(text, highlight=False)
+
     def __call__(self, state: BatchStatus) -> None:
         now = time.monotonic()
         if now - self._speed_at > REPORT_SECONDS:

@@ -132,6 +132,8 @@ def _generate(
 
         progress.say(f"loading {dataset.pair}")
         worker.wait_until_ready(redis)
+        for line in worker.said():  # which draft it has, and whether something slows it down
+            progress.note(line)
         ready = time.monotonic()
         submit(redis, dataset, batch, lambda _: tick(collect.step(redis, output)))
         state = collect.follow(redis, output, tick)
