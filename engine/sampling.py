@@ -25,9 +25,16 @@ def probabilities(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:
     """
     temperatures = mx.array([sampling.temperature or 1.0 for sampling in samplings])[:, None]
     p = mx.softmax(logits.astype(mx.float32) / temperatures, axis=-1, precise=True)
-    if all(sampling.top_k == 0 and sampling.top_p == 1 for sampling in samplings):
-        return p
-    vocabulary = logits.shape[-1]
+    truncated = [m for m, sampling in enumerate(samplings) if sampling.truncated]
+    if truncated:  # sorting is dear: only the rows that need it
+        rows = mx.array(truncated)
+        p[rows] = truncate(p[rows], [samplings[m] for m in truncated])
+    return p
+
+
+def truncate(p: mx.array, samplings: Sequence[Sampling]) -> mx.array:
+    """Probabilities [M, vocabulary] cut to the top-k, then to the top-p likeliest tokens; rows sum to 1 again."""
+    vocabulary = p.shape[-1]
     top_k = mx.array([sampling.top_k or vocabulary for sampling in samplings])[:, None]
     top_p = mx.array([sampling.top_p for sampling in samplings])[:, None]
     order = mx.argsort(-p, axis=-1)
