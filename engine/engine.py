@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,14 +169,10 @@ class Engine:
 
     def step(self) -> list[Completion]:
         """Launch the next round, then read the one before it; returns the requests that finished."""
-        begin = time.perf_counter()
         launched = self._launch(self.scheduler.plan())
-        built = time.perf_counter()
         if self._in_flight:
             self._read(self._in_flight)
         self._in_flight = launched
-        self.stats.build_seconds += built - begin
-        self.stats.wait_seconds += time.perf_counter() - built
         finished, self._finished = self._finished, []
         return [self._complete(row) for row in finished]
 

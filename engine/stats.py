@@ -10,8 +10,7 @@ class Stats:
     """Counters since the engine was made.
 
     `rows` sums the rows of all rounds; `row_rounds` those of them that decoded. `drafted` and `accepted` count the
-    draft tokens verified and accepted in these, `accepted_per_position` by their place in the block. Seconds are the
-    host's: building rounds, and waiting for their tokens.
+    draft tokens verified and accepted in these, `accepted_per_position` by their place in the block.
     """
 
     rounds: int = 0
@@ -22,5 +21,3 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
-    build_seconds: float = 0.0
-    wait_seconds: float = 0.0

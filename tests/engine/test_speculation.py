@@ -162,7 +162,10 @@ def test_end_tokens_and_limits_inside_a_block() -> None:
 def test_tokens_per_round_do_not_depend_on_neighbours(family: str) -> None:
     model = small_model(family)
     asked = requests(8)
-    wrong = lambda i: i % 5 == 2  # noqa: E731
+
+    def wrong(position: int) -> bool:
+        return position % 5 == 2
+
     together = run(replaying(model, asked, wrong), asked)
     for request in asked:
         alone = run(replaying(model, asked, wrong), [request])[request.id]
