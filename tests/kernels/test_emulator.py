@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from draftmill.kernels.source import parse
@@ -12,11 +13,13 @@ from .emulator import Fault, compiler, on_cpu
 pytestmark = pytest.mark.skipif(compiler() is None, reason="kernels are tested with a C++ compiler: there is none")
 
 
-def run(body: str, *, count: int = 64, groups: int = 1, threads: int = 64, header: str = "") -> mx.array:
+def run(
+    body: str, *, count: int = 64, groups: int = 1, threads: int = 64, header: str = "", dtype: mx.Dtype = mx.float32
+) -> mx.array:
     """Run `body` over x = 0, 1, 2, ..., into y."""
     text = f"{header}\nkernel void planted(const device float* x, device float* y) {{\n{body}\n}}\n"
     x = mx.arange(count).astype(mx.float32)
-    constants = {"T": mx.float32, "N": 64}
+    constants = {"T": dtype, "N": 64}
     return on_cpu(parse(text)["planted"], [x], constants, (groups, 1, 1), threads, [((count,), mx.float32)])[0]
 
 
@@ -55,6 +58,43 @@ def test_helpers_take_pointers_and_load_four() -> None:
     assert y.tolist() == [float(4 * (4 * i + 4) + 6) for i in range(15)] + [0.0] * 49
 
 
+def test_a_simdgroup_may_wait_for_itself_alone() -> None:
+    one = "threadgroup float s[N]; s[i] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup);"
+    y = run(f"{PLACE} {one} if (i < 32) y[i] = s[i ^ 7]; else y[i] = s[i];")
+    assert y.tolist() == [float(i ^ 7 if i < 32 else i) for i in range(64)]
+
+
+MATRICES = "simdgroup_matrix<float, 8, 8> a; simdgroup_matrix<float, 8, 8> b;"
+
+
+@pytest.mark.parametrize("space", ["device", "threadgroup"])
+def test_matrices_are_multiplied(space: str) -> None:
+    staged = f"threadgroup float s[128]; s[i] = x[i]; s[i + 64] = x[i + 64]; {BARRIER}"
+    left, right = ("x", "x + 3") if space == "device" else ("s", "(s + 3)")
+    y = run(
+        f"{PLACE} {staged if space == 'threadgroup' else ''} {MATRICES}"
+        "simdgroup_matrix<float, 8, 8> c = make_filled_simdgroup_matrix<float, 8>(2.0f);"
+        f"simdgroup_load(a, {left}); simdgroup_load(b, {right}, 16); simdgroup_multiply_accumulate(c, a, b, c);"
+        "if (i < 32) { simdgroup_store(c, y + 64); } else { simdgroup_store(a, y); }",
+        count=128,
+    )
+    x = np.arange(128.0)
+    expected = x[:64].reshape(8, 8) @ x.reshape(8, 16)[:, 3:11] + 2
+    assert y.tolist() == [*x[:64].tolist(), *expected.reshape(-1).tolist()]
+
+
+def test_matrices_of_half_precision_are_added_up_in_float() -> None:
+    y = run(
+        f"{PLACE} threadgroup T s[N]; threadgroup float t[N]; s[i] = T(100.0f + x[i]); {BARRIER}"
+        "simdgroup_matrix<T, 8, 8> a; simdgroup_matrix<float, 8, 8> c = make_filled_simdgroup_matrix<float, 8>(0.0f);"
+        "simdgroup_load(a, s); simdgroup_multiply_accumulate(c, a, a, c);"
+        f"if (i < 32) {{ simdgroup_store(c, t); }} {BARRIER} y[i] = t[i];",
+        dtype=mx.float16,
+    )
+    x = 100 + np.arange(64.0).reshape(8, 8)
+    assert y.tolist() == (x @ x).reshape(-1).tolist()
+
+
 FAULTS = {
     "x\\[64\\] is out of bounds": f"{PLACE} y[i] = x[i + 1];",
     "y\\[-1\\] is out of bounds": f"{PLACE} y[int(i) - 1] = 0;",
@@ -84,6 +124,41 @@ FAULTS = {
         f"{PLACE} threadgroup float s[8192]; threadgroup float t[1]; s[i] = 0; t[0] = 0;"
     ),
     "does not compile": "y[0] = nonsense;",
+    "race: s\\[40\\] is read while another thread writes": (
+        f"{PLACE} threadgroup float s[N]; s[i] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = s[40];"
+    ),
+    "race: s\\[5\\] is written while another thread reads": (
+        f"{PLACE} threadgroup float s[N]; s[i] = x[i]; {BARRIER} if (i > 31) {{ y[i] = s[5]; }}\n"
+        "simdgroup_barrier(mem_flags::mem_threadgroup); if (i == 4) s[5] = 1;"
+    ),
+    "race: s\\[3\\] is read while another thread writes": (
+        f"{PLACE} threadgroup float s[N]; s[i] = x[i]; simdgroup_barrier(mem_flags::mem_none); if (i < 32) y[i] = s[3];"
+    ),
+    "divergent simdgroup_barrier at line 1": f"{PLACE} if (i != 3) simdgroup_barrier(mem_flags::mem_threadgroup);",
+    "x\\[64\\] is out of bounds: it has 64 elements": f"{MATRICES} simdgroup_load(a, x + 1);",
+    "y\\[64\\] is out of bounds": f"{PLACE} {MATRICES} if (i < 32) simdgroup_store(a, y, 9);",
+    "s\\[63\\] is out of bounds: it has 63 elements": (
+        f"{PLACE} threadgroup float s[63]; if (i < 63) s[i] = x[i]; {BARRIER} {MATRICES} simdgroup_load(a, s);"
+    ),
+    "s\\[-2\\] is out of bounds": f"{MATRICES} threadgroup float s[N]; simdgroup_store(a, s + -2);",
+    "s\\[9\\] is read, and nothing wrote it": (
+        f"{PLACE} threadgroup float s[N]; if (i != 9) s[i] = x[i]; {BARRIER} {MATRICES} simdgroup_load(a, s);"
+    ),
+    "race: s\\[1\\] is read while another thread writes it": (
+        f"{PLACE} threadgroup float s[N]; s[i] = x[i]; {MATRICES} if (i < 32) simdgroup_load(a, s, 4);"
+    ),
+    "race: s\\[0\\] is written while another thread writes it": (
+        f"{PLACE} threadgroup float s[N]; {MATRICES} simdgroup_store(a, s);"
+    ),
+    "race: y\\[0\\] is written by two threads": f"{MATRICES} simdgroup_store(a, y);",
+    "divergent simdgroup_load at line 1: not all lanes": f"{PLACE} {MATRICES} if (i != 40) simdgroup_load(a, x);",
+    "divergent simdgroup_store at line 1: not all lanes": (
+        f"{PLACE} {MATRICES} if (i < 31) simdgroup_store(a, y); threadgroup_barrier(mem_flags::mem_none);"
+    ),
+    "divergent simdgroup_multiply_accumulate at line 2: lane 0 is at line 3": (
+        f"{PLACE} {MATRICES} if (i % 2) {{\n simdgroup_multiply_accumulate(a, b, b, a); }} else {{\n"
+        " simdgroup_multiply_accumulate(a, b, b, a); }"
+    ),
 }
 
 
@@ -109,6 +184,18 @@ def test_small_inputs_lie_in_the_constant_address_space() -> None:
     assert run("y[thread_position_in_threadgroup.x] = first(x);", header=header).tolist() == [0.0] * 64
     with pytest.raises(Fault, match="does not compile"):
         run("if (thread_position_in_threadgroup.x == 0) y[0] = first(x);", header=header, count=7)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["simdgroup_matrix<half, 8, 8> a; simdgroup_load(a, x);", "simdgroup_matrix<float, 8, 4> a;"]
+)
+def test_matrices_are_of_8_by_8_and_of_the_type_of_what_they_load(wrong: str) -> None:
+    with pytest.raises(Fault, match="does not compile"):
+        run(wrong)
+
+
+def test_a_matrix_that_nothing_fills_is_not_a_number() -> None:
+    assert mx.isnan(run(f"{PLACE} {MATRICES} if (i < 32) simdgroup_store(a, y);")).sum() == 64
 
 
 def test_what_nothing_writes_is_not_a_number() -> None:

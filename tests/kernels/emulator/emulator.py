@@ -27,6 +27,7 @@ _CPP = {
     mx.int32: "int",
     mx.uint32: "uint",
 }
+_HEADERS = ["machine.h", "prelude.h", "simdgroup_matrix.h"]
 _FLAGS = [
     "-std=c++17",
     "-O2",
@@ -93,6 +94,7 @@ def translate(kernel: Kernel, kinds: tuple[str, ...], constants: Mapping[str, in
         owners = "nullptr" if name in kernel.inputs else f"owners[{i}]"
         makes.append(f'machine::Buffer<{kind}>{{{{{pointer}, sizes[{i}], 0, "{name}", {owners}}}}}')
     return f"""#include "prelude.h"
+#include "simdgroup_matrix.h"
 
 {_POINTER.sub(_pointer, kernel.header)}
 static void kernel({", ".join(parameters)}) {{
@@ -151,7 +153,7 @@ def _made(code: str, suffix: str, options: list[str]) -> Path:
     """What the compiler makes of `code`, anew or from an earlier run."""
     cpp = compiler()
     assert cpp is not None
-    parts = [code, cpp, *options, *((_HERE / name).read_text() for name in ("machine.h", "prelude.h"))]
+    parts = [code, cpp, *options, *((_HERE / name).read_text() for name in _HEADERS)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"draftmill-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

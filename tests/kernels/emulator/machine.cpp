@@ -16,7 +16,6 @@ Now now;
 
 namespace {
 
-constexpr int MOST_THREADS = 1024;
 constexpr long MOST_BYTES = 32 * 1024;  // of threadgroup memory
 constexpr size_t STACK = 64 * 1024;
 
@@ -29,7 +28,12 @@ struct Fiber {
   Wait wait;  // for what, and at which place in the source
   int line;
   const char* word;
-  float value, others[LANES];  // of an exchange
+};
+
+// What the lanes of a simdgroup gave at their last exchange; the next one waits until all of them have read it.
+struct Exchange {
+  Lanes given[MOST_VALUES], taken[MOST_VALUES];
+  bool orders;
 };
 
 struct Block {
@@ -40,6 +44,7 @@ struct Block {
 };
 
 std::vector<Fiber> fibers;
+Exchange exchanges[MOST_THREADS / LANES];
 std::unique_ptr<char[]> stacks;
 std::vector<Block> blocks;
 long shared_bytes;
@@ -77,7 +82,7 @@ __attribute__((noinline)) void yield(Wait wait, int line, const char* word) {
   __builtin_unreachable();
 }
 
-// Hand the lanes of a simdgroup each other's values, if all of them wait for that.
+// Let the lanes of a simdgroup go on with each other's values, if all of them wait for that.
 bool exchange(int first) {
   Fiber* lanes = &fibers[first];
   for (int i = 0; i < LANES; i++)
@@ -86,8 +91,10 @@ bool exchange(int first) {
     now.current = first + i;
     if (lanes[i].line != lanes[0].line || strcmp(lanes[i].word, lanes[0].word))
       fault("divergent %s at line %d: lane 0 is at line %d", lanes[i].word, lanes[i].line, lanes[0].line);
-    for (int j = 0; j < LANES; j++) lanes[i].others[j] = lanes[j].value;
   }
+  Exchange& own = exchanges[first / LANES];
+  memcpy(own.taken, own.given, sizeof own.taken);
+  if (own.orders) now.phases[first / LANES]++;
   for (int i = 0; i < LANES; i++) lanes[i].wait = Wait::NOTHING;
   return true;
 }
@@ -146,10 +153,16 @@ void fault(const char* format, ...) {
 
 void barrier(int line) { yield(Wait::BARRIER, line, "threadgroup_barrier"); }
 
-const float* lanes(float value, int line, const char* word) {
-  fibers[now.current].value = value;
+void meet_lanes(bool orders, int line, const char* word) {
+  exchanges[now.simdgroup()].orders = orders;
   yield(Wait::EXCHANGE, line, word);
-  return fibers[now.current].others;
+}
+
+const Lanes* lanes(const float* values, int count, int line, const char* word) {
+  Exchange& own = exchanges[now.simdgroup()];
+  for (int i = 0; i < count; i++) own.given[i][now.current % LANES] = values[i];
+  meet_lanes(false, line, word);
+  return own.taken;
 }
 
 void* find_shared(const char* name, int line, long count, long size, Shadow** shadows) {
@@ -160,8 +173,7 @@ void* find_shared(const char* name, int line, long count, long size, Shadow** sh
     }
   shared_bytes += count * size;
   if (shared_bytes > MOST_BYTES) fault("%ld bytes of threadgroup memory: Metal has %ld", shared_bytes, MOST_BYTES);
-  const Shadow untouched = {NOBODY, NOBODY, -1, -1};
-  blocks.push_back({line, name, std::make_unique<char[]>(count * size), std::vector<Shadow>(count, untouched)});
+  blocks.push_back({line, name, std::make_unique<char[]>(count * size), std::vector<Shadow>(count)});
   *shadows = blocks.back().shadows.data();
   return blocks.back().bytes.get();
 }

@@ -9,17 +9,21 @@
 
 namespace machine {
 
-constexpr int LANES = 32;
+constexpr int LANES = 32, MOST_THREADS = 1024;
 constexpr int NOBODY = -1, SEVERAL = -2;
 
 struct Position {
   unsigned x, y, z;
 };
 
-// Where the running thread is; `epoch` counts the barriers that its threadgroup has passed.
+// Where the running thread is; `epoch` counts the barriers that its threadgroup has passed, `phases` those that each
+// simdgroup has passed by itself.
 struct Now {
   Position groups, group;
   int threads, current, epoch;
+  int phases[MOST_THREADS / LANES];
+
+  int simdgroup() const { return current / LANES; }
 };
 
 extern Now now;
@@ -29,15 +33,46 @@ extern Now now;
 // Wait for all threads of the threadgroup.
 void barrier(int line);
 
-// Give `value` to the other lanes of the simdgroup, and get theirs.
-const float* lanes(float value, int line, const char* word);
+// Wait for all lanes of the simdgroup; `orders` their accesses to threadgroup memory if it is a barrier.
+void meet_lanes(bool orders, int line, const char* word);
+
+constexpr int MOST_VALUES = 4;  // of a lane in an exchange
+using Lanes = float[LANES];
+
+// Give values to the other lanes of the simdgroup, and get theirs, for each value a row.
+const Lanes* lanes(const float* values, int count, int line, const char* word);
+
+inline const float* lanes(float value, int line, const char* word) {
+  return *lanes(&value, 1, line, word);
+}
 
 // Run a kernel; false, and what went wrong in `message` [512], if there is a fault.
 bool launch(void (*body)(void*), void* buffers, const unsigned* groups, int threads, char* message);
 
-// Who touched a word of threadgroup memory, and after how many barriers.
+// Who touched a word of threadgroup memory last, and after how many barriers: one thread, SEVERAL of a simdgroup, or
+// threads of SEVERAL simdgroups.
+struct Touch {
+  int thread = NOBODY, simdgroup = NOBODY, epoch = -1, phase = -1;
+
+  // Whether that was another thread, with no barrier in between.
+  bool collides() const {
+    if (thread == now.current || epoch < now.epoch) return false;
+    return simdgroup != now.simdgroup() || phase == now.phases[simdgroup];
+  }
+  void mark() {
+    *this = {now.current, now.simdgroup(), now.epoch, now.phases[now.simdgroup()]};
+  }
+  void join() {
+    const bool others = collides();
+    const bool beside = others && simdgroup != now.simdgroup();
+    mark();
+    if (others) thread = SEVERAL;
+    if (beside) simdgroup = SEVERAL;
+  }
+};
+
 struct Shadow {
-  int writer, reader, written, read;
+  Touch write, read;
 };
 
 // The threadgroup's array that is declared at `line`; who comes first makes it.
@@ -96,6 +131,9 @@ struct Buffer : Pointer<T, Space> {
     index = this->check(index);
     return {this->data[index], this->owners[index], this->name, index};
   }
+  Buffer operator+(long by) const {
+    return {Pointer<T, Space>::operator+(by)};
+  }
 };
 
 template <typename T, typename Space>
@@ -121,20 +159,16 @@ struct Word {
     *this = static_cast<T>(other);
   }
   void operator=(T with) const {
-    bool read = shadow.read == now.epoch && shadow.reader != now.current;
-    if (read || (shadow.written == now.epoch && shadow.writer != now.current))
-      fault("race: %s[%ld] is written while another thread %s it", name, index, read ? "reads" : "writes");
-    shadow.writer = now.current;
-    shadow.written = now.epoch;
+    if (shadow.read.collides() || shadow.write.collides())
+      fault("race: %s[%ld] is written while another thread %s it", name, index,
+            shadow.read.collides() ? "reads" : "writes");
+    shadow.write.mark();
     value = with;
   }
   operator T() const {
-    if (shadow.written < 0) fault("%s[%ld] is read, and nothing wrote it", name, index);
-    if (shadow.written == now.epoch && shadow.writer != now.current)
-      fault("race: %s[%ld] is read while another thread writes it", name, index);
-    bool others = shadow.read == now.epoch && shadow.reader != now.current;
-    shadow.reader = others ? SEVERAL : now.current;
-    shadow.read = now.epoch;
+    if (shadow.write.thread == NOBODY) fault("%s[%ld] is read, and nothing wrote it", name, index);
+    if (shadow.write.collides()) fault("race: %s[%ld] is read while another thread writes it", name, index);
+    shadow.read.join();
     return value;
   }
 };
@@ -143,12 +177,16 @@ template <typename T>
 struct Shared {
   T* data;
   Shadow* shadows;
-  long size;
+  long size, offset;
   const char* name;
 
   Word<T> operator[](long index) const {
+    index += offset;
     if (index < 0 || index >= size) fault("%s[%ld] is out of bounds: it has %ld elements", name, index, size);
     return {data[index], shadows[index], name, index};
+  }
+  Shared operator+(long by) const {
+    return {data, shadows, size, offset + by, name};
   }
 };
 
@@ -156,7 +194,7 @@ template <typename T>
 Shared<T> shared(const char* name, int line, long count) {
   Shadow* shadows;
   void* data = find_shared(name, line, count, sizeof(T), &shadows);
-  return {static_cast<T*>(data), shadows, count, name};
+  return {static_cast<T*>(data), shadows, count, 0, name};
 }
 
 }  // namespace machine

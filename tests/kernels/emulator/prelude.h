@@ -48,6 +48,8 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 // Only threadgroup memory is ordered by the barriers of this project: what a thread writes to the device is its own.
 #define threadgroup_barrier(flags) \
   (static_cast<void>(flags), machine::barrier(__LINE__))
+#define simdgroup_barrier(flags) \
+  machine::meet_lanes((flags) == mem_flags::mem_threadgroup, __LINE__, "simdgroup_barrier")
 
 inline float sum_of(const float* lanes) {
   float sums[machine::LANES];
