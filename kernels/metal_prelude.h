@@ -1,4 +1,7 @@
-// The one word of this project's kernels that Metal does not have by itself.
+// What this project's kernels need beside what MLX puts before every kernel: one word that Metal does not have by
+// itself, and the header of simdgroup matrices.
+
+#include <metal_simdgroup_matrix>
 
 // Four neighbouring elements as floats; `index` is a multiple of four, and so is where the buffer's rows begin.
 template <typename T>

@@ -40,7 +40,7 @@ def quantized_matmul_by_kernel(
     sizes = {"K": length, "LINES": lines, "BITS": bits, "GROUP": group_size, "OUTPUTS": OUTPUTS, "ROWS": rows}
     (outputs,) = launch(
         read_kernels(SOURCE)["quantized_matmul"],
-        [x, w, scales, biases, _count(count)],
+        [x, w, scales, biases, row_count(count)],
         {"T": x.dtype, **sizes},
         (-(-lines // (OUTPUTS * SIMDGROUPS)), -(-count // rows), 1),
         32 * SIMDGROUPS,
@@ -50,5 +50,5 @@ def quantized_matmul_by_kernel(
 
 
 @cache
-def _count(rows: int) -> mx.array:
+def row_count(rows: int) -> mx.array:
     return mx.array([rows], mx.int32)

@@ -43,4 +43,11 @@ _GPU = [
 EXACTLY = pytest.mark.parametrize("form", [_EMULATED, *_GPU])
 """In float32 where emulated, in every type on a GPU."""
 
+
+def need_metal(form: Form) -> None:
+    """Skip a form on another GPU than Metal's, for kernels that are written for Metal only."""
+    if form.launch is on_gpu and not mx.metal.is_available():
+        pytest.skip("simdgroup matrices are Metal's: this kernel does not run on CUDA")
+
+
 IN_HALF_PRECISION = pytest.mark.parametrize("form", _EMULATED_HALF)

@@ -6,6 +6,9 @@ import re
 
 from draftmill.kernels.source import parse
 
+METAL_ONLY = {"quantized_matmul_simdgroup.metal"}
+"""Files of kernels that CUDA does not get, because they use simdgroup matrices."""
+
 MOST_BUFFERS = 31
 SPACES = {"device", "constant", "threadgroup", "thread"}
 
@@ -22,21 +25,21 @@ _WORDS = {
     r"\b(?:asm|printf|assert)\b": "not in Metal",
     r"\b(?:blockIdx|threadIdx|blockDim|gridDim|__\w+)\b": "a word of CUDA",
     r"\b\w+_(?:shape|strides|ndim)\b": "MLX would pass shapes, in another way to each backend",
-    r"\bsimdgroup_(?:matrix|load|store|multiply|barrier)\w*": "not in the portable part",
     r"\b\d+\.\d*(?:e-?\d+)?(?![\de.fF])": "a literal without f is a double outside Metal",
 }
+_PORTABLE = {r"\bsimdgroup_(?:matrix|load|store|multiply|barrier)\w*": "not in the portable part"}
 _FUNCTION = re.compile(r"^(?:METAL_FUNC|inline)[^;{=]*?\b(\w+)\(([^)]*)\)\s*\{(.*?)^\}", re.MULTILINE | re.DOTALL)
 _LOCAL_POINTER = re.compile(r"^[ \t]*((?:const\s+)?(?:\w+\s+)?\w+)\s*[*&]\s*\w+\s*[=;]", re.MULTILINE)
 
 
-def lint(text: str) -> list[str]:
-    """What is wrong with a `.metal` file, a line each."""
+def lint(text: str, portable: bool = True) -> list[str]:
+    """What is wrong with a `.metal` file, a line each; one that is not `portable` is for Metal only."""
     kernels = parse(text)
     wrong = (
         [] if kernels else ["no kernel: `kernel void name(...) {` begins one, a brace at a line's beginning ends it"]
     )
     bare = re.sub(r"//[^\n]*", "", text)
-    for pattern, why in _WORDS.items():
+    for pattern, why in (_WORDS | (_PORTABLE if portable else {})).items():
         wrong += [f"line {_line(bare, match)}: {match[0]}: {why}" for match in re.finditer(pattern, bare)]
     for kernel in kernels.values():
         buffers = len(kernel.inputs) + len(kernel.outputs)

@@ -1,4 +1,7 @@
-"""The kernels, behind the prelude, are CUDA: its compiler takes them where there is one. It needs no GPU."""
+"""The kernels, behind the prelude, are CUDA, but for those of Metal only: its compiler takes them where there is one.
+
+It needs no GPU.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from draftmill.kernels import quantized_matmul, ragged_attention, recurrence
 from draftmill.kernels.launch import for_cuda
 from draftmill.kernels.source import Kernel, read_kernels
 
-NVCC = shutil.which("nvcc")
-pytestmark = pytest.mark.skipif(NVCC is None, reason="there is no CUDA compiler")
+from .lint import METAL_ONLY
 
+NVCC = shutil.which("nvcc")
 INCLUDES = """#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 """
@@ -30,6 +33,7 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
 ]
 
 
+@pytest.mark.skipif(NVCC is None, reason="there is no CUDA compiler")
 @pytest.mark.parametrize(("path", "name", "dtype", "constants"), VARIANTS, ids=[name for _, name, _, _ in VARIANTS])
 def test_kernels_compile(path: Path, name: str, dtype: str, constants: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "kernel.cu"
@@ -47,6 +51,12 @@ def test_kernels_compile(path: Path, name: str, dtype: str, constants: dict[str,
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_kernel_is_compiled_or_for_metal_only() -> None:
+    compiled = {(path.name, name) for path, name, _, _ in VARIANTS}
+    portable = {path for path in FOLDER.glob("*.metal") if path.name not in METAL_ONLY}
+    assert compiled == {(path.name, name) for path in portable for name in read_kernels(path)}
 
 
 def as_cuda(path: Path, kernel: Kernel, dtype: str, constants: dict[str, str]) -> str:

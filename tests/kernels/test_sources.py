@@ -10,15 +10,22 @@ import pytest
 import draftmill.kernels
 from draftmill.kernels.source import read_kernels
 
-from .lint import lint
+from .lint import METAL_ONLY, lint
 
 SOURCES = sorted(Path(next(iter(draftmill.kernels.__path__))).glob("*.metal"))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_sources_are_metal(source: Path) -> None:
-    assert lint(source.read_text()) == []
+    assert lint(source.read_text(), source.name not in METAL_ONLY) == []
     assert read_kernels(source)
+
+
+@pytest.mark.parametrize("name", sorted(METAL_ONLY))
+def test_what_is_for_metal_only_could_not_be_portable(name: str) -> None:
+    (source,) = (path for path in SOURCES if path.name == name)
+    assert all("not in the portable part" in wrong for wrong in lint(source.read_text()))
+    assert lint(source.read_text())
 
 
 RIGHT = """
