@@ -14,7 +14,7 @@ from . import batches, collect, options, server
 from .batches import BatchInfo, BatchStatus
 from .contract import PRIORITIES
 from .dataset import BadLine
-from .errors import FAILED_ITEMS, Interrupted
+from .errors import FAILED_ITEMS, Interrupted, UserError
 from .output import Output, check_writable
 from .progress import BatchProgress, speed
 from .run import count, refuse_cancelled, where
@@ -39,15 +39,20 @@ def submit_command(context: click.Context, input: str, priority: str, redis_url:
     """
     dataset, survey = options.read(input, **given)
     redis = server.connect(redis_url)
-    refuse_cancelled(batches.status(redis, survey.batch))
+    known = batches.status(redis, survey.batch)
+    refuse_cancelled(known)
     if survey.bad:
         for item in dataset:
             if isinstance(item, BadLine):
                 click.echo(f"Bad {item}", err=True)
+    if known and known.collected:
+        click.echo(f"Note: it was collected already; draftmill forget {survey.batch} lets it run anew", err=True)
+        click.echo(survey.batch)
+        return
     if not speed(redis, dataset.pair).workers:
         start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
         click.echo(f"Note: no live worker serves {dataset.pair}; start one with: {start}", err=True)
-    batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name)
+    batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, server.user(redis))
     try:
         submit(redis, dataset, batch, Patience())
     except KeyboardInterrupt:
@@ -73,6 +78,7 @@ class Patience:
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
 @click.option("--follow", is_flag=True, help="Wait until the batch is complete.")
 @click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
+@click.option("--keep", is_flag=True, help="Leave the results in Redis once OUT has them all.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
 @options.redis_url
 @click.pass_context
@@ -82,12 +88,14 @@ def collect_command(
     out: Path,
     follow: bool,
     in_order: bool,
+    keep: bool,
     force: bool,
     redis_url: str | None,
 ) -> None:
     """Write the results that BATCH has so far to OUT.
 
     Run it again for the rest: OUT never gets a line twice. Failed lines go to <stem>.errors.jsonl.
+    Once OUT has all results, Redis drops them, unless you --keep them for others.
 
     \b
     Example:
@@ -105,7 +113,7 @@ def collect_command(
             else:
                 state = collect.step(redis, output)
             if state.complete:
-                collect.finish(redis, output, in_order)
+                collect.finish(redis, output, in_order, keep)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
         click.echo(where(output))
@@ -164,6 +172,8 @@ def word(state: BatchStatus) -> str:
     """The state of a batch in one word."""
     if state.is_cancelled:
         return "cancelled"
+    if state.collected:
+        return "collected"
     if state.complete:
         return "complete"
     return "running" if state.running else "queued"
@@ -179,6 +189,7 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
         "source": state.source,
         "pair": state.pair,
         "priority": state.priority,
+        "user": state.user,
         "submitted": created,
         "lines": f"{state.total:,}",
         "ended": f"{state.done:,} done, {state.failed:,} failed, {state.cancelled:,} cancelled",
@@ -209,3 +220,20 @@ def cancel_command(batch: str, redis_url: str | None) -> None:
         return
     ended = batches.cancel(redis, batch)
     click.echo(f"Cancelled {count(ended, 'queued line')}; running ones end within seconds")
+
+
+@click.command("forget")
+@click.argument("batch", metavar="BATCH")
+@options.redis_url
+def forget_command(batch: str, redis_url: str | None) -> None:
+    """Drop all that Redis holds of BATCH, which must be complete or cancelled. Submitted again, it runs anew.
+
+    \b
+    Example:
+      draftmill forget batch_0123456789abcdef01234567
+    """
+    redis = server.connect(redis_url)
+    if not collect.status(redis, batch).complete:
+        raise UserError(f"{batch} is not complete; `draftmill cancel {batch}` ends what is open")
+    batches.forget(redis, batch)
+    click.echo(f"Forgot {batch}")

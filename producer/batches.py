@@ -19,8 +19,8 @@ from .scripts import LUA, script
 
 SUBMIT, CANCEL = script(LUA / "submit.lua"), script(LUA / "cancel.lua")
 
-CANCEL_STRETCH = 1000
-"""Queue entries that one call of the cancel script looks at, so that it never holds Redis up for long."""
+STRETCH = 1000
+"""Jobs that one call ends or forgets, so that it never holds Redis up for long."""
 
 RQ_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
@@ -32,13 +32,14 @@ def rq_now() -> str:
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What a batch is. `total` is how many lines it has, `source` where they came from."""
+    """What a batch is. `total` is how many lines it has, `source` where they came from, `user` who submits it."""
 
     id: str
     pair: str
     priority: str
     total: int
     source: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,15 @@ class Submitted:
 
 @dataclass(frozen=True)
 class BatchStatus:
-    """How far a batch is. `total` counts its lines, `submitted` those that reached the queue so far."""
+    """How far a batch is. `total` counts its lines, `submitted` those that reached the queue so far.
+
+    `collected` is when its results were collected and dropped from Redis, or None.
+    """
 
     id: str
     pair: str
     priority: str
+    user: str
     source: str
     created: float
     total: int
@@ -68,6 +73,7 @@ class BatchStatus:
     prompt_tokens: int
     completion_tokens: int
     is_cancelled: bool
+    collected: float | None
 
     @property
     def ended(self) -> int:
@@ -91,6 +97,7 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
         "priority": batch.priority,
         "total": batch.total,
         "source": batch.source,
+        "user": batch.user,
     }
     with redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(key, "created", str(now))
@@ -101,7 +108,7 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
 
 def submit_chunk(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[contract.JobBody]) -> Submitted:
     """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best."""
-    queue = contract.queue_name(batch.pair, batch.priority)
+    queue = contract.queue_name(batch.pair, batch.priority, batch.id)
     jobs: list[Any] = []
     for body in bodies:
         fields = _job_hash(redis, queue, body)
@@ -147,6 +154,7 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
         id=batch,
         pair=text("pair"),
         priority=text("priority"),
+        user=text("user"),
         source=text("source"),
         created=float(raw.get(b"created", 0)),
         total=number("total"),
@@ -158,6 +166,7 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
         prompt_tokens=number("prompt_tokens"),
         completion_tokens=number("completion_tokens"),
         is_cancelled=b"cancelled_at" in raw,
+        collected=float(raw[b"collected_at"]) if b"collected_at" in raw else None,
     )
 
 
@@ -186,11 +195,41 @@ def cancel(redis: redis_py.Redis, batch: str) -> int:
         return 0
     ended = 0
     for priority in contract.PRIORITIES:
-        queue, start = contract.queue_name(known.pair, priority), 0
-        while start >= 0:
-            count, start = _eval(redis, CANCEL, batch, queue, start, CANCEL_STRETCH)
+        queue, more = contract.queue_name(known.pair, priority, batch), 1
+        while more:
+            count, more = _eval(redis, CANCEL, batch, queue, STRETCH)
             ended += count
     return ended
+
+
+def drop_results(redis: redis_py.Redis, batch: str) -> None:
+    """Drops the results and all else of a complete batch but what `status` shows of it. Repeating it is harmless."""
+    known = status(redis, batch)
+    if known is None:
+        return
+    redis.hsetnx(contract.batch_key(batch), "collected_at", str(time.time()))
+    jobs: list[str] = []
+    for id, _ in redis.hscan_iter(contract.done_key(batch), count=STRETCH):
+        jobs.append(f"rq:job:{id.decode()}")
+        if len(jobs) >= STRETCH:
+            redis.unlink(*jobs)
+            jobs.clear()
+    queues = [contract.queue_name(known.pair, priority, batch) for priority in contract.PRIORITIES]
+    registries = [f"rq:{kind}:{queue}" for kind in ("finished", "failed", "canceled") for queue in queues]
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.unlink(contract.done_key(batch), contract.results_key(batch), *jobs, *registries)
+        pipe.srem("rq:queues", *(f"rq:queue:{queue}" for queue in queues))
+        pipe.zrem(contract.turns_key(known.pair), *queues)
+        pipe.execute()
+
+
+def forget(redis: redis_py.Redis, batch: str) -> None:
+    """Drops all that Redis holds of a complete batch; submitted again, it runs anew."""
+    drop_results(redis, batch)
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.unlink(contract.batch_key(batch))
+        pipe.zrem(contract.BATCHES, batch)
+        pipe.execute()
 
 
 class Result(NamedTuple):

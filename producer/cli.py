@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .. import __version__
-from .batch_commands import cancel_command, collect_command, status_command, submit_command
+from .batch_commands import cancel_command, collect_command, forget_command, status_command, submit_command
 from .errors import explain, usage_in_one_line
+from .limits import limit_command
 from .redis_commands import redis_group
 from .run import run
 
@@ -76,7 +77,7 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (run, submit_command, status_command, collect_command, cancel_command):
+for command in (run, submit_command, status_command, collect_command, cancel_command, forget_command, limit_command):
     main.add_command(command)
 main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and work on its queue."))
 main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pairs of target and draft."))

@@ -28,11 +28,24 @@ def reconcile(redis: redis_py.Redis, output: Output) -> None:
     """Starts OUT over if this Redis does not hold the result that was written last.
 
     So it is when the batch runs anew on another Redis, or when Redis lost its last second in a power failure:
-    going on would write some lines twice.
+    going on would write some lines twice. An OUT that is complete needs nothing of Redis.
     """
     after = output.manifest.after
+    if output.manifest.complete:
+        return
     if after != "0-0" and not redis.xrange(contract.results_key(output.manifest.batch), after, after):
+        refuse_collected(status(redis, output.manifest.batch))
         output.start_over()
+
+
+def refuse_collected(state: BatchStatus) -> None:
+    """Results that another file holds by now cannot be written again."""
+    if state.collected:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.collected))
+        raise UserError(
+            f"the results of {state.id} were collected on {when} and are no longer in Redis; "
+            f"to generate them anew: draftmill forget {state.id}, and submit it again"
+        )
 
 
 def step(redis: redis_py.Redis, output: Output) -> BatchStatus:
@@ -55,8 +68,11 @@ def follow(redis: redis_py.Redis, output: Output, tick: Callable[[BatchStatus], 
         time.sleep(POLL_SECONDS)
 
 
-def finish(redis: redis_py.Redis, output: Output, in_order: bool) -> None:
-    """Marks OUT as complete, putting it in input order first if asked."""
+def finish(redis: redis_py.Redis, output: Output, in_order: bool, keep: bool = False) -> None:
+    """Marks OUT as complete, in input order if asked; then drops the results from Redis unless others need them."""
+    state = status(redis, output.manifest.batch)
+    if output.manifest.done + output.manifest.failed < state.ended or (in_order and not output.manifest.in_order):
+        refuse_collected(state)
     if in_order and not output.manifest.in_order:
         numbers = {
             orjson.loads(result.line)["custom_id"]: result.n for result in batches.results(redis, output.manifest.batch)
@@ -64,3 +80,5 @@ def finish(redis: redis_py.Redis, output: Output, in_order: bool) -> None:
         output.sort(numbers)
     output.manifest.complete = True
     output.save()
+    if not keep:
+        batches.drop_results(redis, output.manifest.batch)

@@ -16,7 +16,7 @@ FUNCTION = "draftmill.generate"
 """The only RQ function name a worker accepts. It is never imported."""
 
 PRIORITIES = ("high", "normal", "low")
-"""Priorities in the order in which workers poll their queues."""
+"""Priorities, the most urgent first; `claim.lua` says what each costs."""
 
 DEFAULT_PAIR = "smollm2-135m"
 
@@ -24,7 +24,7 @@ MAX_LEASES = 3
 """A job that loses this many leases is failed as poison."""
 
 RESULT_TTL = 14 * 24 * 3600
-"""Seconds that an ended job and a complete batch are kept; an incomplete batch does not expire."""
+"""Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
 
 
 class JsonSerializer:
@@ -88,22 +88,25 @@ def job_id(batch: str, custom_id: str) -> str:
     return f"{batch}-{hashlib.sha256(custom_id.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
 
 
-def queue_name(pair: str, priority: str) -> str:
-    """The RQ queue of a pair and priority; a worker listens to the queues of the pair that it has loaded."""
-    slug = re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())
-    return f"draftmill.{slug}.{priority}"
+def slug(pair: str) -> str:
+    """A pair as it stands in the names of queues and keys."""
+    return re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())
 
 
-# Keys. RQ's own: `rq:job:<job>`, `rq:queue:<queue>`, `rq:wip:<queue>`, `rq:finished:<queue>`,
-# `rq:failed:<queue>`, `rq:worker:<worker>`. The project's own follow, each with its type and owner.
+def queue_name(pair: str, priority: str, batch: str) -> str:
+    """The RQ queue of a batch. Workers let the queues of the pair that they have loaded take turns."""
+    return f"draftmill.{slug(pair)}.{priority}.{batch}"
+
+
+# Keys that Python reads or writes. All keys, each with its type and owner, stand in `lua/record.lua`.
 
 BATCHES = "draftmill:batches"
 """Sorted set: batch id -> submission time (Unix seconds)."""
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, priority, source, created, cancelled_at, and counters: total, submitted, running, done, failed,
-    cancelled, prompt_tokens, completion_tokens.
+    """Hash: pair, priority, user, source, created, cancelled_at, collected_at, and counters: total, submitted,
+    running, done, failed, cancelled, prompt_tokens, completion_tokens.
     """
     return f"draftmill:batch:{batch}"
 
@@ -120,9 +123,16 @@ def results_key(batch: str) -> str:
     return f"draftmill:results:{batch}"
 
 
-def leases_key(queue: str) -> str:
-    """Sorted set: job id -> lease expiry (Redis TIME, milliseconds)."""
-    return f"draftmill:leases:{queue}"
+LIMITS = "draftmill:limits"
+"""Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
+
+RUNNING = "draftmill:running"
+"""Hash: user -> jobs of that user that run."""
+
+
+def turns_key(pair: str) -> str:
+    """Sorted set: queue of the pair that has jobs -> when its next one is due, in virtual time."""
+    return f"draftmill:turns:{slug(pair)}"
 
 
 def worker_key(worker: str) -> str:

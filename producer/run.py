@@ -103,9 +103,12 @@ def _run(dataset: Dataset, survey: Survey, output: Output, in_order: bool, redis
     redis = server.connect(redis_url)
     before = batches.status(redis, survey.batch)
     refuse_cancelled(before)
+    if before and before.collected and not output.manifest.complete:  # into a file that is no longer here
+        batches.forget(redis, survey.batch)
+        before = None
     collect.reconcile(redis, output)
     _write_bad_lines(dataset, survey, output)
-    if before is None or not before.complete:
+    if not output.manifest.complete and (before is None or not before.complete):
         _generate(redis, redis_url, dataset, survey, output, before.completion_tokens if before else 0)
     collect.step(redis, output)
     collect.finish(redis, output, in_order)
@@ -119,7 +122,7 @@ def _generate(
     output: Output,
     tokens_before: int,
 ) -> None:
-    batch = BatchInfo(survey.batch, dataset.pair, PRIORITIES[1], survey.good, dataset.name)
+    batch = BatchInfo(survey.batch, dataset.pair, PRIORITIES[1], survey.good, dataset.name, server.user(redis))
     began = time.monotonic()
     with (
         LocalWorker(redis, redis_url, dataset.pair, survey.batch) as worker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import hashlib
 import importlib.util
 import os
@@ -57,6 +58,11 @@ def connect(url: str | None = None) -> redis.Redis:
             f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH"
         ) from error
     return _client(url, Retry(ExponentialBackoff(cap=2, base=0.1), 8))
+
+
+def user(client: redis.Redis) -> str:
+    """Who submits: the Redis user that the URL names, else the login name."""
+    return client.connection_pool.connection_kwargs.get("username") or getpass.getuser()
 
 
 def _client(url: str, retry: Retry) -> redis.Redis:

@@ -48,6 +48,8 @@ def _send(redis: redis_py.Redis, batch: BatchInfo, chunk: list[JobBody], tick: C
         if state is None:
             raise UserError(f"{batch.id} vanished from Redis while it was submitted; run the same command again")
         tick(state)
+        if state.is_cancelled:
+            raise UserError(f"{batch.id} was cancelled while it was submitted")
         if state.submitted - state.ended <= WINDOW:
             return
         time.sleep(POLL_SECONDS)

@@ -82,6 +82,7 @@ class Heartbeat(threading.Thread):
             pipe.hset(self.worker.key, mapping=self.worker.serialize() | state)
             pipe.expire(self.worker.key, DEAD_AFTER)
             worker_registration.register(self.worker, pipe)
+            pipe.sadd("rq:queues", *(queue.key for queue in self.worker.queues))  # else `rq info` shows no worker
             pipe.hset(worker_key(self.worker.name), mapping=self.report())
             pipe.expire(worker_key(self.worker.name), DEAD_AFTER)
             pipe.execute()

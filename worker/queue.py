@@ -1,4 +1,4 @@
-"""The queue as a worker sees it: claim, renew, commit, release, reap. Each is one Lua script, so each is atomic."""
+"""The queue as a worker sees it: claim, renew, commit, release, retry, reap. Each is one Lua script, so atomic."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from ..producer.batches import rq_now
 from ..producer.scripts import script
 
 LUA = Path(__file__).parent / "lua"
-CLAIM, RENEW, COMMIT, RELEASE, REAP = (
-    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "reap")
+CLAIM, RENEW, COMMIT, RELEASE, RETRY, REAP = (
+    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "retry", "reap")
 )
 
 MOST_REAPED = 200
-"""Expired leases that one call of the reap script takes back, per queue."""
+"""Expired leases that one call of the reap script takes back."""
+
+RETRY_SECONDS = 5.0
+"""Until the second try of a job that failed through no fault of its own; the third comes after four times as long."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,19 @@ class Reaped(NamedTuple):
 
 
 class JobQueue:
-    """The queues of one pair.
+    """The queues of one pair: each batch has one, and they take turns.
 
     Args:
         redis: a client; threads may share it, its pool gives each its own connection.
         worker: name of the worker, without a colon.
-        queues: names, the most urgent first.
+        pair: the pair whose jobs the worker runs.
         lease: seconds that a claimed job stays the worker's without being renewed.
     """
 
-    def __init__(self, redis: redis_py.Redis, worker: str, queues: Sequence[str], lease: float) -> None:
+    def __init__(self, redis: redis_py.Redis, worker: str, pair: str, lease: float) -> None:
         self.redis = redis
         self.worker = worker
-        self.queues = list(queues)
+        self.pair = pair
         self.lease = lease
         self._numbers = itertools.count(1)
 
@@ -86,13 +89,13 @@ class JobQueue:
         """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already."""
         first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
         counts = (first, n, ahead, held, contract.MAX_LEASES)
-        found = self._eval(CLAIM, self.worker, self._lease_ms, *counts, *self.queues)
+        found = self._eval(CLAIM, self.worker, self._lease_ms, *counts, contract.slug(self.pair))
         return [
             Claimed(
                 id.decode(),
                 data,
                 token.decode(),
-                batch.decode(),
+                batch.decode("utf-8", "replace"),
                 custom_id.decode("utf-8", "replace"),
                 waited_ms / 1000,
                 bool(alone),
@@ -129,10 +132,15 @@ class JobQueue:
         pairs = [part for job in jobs for part in (job.id, job.token)]
         return self._eval(RELEASE, *pairs) if pairs else 0
 
+    def retry(self, jobs: Iterable[Claimed], reason: str) -> int:
+        """Give jobs back that failed for `reason`, to be tried again later; a third failure is their outcome."""
+        pairs = [part for job in jobs for part in (job.id, job.token)]
+        wait_ms = int(RETRY_SECONDS * 1000)
+        return self._eval(RETRY, reason, wait_ms, contract.MAX_LEASES, *pairs) if pairs else 0
+
     def reap(self) -> Reaped:
-        """Take back expired leases, whoever held them."""
-        counts = [self._eval(REAP, queue, MOST_REAPED, contract.MAX_LEASES) for queue in self.queues]
-        return Reaped(*(sum(column) for column in zip(*counts, strict=True)))
+        """Take back expired leases, whoever held them, and queue again what waits for its next try."""
+        return Reaped(*self._eval(REAP, MOST_REAPED, contract.MAX_LEASES))
 
     @property
     def _lease_ms(self) -> int:

@@ -20,7 +20,7 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, Request, RequestError
-from ..producer.contract import PRIORITIES, JobBody, JsonSerializer, queue_name
+from ..producer.contract import JobBody, JsonSerializer, slug
 from . import jobs, results
 from .courier import Courier
 from .heartbeat import Heartbeat
@@ -58,13 +58,13 @@ class MillWorker(BaseWorker):
     """
 
     def __init__(self, engine: Engine, pair: str, connection: redis_py.Redis, lease: float = 60.0) -> None:
-        names = [queue_name(pair, priority) for priority in PRIORITIES]
-        super().__init__(names, name=worker_name(), connection=connection, serializer=JsonSerializer)  # type: ignore[arg-type]
+        queues = [f"draftmill.{slug(pair)}"]  # as `rq info` shows it: its batches have the queues below this name
+        super().__init__(queues, name=worker_name(), connection=connection, serializer=JsonSerializer)  # type: ignore[arg-type]
         self.engine = engine
         self.pair = pair
         self.capacity = 2 * engine.max_rows
         self.metrics = Metrics(pair, self.name, VERSION)
-        self.queue = JobQueue(connection, self.name, names, lease)
+        self.queue = JobQueue(connection, self.name, pair, lease)
         self.courier = Courier(self.queue, self.metrics, engine.max_rows)
         self.pulse = Heartbeat(self, self.queue, self.metrics, self.courier.held, self.report, self.request_shutdown)
         self.signals = 0

@@ -1,10 +1,11 @@
 -- What every script shares: reading a job, giving up its lease, and recording its one outcome.
 -- This file stands in front of each other script of the project.
 --
--- RQ's own keys
---   rq:queues                      set     the keys of all queues
---   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first
---   rq:job:<job>                   hash    RQ's fields of a job, and ours:
+-- RQ's own keys. Each batch has a queue of its own, `draftmill.<pair>.<priority>.<batch>`; with the batch go its keys.
+--   rq:queues                      set     the keys of all queues; a queue without a batch is forgotten by reap.lua
+--   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
+--   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is queued or runs, then
+--                                          JOB_TTL seconds:
 --     draftmill_batch                      batch of the job
 --     draftmill_custom_id                  its line's custom_id
 --     draftmill_n                          its line number in the dataset
@@ -13,23 +14,30 @@
 --     draftmill_leases                     how many leases were given and not handed back
 --   rq:wip:<queue>                 zset    `<job>:<token>` of running jobs; the score is ten years ahead, because RQ's
 --                                          own clean-up takes no lock and must never touch them
---   rq:execution:<job>:<token>     hash    RQ's record of a running job
---   rq:worker:<worker>             hash    RQ's record of a worker
---   rq:worker:<worker>:executions  set     `<job>:<token>` of what a worker runs
---   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds
+--   rq:execution:<job>:<token>     hash    RQ's record of a running job; goes with the lease
+--   rq:worker:<worker>             hash    RQ's record of a worker; 60 s after its last heartbeat it expires
+--   rq:worker:<worker>:executions  set     `<job>:<token>` of what a worker runs; expires after TTL
+--   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with the batch
 -- Keys of the project
---   draftmill:leases:<queue>       zset    running job -> lease expiry, Redis TIME in ms
---   draftmill:batch:<batch>        hash    what a batch is, and its counters
---   draftmill:done:<batch>         hash    job -> outcome; the done marker
---   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`
---   draftmill:stale                string  how many commits came too late and were dropped
+--   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by `draftmill status`
+--   draftmill:batch:<batch>        hash    what a batch is, and its counters. Its owner is who submitted it: `draftmill
+--                                          cancel` and `draftmill forget` end it. Complete, it expires after TTL
+--   draftmill:done:<batch>         hash    job -> outcome; the done marker. Goes when the results are collected
+--   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`.
+--                                          Goes when it is collected
+--   draftmill:turns:<pair>         zset    queue that has jobs -> when its next one is due, in virtual time
+--   draftmill:leases               zset    running job -> lease expiry, Redis TIME in ms
+--   draftmill:later                zset    job that is to be tried again -> when, Redis TIME in ms
+--   draftmill:running              hash    user -> how many of that user's jobs run; no field is 0
+--   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
+--   draftmill:stale                string  how many commits came too late and were dropped; one number, for ever
 --
 -- The first two arguments are the same everywhere:
 --   ARGV[1]  the caller's time as RQ writes it, for display only
---   ARGV[2]  seconds that an ended job and a complete batch are kept
+--   ARGV[2]  TTL: seconds that a complete batch is kept
 
 local AT, TTL = ARGV[1], tonumber(ARGV[2])
-local TEN_YEARS = 315360000
+local TEN_YEARS, JOB_TTL = 315360000, 3600
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -38,9 +46,9 @@ end
 
 local NOW = now_ms()
 
--- A job as a table, or nil if its hash is gone.
+-- A job as a table, or nil if its hash is gone or is no hash.
 local function read_job(id)
-  local field = redis.call('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_custom_id',
+  local field = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_custom_id',
     'draftmill_lease', 'draftmill_leases', 'worker_name', 'draftmill_enqueued', 'status', 'draftmill_n')
   if not field[1] then return nil end
   return {
@@ -59,49 +67,86 @@ local function cancelled(job)
 end
 
 local function leased(job)
-  return redis.call('ZSCORE', 'draftmill:leases:' .. job.queue, job.id)
+  return redis.call('ZSCORE', 'draftmill:leases', job.id)
+end
+
+-- Who submitted a batch.
+local function user_of(batch)
+  return redis.call('HGET', 'draftmill:batch:' .. batch, 'user') or ''
+end
+
+-- Counts one job of a batch that begins (1) or ceases (-1) to run.
+local function count_running(batch, by)
+  if batch == '' then return end
+  redis.call('HINCRBY', 'draftmill:batch:' .. batch, 'running', by)
+  local user = user_of(batch)
+  if redis.call('HINCRBY', 'draftmill:running', user, by) <= 0 then redis.call('HDEL', 'draftmill:running', user) end
 end
 
 -- Takes the lease away, whoever holds it; true if there was one.
 local function drop_lease(job)
-  if redis.call('ZREM', 'draftmill:leases:' .. job.queue, job.id) == 0 then return false end
+  if redis.call('ZREM', 'draftmill:leases', job.id) == 0 then return false end
   local execution = job.id .. ':' .. job.token
   redis.call('ZREM', 'rq:wip:' .. job.queue, execution)
   redis.call('DEL', 'rq:execution:' .. execution)
   redis.call('SREM', 'rq:worker:' .. job.worker .. ':executions', execution)
-  if job.batch ~= '' then redis.call('HINCRBY', 'draftmill:batch:' .. job.batch, 'running', -1) end
+  count_running(job.batch, -1)
   return true
+end
+
+-- What a job of a priority costs its batch; claim.lua says how batches take turns.
+local COST = { high = 1, normal = 16, low = 256 }
+
+-- Lets a queue that has jobs take turns; its first job comes due after the job that is next.
+local function take_turns(queue)
+  local pair, priority = string.match(queue, '^draftmill%.(.+)%.(%a+)%.[^.]+$')
+  if not pair then return end
+  local turns = 'draftmill:turns:' .. pair
+  local next = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')[2] or 0
+  redis.call('ZADD', turns, 'NX', next + (COST[priority] or COST.low), queue)
 end
 
 -- Puts a job whose lease was dropped at the front of its queue.
 local function requeue(job)
   redis.call('HSET', job.key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'draftmill_enqueued', NOW)
   redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id)
+  take_turns(job.queue)
 end
 
 local STATUS = { done = 'finished', failed = 'failed', cancelled = 'canceled' }
 
+-- Lets the keys of a batch expire once each of its lines has an outcome.
+local function expire_if_complete(batch, queue)
+  local key = 'draftmill:batch:' .. batch
+  local count = redis.call('HMGET', key, 'total', 'done', 'failed', 'cancelled')
+  local ended = (tonumber(count[2]) or 0) + (tonumber(count[3]) or 0) + (tonumber(count[4]) or 0)
+  if ended < (tonumber(count[1]) or 0) then return end
+  redis.call('EXPIRE', key, TTL)
+  redis.call('EXPIRE', 'draftmill:done:' .. batch, TTL)
+  redis.call('EXPIRE', 'draftmill:results:' .. batch, TTL)
+  for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
+end
+
 -- Ends a job: done marker, result line, counters, RQ's registries, expiry. The caller has checked that it has no outcome.
 local function record(job, outcome, line, prompt_tokens, completion_tokens)
   drop_lease(job)
-  if job.batch ~= '' then
-    local batch = 'draftmill:batch:' .. job.batch
-    redis.call('HSET', 'draftmill:done:' .. job.batch, job.id, outcome)
-    redis.call('XADD', 'draftmill:results:' .. job.batch, '*', 'line', line, 'n', job.n)
-    redis.call('HINCRBY', batch, outcome, 1)
-    redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
-    redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
-    local count = redis.call('HMGET', batch, 'total', 'done', 'failed', 'cancelled')
-    local ended = (tonumber(count[2]) or 0) + (tonumber(count[3]) or 0) + (tonumber(count[4]) or 0)
-    if ended >= (tonumber(count[1]) or 0) then
-      for _, kind in ipairs({ 'batch', 'done', 'results' }) do
-        redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. job.batch, TTL)
-      end
-    end
-  end
+  redis.call('ZREM', 'draftmill:later', job.id)
   redis.call('HSET', job.key, 'status', STATUS[outcome], 'ended_at', AT)
-  redis.call('EXPIRE', job.key, TTL)
-  redis.call('ZADD', 'rq:' .. STATUS[outcome] .. ':' .. job.queue, math.floor(NOW / 1000) + TTL, job.id)
+  redis.call('EXPIRE', job.key, JOB_TTL)
+  local registry, seconds = 'rq:' .. STATUS[outcome] .. ':' .. job.queue, math.floor(NOW / 1000)
+  redis.call('ZREMRANGEBYSCORE', registry, '-inf', seconds)
+  redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
+  if job.batch == '' then
+    redis.call('EXPIRE', registry, JOB_TTL)
+    return
+  end
+  local batch = 'draftmill:batch:' .. job.batch
+  redis.call('HSET', 'draftmill:done:' .. job.batch, job.id, outcome)
+  redis.call('XADD', 'draftmill:results:' .. job.batch, '*', 'line', line, 'n', job.n)
+  redis.call('HINCRBY', batch, outcome, 1)
+  redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
+  redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
+  expire_if_complete(job.batch, job.queue)
 end
 
 -- The output line of a job that ends without a completion.

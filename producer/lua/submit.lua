@@ -13,10 +13,9 @@ for _ = 1, tonumber(ARGV[5]) do
   local first = at + 4
   at = first + width
   local key = 'rq:job:' .. id
-  local status = redis.call('HGET', key, 'status')
   if redis.call('HEXISTS', 'draftmill:done:' .. batch, id) == 1 then
     ended = ended + 1
-  elseif status == 'queued' or status == 'started' then
+  elseif redis.call('EXISTS', key) == 1 then
     waiting = waiting + 1
   else
     if new == 0 then
@@ -25,8 +24,7 @@ for _ = 1, tonumber(ARGV[5]) do
       end
     end
     new = new + 1
-    if not status then redis.call('HINCRBY', 'draftmill:batch:' .. batch, 'submitted', 1) end
-    redis.call('DEL', key)
+    redis.call('HINCRBY', 'draftmill:batch:' .. batch, 'submitted', 1)
     redis.call('HSET', key, 'draftmill_batch', batch, 'draftmill_custom_id', custom_id, 'draftmill_n', n,
       'draftmill_enqueued', NOW, unpack(ARGV, first, first + width - 1))
     if is_cancelled then
@@ -37,5 +35,8 @@ for _ = 1, tonumber(ARGV[5]) do
   end
 end
 
-if new > 0 then redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue) end
+if new > 0 then
+  redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
+  if not is_cancelled then take_turns(queue) end
+end
 return { new, waiting, ended }

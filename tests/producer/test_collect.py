@@ -77,7 +77,7 @@ def test_collect_killed_at_random_moments_has_every_line_once(
     batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
     dice = random.Random(5)
     for _ in range(3):
-        collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow")
+        collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
         time.sleep(0.8 + 1.5 * dice.random())
         collecting.kill()
         collecting.communicate()
@@ -89,6 +89,36 @@ def test_collect_killed_at_random_moments_has_every_line_once(
     before = shell.lines("out.jsonl")
     shell("collect", batch, "-o", "out.jsonl")
     assert shell.lines("out.jsonl") == before
+
+
+def test_collected_results_are_dropped_unless_kept(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:
+    worker()
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    assert shell("collect", batch, "-o", "first.jsonl", "--follow", "--keep").returncode == 1
+    assert shell("collect", batch, "-o", "second.jsonl").returncode == 1
+    assert sorted(shell.lines("first.jsonl")) == sorted(shell.lines("second.jsonl"))
+    third = shell("collect", batch, "-o", "third.jsonl")
+    assert third.returncode == 2
+    assert "were collected on" in third.stderr
+    assert not (shell.folder / "third.jsonl").exists()
+    assert " collected " in shell("status").stdout
+    again = shell("submit", prompts, "--pair", PAIR)
+    assert (again.returncode, again.stdout.strip()) == (0, batch)
+    assert f"draftmill forget {batch}" in again.stderr
+    assert shell("forget", batch).stdout == f"Forgot {batch}\n"
+    assert "No batches here" in shell("status").stdout
+    shell("submit", prompts, "--pair", PAIR)
+    assert shell("forget", batch).returncode == 2
+    shell("collect", batch, "-o", "third.jsonl", "--follow")
+    assert len(shell.lines("third.jsonl")) == len(shell.lines("first.jsonl"))
+
+
+def test_limits_are_set_and_listed(shell: Shell) -> None:
+    shell("limit", "*", "64")
+    assert shell("limit", "nightly", "8").stdout == "*  limit 64, running 0\nnightly  limit 8, running 0\n"
+    assert shell("limit", "*", "0").stdout == "nightly  limit 8, running 0\n"
+    assert shell("limit", "nightly").returncode == 2
+    assert shell("limit", "nightly", "0").stdout == ""
 
 
 def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:

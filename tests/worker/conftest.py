@@ -46,10 +46,16 @@ class Mill:
         self.processes: list[subprocess.Popen[str]] = []
 
     def submit(
-        self, count: int, tokens: int = 10, batch: str = "b", priority: str = "normal", prompt: str = "say it"
+        self,
+        count: int,
+        tokens: int = 10,
+        batch: str = "b",
+        priority: str = "normal",
+        prompt: str = "say it",
+        user: str = "",
     ) -> batches.Submitted:
         """Submits lines r-0 … of a batch of `count`."""
-        info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl")
+        info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl", user)
         sampling = contract.Sampling(max_tokens=tokens)
         bodies = [
             contract.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 from rq import Queue
@@ -14,11 +15,11 @@ from draftmill.worker.queue import Claimed, JobQueue, Outcome
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
-QUEUES = [contract.queue_name(PAIR, priority) for priority in contract.PRIORITIES]
+QUEUE = contract.queue_name(PAIR, "normal", "b")
 
 
 def queue(mill: Mill, name: str, lease: float = 60) -> JobQueue:
-    return JobQueue(mill.redis, name, QUEUES, lease)
+    return JobQueue(mill.redis, name, PAIR, lease)
 
 
 def outcome(job: Claimed) -> Outcome:
@@ -34,14 +35,14 @@ def test_submitting_again_sends_only_what_has_no_outcome(mill: Mill) -> None:
     first = queue(mill, "w").claim(2)
     queue(mill, "w").commit([outcome(first[0])])
     assert mill.submit(7) == batches.Submitted(new=2, queued=4, done=1)
-    assert mill.redis.llen(f"rq:queue:{QUEUES[1]}") == 5
+    assert mill.redis.llen(f"rq:queue:{QUEUE}") == 5
     status = mill.status()
     assert (status.total, status.submitted, status.queued, status.running, status.done) == (7, 7, 5, 1, 1)
 
 
-def test_claims_follow_priority_then_age(mill: Mill) -> None:
-    mill.submit(2, batch="slow", priority="low")
+def test_claims_follow_priority_then_order(mill: Mill) -> None:
     mill.submit(2, batch="soon", priority="high")
+    mill.submit(2, batch="slow", priority="low")
     mill.submit(2, batch="usual")
     claimed = queue(mill, "w").claim(5)
     assert [(job.batch, job.custom_id) for job in claimed] == [
@@ -53,16 +54,130 @@ def test_claims_follow_priority_then_age(mill: Mill) -> None:
     ]
 
 
+def served(w: JobQueue, n: int) -> Counter[str]:
+    """Claims and ends `n` jobs one by one; how many each batch had."""
+    count: Counter[str] = Counter()
+    for _ in range(n):
+        (job,) = w.claim(1)
+        w.commit([outcome(job)])
+        count[job.batch] += 1
+    return count
+
+
+def alike(count: Counter[str], batches: int) -> bool:
+    """Whether this many batches had equally many, give or take the one that is next."""
+    return len(count) == batches and max(count.values()) - min(count.values()) <= 2
+
+
+def test_batches_of_one_priority_share_alike(mill: Mill) -> None:
+    w = queue(mill, "w")
+    mill.submit(500, batch="million")
+    assert served(w, 100) == {"million": 100}
+    mill.submit(20, batch="small")
+    mill.submit(500, batch="other")
+    assert alike(served(w, 57), 3)
+    served(w, 9)
+    assert alike(served(w, 40), 2)
+
+
+def test_low_priority_waits_and_does_not_starve(mill: Mill) -> None:
+    mill.submit(600, batch="high", priority="high")
+    mill.submit(100, batch="normal")
+    mill.submit(10, batch="low", priority="low")
+    first = served(queue(mill, "w"), 546)
+    assert (first["high"], first["normal"], first["low"]) == (513, 31, 2)
+
+
+def test_a_user_at_the_limit_waits_and_saves_nothing_up(mill: Mill) -> None:
+    w = queue(mill, "w")
+    mill.redis.hset(contract.LIMITS, mapping={"*": 3, "ops": 100})
+    mill.submit(50, batch="ann-1", user="ann")
+    mill.submit(50, batch="ann-2", user="ann")
+    mill.submit(60, batch="ops", user="ops")
+    running = w.claim(40)
+    assert Counter(job.batch for job in running) == {"ops": 37, "ann-1": 2, "ann-2": 1}
+    assert mill.redis.hgetall(contract.RUNNING) == {b"ann": b"3", b"ops": b"37"}
+    w.commit([outcome(job) for job in running if job.batch.startswith("ann")])
+    assert Counter(job.batch[:3] for job in w.claim(8)) == {"ops": 5, "ann": 3}
+    mill.redis.delete(contract.LIMITS)
+    assert alike(Counter(job.batch for job in w.claim(12)), 3)
+
+
+def test_limits_count_what_was_released_lost_or_retried(mill: Mill) -> None:
+    mill.redis.hset(contract.LIMITS, "ann", 2)
+    mill.submit(9, user="ann")
+    w, brief = queue(mill, "w"), queue(mill, "brief", lease=0.001)
+    assert len(brief.claim(9)) == 2
+    time.sleep(0.005)
+    w.reap()
+    assert w.release(w.claim(9)) == 2
+    assert w.retry(w.claim(9), "the engine failed") == 2
+    assert len(w.claim(9)) == 2
+    assert mill.redis.hgetall(contract.RUNNING) == {b"ann": b"2"}
+
+
+def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("draftmill.worker.queue.RETRY_SECONDS", 0.05)
+    mill.submit(1)
+    w = queue(mill, "w")
+    for wait in (0.05, 0.2):
+        (job,) = w.claim(1)
+        assert w.retry([job], "the engine failed") == 1
+        assert fetch(mill, job.id).get_status() == JobStatus.SCHEDULED
+        w.reap()
+        assert w.claim(1) == []
+        time.sleep(wait + 0.01)
+        w.reap()
+    (job,) = w.claim(1)
+    assert job.alone
+    assert w.retry([job], "the engine failed") == 0
+    assert mill.lines()["r-0"]["error"] == {"code": "engine_failed", "message": "the engine failed"}
+    assert (mill.status().failed, mill.status().running) == (1, 0)
+
+
+def test_what_waits_for_its_next_try_is_cancelled_with_its_batch(mill: Mill) -> None:
+    mill.submit(3)
+    w = queue(mill, "w")
+    w.retry(w.claim(2), "the engine failed")
+    assert batches.cancel(mill.redis, "b") == 3
+    assert mill.status().complete
+    assert mill.redis.exists("draftmill:later", "draftmill:running") == 0
+
+
+def test_a_batch_cancelled_while_it_is_submitted_is_complete(mill: Mill) -> None:
+    mill.submit(3)
+    mill.redis.hset(contract.batch_key("b"), "total", 1000)
+    batches.cancel(mill.redis, "b")
+    assert mill.status().complete
+    assert mill.redis.ttl(contract.batch_key("b")) > 0
+
+
+def test_dropped_results_leave_the_batch_s_record_only(mill: Mill) -> None:
+    before = set(mill.redis.keys())
+    mill.submit(2500)
+    w = queue(mill, "w")
+    while jobs := w.claim(500):
+        w.commit([outcome(job) for job in jobs])
+    batches.drop_results(mill.redis, "b")
+    left = set(mill.redis.keys()) - before
+    assert left == {b"draftmill:batch:b", b"draftmill:batches"}
+    assert (mill.status().done, mill.status().collected is not None) == (2500, True)
+    batches.forget(mill.redis, "b")
+    assert mill.submit(1) == batches.Submitted(1, 0, 0)
+
+
 def test_a_claimed_job_is_rq_s_running_job(mill: Mill) -> None:
     mill.submit(1)
     (job,) = queue(mill, "w").claim(1)
     rq_job = fetch(mill, job.id)
-    assert (rq_job.get_status(), rq_job.worker_name, rq_job.origin) == (JobStatus.STARTED, "w", QUEUES[1])
-    assert StartedJobRegistry(QUEUES[1], connection=mill.redis).get_job_ids() == [job.id]
+    assert (rq_job.get_status(), rq_job.worker_name, rq_job.origin) == (JobStatus.STARTED, "w", QUEUE)
+    assert StartedJobRegistry(QUEUE, connection=mill.redis).get_job_ids() == [job.id]
     queue(mill, "w").commit([outcome(job)])
     assert fetch(mill, job.id).get_status() == JobStatus.FINISHED
-    assert Queue(QUEUES[1], connection=mill.redis).finished_job_registry.get_job_ids() == [job.id]
-    assert mill.redis.zcard(f"rq:wip:{QUEUES[1]}") == 0
+    assert Queue(QUEUE, connection=mill.redis).finished_job_registry.get_job_ids() == [job.id]
+    assert mill.redis.zcard(f"rq:wip:{QUEUE}") == 0
     assert mill.redis.keys("rq:execution:*") == []
 
 
@@ -129,7 +244,7 @@ def test_a_job_that_loses_every_lease_fails_as_poison(mill: Mill) -> None:
     assert error["code"] == "lost_leases"
     assert mill.status().failed == 1
     poisoned = contract.job_id("b", "r-0")
-    assert Queue(QUEUES[1], connection=mill.redis).failed_job_registry.get_job_ids() == [poisoned]
+    assert Queue(QUEUE, connection=mill.redis).failed_job_registry.get_job_ids() == [poisoned]
 
 
 def test_a_job_on_its_last_lease_runs_alone(mill: Mill) -> None:
@@ -205,10 +320,10 @@ def test_a_second_queue_entry_of_a_job_changes_nothing(mill: Mill) -> None:
     mill.submit(1)
     w = queue(mill, "w")
     (job,) = w.claim(1)
-    mill.redis.rpush(f"rq:queue:{QUEUES[1]}", job.id, "no-such-job")
+    mill.redis.rpush(f"rq:queue:{QUEUE}", job.id, "no-such-job")
     assert w.claim(5) == []
     w.commit([outcome(job)])
-    mill.redis.rpush(f"rq:queue:{QUEUES[1]}", job.id)
+    mill.redis.rpush(f"rq:queue:{QUEUE}", job.id)
     assert w.claim(5) == []
     assert len(mill.lines()) == 1
 

@@ -21,7 +21,7 @@ from draftmill.producer import batches, contract
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
-QUEUE = contract.queue_name(PAIR, "normal")
+QUEUE = contract.queue_name(PAIR, "normal", "b")
 RQ = Path(sys.executable).with_name("rq")
 
 CLEANER = """
@@ -58,7 +58,7 @@ def test_two_workers_end_every_line_once(mill: Mill) -> None:
     assert {report["pair"] for report in reports} == {PAIR}
     info = subprocess.run([RQ, "info", "-u", mill.server.url], capture_output=True, text=True, check=True)
     assert f"{QUEUE} | 0, 0 executing, 120 finished, 0 failed" in info.stdout
-    assert "2 workers, 1 queues" in info.stdout
+    assert "2 workers, 2 queues" in info.stdout
     assert [mill.stop(worker)[0] for worker in workers] == [0, 0]
     assert batches.workers(mill.redis) == []
     assert mill.redis.smembers("rq:workers") == set()
@@ -212,12 +212,11 @@ def test_hostile_jobs_run_nothing_and_harm_nobody(mill: Mill, tmp_path: Path) ->
         mill.redis.hset(f"rq:job:hostile{number}", mapping=job)
         mill.redis.rpush(f"rq:queue:{QUEUE}", f"hostile{number}")
     Queue(QUEUE, connection=mill.redis).enqueue("os.system", command)
-    mill.submit(1, batch="mixed")
-    mill.redis.hset(f"rq:job:{contract.job_id('mixed', 'r-0')}", "data", bodies[1])
-    mill.submit(5)
+    mill.submit(6)
+    mill.redis.hset(f"rq:job:{contract.job_id('b', 'r-0')}", "data", bodies[1])
     worker = mill.start()
     mill.wait(all_done)
-    assert mill.lines("mixed")["r-0"]["error"]["code"] == "invalid_request"
+    assert mill.lines()["r-0"]["error"]["code"] == "invalid_request"
     failed = Queue(QUEUE, connection=mill.redis).failed_job_registry.get_job_ids()
     assert len(failed) == len(bodies) + 2
     assert not mark.exists()

@@ -1,15 +1,14 @@
--- Takes back expired leases of one queue: the job goes to the front, or fails as poison. Keys: see record.lua.
---   ARGV[3]  queue   ARGV[4]  most jobs to look at   ARGV[5]  leases after which a job is poison
--- Returns {requeued, failed as poison}. Also forgets what RQ's registries of ended jobs need no longer hold.
+-- Takes back expired leases, and queues again what was to be tried later. Keys: see record.lua.
+--   ARGV[3]  most jobs to look at   ARGV[4]  leases after which a job is poison
+-- Returns {requeued, failed as poison}. Also forgets some queues that RQ lists and whose batch is gone.
 
-local queue, most, limit = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local leases = 'draftmill:leases:' .. queue
+local most, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
 local requeued, poisoned = 0, 0
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', NOW, 'LIMIT', 0, most)) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'draftmill:leases', '-inf', NOW, 'LIMIT', 0, most)) do
   local job = read_job(id)
   if not job then
-    redis.call('ZREM', leases, id)
+    redis.call('ZREM', 'draftmill:leases', id)
   elseif done(job) then
     drop_lease(job)
   elseif cancelled(job) then
@@ -26,7 +25,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', NOW, 'LIMIT', 0,
   end
 end
 
-for _, status in pairs(STATUS) do
-  redis.call('ZREMRANGEBYSCORE', 'rq:' .. status .. ':' .. queue, '-inf', math.floor(NOW / 1000))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'draftmill:later', '-inf', NOW, 'LIMIT', 0, most)) do
+  redis.call('ZREM', 'draftmill:later', id)
+  local job = read_job(id)
+  if job and not done(job) and not leased(job) then requeue(job) end
+end
+
+for _, queue in ipairs(redis.call('SRANDMEMBER', 'rq:queues', 20)) do
+  local batch = string.match(queue, '^rq:queue:draftmill%..+%.%a+%.([^.]+)$')
+  if batch and redis.call('EXISTS', 'draftmill:batch:' .. batch, queue) == 0 then redis.call('SREM', 'rq:queues', queue) end
 end
 return { requeued, poisoned }

@@ -9,7 +9,7 @@ for i = 4, #ARGV, 2 do
   if not job or job.token ~= ARGV[i + 1] or not leased(job) then
     drop[#drop + 1] = { ARGV[i], 'lost' }
   else
-    redis.call('ZADD', 'draftmill:leases:' .. job.queue, 'XX', NOW + lease, job.id)
+    redis.call('ZADD', 'draftmill:leases', 'XX', NOW + lease, job.id)
     if cancelled(job) then drop[#drop + 1] = { job.id, 'cancelled' } end
   end
 end
