@@ -20,6 +20,13 @@ METAL_FUNC float4 stepped4(float4 a, float decay, float4 b, float times) {
   return a;
 }
 
+METAL_FUNC void store4(device float* to, long index, float4 value) {
+  to[index] = value.x;
+  to[index + 1] = value.y;
+  to[index + 2] = value.z;
+  to[index + 3] = value.w;
+}
+
 kernel void gated_delta(
     const device T* q,                // [N, HK, DK]
     const device T* k,                // [N, HK, DK]
@@ -68,6 +75,7 @@ kernel void gated_delta(
   }
 
   const int accepted = replay[seat];
+#pragma unroll 4
   for (int t = 0; t < accepted; t++) {
     const long step = origin_tape + t;
     const float step_decay = tape_decay[step * HV + head];
@@ -79,41 +87,63 @@ kernel void gated_delta(
     }
   }
 
-  for (int t = 0; t <= count; t++) {
-    // A state that commits late is the one before this round's steps.
-    if (mine && t == (final ? count : 0)) {
+  // A state that commits late is the one before this round's steps.
+  const long line_begin = ((long(seat) * HV + head) * DV + dv) * DK;
+  if (mine && !final) {
 #pragma unroll
-      for (int i = 0; i < FOURS; i++) {
-        const long at = ((long(seat) * HV + head) * DV + dv) * DK + (i * LANES + lane) * 4;
-        next_state[at] = s[i].x;
-        next_state[at + 1] = s[i].y;
-        next_state[at + 2] = s[i].z;
-        next_state[at + 3] = s[i].w;
-      }
+    for (int i = 0; i < FOURS; i++) {
+      store4(next_state, line_begin + (i * LANES + lane) * 4, s[i]);
     }
-    if (t == count) {
-      break;
-    }
+  }
+
+  // What the next step reads is fetched while this one is worked on.
+  float4 fetched_key[FOURS];
+  float4 fetched_query[FOURS];
+#pragma unroll
+  for (int i = 0; i < FOURS; i++) {
+    const long at = (long(query) * HK + key_head) * DK + (i * LANES + lane) * 4;
+    fetched_key[i] = load4(k, at);
+    fetched_query[i] = load4(q, at);
+  }
+  float fetched_decay = decay[long(query) * HV + head];
+  float fetched_beta = float(beta[long(query) * HV + head]);
+  float fetched_value = float(v[(long(query) * HV + head) * DV + dv]);
+
+  for (int t = 0; t < count; t++) {
     const long token = query + t;
-    const float step_decay = float(decay[token * HV + head]);
+    const long next = min(query + t + 1, query + count - 1);
+    const float step_decay = fetched_decay;
+    const float step_beta = fetched_beta;
+    const float value = fetched_value;
     float4 key[FOURS];
+    float4 asked[FOURS];
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+      key[i] = fetched_key[i];
+      asked[i] = fetched_query[i];
+      const long at = (next * HK + key_head) * DK + (i * LANES + lane) * 4;
+      fetched_key[i] = load4(k, at);
+      fetched_query[i] = load4(q, at);
+    }
+    fetched_decay = decay[next * HV + head];
+    fetched_beta = float(beta[next * HV + head]);
+    fetched_value = float(v[(next * HV + head) * DV + dv]);
+
     float known = 0.0f;
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
-      key[i] = load4(k, (token * HK + key_head) * DK + (i * LANES + lane) * 4);
       known += dot4(s[i], key[i]);
     }
 #pragma unroll
     for (int mask = LANES / 2; mask > 0; mask /= 2) {
       known += simd_shuffle_xor(known, mask);
     }
-    const float value = float(v[(token * HV + head) * DV + dv]);
-    const float delta = (value - step_decay * known) * float(beta[token * HV + head]);
+    const float delta = (value - step_decay * known) * step_beta;
     float output = 0.0f;
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
       s[i] = stepped4(s[i], step_decay, key[i], delta);
-      output += dot4(s[i], load4(q, (token * HK + key_head) * DK + (i * LANES + lane) * 4));
+      output += dot4(s[i], asked[i]);
     }
 #pragma unroll
     for (int mask = LANES / 2; mask > 0; mask /= 2) {
@@ -140,6 +170,12 @@ kernel void gated_delta(
           next_k[at + 3] = T(key[i].w);
         }
       }
+    }
+  }
+  if (mine && final) {
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+      store4(next_state, line_begin + (i * LANES + lane) * 4, s[i]);
     }
   }
 }

@@ -1,11 +1,17 @@
 // Attention of packed queries over the extents of a token pool, in float32, by an online softmax.
 //
-// A threadgroup takes one tile: up to PAIRS pairs of query and head, of one row, which share a key/value head; and one
-// split of the keys that any of them sees. It goes through these in blocks of 32: each simdgroup scores its own pairs
-// against a key a lane, then every thread adds the weighted values up, for four dimensions of a quarter of the pairs.
+// A threadgroup of THREADS takes one tile: up to PAIRS pairs of query and head, of one row, which share a key/value
+// head; and one split of the keys that any of them sees. It goes through these in blocks of 32, which come through
+// threadgroup memory in parts: those of the keys, each with some of the dimensions, then those of the values, each with
+// some of the keys. While a part is worked on, every thread already fetches its share of the next one, so that nobody
+// waits for memory.
 //
-// Constants: the types T of queries, keys and values and OUT of outputs; D (64, 128 or 256; so many threads); HEADS;
-// KV_HEADS; PAIRS; SPLIT, whether the keys are split, so that `combine` must follow.
+// To score, four pairs have a team of lanes, each with its own keys of the block. To add the weighted values up, a
+// thread has four dimensions of HELD pairs.
+//
+// Constants: the types T of queries, keys and values and OUT of outputs; D (64, 128 or 256); HEADS; KV_HEADS; THREADS;
+// PAIRS, with at least four to a thread of a vector's fours; SPLIT, whether the keys are split, so that `combine` must
+// follow.
 
 METAL_FUNC float dot4(float4 a, float4 b) {
   return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
@@ -37,23 +43,31 @@ kernel void attend(
     device OUT* outputs,        // [N, HEADS, splits, D]; of a split, not yet divided by its total
     device float* shares) {     // [N, HEADS, splits, 2]: a split's highest score and its total; not written if !SPLIT
   constexpr int GROUP = HEADS / KV_HEADS;
-  constexpr float LOWEST = -1e30f;      // of scores; finite, so that no difference of two is a NaN
-  constexpr int KEYS = 32;              // in a block: one for each lane
-  constexpr int OWN = PAIRS * 32 / D;   // pairs that a simdgroup scores
-  constexpr int FOURS = D / 4;          // a vector is read in fours
-  constexpr int STAGED = 16;            // fours of a key that lie in threadgroup memory at a time
-  constexpr int ROW = STAGED + 1;       // one more, so that lanes read from different banks
-  constexpr int HELD = PAIRS / 4;       // pairs whose outputs a thread adds up
+  constexpr float LOWEST = -1e30f;             // of scores; finite, so that no difference of two is a NaN
+  constexpr int FOURS = D / 4;                 // a vector is read in fours
+  constexpr int QUERY_ROW = FOURS + 1;         // one more, so that teams read from different banks
+  constexpr int KEYS = 32;                     // of a block
+  constexpr int PART = 16;                     // fours of each key in a part
+  constexpr int KEY_ROW = PART + 1;            // one more, so that lanes read from different banks
+  constexpr int PARTS = FOURS / PART;          // of a block's keys, and as many of its values
+  constexpr int VALUES = KEYS / PARTS;         // in a part of the values
+  constexpr int FETCHED = KEYS * PART / THREADS;  // fours of a part that a thread fetches
+  constexpr int TEAMS = PAIRS / 4;
+  constexpr int MEMBERS = THREADS / TEAMS;     // of a team, at most a simdgroup
+  constexpr int OWN = KEYS / MEMBERS;          // keys of the block that a lane scores
+  constexpr int HELD = PAIRS * FOURS / THREADS;
 
-  threadgroup float4 query[PAIRS * FOURS];
-  threadgroup float4 key[KEYS * ROW];
-  threadgroup float weights[PAIRS * KEYS];
+  threadgroup float4 query[PAIRS * QUERY_ROW];
+  threadgroup float4 part[KEYS * KEY_ROW];
+  threadgroup float4 weights[KEYS * TEAMS];
   threadgroup float rescale[PAIRS];
   threadgroup float totals[PAIRS];
 
   const int me = int(thread_position_in_threadgroup.x);
-  const int lane = int(thread_index_in_simdgroup);
-  const int own = int(simdgroup_index_in_threadgroup) * OWN;
+  const int team = me / MEMBERS;
+  const int lane = me % MEMBERS;
+  const int held = me / FOURS * HELD;
+  const int column = me % FOURS;
   const int tile = int(threadgroup_position_in_grid.x) * 4;
   const int kv = int(threadgroup_position_in_grid.y);
   const int split = int(threadgroup_position_in_grid.z);
@@ -76,99 +90,177 @@ kernel void attend(
   const int begin = lowest + split * share;
   const int end = min(highest + 1, begin + share);
 
+  // A pair too many repeats the last one; nobody reads what comes of it.
   const float factor = scale[0] * 1.44269504f;  // scores in powers of two
-  for (int i = me; i < PAIRS * FOURS; i += D) {
-    const int pair = i / FOURS;
-    const int head = kv * GROUP + pair % GROUP;
-    // A pair too many repeats the last one; nobody reads what comes of it.
-    const long token = first + min(pair, pairs - 1) / GROUP;
-    query[i] = scaled4(load4(queries, (token * HEADS + head) * D + i % FOURS * 4), factor);
+  for (int i = me; i < PAIRS * FOURS; i += THREADS) {
+    const int pair = min(i / FOURS, pairs - 1);
+    const long at = (long(first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * D;
+    query[i / FOURS * QUERY_ROW + i % FOURS] = scaled4(load4(queries, at + i % FOURS * 4), factor);
   }
-
-  int from[OWN];
-  int to[OWN];
-  float peak[OWN];
-  float total[OWN];
+  int from[4];
+  int to[4];
+  float peak[4];
+  float total[4];
 #pragma unroll
-  for (int o = 0; o < OWN; o++) {
-    const int token = first + min(own + o, pairs - 1) / GROUP;
-    from[o] = sees[2 * token];
-    to[o] = sees[2 * token + 1];
-    peak[o] = LOWEST;
-    total[o] = 0.0f;
+  for (int p = 0; p < 4; p++) {
+    const int token = first + min(team * 4 + p, pairs - 1) / GROUP;
+    from[p] = sees[2 * token];
+    to[p] = min(sees[2 * token + 1], end - 1);
+    peak[p] = LOWEST;
+    total[p] = 0.0f;
   }
-  const int held = me / FOURS * HELD;
-  const int column = me % FOURS * 4;
   float4 sums[HELD];
 #pragma unroll
   for (int h = 0; h < HELD; h++) {
     sums[h].x = sums[h].y = sums[h].z = sums[h].w = 0.0f;
   }
 
-  for (int block = begin; block < end; block += KEYS) {
-    const int count = min(KEYS, end - block);
-    float scores[OWN];
+  float4 fetched[FETCHED];
+  if (begin < end) {
 #pragma unroll
-    for (int o = 0; o < OWN; o++) {
-      scores[o] = 0.0f;
+    for (int i = 0; i < FETCHED; i++) {
+      const int at = me + i * THREADS;
+      const long slot = extent + min(begin + at / PART, end - 1);  // a key too many repeats the last one, unseen
+      fetched[i] = load4(keys, (slot * KV_HEADS + kv) * D + at % PART * 4);
     }
-    for (int part = 0; part < FOURS; part += STAGED) {
-      if (part > 0) {
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-      }
-      for (int i = me; i < count * STAGED; i += D) {
-        const long slot = extent + block + i / STAGED;
-        key[i / STAGED * ROW + i % STAGED] = load4(keys, (slot * KV_HEADS + kv) * D + (part + i % STAGED) * 4);
+  }
+  for (int block = begin; block < end; block += KEYS) {
+    float scores[4 * OWN];
+#pragma unroll
+    for (int i = 0; i < 4 * OWN; i++) {
+      scores[i] = 0.0f;
+    }
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
+      for (int i = 0; i < FETCHED; i++) {
+        const int at = me + i * THREADS;
+        part[at / PART * KEY_ROW + at % PART] = fetched[i];
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      if (lane < count) {
-        for (int four = 0; four < STAGED; four++) {
-          const float4 k = key[lane * ROW + four];
 #pragma unroll
-          for (int o = 0; o < OWN; o++) {
-            scores[o] += dot4(query[(own + o) * FOURS + part + four], k);
+      for (int i = 0; i < FETCHED; i++) {
+        const int at = me + i * THREADS;
+        if (p + 1 < PARTS) {
+          const long slot = extent + min(block + at / PART, end - 1);
+          fetched[i] = load4(keys, (slot * KV_HEADS + kv) * D + ((p + 1) * PART + at % PART) * 4);
+        } else {
+          const long slot = extent + min(block + at / FOURS, end - 1);
+          fetched[i] = load4(values, (slot * KV_HEADS + kv) * D + at % FOURS * 4);
+        }
+      }
+#pragma unroll
+      for (int four = 0; four < PART; four++) {
+        float4 q[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          q[i] = query[(team * 4 + i) * QUERY_ROW + p * PART + four];
+        }
+#pragma unroll
+        for (int o = 0; o < OWN; o++) {
+          const float4 key = part[(lane + o * MEMBERS) * KEY_ROW + four];
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            scores[o * 4 + i] += dot4(q[i], key);
           }
         }
       }
     }
+
 #pragma unroll
-    for (int o = 0; o < OWN; o++) {
-      const int position = block + lane;
-      const bool visible = lane < count && position >= from[o] && position <= to[o];
-      const float highest_score = max(peak[o], simd_max(visible ? scores[o] : LOWEST));
-      const float weight = visible ? exp2(scores[o] - highest_score) : 0.0f;
-      const float shrink = exp2(peak[o] - highest_score);
-      total[o] = total[o] * shrink + simd_sum(weight);
-      peak[o] = highest_score;
-      weights[(own + o) * KEYS + lane] = weight;
+    for (int i = 0; i < 4; i++) {
+      float most = peak[i];
+#pragma unroll
+      for (int o = 0; o < OWN; o++) {
+        const int position = block + lane + o * MEMBERS;
+        if (position < from[i] || position > to[i]) {
+          scores[o * 4 + i] = LOWEST;
+        }
+        most = max(most, scores[o * 4 + i]);
+      }
+#pragma unroll
+      for (int mask = MEMBERS / 2; mask > 0; mask /= 2) {
+        most = max(most, simd_shuffle_xor(most, mask));
+      }
+      float sum = 0.0f;
+#pragma unroll
+      for (int o = 0; o < OWN; o++) {
+        // While a pair has seen no key, its highest score is no score, and what it does not see must weigh nothing.
+        const float score = scores[o * 4 + i];
+        scores[o * 4 + i] = score > LOWEST ? exp2(score - most) : 0.0f;
+        sum += scores[o * 4 + i];
+      }
+#pragma unroll
+      for (int mask = MEMBERS / 2; mask > 0; mask /= 2) {
+        sum += simd_shuffle_xor(sum, mask);
+      }
+      const float shrink = exp2(peak[i] - most);
+      total[i] = total[i] * shrink + sum;
+      peak[i] = most;
       if (lane == 0) {
-        rescale[own + o] = shrink;
+        rescale[team * 4 + i] = shrink;
       }
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
-    for (int h = 0; h < HELD; h++) {
-      sums[h] = scaled4(sums[h], rescale[held + h]);
+    for (int o = 0; o < OWN; o++) {
+      float4 weight;
+      weight.x = scores[o * 4];
+      weight.y = scores[o * 4 + 1];
+      weight.z = scores[o * 4 + 2];
+      weight.w = scores[o * 4 + 3];
+      weights[(lane + o * MEMBERS) * TEAMS + team] = weight;
     }
-    for (int i = 0; i < count; i++) {
-      const long slot = extent + block + i;
-      const float4 value = load4(values, (slot * KV_HEADS + kv) * D + column);
+
 #pragma unroll
-      for (int h = 0; h < HELD; h++) {
-        sums[h] = added4(sums[h], value, weights[(held + h) * KEYS + i]);
+    for (int p = 0; p < PARTS; p++) {
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
+      for (int i = 0; i < FETCHED; i++) {
+        part[me + i * THREADS] = fetched[i];
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
+      for (int i = 0; i < FETCHED; i++) {
+        const int at = me + i * THREADS;
+        if (p + 1 < PARTS) {
+          const long slot = extent + min(block + (p + 1) * VALUES + at / FOURS, end - 1);
+          fetched[i] = load4(values, (slot * KV_HEADS + kv) * D + at % FOURS * 4);
+        } else {
+          const long slot = extent + min(block + KEYS + at / PART, end - 1);
+          fetched[i] = load4(keys, (slot * KV_HEADS + kv) * D + at % PART * 4);
+        }
+      }
+      if (p == 0) {
+#pragma unroll
+        for (int h = 0; h < HELD; h++) {
+          sums[h] = scaled4(sums[h], rescale[held + h]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < VALUES; i++) {
+        const float4 value = part[i * FOURS + column];
+#pragma unroll
+        for (int h = 0; h < HELD; h += 4) {
+          const float4 weight = weights[(p * VALUES + i) * TEAMS + (held + h) / 4];
+          sums[h] = added4(sums[h], value, weight.x);
+          sums[h + 1] = added4(sums[h + 1], value, weight.y);
+          sums[h + 2] = added4(sums[h + 2], value, weight.z);
+          sums[h + 3] = added4(sums[h + 3], value, weight.w);
+        }
       }
     }
   }
 
+  if (lane == 0) {
 #pragma unroll
-  for (int o = 0; o < OWN; o++) {
-    const int pair = own + o;
-    if (lane == 0) {
-      totals[pair] = total[o];
+    for (int i = 0; i < 4; i++) {
+      const int pair = team * 4 + i;
+      totals[pair] = total[i];
       if (SPLIT && pair < pairs) {
-        const long at = ((first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * splits + split;
-        shares[2 * at] = peak[o];
-        shares[2 * at + 1] = total[o];
+        const long at = (long(first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * splits + split;
+        shares[2 * at] = peak[i];
+        shares[2 * at + 1] = total[i];
       }
     }
   }
@@ -177,37 +269,61 @@ kernel void attend(
   for (int h = 0; h < HELD; h++) {
     const int pair = held + h;
     if (pair < pairs) {
-      const long at = ((first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * splits + split;
+      const long at = (long(first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * splits + split;
       const float4 result = SPLIT ? sums[h] : scaled4(sums[h], 1.0f / totals[pair]);
-      outputs[at * D + column] = OUT(result.x);
-      outputs[at * D + column + 1] = OUT(result.y);
-      outputs[at * D + column + 2] = OUT(result.z);
-      outputs[at * D + column + 3] = OUT(result.w);
+      outputs[at * D + column * 4] = OUT(result.x);
+      outputs[at * D + column * 4 + 1] = OUT(result.y);
+      outputs[at * D + column * 4 + 2] = OUT(result.z);
+      outputs[at * D + column * 4 + 3] = OUT(result.w);
     }
   }
 }
 
-// What the splits of a pair of query and head come to. A thread takes one dimension.
+// What the splits of a pair of query and head come to. A simdgroup takes one pair.
 kernel void combine(
-    const device float* sums,    // [N, HEADS, splits, D]
-    const device float* shares,  // [N, HEADS, splits, 2]
-    const device int* splits,    // [1]
-    device T* outputs) {         // [N, HEADS, D]
+    const device float* sums,    // [pairs, splits, D]
+    const device float* shares,  // [pairs, splits, 2]
+    const device int* sizes,     // [2]: how many pairs, how many splits
+    device T* outputs) {         // [pairs, D]
   constexpr float LOWEST = -1e30f;
-  const int count = splits[0];
-  const long pair = threadgroup_position_in_grid.x;
-  const int column = int(thread_position_in_threadgroup.x);
+  constexpr int COLUMNS = D / 32;  // of a lane
+  const int lane = int(thread_index_in_simdgroup);
+  const int simdgroups = int(threads_per_threadgroup.x) / 32;
+  const int wanted = int(threadgroup_position_in_grid.x) * simdgroups + int(simdgroup_index_in_threadgroup);
+  const int pair = min(wanted, sizes[0] - 1);  // one too many goes along, and writes nothing
+  const int splits = sizes[1];
+  const long begin = long(pair) * splits;
+
   float peak = LOWEST;
-  for (int i = 0; i < count; i++) {
-    peak = max(peak, shares[2 * (pair * count + i)]);
+  for (int i = lane; i < splits; i += 32) {
+    peak = max(peak, shares[2 * (begin + i)]);
   }
+  peak = simd_max(peak);
   float total = 0.0f;
-  float sum = 0.0f;
-  for (int i = 0; i < count; i++) {
-    const long part = pair * count + i;
-    const float factor = exp2(shares[2 * part] - peak);
-    total += shares[2 * part + 1] * factor;
-    sum += sums[part * D + column] * factor;
+  float result[COLUMNS];
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++) {
+    result[c] = 0.0f;
   }
-  outputs[pair * D + column] = T(sum / total);
+  for (int i = 0; i < splits; i += 32) {
+    const long own = begin + min(i + lane, splits - 1);
+    const float factor = i + lane < splits ? exp2(shares[2 * own] - peak) : 0.0f;
+    total += shares[2 * own + 1] * factor;
+    const int some = min(32, splits - i);
+#pragma unroll 4
+    for (int j = 0; j < some; j++) {
+      const float weight = simd_shuffle(factor, j);
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) {
+        result[c] += sums[(begin + i + j) * D + c * 32 + lane] * weight;
+      }
+    }
+  }
+  total = simd_sum(total);
+  if (wanted < sizes[0]) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+      outputs[long(pair) * D + c * 32 + lane] = T(result[c] / total);
+    }
+  }
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from .stock_attention import attention_of_span
 
 SOURCE = Path(__file__).with_suffix(".metal")
 
-MOST_PAIRS = {64: 32, 128: 32, 256: 16}
-"""Head dimensions, and how many pairs of query and head fit a threadgroup's memory."""
+PAIRS = {64: (32,), 128: (16, 32), 256: (16,)}
+"""Head dimensions, and how many pairs of query and head a threadgroup can take: its memory sets the most."""
 
-LEAST_KEYS = 128
+THREADS = 128
+
+LEAST_KEYS = 64
 """Keys are not split into smaller parts than this."""
 
 ENOUGH_GROUPS = 512
@@ -29,7 +31,7 @@ def fits(queries: mx.array, keys: mx.array) -> bool:
     """Whether the kernel is made for the shapes and types of these."""
     heads, dim = queries.shape[1:]
     types = (mx.float32, mx.float16, mx.bfloat16)
-    return queries.dtype in types and dim in MOST_PAIRS and heads // keys.shape[1] <= MOST_PAIRS[dim]
+    return queries.dtype in types and dim in PAIRS and heads // keys.shape[1] <= PAIRS[dim][-1]
 
 
 def ragged_attention(
@@ -67,32 +69,28 @@ def _by_kernel(
     count, heads, dim = queries.shape
     kv_heads, group, dtype = keys.shape[1], heads // keys.shape[1], queries.dtype
     spans = [packing.spans[index] for index in packing.short]
-    pairs = _pairs(max(span.count for span in spans) * group, group, MOST_PAIRS[dim])
+    most = max(span.count for span in spans) * group
+    pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
     tiles = packing.tiles(pairs // group)
     longest = max(min(span.length, span.count + (window or span.length)) for span in spans)
     splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (len(tiles) * kv_heads)))
-    constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "PAIRS": pairs}
-    inputs = [queries, keys, values, tiles, packing.sees(window), _number(scale, mx.float32)]
+    constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
+    inputs = [queries, keys, values, tiles, packing.sees(window), _numbers(mx.float32, scale)]
     groups = (len(tiles), kv_heads, splits)
     attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
     if splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
-        outputs, _ = launch(attend, inputs, {**constants, "OUT": dtype, "SPLIT": False}, groups, dim, made)
+        outputs, _ = launch(attend, inputs, {**constants, "OUT": dtype, "SPLIT": False}, groups, THREADS, made)
         return outputs.reshape(count, -1)
     made = [((count, heads, splits, width), mx.float32) for width in (dim, 2)]
-    sums, shares = launch(attend, inputs, {**constants, "OUT": mx.float32, "SPLIT": True}, groups, dim, made)
-    inputs = [sums, shares, _number(splits, mx.int32)]
+    sums, shares = launch(attend, inputs, {**constants, "OUT": mx.float32, "SPLIT": True}, groups, THREADS, made)
+    inputs = [sums, shares, _numbers(mx.int32, count * heads, splits)]
     made = [((count, heads, dim), dtype)]
-    (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (count * heads, 1, 1), dim, made)
+    (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
     return outputs.reshape(count, -1)
 
 
-def _pairs(wanted: int, group: int, most: int) -> int:
-    """Pairs of a tile: few, if rows have few, and at least one query's whole group."""
-    return next((pairs for pairs in (8, 16) if pairs < most and group <= pairs and wanted <= pairs), most)
-
-
-@cache
-def _number(value: float, dtype: mx.Dtype) -> mx.array:
-    """A number for kernels, [1]."""
-    return mx.array([value], dtype)
+@lru_cache(1024)
+def _numbers(dtype: mx.Dtype, *values: float) -> mx.array:
+    """Numbers for kernels [values]."""
+    return mx.array(values, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -62,14 +63,14 @@ def gated_delta_by_kernel(
 def causal_convolution_by_kernel(
     x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, launch: Launch = on_gpu
 ) -> tuple[mx.array, mx.array]:
-    """As `convolution.causal_convolution`."""
+    """As `convolution.causal_convolution`, of a multiple of four channels."""
     (count, channels), kept = x.shape, len(steps.kept)
     made = [((count, channels), x.dtype), ((kept, channels), x.dtype)]
     output, left = launch(
         read_kernels(_HERE / "convolution.metal")["convolve"],
         [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.replay, steps.sizes],
         {"T": x.dtype, "CHANNELS": channels, "TAPS": weight.shape[1]},
-        (-(-channels // THREADS), count + kept, 1),
+        (-(-channels // (4 * THREADS)), count + kept, 1),
         THREADS,
         made,
     )
@@ -78,4 +79,12 @@ def causal_convolution_by_kernel(
 
 def _some(array: mx.array) -> mx.array:
     """The array, or one element of its kind if it is empty: a buffer must be there, though nobody reads it."""
-    return array if array.size else mx.zeros((1,), array.dtype)
+    return array if array.size else _nothing(array.dtype)
+
+
+@cache
+def _nothing(dtype: mx.Dtype) -> mx.array:
+    """One element, made once: making it takes a launch."""
+    nothing = mx.zeros((1,), dtype)
+    mx.eval(nothing)
+    return nothing

@@ -25,7 +25,7 @@ from draftmill.kernels.recurrence import gated_delta_by_kernel
 from draftmill.kernels.steps import Steps
 
 MLX_LM = gated_delta_kernel if mx.metal.is_available() else gated_delta_ops
-CALLS, REPEATS = 12, 7
+CALLS, REPEATS = 12, 5
 DTYPE = mx.bfloat16
 
 Run = Callable[[], Sequence[mx.array]]

@@ -22,7 +22,7 @@ INCLUDES = """#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 """
 FOLDER = Path(recurrence.__file__).parent
-ALIKE = {"LANES": "8", "SPLIT": "1", "BITS": "4", "GROUP": "64", "OUTPUTS": "4", "ROWS": "16"}
+ALIKE = {"THREADS": "128", "LANES": "8", "SPLIT": "1", "BITS": "4", "GROUP": "64", "OUTPUTS": "4", "ROWS": "16"}
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
     (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
