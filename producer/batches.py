@@ -6,6 +6,7 @@ Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,32 +110,38 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
 def submit_chunk(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[contract.JobBody]) -> Submitted:
     """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best."""
     queue = contract.queue_name(batch.pair, batch.priority, batch.id)
+    common = [part for pair in _job_hash(redis, queue).items() for part in pair]
     jobs: list[Any] = []
     for body in bodies:
-        fields = _job_hash(redis, queue, body)
-        flat = [part for pair in fields.items() for part in pair]
-        jobs += [contract.job_id(body.batch, body.custom_id), body.custom_id, body.line, len(flat), *flat]
+        own = ["data", _data(body), "description", body.custom_id[:200]]
+        width = len(common) + len(own)
+        jobs += [contract.job_id(body.batch, body.custom_id), body.custom_id, body.line, width, *common, *own]
     new, queued, done = _eval(redis, SUBMIT, batch.id, queue, len(bodies), *jobs)
     return Submitted(new, queued, done)
 
 
-def _job_hash(redis: redis_py.Redis, queue: str, body: contract.JobBody) -> Mapping[str, Any]:
-    """RQ's own hash of a queued job that carries `body`."""
+def _data(body: contract.JobBody) -> bytes:
+    """A job's data as RQ keeps them: the call of a function, whose one argument is the body."""
+    call = (contract.FUNCTION, None, (body.model_dump(mode="json", exclude_none=True),), {})
+    return zlib.compress(contract.JsonSerializer.dumps(call))
+
+
+def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
+    """RQ's own hash of a queued job, but for its data and description: all jobs of a chunk have these in common."""
     job = Job.create(
         contract.FUNCTION,
-        args=[body.model_dump(mode="json", exclude_none=True)],
-        id=contract.job_id(body.batch, body.custom_id),
         connection=redis,
         serializer=contract.JsonSerializer,
         origin=queue,
         status=JobStatus.QUEUED,
-        description=body.custom_id[:200],
         timeout=-1,
         result_ttl=contract.RESULT_TTL,
         failure_ttl=contract.RESULT_TTL,
     )
     job.enqueued_at = job.created_at
-    return job.to_dict(include_meta=False)
+    fields = job.to_dict(include_meta=False)
+    del fields["data"], fields["description"]
+    return fields
 
 
 def status(redis: redis_py.Redis, batch: str) -> BatchStatus | None:

@@ -23,6 +23,15 @@ DEFAULT_PAIR = "smollm2-135m"
 MAX_LEASES = 3
 """A job that loses this many leases is failed as poison."""
 
+MOST_BODY_BYTES = 16 * 2**20
+"""A job's body as JSON; larger ones are refused, by producers and by workers."""
+
+MOST_LINES = 1_000_000
+"""Lines of a batch."""
+
+MOST_ID_CHARACTERS = 512
+"""Characters of a custom_id."""
+
 RESULT_TTL = 14 * 24 * 3600
 """Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
 
@@ -43,7 +52,7 @@ class Sampling(BaseModel):
     """Sampling parameters of one request; the names and meanings are those of the OpenAI API.
 
     `temperature` 0 (the default) is greedy; `top_k` 0 means no limit; without a `seed` one is derived from
-    the job.
+    the job. `max_seconds` is ours: how long a worker may be busy with the request before it fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +63,7 @@ class Sampling(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)] = ()
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
 class Message(BaseModel):

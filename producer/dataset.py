@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 import orjson
 
 from . import lines
-from .contract import JobBody
+from .contract import MOST_BODY_BYTES, MOST_LINES, JobBody
 from .errors import UserError, explain_file
 from .lines import Defaults, Fault
 
 BOM = b"\xef\xbb\xbf"
+NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,20 @@ class Dataset:
         seen: set[bytes] = set()
         self.notes.clear()
         self._file.seek(0)
-        for number, raw in enumerate(self._file, 1):
+        for number, raw in enumerate(self._lines(), 1):
             text = raw.removeprefix(BOM).strip() if number == 1 else raw.strip()
-            if text:
+            if len(text) > MOST_BODY_BYTES:
+                yield BadLine(number, f"longer than {MOST_BODY_BYTES:,} bytes")
+            elif text:
                 yield self._read(text, number, seen)
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of the file; of one that is too long only its beginning."""
+        while line := self._file.readline(MOST_BODY_BYTES + 100):
+            rest = line
+            while rest and not rest.endswith(b"\n"):
+                rest = self._file.readline(MOST_BODY_BYTES)
+            yield line
 
     def _read(self, raw: bytes, number: int, seen: set[bytes]) -> JobBody | BadLine:
         name = None
@@ -98,7 +109,8 @@ class Dataset:
     def survey(self) -> Survey:
         """Reads the dataset once: its batch id and what is wrong with it.
 
-        The id is a hash of the jobs and the pair, so the same work has the same id wherever it is submitted.
+        The id is a hash of the jobs and the pair, so the same work has the same id wherever it is submitted. How long
+        it may take is no part of it.
         """
         survey = Survey()
         content = hashlib.sha256(self.pair.encode())
@@ -108,7 +120,9 @@ class Dataset:
                 survey.first_bad = survey.first_bad or item
             else:
                 survey.good += 1
-                content.update(item.model_dump_json(exclude={"batch", "line"}).encode() + b"\n")
+                content.update(item.model_dump_json(exclude=NOT_IN_ID).encode() + b"\n")
+        if survey.good > MOST_LINES:
+            raise UserError(f"{self.name} has {survey.good:,} lines, a batch at most {MOST_LINES:,}; split the file")
         survey.batch = f"batch_{content.hexdigest()[:24]}"
         survey.notes = self.notes.copy()
         if not survey.good:

@@ -15,11 +15,11 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from .contract import JobBody, Message, Sampling
+from .contract import MOST_ID_CHARACTERS, JobBody, Message, Sampling
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
-SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "max_seconds")
 SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "messages"))
 
 MUST_BE: dict[str, tuple[Any, ...]] = {
@@ -96,6 +96,8 @@ def custom_id(line: dict[str, Any], number: int) -> str:
         return str(value)
     if not isinstance(value, str) or not value:
         raise Fault(f"{name} is missing" if value is None else f"{name} must be a text that is not empty")
+    if len(value) > MOST_ID_CHARACTERS:
+        raise Fault(f"{name} has {len(value):,} characters; at most {MOST_ID_CHARACTERS} are allowed")
     return value
 
 

@@ -32,6 +32,7 @@ _dataset = (
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
     click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
+    click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Default: no limit."),
     click.option("--system", metavar="TEXT", help="System message for chats that have none."),
     click.option("--strict", is_flag=True, help="Refuse the whole file if any line is bad."),
 )

@@ -15,8 +15,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..producer.contract import DEFAULT_PAIR
-from ..producer.errors import INTERRUPTED, UserError
-from ..producer.paths import cache_dir
+from ..producer.errors import INTERRUPTED, UserError, explain_file
+from ..producer.paths import cache_dir, data_dir
 from ..producer.server import connect
 
 
@@ -50,6 +50,13 @@ class Bytes(click.ParamType):
     show_default=True,
     help="Seconds after which others take over the jobs of a worker that fell silent.",
 )
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 86400),
+    default=300.0,
+    show_default=True,
+    help="Seconds that a stop may take to finish what runs; then it is handed back.",
+)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address to serve metrics on.")
 @click.option("--until-closed", is_flag=True, hidden=True, help="Hand back and end when standard input closes.")
@@ -63,13 +70,15 @@ def worker(
     max_rows: int,
     memory: int | None,
     lease: float,
+    drain: float,
     metrics_port: int | None,
     metrics_host: str,
     until_closed: bool,
 ) -> None:
     """Generate: take jobs of PAIR from the queue until stopped.
 
-    SIGTERM or Ctrl-C finishes what is running and ends; a second one hands it back to the queue and ends at once.
+    SIGTERM or Ctrl-C finishes what is running, for --drain seconds at most, and ends; a second one hands it back to
+    the queue and ends at once.
     """
     if pair and (target or draft):
         raise UserError("--pair names both models: give either --pair or --target and --draft")
@@ -92,6 +101,7 @@ def worker(
     from ..engine.boxed import ModelError
     from ..engine.engine import Engine
     from ..engine.pairs import Pair, resolve
+    from .spool import spool_folder
     from .worker import MillWorker
 
     name = pair or target or DEFAULT_PAIR
@@ -101,7 +111,10 @@ def worker(
         engine = Engine.load(models, cache_dir(), max_rows, memory, depth, bits)
     except ModelError as error:
         raise UserError(str(error)) from error
-    mill = MillWorker(engine, name, connection, lease)
+    try:
+        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain)
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
     if metrics_port:
         try:
             mill.metrics.serve(metrics_host, metrics_port)

@@ -10,6 +10,7 @@ import redis as redis_py
 
 from .metrics import Metrics
 from .queue import Claimed, JobQueue, Outcome
+from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")
 
@@ -17,21 +18,29 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 0.05, 0.25
 """Seconds between two looks at an empty queue."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
 """Seconds until the next attempt when Redis does not answer."""
+STATES = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOPERM", "NOAUTH", "WRONGPASS")
+"""Answers of Redis that speak of itself, not of what it was asked to do."""
 MOST_AT_ONCE = 64
 """Outcomes in one round trip."""
+
+
+def passes(error: redis_py.RedisError) -> bool:
+    """Whether trying again may help: Redis is away, full, read-only or loading, or its operator must act."""
+    return not isinstance(error, redis_py.ResponseError) or any(state in str(error) for state in STATES)
 
 
 class Courier(threading.Thread):
     """Keeps outcomes until Redis has them, and jobs until the worker takes them.
 
-    A failing Redis costs time, never a result: undelivered outcomes stay here and are sent again.
+    A failing Redis costs time, never a result: undelivered outcomes stay here and on disk, and are sent again.
     """
 
-    def __init__(self, queue: JobQueue, metrics: Metrics, rows: int) -> None:
+    def __init__(self, queue: JobQueue, metrics: Metrics, rows: int, spool: Spool) -> None:
         super().__init__(name="courier", daemon=True)
         self.queue = queue
         self.metrics = metrics
         self.rows = rows
+        self.spool = spool
         self.arrived = threading.Event()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -39,7 +48,10 @@ class Courier(threading.Thread):
         self._aborted = threading.Event()
         self._room = 0
         self._jobs: list[Claimed] = []
-        self._outcomes: list[Outcome] = []
+        self._fresh: list[Outcome] = []
+        self._outcomes = spool.adopt()
+        if self._outcomes:
+            log.warning("sending %d results of a worker that ended before Redis had them", len(self._outcomes))
         self._held: dict[str, Claimed] = {}
 
     # The worker's side.
@@ -60,8 +72,8 @@ class Courier(threading.Thread):
     def deliver(self, outcomes: Sequence[Outcome]) -> None:
         """Record these outcomes as soon as Redis allows."""
         with self._lock:
-            self._outcomes += outcomes
-            self.metrics.commits_pending.set(len(self._outcomes))
+            self._fresh += outcomes
+        self.metrics.commits_pending.set(self.pending)
         self._wake.set()
 
     def forget(self, job: Claimed) -> None:
@@ -109,28 +121,40 @@ class Courier(threading.Thread):
     @property
     def pending(self) -> int:
         """Outcomes that Redis does not have yet."""
-        return len(self._outcomes)
+        return len(self._outcomes) + len(self._fresh)
 
     def flush(self) -> None:
         """Send what is waiting; raises RedisError and keeps what Redis did not take."""
-        while batch := self._outcomes[:MOST_AT_ONCE]:
+        while True:
+            with self._lock:
+                fresh, self._fresh = self._fresh, []
+                self._outcomes += fresh
+            self.spool.add(fresh)
+            if not self._outcomes:
+                return self.spool.clear()
+            batch = self._outcomes[:MOST_AT_ONCE]
             failed: list[Outcome] = []
             problem: redis_py.RedisError | None = None
             for outcome, reply in zip(batch, self.queue.commit(batch), strict=True):
-                if isinstance(reply, redis_py.RedisError):
+                if isinstance(reply, redis_py.RedisError) and passes(reply):
                     failed.append(outcome)
                     problem = reply
-                    continue
-                self.forget(outcome.job)
-                if reply:
-                    self.metrics.jobs.labels(outcome.status).inc()
                 else:
-                    self.metrics.stale.inc()
-            with self._lock:
-                self._outcomes = [*self._outcomes[len(batch) :], *failed]
-                self.metrics.commits_pending.set(len(self._outcomes))
+                    self._settle(outcome, reply)
+            self._outcomes = [*self._outcomes[len(batch) :], *failed]
+            self.metrics.commits_pending.set(self.pending)
             if problem:
                 raise problem
+
+    def _settle(self, outcome: Outcome, reply: bool | redis_py.RedisError) -> None:
+        """Redis has answered: it has this outcome, or does not want it."""
+        self.forget(outcome.job)
+        if isinstance(reply, redis_py.RedisError):  # its lease will expire, and in the end it fails as poison
+            log.error("Redis refuses the result of %s: %s", outcome.job.id, reply)
+        elif reply:
+            self.metrics.jobs.labels(outcome.status).inc()
+        else:
+            self.metrics.stale.inc()
 
     def _claim(self) -> bool:
         with self._lock:

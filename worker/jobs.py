@@ -9,12 +9,9 @@ import orjson
 from pydantic import ValidationError
 
 from ..engine.request import Request, Sampling
-from ..producer.contract import FUNCTION, JobBody
+from ..producer.contract import FUNCTION, MOST_BODY_BYTES, JobBody
 from .protocol import Engine
 from .queue import Claimed
-
-MOST_BYTES = 64 * 2**20
-"""A body larger than this, unpacked, is refused."""
 
 
 class BadJob(ValueError):
@@ -25,9 +22,9 @@ def decode(job: Claimed, pair: str) -> JobBody:
     """The body of a job for `pair`; raises BadJob."""
     try:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(job.data, MOST_BYTES)
+        data = unpacker.decompress(job.data, MOST_BODY_BYTES + 1000)  # the call around the body
         if not unpacker.eof:
-            raise BadJob(f"the job's data are cut off or larger than {MOST_BYTES:,} bytes")
+            raise BadJob(f"the job's data are cut off or larger than {MOST_BODY_BYTES:,} bytes")
         call = orjson.loads(data)
     except (zlib.error, orjson.JSONDecodeError) as error:
         raise BadJob("the job's data are not compressed JSON; jobs come from `draftmill submit` only") from error

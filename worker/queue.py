@@ -45,10 +45,10 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a claimed job ended, and the line to record for it."""
+    """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why."""
 
     job: Claimed
-    status: Literal["done", "failed", "cancelled"]
+    status: Literal["done", "failed", "cancelled", "retry"]
     line: bytes
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -59,7 +59,7 @@ class Drop(NamedTuple):
     """A claimed job that the worker should no longer run, and why; `token` is the lease that was lost."""
 
     id: str
-    why: Literal["lost", "cancelled", "stopped"]
+    why: Literal["lost", "cancelled", "stopped", "overdue"]
     token: str = ""
 
 
@@ -120,10 +120,12 @@ class JobQueue:
         """
         with self.redis.pipeline(transaction=False) as pipe:
             for end in outcomes:
-                job = end.job
-                head = (self.worker, job.id, job.token, end.status, end.line)
-                counts = (end.prompt_tokens, end.completion_tokens, end.reason)
-                pipe.eval(COMMIT, 0, rq_now(), str(contract.RESULT_TTL), *head, *counts)
+                head = (rq_now(), str(contract.RESULT_TTL), self.worker, end.job.id, end.job.token)
+                if end.status == "retry":
+                    pipe.eval(RETRY, 0, *head, end.reason, str(int(RETRY_SECONDS * 1000)), str(contract.MAX_LEASES))
+                else:
+                    counts = (str(end.prompt_tokens), str(end.completion_tokens))
+                    pipe.eval(COMMIT, 0, *head, end.status, end.line, *counts, end.reason)
             replies = pipe.execute(raise_on_error=False)
         return [r if isinstance(r, redis_py.RedisError) else r == b"recorded" for r in replies]
 
@@ -131,12 +133,6 @@ class JobQueue:
         """Hand unfinished jobs back to the front of their queue."""
         pairs = [part for job in jobs for part in (job.id, job.token)]
         return self._eval(RELEASE, *pairs) if pairs else 0
-
-    def retry(self, jobs: Iterable[Claimed], reason: str) -> int:
-        """Give jobs back that failed for `reason`, to be tried again later; a third failure is their outcome."""
-        pairs = [part for job in jobs for part in (job.id, job.token)]
-        wait_ms = int(RETRY_SECONDS * 1000)
-        return self._eval(RETRY, reason, wait_ms, contract.MAX_LEASES, *pairs) if pairs else 0
 
     def reap(self) -> Reaped:
         """Take back expired leases, whoever held them, and queue again what waits for its next try."""

@@ -19,6 +19,7 @@ CANCELLED = {
     "cancelled": ("batch_cancelled", "the batch was cancelled before this request finished"),
     "stopped": ("request_stopped", "this request was stopped by an operator"),
 }
+OVERDUE = "deadline_exceeded"
 
 
 def completed(job: Claimed, body: JobBody, completion: Completion) -> Outcome:
@@ -47,6 +48,17 @@ def refused(job: Claimed, reason: str) -> Outcome:
     detail = {"message": reason, "type": "invalid_request_error", "param": None, "code": error["code"]}
     response = {"status_code": 400, "request_id": f"req_{job.id}", "body": {"error": detail}}
     return Outcome(job, "failed", _line(job, response, error), reason=reason)
+
+
+def overdue(job: Claimed, seconds: float) -> Outcome:
+    """The outcome of a request that ran for longer than it may."""
+    message = f"stopped after max_seconds = {seconds:g}"
+    return Outcome(job, "failed", _line(job, None, {"code": OVERDUE, "message": message}), reason=message)
+
+
+def retry(job: Claimed, error: Exception) -> Outcome:
+    """A request that the engine failed at, to be tried again. No message of the error: it may quote the prompt."""
+    return Outcome(job, "retry", b"", reason=f"the engine failed with {type(error).__name__}")
 
 
 def cancelled(job: Claimed, why: str) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue as queues
 import re
 import secrets
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import redis as redis_py
@@ -27,21 +29,30 @@ from .heartbeat import Heartbeat
 from .metrics import Metrics
 from .protocol import Engine
 from .queue import Claimed, JobQueue
+from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")
 
 VERSION = version("draftmill")
 
+MOST_FAILURES = 3
+"""Rounds that may fail one after the other before the worker ends."""
+
 
 @dataclass
 class Running:
-    """A claimed job in the engine; `dropped` says why it should no longer run."""
+    """A claimed job in the engine, `since` when; `dropped` says why it should no longer run."""
 
     job: Claimed
     body: JobBody
     request: Request
     since: float
     dropped: str | None = None
+
+    @property
+    def overdue(self) -> bool:
+        limit = self.body.sampling.max_seconds
+        return limit is not None and time.monotonic() - self.since > limit
 
 
 class MillWorker(BaseWorker):
@@ -54,10 +65,20 @@ class MillWorker(BaseWorker):
         engine: what generates.
         pair: the pair that the engine has loaded; the worker listens to its queues.
         connection: a client of Redis.
+        spool: folder in which results wait for Redis.
         lease: seconds after which other workers take over the jobs of a worker that fell silent.
+        drain: seconds that a warm stop may take; what runs longer is handed back.
     """
 
-    def __init__(self, engine: Engine, pair: str, connection: redis_py.Redis, lease: float = 60.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pair: str,
+        connection: redis_py.Redis,
+        spool: Path,
+        lease: float = 60.0,
+        drain: float = 300.0,
+    ) -> None:
         queues = [f"draftmill.{slug(pair)}"]  # as `rq info` shows it: its batches have the queues below this name
         super().__init__(queues, name=worker_name(), connection=connection, serializer=JsonSerializer)  # type: ignore[arg-type]
         self.engine = engine
@@ -65,9 +86,13 @@ class MillWorker(BaseWorker):
         self.capacity = 2 * engine.max_rows
         self.metrics = Metrics(pair, self.name, VERSION)
         self.queue = JobQueue(connection, self.name, pair, lease)
-        self.courier = Courier(self.queue, self.metrics, engine.max_rows)
+        self.spool = Spool(spool, self.name)
+        self.courier = Courier(self.queue, self.metrics, engine.max_rows, self.spool)
         self.pulse = Heartbeat(self, self.queue, self.metrics, self.courier.held, self.report, self.request_shutdown)
+        self.drain = drain
         self.signals = 0
+        self._stop_at = math.inf
+        self._failures = 0
         self._running: dict[str, Running] = {}
         self._done = self._failed = 0
         self._speed: deque[tuple[float, int]] = deque(maxlen=11)
@@ -80,7 +105,8 @@ class MillWorker(BaseWorker):
     def work(self) -> bool:  # type: ignore[override]
         """Run until a signal says stop; True after a warm stop, False if jobs were handed back.
 
-        The first SIGTERM or SIGINT finishes what is in flight, the second hands it back and ends at once.
+        The first SIGTERM or SIGINT finishes what is in flight, for `drain` seconds at most; the second hands it
+        back and ends at once.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request_shutdown)
@@ -88,11 +114,12 @@ class MillWorker(BaseWorker):
         self.pulse.start()
         ended_well = False
         try:
-            while self.signals < 2:
+            while not self._out_of_time:
                 if not (self.courier.is_alive() and self.pulse.is_alive()):
                     raise RuntimeError("a thread of the worker has ended; see the log above")
                 self._take()
                 self._drop()
+                self._watch_deadlines()
                 if self.engine.busy:
                     self._step()
                 elif self.signals and not self.courier.arrived.is_set():
@@ -102,15 +129,20 @@ class MillWorker(BaseWorker):
             ended_well = True
         finally:  # jobs that were running when the engine failed are not handed back: their leases count
             self._close(hand_back=ended_well)
-        return self.signals < 2
+        return not self.courier.held()
 
     def request_shutdown(self, *_: Any) -> None:
         """Ask for a warm stop; asked twice, for a quick one. A signal handler: it takes no lock."""
         self.signals += 1
+        self._stop_at = min(self._stop_at, time.monotonic() + self.drain)
+
+    @property
+    def _out_of_time(self) -> bool:
+        return self.signals > 1 or time.monotonic() > self._stop_at
 
     def _take(self) -> None:
         """Hand the jobs that have arrived to the engine."""
-        refused = []
+        ended = []
         room = 0 if self.signals else self.capacity - len(self._running)
         for job in self.courier.exchange(room):
             self.metrics.queue_seconds.observe(job.waited)
@@ -122,10 +154,13 @@ class MillWorker(BaseWorker):
                 request = jobs.request(job, body, self.engine)
                 self.engine.add(request)
             except (jobs.BadJob, RequestError) as error:
-                refused.append(results.refused(job, str(error)))
+                ended.append(results.refused(job, str(error)))
+            except Exception as error:  # whatever it is, it concerns this job alone
+                log.error("the engine failed to take %s: %s", job.id, type(error).__name__)
+                ended.append(results.retry(job, error))
             else:
                 self._running[job.id] = Running(job, body, request, time.monotonic())
-        self._deliver(refused)
+        self._deliver(ended)
 
     def _drop(self) -> None:
         """Stop the rows whose lease is lost or that were cancelled."""
@@ -143,9 +178,19 @@ class MillWorker(BaseWorker):
                 self.metrics.leases_lost.inc()
                 self.courier.forget(running.job)
 
+    def _watch_deadlines(self) -> None:
+        for id, running in self._running.items():
+            if running.overdue and not running.dropped:
+                running.dropped = "overdue"
+                self.engine.cancel(id)
+
     def _step(self) -> None:
         begin = time.perf_counter()
-        completions = self.engine.step()
+        try:
+            completions = self.engine.step()
+        except Exception as error:
+            return self._recover(error)
+        self._failures = 0
         self.metrics.observe_round(time.perf_counter() - begin, self.engine.stats)
         ended = [self._ended(completion) for completion in completions]
         self._deliver([outcome for outcome in ended if outcome])
@@ -158,22 +203,41 @@ class MillWorker(BaseWorker):
         if running.dropped is None:  # stopped for a lost lease, then leased to us anew
             self._running[completion.id] = running
             self.engine.add(running.request)
+        elif running.dropped == "overdue":
+            return results.overdue(running.job, running.body.sampling.max_seconds or 0)
         elif running.dropped != "lost":
             return results.cancelled(running.job, running.dropped)
         return None
 
+    def _recover(self, error: Exception) -> None:
+        """After a round that failed: empty the engine, and let what it ran be tried again, somewhere, later.
+
+        An engine that fails again and again, or cannot even be emptied, ends the worker.
+        """
+        self._failures += 1
+        log.error("a round of the engine failed: %s: %s", type(error).__name__, str(error)[:200])
+        if self._failures >= MOST_FAILURES:
+            raise error
+        for id in self._running:
+            self.engine.cancel(id)
+        while self.engine.busy:
+            self.engine.step()
+        ended = [results.retry(running.job, error) for running in self._running.values() if running.dropped != "lost"]
+        self._running.clear()
+        self._deliver(ended)
+
     def _deliver(self, outcomes: Sequence[results.Outcome]) -> None:
         if outcomes:
-            done = sum(outcome.status == "done" for outcome in outcomes)
-            self._done += done
-            self._failed += len(outcomes) - done
+            statuses = [outcome.status for outcome in outcomes]
+            self._done += statuses.count("done")
+            self._failed += len(statuses) - statuses.count("done") - statuses.count("retry")
             self.courier.deliver(outcomes)
         self.metrics.in_flight.set(len(self._running))
 
     def _close(self, hand_back: bool) -> None:
-        """Deliver what is finished, as long as it takes; after a second signal only try, and end."""
+        """Deliver what is finished while there is time, then only try; what Redis does not take stays on disk."""
         self.courier.close()
-        while self.courier.is_alive() and self.signals < 2:
+        while self.courier.is_alive() and not self._out_of_time:
             self.courier.join(0.1)
         self.courier.abort()
         self.courier.join()
@@ -185,7 +249,8 @@ class MillWorker(BaseWorker):
             self.register_death()
         except redis_py.RedisError as error:
             count = self.courier.pending
-            log.warning("Redis: %s; %d unrecorded results will be generated again by others", error, count)
+            log.warning("Redis: %s; %d results wait in %s for the next worker", error, count, self.spool.path)
+        self.spool.close()
 
     def report(self) -> dict[str, Any]:
         """What each heartbeat publishes. Called by the heartbeat's thread."""

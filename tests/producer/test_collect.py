@@ -34,7 +34,8 @@ def worker(redis: redis_py.Redis, redis_server: RedisServer) -> Iterator[Callabl
     processes: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        command = [sys.executable, "-m", "tests.worker.run_worker", redis_server.url, "8", "0.01", "5"]
+        command = [sys.executable, "-m", "tests.worker.run_worker", redis_server.url]
+        command += [str(redis_server.folder / "spool"), "8", "0.01", "5", "60"]
         processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
 
     yield start

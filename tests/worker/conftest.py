@@ -44,6 +44,7 @@ class Mill:
         self.server = server
         self.redis = redis
         self.processes: list[subprocess.Popen[str]] = []
+        self.spool = server.folder / "spool"
 
     def submit(
         self,
@@ -53,10 +54,11 @@ class Mill:
         priority: str = "normal",
         prompt: str = "say it",
         user: str = "",
+        max_seconds: float | None = None,
     ) -> batches.Submitted:
         """Submits lines r-0 … of a batch of `count`."""
         info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl", user)
-        sampling = contract.Sampling(max_tokens=tokens)
+        sampling = contract.Sampling(max_tokens=tokens, max_seconds=max_seconds)
         bodies = [
             contract.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1)
             for n in range(count)
@@ -64,10 +66,12 @@ class Mill:
         batches.create(self.redis, info)
         return batches.submit_chunk(self.redis, info, bodies)
 
-    def start(self, rows: int = 8, round_seconds: float = 0.005, lease: float = 2) -> subprocess.Popen[str]:
+    def start(
+        self, rows: int = 8, round_seconds: float = 0.005, lease: float = 2, drain: float = 60
+    ) -> subprocess.Popen[str]:
         """Starts a worker process and waits until it is about to claim."""
         command = [sys.executable, "-m", "tests.worker.run_worker", self.server.url]
-        settings = [str(rows), str(round_seconds), str(lease)]
+        settings = [str(self.spool), str(rows), str(round_seconds), str(lease), str(drain)]
         process = subprocess.Popen(
             command + settings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -1,9 +1,10 @@
-"""Runs a worker with an engine of set speed, as a process of its own: URL, rows, seconds a round, lease."""
+"""Runs a worker with an engine of set speed as a process: URL, spool, rows, seconds a round, lease, drain."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import redis
 
@@ -14,10 +15,12 @@ PAIR = "set-speed"
 
 
 def main() -> None:
-    url, rows, round_seconds, lease = sys.argv[1:]
+    url, spool, rows, round_seconds, lease, drain = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     engine = SetSpeedEngine(int(rows), float(round_seconds))
-    worker = MillWorker(engine, PAIR, redis.Redis.from_url(url, socket_timeout=10), float(lease))
+    worker = MillWorker(
+        engine, PAIR, redis.Redis.from_url(url, socket_timeout=10), Path(spool), float(lease), float(drain)
+    )
     print("ready", flush=True)
     sys.exit(0 if worker.work() else 130)
 

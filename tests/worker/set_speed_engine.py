@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,8 @@ CONTEXT = 1000
 class SetSpeedEngine:
     """Generates one token per row and round; a round takes `round_seconds`.
 
-    A request whose prompt contains "poison" kills the process, as a crash in a driver would.
+    A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "flaky" one round
+    fails, with "broken" all of its rounds fail.
     """
 
     def __init__(self, max_rows: int = 8, round_seconds: float = 0.005) -> None:
@@ -26,6 +29,7 @@ class SetSpeedEngine:
         self._rows: dict[str, tuple[Request, int]] = {}
         self._waiting: deque[Request] = deque()
         self._cancelled: list[Completion] = []
+        self._flaked = False
 
     @property
     def busy(self) -> bool:
@@ -51,6 +55,13 @@ class SetSpeedEngine:
         if request := row[0] if row else waiting:
             self._cancelled.append(Completion(id, "", (), "cancelled", len(request.tokens)))
 
+    def _misbehave(self, words: set[str | None]) -> None:
+        if "poison" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "broken" in words or ("flaky" in words and not self._flaked):
+            self._flaked = True
+            raise RuntimeError("out of memory")
+
     def step(self) -> list[Completion]:
         finished, self._cancelled = self._cancelled, []
         while self._waiting and len(self._rows) < self.max_rows:
@@ -63,8 +74,7 @@ class SetSpeedEngine:
         self.stats.rows += len(self._rows)
         self.stats.generated_tokens += len(self._rows)
         for id, (request, count) in list(self._rows.items()):
-            if any(self._words.get(token) == "poison" for token in request.tokens):
-                raise SystemExit("poison")
+            self._misbehave({self._words.get(token) for token in request.tokens})
             self._rows[id] = (request, count + 1)
             if count + 1 == request.sampling.max_tokens:
                 del self._rows[id]

@@ -26,6 +26,10 @@ def outcome(job: Claimed) -> Outcome:
     return Outcome(job, "done", b'{"custom_id":"%s"}' % job.custom_id.encode(), 3, 5)
 
 
+def again(job: Claimed) -> Outcome:
+    return Outcome(job, "retry", b"", reason="the engine failed")
+
+
 def fetch(mill: Mill, id: str) -> Job:
     return Job.fetch(id, connection=mill.redis, serializer=contract.JsonSerializer)
 
@@ -111,7 +115,7 @@ def test_limits_count_what_was_released_lost_or_retried(mill: Mill) -> None:
     time.sleep(0.005)
     w.reap()
     assert w.release(w.claim(9)) == 2
-    assert w.retry(w.claim(9), "the engine failed") == 2
+    assert w.commit([again(job) for job in w.claim(9)]) == [True, True]
     assert len(w.claim(9)) == 2
     assert mill.redis.hgetall(contract.RUNNING) == {b"ann": b"2"}
 
@@ -124,7 +128,7 @@ def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
     w = queue(mill, "w")
     for wait in (0.05, 0.2):
         (job,) = w.claim(1)
-        assert w.retry([job], "the engine failed") == 1
+        assert w.commit([again(job)]) == [True]
         assert fetch(mill, job.id).get_status() == JobStatus.SCHEDULED
         w.reap()
         assert w.claim(1) == []
@@ -132,7 +136,8 @@ def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
         w.reap()
     (job,) = w.claim(1)
     assert job.alone
-    assert w.retry([job], "the engine failed") == 0
+    assert w.commit([again(job)]) == [True]
+    assert w.commit([again(job)]) == [False]
     assert mill.lines()["r-0"]["error"] == {"code": "engine_failed", "message": "the engine failed"}
     assert (mill.status().failed, mill.status().running) == (1, 0)
 
@@ -140,7 +145,7 @@ def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
 def test_what_waits_for_its_next_try_is_cancelled_with_its_batch(mill: Mill) -> None:
     mill.submit(3)
     w = queue(mill, "w")
-    w.retry(w.claim(2), "the engine failed")
+    w.commit([again(job) for job in w.claim(2)])
     assert batches.cancel(mill.redis, "b") == 3
     assert mill.status().complete
     assert mill.redis.exists("draftmill:later", "draftmill:running") == 0

@@ -130,6 +130,93 @@ def test_second_signal_hands_everything_back_at_once(mill: Mill) -> None:
     assert (mill.status().running, mill.redis.llen(f"rq:queue:{QUEUE}")) == (0, 20)
 
 
+def test_a_stop_that_takes_too_long_hands_back_without_using_up_a_lease(mill: Mill) -> None:
+    mill.submit(20, tokens=10_000)
+    for _ in range(contract.MAX_LEASES):
+        worker = mill.start(rows=4, drain=0.5)
+        mill.wait(lambda status: status.running > 0)
+        code, logged = mill.stop(worker)
+        assert code == 130
+        assert "handed back" in logged
+    leases = [mill.redis.hget(f"rq:job:{contract.job_id('b', f'r-{n}')}", "draftmill_leases") for n in range(20)]
+    assert set(leases) <= {None, b"0"}
+    assert (mill.status().running, mill.redis.llen(f"rq:queue:{QUEUE}")) == (0, 20)
+
+
+def test_a_request_that_runs_too_long_fails_by_itself(mill: Mill) -> None:
+    mill.submit(1, batch="long", tokens=100_000, max_seconds=0.5)
+    mill.submit(1, tokens=200, max_seconds=30)
+    mill.start()
+    mill.wait(all_done, batch="long", seconds=5)
+    error = mill.lines("long")["r-0"]["error"]
+    assert error == {"code": "deadline_exceeded", "message": "stopped after max_seconds = 0.5"}
+    mill.wait(all_done)
+    assert mill.status().done == 1
+
+
+def test_a_failed_round_is_tried_again_by_the_same_worker(mill: Mill) -> None:
+    mill.submit(4, tokens=20)
+    mill.submit(1, batch="flaky", prompt="flaky")
+    worker = mill.start()
+    mill.wait(all_done)
+    mill.wait(all_done, batch="flaky")
+    assert (mill.status().done, mill.status("flaky").done) == (4, 1)
+    code, logged = mill.stop(worker)
+    assert code == 0
+    assert "a round of the engine failed: RuntimeError: out of memory" in logged
+
+
+def test_an_engine_that_fails_again_and_again_ends_its_worker(mill: Mill) -> None:
+    worker = mill.start(lease=60)
+    for number in range(2):
+        mill.submit(1, batch=f"b{number}", prompt="broken")
+        mill.wait(lambda _, n=number: mill.redis.zcard("draftmill:later") == n + 1, batch=f"b{number}")
+    mill.submit(1, prompt="broken")
+    assert worker.wait(timeout=20) != 0
+    assert mill.status().running == 1  # its lease counts
+    mill.processes.remove(worker)
+    assert "RuntimeError: out of memory" in worker.communicate()[1]
+
+
+def test_results_that_redis_did_not_take_are_sent_by_the_next_worker(mill: Mill) -> None:
+    mill.submit(8, tokens=60)
+    first = mill.start(rows=8, round_seconds=0.01, lease=60)
+    mill.wait(lambda status: status.running == 8)
+    mill.server.kill()
+    (file,) = mill.spool.glob("*.jsonl")
+    deadline = time.monotonic() + 10
+    while len(file.read_bytes().splitlines()) < 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    assert file.stat().st_mode & 0o777 == 0o600
+    with file.open("ab") as torn:
+        torn.write(b'{"job": "b-')
+    mill.server.start()
+    assert mill.status().done == 0
+    second = mill.start(lease=60)
+    mill.wait(all_done, seconds=5)  # long before the leases expire
+    assert mill.status().done == len(mill.lines()) == 8
+    assert "sending 8 results" in mill.stop(second)[1]
+    assert list(mill.spool.glob("*")) == []
+
+
+def test_a_quick_stop_while_redis_is_away_leaves_the_results_on_disk(mill: Mill) -> None:
+    mill.submit(4, tokens=40)
+    worker = mill.start(rows=4, round_seconds=0.01, lease=60, drain=1.5)
+    mill.wait(lambda status: status.running == 4)
+    mill.server.kill()
+    time.sleep(1)
+    code, logged = mill.stop(worker)
+    assert code == 130
+    assert "4 results wait in" in logged
+    mill.server.start()
+    mill.start(lease=60)
+    mill.wait(all_done, seconds=5)
+    assert mill.status().done == 4
+
+
 def test_poison_kills_three_workers_and_no_neighbour(mill: Mill) -> None:
     mill.submit(1, batch="bad", prompt="poison")
     mill.submit(6, tokens=5)
