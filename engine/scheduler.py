@@ -70,6 +70,7 @@ class Scheduler:
         self.max_rows = max_rows
         self.block = block
         self.depth = depth
+        self.prefill_tokens = PREFILL_TOKENS
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
         self.moved = 0
@@ -86,7 +87,7 @@ class Scheduler:
             depth = min(self.depth(row), row.left - 1)
             if self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
                 plan.segments.append(self._decode(row, depth))
-        budget = PREFILL_TOKENS
+        budget = self.prefill_tokens
         for row in self.rows:
             if row.prefilling and budget:
                 plan.segments.append(chunk := self._prefill(row, budget))
