@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..kernels.attention import attention
 from ..kernels.packing import Packing, Span
 from .draft import DFlashDraft
 from .families.transformer import Transformer
@@ -72,8 +71,8 @@ class Drafter:
 
         def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
             pools = self.pool.write(layer, slots, keys, values)
-            scale = self.draft.layers[layer].self_attn.scale
-            return attention(queries, *pools, packings[self.draft.causal(layer)], scale, self.draft.window(layer))
+            packing, scale = packings[self.draft.causal(layer)], self.draft.layers[layer].self_attn.scale
+            return self.target.operations.attention(queries, *pools, packing, scale, self.draft.window(layer))
 
         hidden = self.draft(self.target.embed(tokens), positions, attend)
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])

@@ -18,6 +18,7 @@ from .families import adapt
 from .families.transformer import Transformer
 from .memory import default_budget
 from .pairs import Pair
+from .racing import choose
 from .request import Completion, FinishReason, Request, RequestError
 from .row import Row
 from .scheduler import Plan, Scheduler, Segment
@@ -122,6 +123,7 @@ class Engine:
             draft.set_dtype(target.dtype)
             if mx.default_device() == mx.cpu:  # where quantised weights crawl
                 draft = dequantize_model(draft)
+        choose(target, draft, cache)
         return cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft, depth)
 
     @property

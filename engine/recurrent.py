@@ -7,33 +7,23 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from ..kernels.convolution import causal_convolution
-from ..kernels.gated_delta import Tape, gated_delta
+from ..kernels.gated_delta import Tape
+from ..kernels.heats import RecurrentShape
+from ..kernels.operations import Operations
 from ..kernels.packing import Packing
 from ..kernels.steps import Place, Steps
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Recurrent layers of a model: heads and their sizes, the convolution's `kernel`, and the type of activations."""
+class Shape(RecurrentShape):
+    """The recurrent layers of a model, and how many there are."""
 
     layers: int
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
-    dtype: mx.Dtype
-
-    @property
-    def channels(self) -> int:
-        """Inputs of the convolution: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     def bytes_per_row(self, taped: int) -> int:
         """Memory of one row whose tapes have so many steps."""
         state = 4 * self.value_heads * self.value_dim * self.key_dim
-        inputs = self.dtype.size * (self.kernel - 1 + taped) * self.channels
+        inputs = self.dtype.size * (self.taps - 1 + taped) * self.channels
         step = self.dtype.size * self.key_heads * self.key_dim + 4 * self.value_heads * (self.value_dim + 1)
         return self.layers * (state + inputs + taped * step)
 
@@ -64,8 +54,9 @@ class Recurrent:
     shelf, by itself, until it comes back; a finished one lies there until its number is given to another.
     """
 
-    def __init__(self, shape: Shape):
-        self.window = shape.kernel - 1
+    def __init__(self, shape: Shape, operations: Operations):
+        self.window = shape.taps - 1
+        self._operations = operations
         state = mx.zeros((0, shape.value_heads, shape.value_dim, shape.key_dim), mx.float32)
         inputs = mx.zeros((0, shape.channels), shape.dtype)
         keys = mx.zeros((0, shape.key_heads, shape.key_dim), shape.dtype)
@@ -88,16 +79,16 @@ class Recurrent:
         self._places = dict(self._steps.places)
 
     def convolve(self, layer: int, x: mx.array, weight: mx.array) -> mx.array:
-        """`causal_convolution` of packed x [N, C] over the layer's inputs."""
+        """`Operations.causal_convolution` of packed x [N, C] over the layer's inputs."""
         memory = self._layers[layer]
-        y, inputs = causal_convolution(x, weight, memory.inputs, self._steps)
+        y, inputs = self._operations.causal_convolution(x, weight, memory.inputs, self._steps)
         self._layers[layer] = replace(memory, inputs=inputs)
         return y
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array) -> mx.array:
-        """`gated_delta` over the layer's state and tape; evaluating the outputs evaluates the memory that is left."""
+        """`Operations.gated_delta` over the layer's state and tape; evaluating the outputs evaluates what is left."""
         old = self._layers[layer]
-        output, state, tape = gated_delta(q, k, v, decay, beta, old.state, old.tape, self._steps)
+        output, state, tape = self._operations.gated_delta(q, k, v, decay, beta, old.state, old.tape, self._steps)
         self._layers[layer] = memory = Memory(state, old.inputs, tape)
         return mx.depends([output], memory.arrays)[0]
 

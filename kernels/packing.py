@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 
 import mlx.core as mx
 
-SHORT = 32
-"""Spans of at most so many queries can be padded to one width and go together."""
+FEW = 32
+"""Most queries of a span that decodes, rather than prefills."""
 
 PAD_KEYS = 128
 """Padded extents are a multiple of so many keys, so that few shapes occur: each new one costs a GPU its plan."""
@@ -37,9 +38,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Padded:
-    """Short spans as a rectangle: packed indices of `queries` [R, T], pool slots of `keys` [R, L].
+    """Spans as a rectangle: packed indices of `queries` [R, T], pool slots of `keys` [R, L].
 
-    `order` [N] finds each packed token in the rectangle's outputs followed by those of the long spans.
+    `order` [N] finds each packed token in the rectangle's outputs.
     """
 
     queries: mx.array
@@ -74,27 +75,49 @@ class Packing:
     _tiles: dict[int, mx.array] = field(default_factory=dict)
 
     @cached_property
-    def short(self) -> dict[int, int]:
-        """Spans with few queries: index of the span -> its place among them."""
-        indices = [index for index, span in enumerate(self.spans) if span.count <= SHORT]
-        return {index: place for place, index in enumerate(indices)}
+    def kind(self) -> tuple[int, int, int]:
+        """Roughly how many rows there are, how many queries each has, and how many keys: the nearest raced numbers."""
+        queries = max(span.count for span in self.spans)
+        keys = max(span.length for span in self.spans)
+        return (
+            1 if len(self.spans) == 1 else 8,
+            1 if queries == 1 else 16 if queries <= FEW else 256,
+            512 if keys <= 2048 else 8192,
+        )
+
+    @cached_property
+    def halves(self) -> tuple[tuple[Packing, mx.array], tuple[Packing, mx.array]] | None:
+        """Spans with few queries and spans with many, packed by themselves, with their tokens' places here [n].
+
+        None where all are of one kind.
+        """
+        few = [span for span in self.spans if span.count <= FEW]
+        many = [span for span in self.spans if span.count > FEW]
+        return (self._only(few), self._only(many)) if few and many else None
+
+    @cached_property
+    def order(self) -> mx.array:
+        """Where each token is when the tokens of both `halves` follow each other [N]."""
+        assert self.halves
+        return mx.argsort(mx.concatenate([tokens for _, tokens in self.halves]))
+
+    def _only(self, spans: list[Span]) -> tuple[Packing, mx.array]:
+        tokens = mx.array([i for span in spans for i in range(span.query, span.query + span.count)])
+        starts = accumulate((span.count for span in spans), initial=0)
+        packed = tuple(replace(span, query=start) for span, start in zip(spans, starts, strict=False))
+        limits = None if self.limits is None else self.limits[tokens]
+        return Packing(packed, self.positions[tokens], self.slots[tokens], limits=limits), tokens
 
     @cached_property
     def padded(self) -> Padded:
-        """The short spans, padded to one rectangle."""
-        spans = [self.spans[index] for index in self.short]
-        width = max(span.count for span in spans)
-        length = -(-max(span.length for span in spans) // PAD_KEYS) * PAD_KEYS
-        queries = mx.array([[span.query + min(t, span.count - 1) for t in range(width)] for span in spans])
-        starts = mx.array([[span.extent] for span in spans])
-        lengths = mx.array([[span.length] for span in spans])
+        """The spans, padded to one rectangle."""
+        width = max(span.count for span in self.spans)
+        length = -(-max(span.length for span in self.spans) // PAD_KEYS) * PAD_KEYS
+        queries = mx.array([[span.query + min(t, span.count - 1) for t in range(width)] for span in self.spans])
+        starts = mx.array([[span.extent] for span in self.spans])
+        lengths = mx.array([[span.length] for span in self.spans])
         keys = starts + mx.minimum(mx.arange(length), lengths - 1)
-        order: list[int] = []
-        end = len(spans) * width  # long spans follow the rectangle
-        for index, span in enumerate(self.spans):
-            first = self.short[index] * width if index in self.short else end
-            order.extend(range(first, first + span.count))
-            end += 0 if index in self.short else span.count
+        order = [i * width + t for i, span in enumerate(self.spans) for t in range(span.count)]
         return Padded(queries, keys, mx.array(order))
 
     def mask(self, index: int, window: int | None) -> mx.array | str | None:
@@ -122,13 +145,12 @@ class Packing:
         return self._sees[window]
 
     def tiles(self, most: int) -> mx.array:
-        """Short spans in pieces of at most so many queries [tiles, 4] int32: first query, count, extent, length."""
+        """The spans in pieces of at most so many queries [tiles, 4] int32: first query, count, extent, length."""
         if most not in self._tiles:
-            spans = [self.spans[index] for index in self.short]
             self._tiles[most] = mx.array(
                 [
                     [span.query + done, min(most, span.count - done), span.extent, span.length]
-                    for span in spans
+                    for span in self.spans
                     for done in range(0, span.count, most)
                 ],
                 mx.int32,

@@ -1,9 +1,8 @@
-"""Ragged attention by our own kernel: all rows with few queries in one launch, each over its own extent."""
+"""Ragged attention by our own kernel: all rows in one launch, each over its own extent."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +10,6 @@ import mlx.core as mx
 from .launch import on_gpu
 from .packing import Packing
 from .source import Launch, read_kernels
-from .stock_attention import attention_of_span
 
 SOURCE = Path(__file__).with_suffix(".metal")
 
@@ -43,36 +41,13 @@ def ragged_attention(
     window: int | None = None,
     launch: Launch = on_gpu,
 ) -> mx.array:
-    """As `attention.attention_by_row`, of arrays that `fits`; spans with many queries (prefill) still go row by row."""
-    kernel = _by_kernel(queries, keys, values, packing, scale, window, launch) if packing.short else queries
-    parts: list[mx.array] = []
-    for short, run in groupby(range(len(packing.spans)), key=lambda index: index in packing.short):
-        indices = list(run)
-        if short:
-            first, last = packing.spans[indices[0]], packing.spans[indices[-1]]
-            parts.append(kernel[first.query : last.query + last.count])
-        else:
-            parts += [attention_of_span(queries, keys, values, packing, i, scale, window) for i in indices]
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
-
-
-def _by_kernel(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    packing: Packing,
-    scale: float,
-    window: int | None,
-    launch: Launch,
-) -> mx.array:
-    """Outputs [N, H * D], undefined for queries of long spans."""
+    """As `stock_attention.attention_by_row`, of arrays that `fits`."""
     count, heads, dim = queries.shape
     kv_heads, group, dtype = keys.shape[1], heads // keys.shape[1], queries.dtype
-    spans = [packing.spans[index] for index in packing.short]
-    most = max(span.count for span in spans) * group
+    most = max(span.count for span in packing.spans) * group
     pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
     tiles = packing.tiles(pairs // group)
-    longest = max(min(span.length, span.count + (window or span.length)) for span in spans)
+    longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
     splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (len(tiles) * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
     inputs = [queries, keys, values, tiles, packing.sees(window), _numbers(mx.float32, scale)]

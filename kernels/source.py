@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -64,3 +65,10 @@ def _kernel(match: re.Match[str], header: str) -> Kernel:
     parameters = [parameter.strip() for parameter in match[2].split(",")]
     names = {reads: [p.split()[-1] for p in parameters if p.startswith("const ") is reads] for reads in (True, False)}
     return Kernel(match[1], tuple(names[True]), tuple(names[False]), header, match[3])
+
+
+@cache
+def digest() -> str:
+    """Stands for everything that the kernels of this version are made of: sources, preludes and launchers."""
+    files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".metal", ".h", ".py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]

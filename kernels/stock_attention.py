@@ -17,7 +17,7 @@ def attention_by_row(
 ) -> mx.array:
     """The plain-MLX reference: MLX's own attention, one call a row over a view of its extent."""
     spans = range(len(packing.spans))
-    return mx.concatenate([attention_of_span(queries, keys, values, packing, index, scale, window) for index in spans])
+    return mx.concatenate([_of_span(queries, keys, values, packing, index, scale, window) for index in spans])
 
 
 def attention_together(
@@ -28,7 +28,7 @@ def attention_together(
     scale: float,
     window: int | None = None,
 ) -> mx.array:
-    """All rows with few queries in one call, over padded copies of their extents; long ones (prefill) row by row."""
+    """All rows in one call, over padded copies of their extents."""
     padded = packing.padded
     rows, width = padded.queries.shape
     outputs = mx.fast.scaled_dot_product_attention(
@@ -38,15 +38,10 @@ def attention_together(
         scale=scale,
         mask=padded.mask(packing, window)[:, None],
     )
-    flat = outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)
-    spans = range(len(packing.spans))
-    long = [
-        attention_of_span(queries, keys, values, packing, i, scale, window) for i in spans if i not in packing.short
-    ]
-    return mx.concatenate([flat, *long])[padded.order]
+    return outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)[padded.order]
 
 
-def attention_of_span(
+def _of_span(
     queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, index: int, scale: float, window: int | None
 ) -> mx.array:
     """Attention [count, H * D] of the span `index` over its extent."""

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.gated_delta import compute_g, normalize_qk
 
+from ...kernels import heats
 from ...kernels.packing import Packing
 from ..recurrent import Recurrent, Shape
 from ..state import State
@@ -41,6 +42,14 @@ class Qwen35(Transformer):
         return self.model.args.head_dim
 
     @property
+    def heads(self) -> int:
+        return self.model.args.num_attention_heads
+
+    @property
+    def shapes(self) -> list[heats.Shape]:
+        return [*super().shapes, self.recurrent_shape]
+
+    @property
     def recurrent_shape(self) -> Shape:
         args = self.model.args
         return Shape(
@@ -49,7 +58,7 @@ class Qwen35(Transformer):
             value_heads=args.linear_num_value_heads,
             key_dim=args.linear_key_head_dim,
             value_dim=args.linear_value_head_dim,
-            kernel=args.linear_conv_kernel_dim,
+            taps=args.linear_conv_kernel_dim,
             dtype=self.dtype,
         )
 
@@ -57,7 +66,7 @@ class Qwen35(Transformer):
         return self.recurrent_shape.bytes_per_row(block)
 
     def make_state(self, slots: int) -> State:
-        return State(super().make_state(slots).pool, Recurrent(self.recurrent_shape))
+        return State(super().make_state(slots).pool, Recurrent(self.recurrent_shape, self.operations))
 
     def forward(
         self, tokens: mx.array, packing: Packing, state: State, taps: Collection[int] = ()

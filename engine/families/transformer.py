@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ...kernels.attention import attention
+from ...kernels.heats import AttentionShape, Shape
+from ...kernels.operations import Operations
 from ...kernels.packing import Packing
+from ..linear import known_embedding, product, route
 from ..pool import KVPool
 from ..state import State
 
@@ -33,6 +35,7 @@ class Transformer(ABC):
         self.norm = self.body.norm
         self.embed = self.body.embed_tokens
         self.tied: bool = model.args.tie_word_embeddings
+        self.operations = Operations()
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -72,6 +75,20 @@ class Transformer(ABC):
         """The state of rows that share so many token slots."""
         return State(KVPool(self.kv_layers, slots, self.kv_heads, self.head_dim, self.dtype))
 
+    @property
+    def heads(self) -> int:
+        return self.layers[0].self_attn.n_heads
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """What its attention and recurrent layers work on."""
+        return [AttentionShape(self.heads, self.kv_heads, self.head_dim, self.dtype)]
+
+    def use(self, operations: Operations) -> None:
+        """Run these operations from now on; states are made afterwards."""
+        self.operations = operations
+        route(self.model, operations)
+
     @abstractmethod
     def project(self, attn: Any, x: mx.array) -> Projected:
         """What one attention module makes of tokens [N, hidden]."""
@@ -107,12 +124,16 @@ class Transformer(ABC):
         queries, keys, values, gate = self.project(attn, x)
         queries, keys = (rope(attn.rope, states, packing.positions) for states in (queries, keys))
         keys, values = state.write(index, packing.slots, keys, values)
-        mixed = attention(queries, keys, values, packing, attn.scale, self.window(layer))
+        mixed = self.operations.attention(queries, keys, values, packing, attn.scale, self.window(layer))
         return attn.o_proj(mixed if gate is None else mixed * mx.sigmoid(gate))
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits [M, vocabulary] of hidden states [M, hidden]."""
-        return self.embed.as_linear(hidden) if self.tied else self.model.lm_head(hidden)
+        if not self.tied:
+            return self.model.lm_head(hidden)
+        if known_embedding(self.embed):
+            return product(hidden, self.embed, self.operations)
+        return self.embed.as_linear(hidden)
 
 
 def rope(module: Any, states: mx.array, positions: mx.array) -> mx.array:

@@ -1,0 +1,52 @@
+"""Chooses, as a pair is loaded, which form of each operation runs: by a race on this machine, or by what is forced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..kernels.heats import AttentionShape, Shape, heats
+from ..kernels.operations import KERNEL, STOCK, Operations
+from ..kernels.race import race
+from .boxed import ModelError
+from .draft import DFlashDraft
+from .families.transformer import Transformer
+from .linear import products, route
+
+VARIABLE = "DRAFTMILL_KERNELS"
+"""Environment variable: `race` (the default), or the form that runs wherever it can: `kernel` or `stock`."""
+
+
+def choose(target: Transformer, draft: DFlashDraft | None, cache: Path) -> None:
+    """Give a pair the operations that win on this machine. Without a GPU, which kernels need, everything is stock.
+
+    Raises:
+        ModelError: the environment variable has another value.
+    """
+    wish = os.environ.get(VARIABLE, "race")
+    if wish not in ("race", KERNEL, STOCK):
+        raise ModelError(f"{VARIABLE}={wish} is unknown: set it to race, {KERNEL} or {STOCK}")
+    if mx.default_device() == mx.cpu or wish == STOCK:
+        return
+    results = race(heats(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
+    operations = Operations({key: result.winner for key, result in results.items()})
+    target.use(operations)
+    if draft:
+        route(draft, operations)
+
+
+def shapes(target: Transformer, draft: DFlashDraft | None) -> list[Shape]:
+    """What a pair's operations work on, each shape once."""
+    found: list[Shape] = [*target.shapes, *products(target.model, target.dtype)]
+    if draft:
+        config = draft.config
+        heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        found += [AttentionShape(*heads, target.dtype), *products(draft, target.dtype)]
+    return list(dict.fromkeys(found))
+
+
+def results_file(cache: Path) -> Path:
+    """Where races are remembered."""
+    return cache / "races.json"

@@ -1,0 +1,186 @@
+"""What is raced for a model: its operations at representative shapes, on random numbers, in every form that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import mlx.core as mx
+
+from .convolution import causal_convolution
+from .gated_delta import Tape, gated_delta
+from .launch import on_gpu
+from .operations import KERNEL, SIMDGROUPS, STOCK, TOGETHER, attention_key, product_key, recurrence_key
+from .packing import Packing, Span
+from .quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from .race import Heat, Run
+from .ragged_attention import fits as attention_fits
+from .ragged_attention import ragged_attention
+from .recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from .recurrence import fits as recurrence_fits
+from .source import Launch
+from .steps import Steps
+from .stock_attention import attention_by_row, attention_together
+
+NEW_LENGTHS = 128
+"""Slots beyond an extent's keys, so that every call of a race can have a length of its own."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Attention layers: `heads` of `dim`, of which groups share one of `kv_heads`."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class RecurrentShape:
+    """Recurrent layers: heads of keys and values, their sizes, and the convolution's `taps`."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    dtype: mx.Dtype
+
+    @property
+    def channels(self) -> int:
+        """Inputs of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class ProductShape:
+    """Products with an affinely quantised weight of `lines` of `length`."""
+
+    length: int
+    lines: int
+    group_size: int
+    bits: int
+    dtype: mx.Dtype
+
+
+Shape = AttentionShape | RecurrentShape | ProductShape
+
+
+def heats(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Heat]:
+    """The heats of a model's shapes, in which `launch` runs the kernels."""
+    for shape in shapes:
+        match shape:
+            case AttentionShape():
+                yield from _attention(shape, launch)
+            case RecurrentShape():
+                yield from _recurrent(shape, launch)
+            case ProductShape():
+                yield from _products(shape, launch)
+
+
+def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Heat]:
+    for rows, queries, keys in product((1, 8), (1, 16, 256), (512, 8192)):
+        empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype), mx.zeros((1, shape.kv_heads, shape.dim))
+        key = attention_key(*empty, _packing(rows, queries, keys, 0))
+        yield Heat(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
+
+
+def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Run]:
+    slots = rows * (keys + NEW_LENGTHS)
+    q = mx.random.normal((rows * queries, shape.heads, shape.dim)).astype(shape.dtype)
+    k, v = (mx.random.normal((slots, shape.kv_heads, shape.dim)).astype(shape.dtype) for _ in range(2))
+    mx.eval(q, k, v)
+
+    def run(form: Callable[..., mx.array], call: int) -> list[mx.array]:
+        return [form(q, k, v, _packing(rows, queries, keys, call), shape.dim**-0.5)]
+
+    forms = {STOCK: attention_by_row}
+    if rows > 1:
+        forms[TOGETHER] = attention_together
+    if attention_fits(q, k):
+        forms[KERNEL] = partial(ragged_attention, launch=launch)
+    return {name: partial(run, form) for name, form in forms.items()}
+
+
+def _packing(rows: int, queries: int, keys: int, call: int) -> Packing:
+    """Rows that each have so many keys, and a few more at every call."""
+    extent, length = keys + NEW_LENGTHS, keys + call
+    spans = tuple(Span(row * queries, queries, row * extent, length) for row in range(rows))
+    positions = mx.array([length - queries + i for _ in range(rows) for i in range(queries)], mx.int32)
+    return Packing(spans, positions, positions)
+
+
+def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Heat]:
+    heads, channels = mx.zeros((1, shape.key_heads, shape.key_dim), shape.dtype), mx.zeros((1, shape.channels))
+    values, weight = mx.zeros((1, shape.value_heads, shape.value_dim)), mx.zeros((shape.channels, shape.taps))
+    for rows, count in ((8, 16), (1, 256)):
+        steps = _steps(rows, count, shape.taps)
+        key = recurrence_key("gated delta", heads, values, steps)
+        yield Heat(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
+        key = recurrence_key("convolution", channels.astype(shape.dtype), weight, steps)
+        yield Heat(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
+
+
+def _steps(rows: int, count: int, taps: int) -> Steps:
+    """Rows that have a state each, and no tape."""
+    before = Steps.of([Span(row, 1, 0, 0, row=row, fresh=True) for row in range(rows)], {}, None, taps - 1)
+    spans = [Span(row * count, count, 0, 0, row=row, final=count > 16) for row in range(rows)]
+    return Steps.of(spans, before.places, None, taps - 1)
+
+
+def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Run]:
+    rows, count = len(steps.seats), sum(span.count for span in steps.seats)
+    q, k = (mx.random.normal((count, shape.key_heads, shape.key_dim)) for _ in range(2))
+    q, k = ((a / mx.linalg.norm(a, axis=-1, keepdims=True)).astype(shape.dtype) for a in (q, k))
+    v = mx.random.normal((count, shape.value_heads, shape.value_dim)).astype(shape.dtype)
+    decay = mx.random.uniform(0.5, 1, (count, shape.value_heads))
+    beta = mx.random.uniform(0, 1, (count, shape.value_heads)).astype(shape.dtype)
+    state = mx.random.normal((rows, shape.value_heads, shape.value_dim, shape.key_dim))
+    none = (shape.key_heads, shape.key_dim), (shape.value_heads, shape.value_dim), (shape.value_heads,)
+    dtypes = shape.dtype, mx.float32, mx.float32
+    tape = Tape(*(mx.zeros((0, *sizes), dtype) for sizes, dtype in zip(none, dtypes, strict=True)))
+    mx.eval(q, k, v, decay, beta, state)
+
+    def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], call: int) -> list[mx.array]:
+        output, left, _ = form(q, k, v, decay, beta, state, tape, steps)
+        return [output, left]
+
+    forms = {STOCK: gated_delta}
+    if recurrence_fits(k):
+        forms[KERNEL] = partial(gated_delta_by_kernel, launch=launch)
+    return {name: partial(run, form) for name, form in forms.items()}
+
+
+def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Run]:
+    rows, count = len(steps.seats), sum(span.count for span in steps.seats)
+    x = mx.random.normal((count, shape.channels)).astype(shape.dtype)
+    weight = mx.random.normal((shape.channels, shape.taps)).astype(shape.dtype)
+    inputs = mx.random.normal((rows * (shape.taps - 1), shape.channels)).astype(shape.dtype)
+    mx.eval(x, weight, inputs)
+    forms = {STOCK: causal_convolution, KERNEL: partial(causal_convolution_by_kernel, launch=launch)}
+    return {name: lambda call, form=form: form(x, weight, inputs, steps) for name, form in forms.items()}
+
+
+def _products(shape: ProductShape, launch: Launch) -> Iterator[Heat]:
+    for rows in (4, 16, 64):
+        x = mx.zeros((rows, shape.length), shape.dtype)
+        key = product_key(x, mx.zeros((shape.lines, 1)), shape.group_size, shape.bits)
+        yield Heat(key, shape.dtype, partial(_product_forms, shape, launch, rows))
+
+
+def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Run]:
+    x = mx.random.normal((rows, shape.length)).astype(shape.dtype)
+    weight = mx.random.normal((shape.lines, shape.length)).astype(shape.dtype)
+    quantized = mx.quantize(weight, shape.group_size, shape.bits)
+    mx.eval(x, *quantized)
+    forms = {STOCK: quantized_matmul, KERNEL: partial(quantized_matmul_by_kernel, launch=launch)}
+    if mx.metal.is_available():
+        forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
+    return {
+        name: lambda call, form=form: [form(x, *quantized, shape.group_size, shape.bits)]
+        for name, form in forms.items()
+    }

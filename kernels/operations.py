@@ -1,0 +1,122 @@
+"""The operations of the engine, each in the form that is best on this machine: plain MLX, or a kernel of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from .convolution import causal_convolution
+from .gated_delta import Tape, gated_delta
+from .launch import on_gpu
+from .packing import FEW, Packing
+from .quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from .race import Key
+from .ragged_attention import ragged_attention
+from .recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from .source import Launch
+from .steps import Steps
+from .stock_attention import attention_by_row, attention_together
+
+STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "simdgroups"
+"""Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Attention, the recurrent layers' operations, and quantised products.
+
+    `winners` name the form of an operation at the shapes that were raced (`race`); other shapes take those of the
+    nearest one, and without a race everything is stock. `launch` runs kernels.
+    """
+
+    winners: Mapping[Key, str] = field(default_factory=dict)
+    launch: Launch = on_gpu
+
+    def attention(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        packing: Packing,
+        scale: float,
+        window: int | None = None,
+    ) -> mx.array:
+        """Attention of packed queries [N, H, D] over pools [slots, KV, D]; returns [N, H * D].
+
+        Rows that decode and rows that prefill may take different forms.
+        """
+        if packing.halves is None:
+            return self._attention(queries, keys, values, packing, scale, window)
+        halves = [
+            self._attention(queries[tokens], keys, values, half, scale, window) for half, tokens in packing.halves
+        ]
+        return mx.concatenate(halves)[packing.order]
+
+    def _attention(
+        self, queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, scale: float, window: int | None
+    ) -> mx.array:
+        form = self.winners.get(attention_key(queries, keys, packing), STOCK)
+        if form == KERNEL:
+            return ragged_attention(queries, keys, values, packing, scale, window, self.launch)
+        stock = attention_together if form == TOGETHER else attention_by_row
+        return stock(queries, keys, values, packing, scale, window)
+
+    def gated_delta(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        decay: mx.array,
+        beta: mx.array,
+        state: mx.array,
+        tape: Tape,
+        steps: Steps,
+    ) -> tuple[mx.array, mx.array, Tape]:
+        """As `gated_delta.gated_delta`."""
+        if self.winners.get(recurrence_key("gated delta", k, v, steps), STOCK) == KERNEL:
+            return gated_delta_by_kernel(q, k, v, decay, beta, state, tape, steps, self.launch)
+        return gated_delta(q, k, v, decay, beta, state, tape, steps)
+
+    def causal_convolution(
+        self, x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps
+    ) -> tuple[mx.array, mx.array]:
+        """As `convolution.causal_convolution`."""
+        if self.winners.get(recurrence_key("convolution", x, weight, steps), STOCK) == KERNEL:
+            return causal_convolution_by_kernel(x, weight, inputs, steps, self.launch)
+        return causal_convolution(x, weight, inputs, steps)
+
+    def quantized_matmul(
+        self, x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+    ) -> mx.array:
+        """As `quantized_matmul.quantized_matmul`."""
+        form = self.winners.get(product_key(x, w, group_size, bits), STOCK)
+        if form == KERNEL:
+            return quantized_matmul_by_kernel(x, w, scales, biases, group_size, bits, self.launch)
+        if form == SIMDGROUPS:
+            return quantized_matmul_by_simdgroups(x, w, scales, biases, group_size, bits, self.launch)
+        return quantized_matmul(x, w, scales, biases, group_size, bits)
+
+
+def attention_key(queries: mx.array, keys: mx.array, packing: Packing) -> Key:
+    """The raced shape that stands for a call: heads, their size, type; then rows, queries of each, keys of each."""
+    (heads, dim), kv_heads = queries.shape[1:], keys.shape[1]
+    return ("attention", heads, kv_heads, dim, _name(queries), *packing.kind)
+
+
+def recurrence_key(operation: str, array: mx.array, other: mx.array, steps: Steps) -> Key:
+    """Likewise, for an operation of recurrent layers: shapes of what it reads without the tokens, type, steps a row."""
+    longest = max(span.count for span in steps.seats)
+    return (operation, *array.shape[1:], *other.shape[1:], _name(array), 16 if longest <= FEW else 256)
+
+
+def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
+    """Likewise, for a product of x [N, K] with a weight of so many lines; one row is left to stock."""
+    rows = next((rows for rows, most in ((1, 1), (4, 5), (16, 24)) if x.shape[0] <= most), 64)
+    return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x), rows)
+
+
+def _name(array: mx.array) -> str:
+    return str(array.dtype).rpartition(".")[2]
