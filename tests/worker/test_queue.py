@@ -290,15 +290,22 @@ def test_cancelling_ends_queued_jobs_at_once_and_running_ones_by_renewal(mill: M
     lines = mill.lines()
     assert len(lines) == 2500
     assert lines["r-77"]["error"]["code"] == "batch_cancelled"
-    assert mill.submit(2500) == batches.Submitted(0, 0, 2500)
+    assert mill.submit(2500) == batches.Submitted(0, 0, 0)
 
 
-def test_what_a_cancelled_batch_submits_later_ends_as_cancelled(mill: Mill) -> None:
+def test_a_cancelled_batch_takes_no_more_lines(mill: Mill) -> None:
     mill.submit(1)
     batches.cancel(mill.redis, "b")
-    mill.submit(3)
-    assert mill.status().cancelled == 3
+    assert mill.submit(3) == batches.Submitted(0, 0, 0)
+    assert mill.status().cancelled == 1
     assert queue(mill, "w").claim(5) == []
+
+
+def test_workers_end_the_lines_of_a_batch_that_was_only_marked_as_cancelled(mill: Mill) -> None:
+    mill.submit(1500)
+    mill.redis.hset(contract.batch_key("b"), "cancelled_at", "0")
+    queue(mill, "w").reap()
+    assert mill.status().cancelled == 1500
 
 
 def test_keys_of_a_batch_expire_only_when_it_is_complete(mill: Mill) -> None:

@@ -1,6 +1,8 @@
 -- Takes back expired leases, and queues again what was to be tried later. Keys: see record.lua.
 --   ARGV[3]  most jobs to look at   ARGV[4]  leases after which a job is poison
--- Returns {requeued, failed as poison}. Also forgets some queues that RQ lists and whose batch is gone.
+--   ARGV[5]  pair, as it stands in the names of queues
+-- Returns {requeued, failed as poison, cancelled batches of this pair that have queued jobs}.
+-- Also forgets some of the queues and batches that are listed and gone.
 
 local most, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
 local requeued, poisoned = 0, 0
@@ -33,6 +35,15 @@ end
 
 for _, queue in ipairs(redis.call('SRANDMEMBER', 'rq:queues', 20)) do
   local batch = string.match(queue, '^rq:queue:draftmill%..+%.%a+%.([^.]+)$')
-  if batch and redis.call('EXISTS', 'draftmill:batch:' .. batch, queue) == 0 then redis.call('SREM', 'rq:queues', queue) end
+  if batch and redis.call('EXISTS', 'draftmill:batch:' .. batch) == 0 then redis.call('SREM', 'rq:queues', queue) end
 end
-return { requeued, poisoned }
+for _, batch in ipairs(redis.call('ZRANGE', 'draftmill:batches', 0, 19)) do
+  if redis.call('EXISTS', 'draftmill:batch:' .. batch) == 0 then redis.call('ZREM', 'draftmill:batches', batch) end
+end
+
+local to_end = {}
+for _, queue in ipairs(redis.call('ZRANGE', 'draftmill:turns:' .. ARGV[5], 0, -1)) do
+  local batch = string.match(queue, '%.([^.]+)$')
+  if redis.call('HEXISTS', 'draftmill:batch:' .. batch, 'cancelled_at') == 1 then to_end[#to_end + 1] = batch end
+end
+return { requeued, poisoned, to_end }

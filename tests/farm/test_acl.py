@@ -1,0 +1,170 @@
+"""The users that `draftmill redis acl` makes: each does its whole job against a real server, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import orjson
+import pytest
+import redis as redis_py
+
+from draftmill.producer import acl
+from tests.producer.conftest import ROOT, Shell
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR
+
+PASSWORDS = {name: f"pass-{name}" for name in ("admin", *acl.ROLES)}
+
+
+class Fleet:
+    """A server with the users, and URLs for them."""
+
+    def __init__(self, server: RedisServer, selectors: bool) -> None:
+        self.server, self.selectors = server, selectors
+
+    def url(self, role: str) -> str:
+        return f"unix://{role}:{PASSWORDS[role]}@{quote(str(self.server.socket))}"
+
+    def connect(self, role: str) -> redis_py.Redis:
+        return redis_py.Redis.from_url(self.url(role))
+
+
+@pytest.fixture(scope="module", params=[(7, 0), (6, 2)], ids=["selectors", "flat"])
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        file = Path(folder, "users.acl")
+        file.write_text("\n".join(acl.users(PASSWORDS, request.param)) + "\n")
+        server = RedisServer(Path(folder), "--aclfile", str(file))
+        server.start()
+        yield Fleet(server, selectors=request.param >= (7, 0))
+        server.kill()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path, tmp_path)
+
+
+def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
+    lines = [orjson.dumps({"id": f"r-{n}", "prompt": f"say {n}", "max_tokens": 5}) for n in range(40)]
+    shell.write("in.jsonl", b"\n".join(lines))
+    shell.write("other.jsonl", b"\n".join(lines[:20]))
+    as_producer = ("--redis-url", fleet.url("producer"))
+    done = shell("submit", "in.jsonl", "--pair", PAIR, *as_producer)
+    assert done.returncode == 0, done.stderr
+    batch = done.stdout.strip()
+    unwanted = shell("submit", "other.jsonl", "--pair", PAIR, "--priority", "low", *as_producer).stdout.strip()
+    assert shell("cancel", unwanted, *as_producer).stdout.startswith("Cancelled")
+    command = [sys.executable, "-m", "tests.worker.run_worker", fleet.url("worker"), str(shell.folder / "spool")]
+    worker = subprocess.Popen([*command, "8", "0.001", "2", "60"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    collected = shell("collect", batch, "-o", "out.jsonl", "--follow", "--redis-url", fleet.url("collector"))
+    assert collected.returncode == 0, collected.stderr
+    assert len(shell.lines("out.jsonl")) == 40
+    ended = shell("status", unwanted, "--watch", "--redis-url", fleet.url("metrics"))
+    assert "20 cancelled" in ended.stdout, ended.stderr
+    assert "1 live" in ended.stdout
+    worker.terminate()
+    _, logged = worker.communicate(timeout=20)
+    assert worker.returncode == 0
+    assert "Redis:" not in logged
+    listed = shell("status", "--redis-url", fleet.url("metrics"))
+    assert "collected" in listed.stdout, listed.stderr
+    assert shell("forget", batch, "--redis-url", fleet.url("collector")).returncode == 0
+    denied = shell("limit", "*", "5", *as_producer)
+    assert denied.returncode == 3
+    assert "denies a command to this user" in denied.stderr
+    assert len(denied.stderr.splitlines()) == 1
+
+
+TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
+    "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
+    "read results": ({"collector"}, ("XRANGE", "draftmill:results:b", "-", "+")),
+    "write a result": ({"worker"}, ("XADD", "draftmill:results:b", "*", "line", "x")),
+    "mark a line as done": ({"worker"}, ("HSET", "draftmill:done:b", "b-1", "done")),
+    "overwrite a queued prompt": ({"producer", "worker"}, ("HSET", "rq:job:b-1", "data", "x")),
+    "put a job at the end of a queue": ({"producer"}, ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1")),
+    "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.p.low.b")),
+    "use another application's queue": (set(), ("RPUSH", "rq:queue:default", "x")),
+    "cancel a batch": ({"producer", "worker"}, ("HSET", "draftmill:batch:b", "cancelled_at", "0")),
+    "drop results": ({"collector"}, ("UNLINK", "draftmill:results:b")),
+    "raise a limit": (set(), ("HSET", "draftmill:limits", "*", "1000")),
+    "read another application's data": (set(), ("GET", "session:1")),
+    "write another application's data": (set(), ("SET", "session:1", "x")),
+    "list keys": (set(), ("KEYS", "*")),
+    "scan keys": (set(), ("SCAN", "0")),
+    "drop everything": (set(), ("FLUSHALL",)),
+    "change the configuration": (set(), ("CONFIG", "SET", "dir", "/tmp")),
+    "load a module": (set(), ("MODULE", "LIST")),
+    "make users": (set(), ("ACL", "LIST")),
+    "watch commands": (set(), ("MONITOR",)),
+    "become a replica": (set(), ("REPLICAOF", "NO", "ONE")),
+    "stop the server": (set(), ("SHUTDOWN", "NOSAVE")),
+    "disconnect others": (set(), ("CLIENT", "KILL", "TYPE", "normal")),
+}
+"""What one could want: who may, and a command that does it."""
+
+
+@pytest.mark.parametrize("role", acl.ROLES)
+def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
+    if not fleet.selectors:
+        pytest.skip("without selectors, a user has all its commands on all its keys")
+    with fleet.connect("admin") as admin:
+        admin.hset("rq:job:b-1", "data", "a prompt")
+    allowed: set[str] = set()
+    with fleet.connect(role) as client:
+        for trial, (_, command) in TRIALS.items():
+            try:
+                client.execute_command(*command)
+            except redis_py.exceptions.NoPermissionError:
+                continue
+            except redis_py.ResponseError:
+                pass
+            allowed.add(trial)
+        if role in ("producer", "worker"):  # a script may do no more than its caller
+            for trial in TRIALS.keys() - allowed:
+                arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
+                with pytest.raises(redis_py.ResponseError):
+                    client.eval(f"return redis.call({arguments})", 0)
+    with fleet.connect("admin") as admin:
+        admin.delete(*(admin.keys("*") or ["none"]))
+    assert allowed == {trial for trial, (roles, _) in TRIALS.items() if role in roles}
+
+
+@pytest.mark.parametrize("role", acl.ROLES)
+def test_without_selectors_too_nobody_manages_the_server(fleet: Fleet, role: str) -> None:
+    with fleet.connect(role) as client:
+        for trial in list(TRIALS)[list(TRIALS).index("raise a limit") + 1 :]:
+            with pytest.raises(redis_py.exceptions.NoPermissionError):
+                client.execute_command(*TRIALS[trial][1])
+
+
+def test_nobody_without_a_password(fleet: Fleet) -> None:
+    with (
+        redis_py.Redis(unix_socket_path=str(fleet.server.socket)) as client,
+        pytest.raises(redis_py.AuthenticationError),
+    ):
+        client.ping()
+
+
+def test_the_command_prints_a_file_that_the_server_takes_and_passwords_that_fit(shell: Shell) -> None:
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        made = shell("redis", "acl", "--redis-url", server.url)
+        server.kill()
+        assert made.returncode == 0
+        Path(folder, "users.acl").write_text(made.stdout)
+        passwords = {url.split("//")[1].partition(":")[0]: url for url in made.stderr.split() if "//" in url}
+        server = RedisServer(Path(folder), "--aclfile", str(Path(folder, "users.acl")))
+        server.start()
+        for name, url in passwords.items():
+            password = url.partition(f"{name}:")[2].partition("@")[0]
+            assert password not in made.stdout
+            assert redis_py.Redis(unix_socket_path=str(server.socket), username=name, password=password).ping()
+        server.kill()
+        assert passwords.keys() == PASSWORDS.keys()
