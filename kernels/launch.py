@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,26 @@ CONSTANT_SIZE = 8
 """MLX hands Metal inputs with fewer elements in the constant address space, so these make another kernel."""
 
 _HERE = Path(__file__).parent
+
+
+def on_device(values: Any) -> mx.array:
+    """Whole numbers [...] int32 for kernels, in the device's own memory.
+
+    What the host writes stays where CUDA reaches it over the bus, at every read. A change of size makes a copy.
+    """
+    return mx.array(values, mx.int64).astype(mx.int32)
+
+
+@lru_cache(4096)
+def numbers(*values: int) -> mx.array:
+    """A few whole numbers for kernels [8 or more]; MLX on CUDA keeps the smallest arrays in the host's memory."""
+    return on_device([*values, *[0] * (CONSTANT_SIZE - len(values))])
+
+
+@lru_cache
+def real(value: float) -> mx.array:
+    """A real number for kernels, eight times [8] float32, likewise."""
+    return mx.full((CONSTANT_SIZE,), value, mx.float32)
 
 
 def on_gpu(
@@ -32,7 +52,7 @@ def on_gpu(
     Raises:
         RuntimeError: the kernel does not compile (when the outputs are evaluated), or MLX has no GPU here.
     """
-    kinds = [f"{array.dtype} {array.size < CONSTANT_SIZE}" for array in inputs] + [str(dtype) for _, dtype in outputs]
+    kinds = [(array.dtype, array.size < CONSTANT_SIZE) for array in inputs] + [(dtype, False) for _, dtype in outputs]
     return _compiled(kernel, tuple(kinds))(
         inputs=list(inputs),
         template=list(constants.items()),
@@ -44,7 +64,7 @@ def on_gpu(
 
 
 @cache
-def _compiled(kernel: Kernel, kinds: tuple[str, ...]) -> Callable[..., list[mx.array]]:
+def _compiled(kernel: Kernel, kinds: tuple[tuple[mx.Dtype, bool], ...]) -> Callable[..., list[mx.array]]:
     """MLX's kernel for inputs and outputs of these kinds.
 
     MLX compiles by name, the values of constants, and nothing else: on CUDA even between processes, from a cache on
@@ -56,7 +76,7 @@ def _compiled(kernel: Kernel, kinds: tuple[str, ...]) -> Callable[..., list[mx.a
     else:
         make = mx.fast.cuda_kernel
         header, body = for_cuda(kernel)
-    digest = hashlib.sha256("\0".join((header, body, *kinds)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join((header, body, *map(str, kinds))).encode()).hexdigest()[:16]
     return make(
         name=f"draftmill_{kernel.name}_{digest}",
         input_names=list(kernel.inputs),

@@ -8,6 +8,8 @@ from itertools import accumulate
 
 import mlx.core as mx
 
+from .launch import on_device
+
 FEW = 32
 """Most queries of a span that decodes, rather than prefills."""
 
@@ -147,13 +149,12 @@ class Packing:
     def tiles(self, most: int) -> mx.array:
         """The spans in pieces of at most so many queries [tiles, 4] int32: first query, count, extent, length."""
         if most not in self._tiles:
-            self._tiles[most] = mx.array(
+            self._tiles[most] = on_device(
                 [
                     [span.query + done, min(most, span.count - done), span.extent, span.length]
                     for span in self.spans
                     for done in range(0, span.count, most)
-                ],
-                mx.int32,
+                ]
             )
         return self._tiles[most]
 

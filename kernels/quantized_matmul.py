@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
 
-from .launch import on_gpu
+from .launch import numbers, on_gpu
 from .source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
@@ -40,7 +39,7 @@ def quantized_matmul_by_kernel(
     sizes = {"K": length, "LINES": lines, "BITS": bits, "GROUP": group_size, "OUTPUTS": OUTPUTS, "ROWS": rows}
     (outputs,) = launch(
         read_kernels(SOURCE)["quantized_matmul"],
-        [x, w, scales, biases, row_count(count)],
+        [x, w, scales, biases, numbers(count)],
         {"T": x.dtype, **sizes},
         (-(-lines // (OUTPUTS * SIMDGROUPS)), -(-count // rows), 1),
         32 * SIMDGROUPS,
@@ -48,7 +47,3 @@ def quantized_matmul_by_kernel(
     )
     return outputs
 
-
-@cache
-def row_count(rows: int) -> mx.array:
-    return mx.array([rows], mx.int32)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .launch import on_gpu
-from .quantized_matmul import row_count
+from .launch import numbers, on_gpu
 from .source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
@@ -38,7 +37,7 @@ def quantized_matmul_by_simdgroups(
     form = {"TILES": tiles, "COLUMNS": columns, "SPLITS": splits, "STAGED": count < 8}
     (outputs,) = launch(
         read_kernels(SOURCE)["quantized_matmul_simdgroup"],
-        [x, w, scales, biases, row_count(count)],
+        [x, w, scales, biases, numbers(count)],
         {"T": x.dtype, **sizes, **form},
         (-(-lines // columns), -(-count // (8 * tiles)), 1),
         32 * splits,

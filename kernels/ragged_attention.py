@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
 
-from .launch import on_gpu
+from .launch import numbers, on_gpu, real
 from .packing import Packing
 from .source import Launch, read_kernels
 
@@ -48,10 +47,10 @@ def ragged_attention(
     pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
     tiles = packing.tiles(pairs // group)
     longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
-    splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (len(tiles) * kv_heads)))
+    splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (tiles.shape[0] * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
-    inputs = [queries, keys, values, tiles, packing.sees(window), _numbers(mx.float32, scale)]
-    groups = (len(tiles), kv_heads, splits)
+    inputs = [queries, keys, values, tiles, packing.sees(window), real(scale)]
+    groups = (tiles.shape[0], kv_heads, splits)
     attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
     if splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
@@ -59,13 +58,8 @@ def ragged_attention(
         return outputs.reshape(count, -1)
     made = [((count, heads, splits, width), mx.float32) for width in (dim, 2)]
     sums, shares = launch(attend, inputs, {**constants, "OUT": mx.float32, "SPLIT": True}, groups, THREADS, made)
-    inputs = [sums, shares, _numbers(mx.int32, count * heads, splits)]
+    inputs = [sums, shares, numbers(count * heads, splits)]
     made = [((count, heads, dim), dtype)]
     (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
     return outputs.reshape(count, -1)
 
-
-@lru_cache(1024)
-def _numbers(dtype: mx.Dtype, *values: float) -> mx.array:
-    """Numbers for kernels [values]."""
-    return mx.array(values, dtype)

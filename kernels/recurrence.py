@@ -48,7 +48,7 @@ def gated_delta_by_kernel(
         ((max(taped, 1), value_heads), mx.float32),
     ]
     sizes = {"HK": key_heads, "HV": value_heads, "DK": key_dim, "DV": value_dim}
-    inputs = [q, k, v, decay, beta, *map(_some, (state, tape.k, tape.delta, tape.decay)), steps.table, steps.replay]
+    inputs = [q, k, v, decay, beta, *map(_some, (state, tape.k, tape.delta, tape.decay)), steps.table, steps.accepted]
     output, state, *left = launch(
         read_kernels(_HERE / "gated_delta.metal")["gated_delta"],
         inputs,
@@ -68,7 +68,7 @@ def causal_convolution_by_kernel(
     made = [((count, channels), x.dtype), ((kept, channels), x.dtype)]
     output, left = launch(
         read_kernels(_HERE / "convolution.metal")["convolve"],
-        [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.replay, steps.sizes],
+        [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.accepted, steps.sizes],
         {"T": x.dtype, "CHANNELS": channels, "TAPS": weight.shape[1]},
         (-(-channels // (4 * THREADS)), count + kept, 1),
         THREADS,

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import mlx.core as mx
 
+from .launch import numbers, on_device
 from .packing import Span
 
 
@@ -76,7 +77,7 @@ class Steps:
             ]
             for s, o in zip(self.seats, self.origins, strict=True)
         ]
-        return mx.array(rows, mx.int32)
+        return on_device(rows)
 
     @cached_property
     def places(self) -> dict[int, Place]:
@@ -136,18 +137,23 @@ class Steps:
         """
         ordered = sorted(zip(self.seats, self._sequences, strict=True), key=lambda pair: pair[0].query)
         windows = [seq[t : t + self.window + 1] for span, seq in ordered for t in range(span.count)]
-        return mx.array(windows, mx.int32)
+        return on_device(windows)
 
     @cached_property
     def kept(self) -> mx.array:
         """The inputs that the round leaves, by seat; indices as in `looks`."""
         pairs = zip(self.seats, self._sequences, strict=True)
-        return mx.array([i for span, seq in pairs for i in (seq[span.count :] if span.final else seq)], mx.int32)
+        return on_device([i for span, seq in pairs for i in (seq[span.count :] if span.final else seq)])
 
     @cached_property
     def sizes(self) -> mx.array:
-        """How many tokens and how many seats there are [2] int32."""
-        return mx.array([sum(span.count for span in self.seats), len(self.seats)], mx.int32)
+        """How many tokens and how many seats there are, for kernels."""
+        return numbers(sum(span.count for span in self.seats), len(self.seats))
+
+    @cached_property
+    def accepted(self) -> mx.array:
+        """`replay` for kernels [B + 8]: long enough to be kept in a GPU's own memory."""
+        return mx.pad(self.replay, (0, 8))
 
     @cached_property
     def _sequences(self) -> list[list[int]]:
