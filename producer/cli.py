@@ -83,4 +83,5 @@ main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and wo
 main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pairs of target and draft."))
 main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
 main.add_command(LazyCommand("train", "worker.train:train", "Train a draft for a target."))
+main.add_command(LazyCommand("bench", "worker.bench:bench", "Measure speed beside mlx-lm and other engines."))
 main.add_command(redis_group)

@@ -1,0 +1,97 @@
+"""A real pair on real prompts: its models, and the arms that answer all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.utils import dequantize_model
+
+from .. import models
+from ..draft import load_draft
+from ..engine import Engine
+from ..families import adapt
+from ..pairs import Pair
+from ..racing import choose
+from ..request import Request, Sampling
+from ..text import Text
+from .arms import Arm, Draftmill, MlxBatch, MlxStream
+from .measure import whole
+from .peers import DFlashMlx, ZLab, twin
+from .report import Line, Table
+
+ARMS = ("mlx-stream", "mlx-batch", "depth-0", "adaptive", "dflash", "dflash-mlx")
+"""mlx-lm's two ways, this engine without its draft and as it comes, z-lab's engine, dflash-mlx."""
+
+SINGLE = ("mlx-stream", "dflash", "dflash-mlx")
+"""Arms that take one request at a time, whatever the number of rows."""
+
+Prompt = tuple[Sequence[Mapping[str, str]] | None, str | None]
+"""A chat or a plain text; the other is None."""
+
+
+class Real:
+    """A pair, loaded once for all arms but dflash-mlx.
+
+    Raises:
+        ModelError: one of its models cannot be found, read or served.
+    """
+
+    def __init__(self, pair: Pair, cache: Path):
+        self.pair, self.cache = pair, cache
+        loaded = models.load(pair.target, cache)
+        self.tokenizer: Any = loaded.tokenizer
+        self.text = Text(loaded.tokenizer)
+        self.model = twin(loaded.model)  # for the others, whose layers stay mlx-lm's own
+        self.target = adapt(loaded.model)
+        self.recurrent = self.target.kv_layers < len(self.target.layers)
+        self.draft: Any = None
+        if pair.draft:
+            self.draft = load_draft(models.locate(pair.draft, cache))
+            self.draft.set_dtype(self.target.dtype)
+            if mx.default_device() == mx.cpu:  # where quantised weights crawl
+                self.draft = dequantize_model(self.draft)
+        choose(self.target, self.draft, cache)
+
+    def requests(self, prompts: Sequence[Prompt], tokens: int) -> list[Request]:
+        """Greedy requests for at most so many tokens; raises RequestError."""
+        return [
+            Request(f"r{n}", tuple(self.text.encode(*prompt)), Sampling(max_tokens=tokens, seed=n))
+            for n, prompt in enumerate(prompts)
+        ]
+
+    def arms(self, rows: int, context: int, names: Sequence[str]) -> dict[str, Callable[[], Arm]]:
+        """Arms by name, made when called; without a draft those that need none."""
+
+        def engine(draft: Any) -> Callable[[], Arm]:
+            return lambda: Draftmill(lambda: Engine(self.target, self.tokenizer, context, rows, None, draft))
+
+        made: dict[str, Callable[[], Arm]] = {
+            "mlx-stream": lambda: MlxStream(self.model, self.tokenizer),
+            "mlx-batch": lambda: MlxBatch(self.model, self.tokenizer, rows),
+            "depth-0": engine(None),
+        }
+        if self.draft and self.pair.draft:
+            target, draft = (str(models.locate(name, self.cache)) for name in (self.pair.target, self.pair.draft))
+            made["adaptive"] = engine(self.draft)
+            made["dflash"] = lambda: ZLab(self.model, self.draft, self.tokenizer, self.recurrent)
+            made["dflash-mlx"] = lambda: DFlashMlx(target, draft)
+        return {name: made[name] for name in names if name in made}
+
+
+def pair_table(
+    bench: Real, requests: Sequence[Request], rows: Sequence[int], tokens: int, repeats: int, arms: Sequence[str]
+) -> Table:
+    """Whole runs of the prompts at so many rows; arms that take one at a time run beside the first only."""
+    context = max(len(request.tokens) for request in requests) + tokens
+    dtype = str(bench.target.dtype).removeprefix("mlx.core.")
+    table = Table(
+        f"{bench.pair.name} {dtype}, whole run of {len(requests)} prompts, {tokens} tokens at most, tokens/s", "rows"
+    )
+    for count in rows:
+        names = [name for name in arms if count == rows[0] or name not in SINGLE]
+        cells = whole(bench.arms(count, context, names), requests, repeats)
+        table.lines.append(Line(str(count), cells, at=count))
+    return table

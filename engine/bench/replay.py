@@ -1,0 +1,108 @@
+"""Acceptance at will: drafts that cost what they cost and then say what they are told, right or wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import mlx.core as mx
+
+from ..draft import DFlashDraft
+from ..drafting import Drafter, DraftRow
+from ..families.transformer import Transformer
+from ..verify import Drafted
+
+STRATA = 8
+"""Rounds of a row, one after another, whose accepted counts are spread evenly over their distribution."""
+
+
+def survival(tokens_per_round: float, block: int) -> float:
+    """The chance s that a drafted token is right at which full depth yields so many tokens per round.
+
+    Solves 1 + s + s^2 + … + s^(block - 1) = tokens_per_round: the j-th drafted token counts if all before it do.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if sum(middle**i for i in range(block)) < tokens_per_round:
+            low = middle
+        else:
+            high = middle
+    return low if tokens_per_round < block else 1.0
+
+
+def pattern(s: float, block: int, length: int, seed: int) -> list[bool]:
+    """Which of a row's next tokens a draft gets right, each with the chance `s`.
+
+    Runs of right tokens end with a wrong one. Of every few runs one falls into each stratum of their distribution, so
+    that a short measurement already sees the tokens per round that were asked for.
+    """
+    draw = random.Random(seed)
+    right: list[bool] = []
+    while len(right) < length:
+        for stratum in draw.sample(range(STRATA), STRATA):
+            left = (stratum + draw.random()) / STRATA  # of all runs, the share that is longer
+            longest = block - 1
+            run = 0 if s == 0 else longest if s == 1 or left <= 0 else min(longest, int(log(left) / log(s)))
+            # After a whole block comes the target's own token, which no draft has to get right.
+            right += [True] * run + [run == longest and draw.random() < s]
+    return right[:length]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What targets of `shapes` generate, and where drafts are right about it.
+
+    Attributes:
+        step: from one token to the next.
+        vocabulary: tokens there are.
+        right: [streams, length] of bool; the row of a request is its seed, the column a token's position.
+    """
+
+    step: int
+    vocabulary: int
+    right: mx.array
+
+    @classmethod
+    def make(
+        cls, step: int, vocabulary: int, block: int, tokens_per_round: float, starts: Sequence[int], length: int
+    ) -> Continuation:
+        """For requests whose prompts have so many tokens each, up to `length` tokens of prompt and completion."""
+        s = survival(tokens_per_round, block)
+        # The target itself adds the token after the prompt: drafts begin one further on.
+        rows = [
+            [False] * min(start + 1, length) + pattern(s, block, max(0, length - start - 1), seed)
+            for seed, start in enumerate(starts)
+        ]
+        right = mx.array(rows)
+        mx.eval(right)
+        return cls(step, vocabulary, right)
+
+    def after(self, token: int, count: int) -> list[int]:
+        """The `count` tokens that the target generates after `token`."""
+        return [(token + (i + 1) * self.step) % self.vocabulary for i in range(count)]
+
+    def draft(self, anchors: mx.array, ahead: mx.array, streams: mx.array, positions: mx.array) -> mx.array:
+        """Drafted tokens [F], each `ahead` [F] of its anchor [F] and at an absolute position [F] in its stream [F]."""
+        truth = anchors + ahead * self.step
+        places = mx.minimum(positions, self.right.shape[1] - 1)
+        wrong = mx.where(self.right[streams, places], 0, self.vocabulary // 2)
+        return ((truth + wrong) % self.vocabulary).astype(mx.int32)
+
+
+class ReplayDrafter(Drafter):
+    """Runs the draft at its full price, then drafts from a continuation instead of what it said."""
+
+    def __init__(self, draft: DFlashDraft, target: Transformer, slots: int, continuation: Continuation):
+        super().__init__(draft, target, slots)
+        self.continuation = continuation
+
+    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Drafted:
+        drafted = super().draft_blocks(rows, anchors, cursors)
+        slots = mx.array([row.slot for row in rows for _ in range(row.depth)])
+        streams = mx.array([row.request.sampling.seed for row in rows for _ in range(row.depth)])
+        ahead = mx.array([1 + j for row in rows for j in range(row.depth)])
+        tokens = self.continuation.draft(anchors[slots], ahead, streams, cursors[slots] + ahead)
+        return Drafted(mx.depends([tokens], [drafted.tokens])[0])

@@ -1,0 +1,117 @@
+"""A shape to measure: its models, requests with random prompts, and the arms that serve them at a set acceptance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ..engine import Engine
+from ..families import adapt
+from ..families.transformer import Transformer
+from ..racing import choose
+from ..request import Request, Sampling
+from .arms import PREFILL, Arm, Draftmill, MlxBatch, MlxStream, Numbers
+from .measure import REFILL, WARM, Expected
+from .peers import ZLab, twin
+from .replay import Continuation, ReplayDrafter
+from .shapes import SHAPES
+
+ARMS = ("mlx-stream", "mlx-batch", "depth-0", "full-depth", "adaptive", "dflash")
+"""mlx-lm's two ways, this engine without its draft, at all of the draft's depth and as it comes, z-lab's engine."""
+
+SINGLE = ("mlx-stream", "dflash")
+"""Arms that take one request at a time."""
+
+
+class Synthetic:
+    """Models of a shape. On a CPU they are float32, as the engine's own are there.
+
+    `cache` is where the engine remembers which operations win on this machine.
+    """
+
+    def __init__(self, shape: str, bits: int, cache: Path):
+        self.shape = SHAPES[shape]
+        self.bits = bits
+        dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+        model = self.shape.build(bits, dtype)
+        self.model = twin(model)  # for the others, whose layers stay mlx-lm's own
+        self.draft = self.shape.build_draft(dtype)
+        self.target = adapt(model)
+        choose(self.target, self.draft, cache)
+        wrapped: Any = Numbers()
+        self.tokenizer = TokenizerWrapper(wrapped)
+
+    @property
+    def block(self) -> int:
+        return self.draft.config.block_size
+
+    def rows(self, count: int, context: int, tokens: int, accept: float, repeats: int, seed: int = 0) -> list[Request]:
+        """Requests to be timed for `tokens` tokens each, with contexts of mixed length around `context`."""
+        draw = random.Random(seed)
+        lengths = [draw.randint(context - context // 8, context + context // 8) for _ in range(count)]
+        rounds = (1 + repeats) * REFILL + 1 + sum(lengths) // PREFILL  # that are not timed, but generate
+        most = int(1.25 * (WARM + tokens + rounds * accept)) + 3 * self.block
+        return [self.request(draw, place, length, most) for place, length in enumerate(lengths)]
+
+    def dataset(self, count: int, context: int, tokens: int, seed: int = 0) -> list[Request]:
+        """Requests of mixed length: an eighth to twice of `context` and of `tokens`."""
+        draw = random.Random(seed)
+        return [
+            self.request(draw, n, draw.randint(context // 8, 2 * context), draw.randint(tokens // 8, 2 * tokens))
+            for n in range(count)
+        ]
+
+    def request(self, draw: random.Random, seed: int, length: int, most: int) -> Request:
+        prompt = tuple(draw.randrange(self.shape.vocabulary) for _ in range(length))
+        return Request(f"r{seed}", prompt, Sampling(max_tokens=most, seed=seed))
+
+    def continuation(self, requests: Sequence[Request], accept: float) -> Continuation:
+        starts = [len(request.tokens) for request in requests]
+        return Continuation.make(
+            self.shape.step, self.shape.vocabulary, self.block, accept, starts, longest(requests) + self.block
+        )
+
+    def expected(self, continuation: Continuation) -> Expected:
+        return lambda request, count: continuation.after(request.tokens[-1], count)
+
+    def engine(
+        self,
+        rows: int,
+        context: int,
+        continuation: Continuation | None,
+        depth: int | None = None,
+        target: Transformer | None = None,
+    ) -> Engine:
+        """This engine; without a continuation, without its draft."""
+        draft, target = self.draft if continuation else None, target or self.target
+        engine = Engine(target, self.tokenizer, context, rows, None, draft, depth)
+        if continuation:
+            engine.drafter = None  # before another takes its memory
+            engine.drafter = ReplayDrafter(self.draft, target, engine.pool.slots, continuation)
+        return engine
+
+    def arms(
+        self, rows: int, requests: Sequence[Request], continuation: Continuation, names: Sequence[str] = ARMS
+    ) -> dict[str, Callable[[], Arm]]:
+        """Arms by name, made when called. With several rows those that take one at a time are left out."""
+        context = longest(requests)
+        full = self.block - 1
+        made: dict[str, Callable[[], Arm]] = {
+            "mlx-stream": lambda: MlxStream(self.model, self.tokenizer),
+            "mlx-batch": lambda: MlxBatch(self.model, self.tokenizer, rows),
+            "depth-0": lambda: Draftmill(lambda: self.engine(rows, context, None)),
+            "full-depth": lambda: Draftmill(lambda: self.engine(rows, context, continuation, full)),
+            "adaptive": lambda: Draftmill(lambda: self.engine(rows, context, continuation)),
+            "dflash": lambda: ZLab(self.model, self.draft, self.tokenizer, self.shape.recurrent, continuation),
+        }
+        return {name: made[name] for name in names if name in made and (rows == 1 or name not in SINGLE)}
+
+
+def longest(requests: Sequence[Request]) -> int:
+    """Tokens of the longest prompt and completion."""
+    return max(len(request.tokens) + request.sampling.max_tokens for request in requests)

@@ -1,0 +1,71 @@
+"""`draftmill bench` as a user runs it: figures, files, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = ("--shape", "tiny-qwen3", "--context", "16", "--tokens", "8", "--repeats", "1")
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "draftmill", "bench", "-o", str(folder / "bench.json"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/")
+
+
+def test_a_shape_at_two_acceptances(tmp_path: Path) -> None:
+    done = bench(tmp_path, *TINY, "--rows", "1,2", "--accept", "1,4", "--arms", "mlx-batch,full-depth")
+    assert done.returncode == 0, done.stderr
+    assert "tiny-qwen3 float32, decoding, 4 tokens per round" in done.stdout
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [table["lines"][1]["label"] for table in written["tables"]] == ["2", "2"]
+    assert set(written["tables"][0]["lines"][0]["cells"]) == {"mlx-batch", "full-depth"}
+    assert written["machine"]["versions"]["mlx"]
+    assert written["arguments"]["rows"] == [1, 2]
+
+
+def test_a_dataset_and_a_template(tmp_path: Path) -> None:
+    done = bench(tmp_path, *TINY, "--dataset", "4", "--rows", "2", "--accept", "4", "--arms", "mlx-batch,adaptive")
+    assert done.returncode == 0, done.stderr
+    assert "whole run of 4 requests" in done.stdout
+    done = bench(tmp_path, *TINY, "--dataset", "4", "--template", "30", "--rows", "2", "--accept", "4")
+    assert done.returncode == 0, done.stderr
+    assert "4 requests that share 30 tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name one of --pair, --shape and --suite"),
+        (("--pair", "smollm2-135m"), "--pair and --data belong together"),
+        (("--shape", "qwen9"), "'qwen9' is unknown; known: qwen3-4b, "),
+        ((*TINY, "--arms", "vllm"), "'vllm' is unknown; known: mlx-stream, "),
+        ((*TINY, "--rows", "many"), "'many' is no list of numbers such as 1,4,8"),
+        ((*TINY, "--accept", "99"), "99 is more than the draft's block of 8"),
+        (("--suite", "--only", "grid-7"), "'grid-7' is unknown; known: idle, "),
+    ],
+)
+def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = bench(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_chart_or_what_it_needs(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    done = bench(
+        tmp_path, *TINY, "--rows", "1,2", "--accept", "4", "--arms", "mlx-batch,adaptive", "--chart", str(chart)
+    )
+    if importlib.util.find_spec("matplotlib"):
+        assert done.returncode == 0
+        assert chart.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert done.returncode == 2
+        assert "a chart needs matplotlib: pip install 'draftmill[bench]'" in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "bench.json").exists()
