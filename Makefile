@@ -1,9 +1,10 @@
 # draftmill in two commands: `make run` runs the example prompts, `make test` runs every test.
 # Both first make .venv ready (`make setup`), which takes a while once and nothing afterwards.
+# `make soak` runs the fault suite of queue and workers at full size (about 25 minutes) and prints its table.
 
 RESULTS := out/results.jsonl
 
-.PHONY: run test lint setup clean
+.PHONY: run test soak lint setup clean
 
 run: setup
 	@mkdir -p $(dir $(RESULTS))
@@ -14,6 +15,9 @@ run: setup
 # One BLAS thread: the models of the tests are so small that a second one only waits.
 test: lint
 	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest
+
+soak: setup
+	.venv/bin/python -m tests.farm.soak
 
 lint: setup
 	.venv/bin/ruff check .

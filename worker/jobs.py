@@ -22,7 +22,7 @@ def decode(job: Claimed, pair: str) -> JobBody:
     """The body of a job for `pair`; raises BadJob."""
     try:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(job.data, MOST_BODY_BYTES + 1000)  # the call around the body
+        data = unpacker.decompress(job.data, MOST_BODY_BYTES + 2**16)  # what submitting adds to a line
         if not unpacker.eof:
             raise BadJob(f"the job's data are cut off or larger than {MOST_BODY_BYTES:,} bytes")
         call = orjson.loads(data)

@@ -18,11 +18,18 @@ class Proxy:
         self.dead = False
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
+        self._writers: list[asyncio.StreamWriter] = []
         threading.Thread(target=self._run, daemon=True).start()
         self._ready.wait()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
+
+    async def _stop(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        await asyncio.sleep(0.1)
+        self._loop.stop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -37,6 +44,7 @@ class Proxy:
         except OSError:
             writer.close()
             return
+        self._writers += [writer, back_writer]
         await asyncio.gather(self._pump(reader, back_writer), self._pump(back_reader, writer))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from redis.exceptions import NoPermissionError
 from draftmill.producer import acl
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR
+from tests.worker.run_worker import PAIR, Settings
 
 PASSWORDS = {name: f"pass-{name}" for name in ("admin", *acl.ROLES)}
 
@@ -61,8 +60,8 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
     batch = done.stdout.strip()
     unwanted = shell("submit", "other.jsonl", "--pair", PAIR, "--priority", "low", *as_producer).stdout.strip()
     assert shell("cancel", unwanted, *as_producer).stdout.startswith("Cancelled")
-    command = [sys.executable, "-m", "tests.worker.run_worker", fleet.url("worker"), str(shell.folder / "spool")]
-    worker = subprocess.Popen([*command, "8", "0.001", "2", "60"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     collected = shell("collect", batch, "-o", "out.jsonl", "--follow", "--redis-url", fleet.url("collector"))
     assert collected.returncode == 0, collected.stderr
     assert len(shell.lines("out.jsonl")) == 40

@@ -6,7 +6,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from tests.farm.proxy import Proxy
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR
+from tests.worker.run_worker import PAIR, Settings
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 
@@ -76,8 +75,8 @@ def test_a_batch_over_tls(guarded: Guarded, shell: Shell) -> None:
     shell.write("in.jsonl", b"\n".join(lines))
     shell.environment["REDIS_URL"] = guarded.url()
     batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
-    command = [sys.executable, "-m", "tests.worker.run_worker", guarded.url(), str(shell.folder / "spool")]
-    worker = subprocess.Popen([*command, "8", "0.001", "2", "60"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    settings = Settings(guarded.url(), str(shell.folder / "spool"), round_seconds=0.001)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     collected = shell("collect", batch, "-o", "out.jsonl", "--follow")
     worker.terminate()
     _, logged = worker.communicate(timeout=20)

@@ -23,7 +23,7 @@ from draftmill.producer.errors import UserError
 from draftmill.producer.output import Output
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR
+from tests.worker.run_worker import PAIR, Settings
 
 LINES = 240
 
@@ -34,9 +34,10 @@ def worker(redis: redis_py.Redis, redis_server: RedisServer) -> Iterator[Callabl
     processes: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        command = [sys.executable, "-m", "tests.worker.run_worker", redis_server.url]
-        command += [str(redis_server.folder / "spool"), "8", "0.01", "5", "60"]
-        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
+        processes.append(
+            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
 
     yield start
     for process in processes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import redis as redis_py
 
 from draftmill.producer import batches, contract
 from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR
+from tests.worker.run_worker import PAIR, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,10 +69,9 @@ class Mill:
         self, rows: int = 8, round_seconds: float = 0.005, lease: float = 2, drain: float = 60
     ) -> subprocess.Popen[str]:
         """Starts a worker process and waits until it is about to claim."""
-        command = [sys.executable, "-m", "tests.worker.run_worker", self.server.url]
-        settings = [str(self.spool), str(rows), str(round_seconds), str(lease), str(drain)]
+        settings = Settings(self.server.url, str(self.spool), rows, round_seconds, lease, drain)
         process = subprocess.Popen(
-            command + settings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.processes.append(process)
         assert process.stdout

@@ -1,29 +1,54 @@
-"""Runs a worker with an engine of set speed as a process: URL, spool, rows, seconds a round, lease, drain."""
+"""Runs a worker with an engine of set speed, as a process of its own; its one argument is `Settings` as JSON."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import orjson
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from draftmill.worker.worker import MillWorker
+from tests.farm.crash import crash_at
 from tests.worker.set_speed_engine import SetSpeedEngine
 
 PAIR = "set-speed"
 
 
-def main() -> None:
-    url, spool, rows, round_seconds, lease, drain = sys.argv[1:]
+@dataclass(frozen=True)
+class Settings:
+    """`timeout` is the socket's; `crash` names a step at whose `crash_after`th time the process kills itself."""
+
+    url: str
+    spool: str
+    rows: int = 8
+    round_seconds: float = 0.005
+    lease: float = 2
+    drain: float = 60
+    timeout: float = 10
+    crash: str = ""
+    crash_after: int = 1
+
+    def command(self) -> list[str]:
+        """What starts such a worker."""
+        return [sys.executable, "-m", "tests.worker.run_worker", orjson.dumps(asdict(self)).decode()]
+
+
+def run(settings: Settings) -> bool:
+    """Works until a signal; prints `ready` when it is about to claim."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    engine = SetSpeedEngine(int(rows), float(round_seconds))
-    worker = MillWorker(
-        engine, PAIR, redis.Redis.from_url(url, socket_timeout=10), Path(spool), float(lease), float(drain)
-    )
+    engine = SetSpeedEngine(settings.rows, settings.round_seconds)
+    client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
+    worker = MillWorker(engine, PAIR, client, Path(settings.spool), settings.lease, settings.drain)
+    if settings.crash:
+        crash_at(worker, settings.crash, settings.crash_after)
     print("ready", flush=True)
-    sys.exit(0 if worker.work() else 130)
+    return worker.work()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if run(Settings(**orjson.loads(sys.argv[1]))) else 130)

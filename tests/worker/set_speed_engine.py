@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from draftmill.engine.request import Completion, Request, RequestError
 from draftmill.engine.stats import Stats
@@ -18,7 +18,7 @@ class SetSpeedEngine:
     """Generates one token per row and round; a round takes `round_seconds`.
 
     A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "flaky" one round
-    fails, with "broken" all of its rounds fail.
+    fails, with "broken" all of its rounds fail. `before_round` is called with rows at work.
     """
 
     def __init__(self, max_rows: int = 8, round_seconds: float = 0.005) -> None:
@@ -30,6 +30,7 @@ class SetSpeedEngine:
         self._waiting: deque[Request] = deque()
         self._cancelled: list[Completion] = []
         self._flaked = False
+        self.before_round: Callable[[], None] = lambda: None
 
     @property
     def busy(self) -> bool:
@@ -69,6 +70,7 @@ class SetSpeedEngine:
             self._rows[request.id] = (request, 0)
         if not self._rows:
             return finished
+        self.before_round()
         time.sleep(self.round_seconds)
         self.stats.rounds += 1
         self.stats.rows += len(self._rows)

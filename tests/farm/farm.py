@@ -1,0 +1,178 @@
+"""A farm for the fault suite: a real server, workers that can be killed, and an account of what became of a batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis as redis_py
+
+from draftmill.producer import batches, contract
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR, Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Of a batch that was waited for: lines without a completion, lines with several, and what never ended."""
+
+    lines: int
+    lost: int
+    duplicated: int
+    stuck: int
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.duplicated or self.stuck)
+
+    def __str__(self) -> str:
+        return f"{self.lost} lost, {self.duplicated} duplicated, {self.stuck} stuck of {self.lines:,}"
+
+
+class Farm:
+    """A context manager. Its workers are forked from one process that has imported everything."""
+
+    def __init__(self, *options: str, rows: int = 2, round_seconds: float = 0.005, lease: float = 2.0) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp")
+        self.folder = Path(self._folder.name)
+        self.server = RedisServer(self.folder, *options)
+        self.server.start()
+        self.redis = self.server.connect()
+        self.log = (self.folder / "workers.log").open("wb")
+        self.settings = Settings(self.server.url, str(self.folder / "spool"), rows, round_seconds, lease)
+        self.workers: list[int] = []
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._retired: list[subprocess.Popen[bytes]] = []
+        self._environment: dict[str, str] = {}
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.workers:
+            self.signal(pid, signal.SIGCONT)
+            self.signal(pid, signal.SIGKILL)
+        for zygote in filter(None, (self._zygote, *self._retired)):
+            zygote.kill()
+            zygote.communicate()
+        self.server.kill()
+        self.log.close()
+        self._folder.cleanup()
+
+    def start(self, **changes: Any) -> int:
+        """Starts a worker and returns its process id."""
+        if self._zygote is None:
+            self._zygote = subprocess.Popen(
+                [sys.executable, "-m", "tests.farm.zygote"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                env=os.environ | self._environment,
+            )
+        assert self._zygote.stdin
+        assert self._zygote.stdout
+        self._zygote.stdin.write(orjson.dumps(asdict(self.settings) | changes) + b"\n")
+        self._zygote.stdin.flush()
+        pid = int(self._zygote.stdout.readline())
+        self.workers.append(pid)
+        return pid
+
+    def shift_clocks(self, library: Path, seconds: int) -> None:
+        """The workers that start from now on have clocks that are wrong by so much."""
+        self._environment = {"LD_PRELOAD": str(library), "SHIFTED_BY": str(seconds)}
+        if self._zygote:
+            self._retired.append(self._zygote)
+            self._zygote = None
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def kill(self, pid: int) -> None:
+        """Ends a worker as by kill -9, and waits until it is gone."""
+        self.signal(pid, signal.SIGKILL)
+        while self.alive(pid):
+            time.sleep(0.002)
+        self.workers.remove(pid)
+
+    def alive(self, pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def submit(
+        self,
+        count: int,
+        batch: str = "b",
+        tokens: int = 6,
+        prompt: Callable[[int], str] | None = None,
+        after: int = 0,
+    ) -> None:
+        """Submits the lines r-0 … of a batch of `count`, but for those `after` that have been submitted before."""
+        info = batches.BatchInfo(batch, PAIR, "normal", count, "soak")
+        batches.create(self.redis, info)
+        sampling = contract.Sampling(max_tokens=tokens)
+        for first in range(after, count, 500):
+            bodies = [
+                contract.JobBody(
+                    batch=batch,
+                    custom_id=f"r-{n}",
+                    pair=PAIR,
+                    prompt=prompt(n) if prompt else "say it",
+                    sampling=sampling,
+                    line=n + 1,
+                )
+                for n in range(first, min(first + 500, count))
+            ]
+            batches.submit_chunk(self.redis, info, bodies)
+
+    def status(self, batch: str = "b") -> batches.BatchStatus:
+        found = batches.status(self.redis, batch)
+        assert found
+        return found
+
+    def wait(self, until: Callable[[], bool], seconds: float) -> bool:
+        """Waits for `until`; False if it did not come true in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with suppress(redis_py.RedisError):
+                if until():
+                    return True
+            time.sleep(0.05)
+        return False
+
+    def account(self, count: int, batch: str = "b", seconds: float = 60) -> Account:
+        """Waits until the batch is complete and settles what became of its lines."""
+        self.wait(lambda: self.status(batch).complete, seconds)
+        lines = [orjson.loads(result.line) for result in batches.results(self.redis, batch)]
+        done = {line["custom_id"] for line in lines if line["error"] is None}
+        return Account(
+            count, count - len(done), len(lines) - len({line["custom_id"] for line in lines}), self._stuck(batch)
+        )
+
+    def _stuck(self, batch: str) -> int:
+        """Lines without an end, and leases, queue entries and counters of running jobs that are left over."""
+        status = self.status(batch)
+        with self.redis.pipeline() as pipe:
+            pipe.zcard("draftmill:leases")
+            pipe.zcard("draftmill:later")
+            pipe.hlen(contract.RUNNING)
+            pipe.llen(f"rq:queue:{contract.queue_name(PAIR, 'normal', batch)}")
+            pipe.zcard(f"rq:wip:{contract.queue_name(PAIR, 'normal', batch)}")
+            left = pipe.execute()
+        return max(0, status.total - status.ended) + status.running + sum(left)

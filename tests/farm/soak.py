@@ -1,0 +1,56 @@
+"""The fault suite at full size, as a table: `make soak`, or `python -m tests.farm.soak [--small] [NAME…]`.
+
+Every fault runs against a real server and real worker processes, whose engine is replaced by one of set speed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tests.farm import dying, load, redis_faults
+from tests.farm.figure import Fault
+
+NOTHING = "0 lost, 0 duplicated, 0 stuck"
+
+FAULTS = (
+    Fault("kills", f"100 kill -9 over 20,000 jobs, 4 workers: {NOTHING}; back within lease + reap", dying.kills),
+    Fault("crashes", f"50 crashes at each of 5 steps: {NOTHING}", dying.crashes),
+    Fault("cleaners", f"kills, with 3 loops of `rq info` and RQ's clean-up: {NOTHING}", dying.kills_among_cleaners),
+    Fault("sleeps", "20 SIGSTOPs of two leases: 0 duplicated", dying.sleeps),
+    Fault("redis-kills", f"10 kill -9 of Redis, 60 s away: {NOTHING}, same processes", redis_faults.redis_kills),
+    Fault("poison", "5 poison among 1,000: 5 failed as poison, 995 done", dying.poison),
+    Fault("submits", "10,000 lines submitted twice and cut at random: 10,000 results", load.interrupted_submits),
+    Fault("clocks", f"two clocks off by 120 s: {NOTHING}", dying.clocks),
+    Fault("hostile-jobs", "1,000 hostile bodies: all refused, nothing run, worker alive", load.hostile_jobs),
+    Fault("hostile-lines", "1,000 hostile lines: all refused", load.hostile_lines),
+    Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
+    Fault("leaks", "100,000 jobs: memory back to its baseline + 5 %", load.leaks),
+    Fault("full-memory", f"maxmemory reached: {NOTHING}", redis_faults.full_memory),
+    Fault("full-disk", f"disk full under the append-only file: {NOTHING}", redis_faults.full_disk),
+    Fault("read-only", f"read-only replica: {NOTHING}", redis_faults.read_only),
+    Fault("half-open", f"connections that go dead: {NOTHING}", redis_faults.half_open),
+    Fault("frozen", f"a server that answers after the leases: {NOTHING}", redis_faults.frozen),
+    Fault("script-flush", f"SCRIPT FLUSH all the time: {NOTHING}", redis_faults.script_flush),
+)
+
+
+def main() -> int:
+    full = "--small" not in sys.argv
+    names = [name for name in sys.argv[1:] if not name.startswith("-")]
+    missed = 0
+    print("| fault | target | measured | holds |\n|---|---|---|---|")
+    for fault in FAULTS:
+        if names and fault.name not in names:
+            continue
+        begin = time.monotonic()
+        figure = fault.run(full)
+        missed += not figure.holds
+        seconds = f"{time.monotonic() - begin:.0f} s"
+        verdict = "yes" if figure.holds else "**no**"
+        print(f"| {fault.name} | {fault.target} | {figure.text} ({seconds}) | {verdict} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""The fault suite at its small size; `make soak` runs it at full size."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.farm.figure import Fault
+from tests.farm.soak import FAULTS
+
+SLOW_MACHINE = ("speed",)
+"""A figure of speed says nothing beside other tests; `make soak` judges it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+def test_fault(fault: Fault) -> None:
+    figure = fault.run(False)
+    assert figure.holds or fault.name in SLOW_MACHINE, figure.text
