@@ -124,10 +124,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def crashes(full: bool) -> Figure:
-    """A worker kills itself at each boundary between two steps, beside healthy workers."""
-    each, healthy = (50, 3) if full else (1, 1)
+    """A worker kills itself at each boundary between two steps, beside healthy workers.
+
+    The next one starts when the jobs of the last are back: by chance a job may share the end of two workers, but
+    dozens of crashes within one lease would make poison of honest jobs, as they should.
+    """
+    each, healthy, lease = (50, 3, 1.0) if full else (1, 1, 1.0)
     dice = random.Random(7)
-    with Farm(rows=2, round_seconds=0.005, lease=1.5) as farm:
+    with Farm(rows=2, round_seconds=0.005, lease=lease) as farm:
         jobs = 1_000
         farm.submit(jobs)
         for _ in range(healthy):
@@ -141,6 +145,7 @@ def crashes(full: bool) -> Figure:
             if farm.wait(lambda pid=pid: not farm.alive(pid), 20):
                 counts[step] += 1
                 farm.workers.remove(pid)
+            time.sleep(1.5 * lease)
         account = farm.account(jobs, seconds=300)
     done = ", ".join(f"{count} at {step}" for step, count in counts.items())
     return Figure(f"{done}; {account}", account.clean and set(counts.values()) == {each})

@@ -108,6 +108,10 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
     assert "is complete already" in again.stderr
     assert shell.lines("out.jsonl") == before
 
+    (shell.folder / "out.jsonl").unlink()  # Redis has dropped the results: they are generated anew
+    assert shell(*command).returncode == 1
+    assert ids(shell) == ["line-1", "b"]
+
 
 def test_an_interrupted_run_goes_on(shell: Shell, model: str) -> None:
     command = ["run", prompts(shell), "-o", "out.jsonl", "--pair", model]

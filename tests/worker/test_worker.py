@@ -233,7 +233,7 @@ def test_poison_kills_three_workers_and_no_neighbour(mill: Mill) -> None:
 
 def test_cancel_stops_running_rows_within_seconds(mill: Mill) -> None:
     mill.submit(30, tokens=100_000)
-    worker = mill.start()
+    worker = mill.start(lease=60)
     mill.wait(lambda status: status.running > 0)
     assert batches.cancel(mill.redis, "b") > 0
     mill.wait(all_done, seconds=4)
@@ -309,6 +309,27 @@ def test_hostile_jobs_run_nothing_and_harm_nobody(mill: Mill, tmp_path: Path) ->
     assert not mark.exists()
     assert mill.status().done == 5
     assert mill.stop(worker)[0] == 0
+
+
+def test_results_logs_and_spool_never_quote_a_prompt(mill: Mill) -> None:
+    mill.submit(3, prompt="xyzzy")
+    mill.submit(1, batch="long", prompt="xyzzy " * 2000)
+    mill.submit(1, batch="slow", prompt="xyzzy", tokens=100_000, max_seconds=0.2)
+    mill.submit(1, batch="flaky", prompt="xyzzy flaky")
+    mill.submit(1, batch="odd", prompt="xyzzy")
+    body = {"batch": "odd", "custom_id": "r-0", "pair": PAIR, "prompt": ["xyzzy"]}
+    data = zlib.compress(orjson.dumps([contract.FUNCTION, None, [body], {}]))
+    mill.redis.hset(f"rq:job:{contract.job_id('odd', 'r-0')}", "data", data)
+    worker = mill.start()
+    lines = []
+    for batch in ("b", "long", "slow", "flaky", "odd"):
+        mill.wait(all_done, batch=batch)
+        lines += [result.line for result in batches.results(mill.redis, batch)]
+    code, logged = mill.stop(worker)
+    assert code == 0
+    assert len(lines) == 7
+    assert "xyzzy" not in logged
+    assert not any(b"xyzzy" in line for line in lines)
 
 
 def test_a_request_that_cannot_run_fails_by_itself(mill: Mill) -> None:

@@ -1,0 +1,85 @@
+"""Submitters and collectors beside a Redis in trouble: one line, exit code 3, and the same command goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+
+from tests.producer.conftest import ROOT, Shell
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR, Settings
+
+LINES = 600
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, redis_server: RedisServer) -> Shell:
+    shell = Shell(tmp_path, tmp_path)
+    shell.environment["REDIS_URL"] = redis_server.url
+    lines = [orjson.dumps({"id": f"r-{n}", "prompt": f"say {n}", "max_tokens": 2}) for n in range(LINES)]
+    shell.write("in.jsonl", b"\n".join(lines))
+    return shell
+
+
+def out_of_memory(redis: redis_py.Redis) -> Callable[[], object]:
+    redis.config_set("maxmemory", 1_000_000)
+    return lambda: redis.config_set("maxmemory", 0)
+
+
+def read_only(redis: redis_py.Redis) -> Callable[[], object]:
+    redis.replicaof("127.0.0.1", "1")
+    return lambda: redis.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"), [(out_of_memory, "is out of memory; raise its maxmemory"), (read_only, "is read-only")]
+)
+def test_trouble_is_one_line_and_the_same_command_goes_on(
+    shell: Shell, redis_server: RedisServer, trouble: Callable[[redis_py.Redis], Callable[[], object]], says: str
+) -> None:
+    with redis_server.connect() as redis:
+        heal = trouble(redis)
+        failed = shell("submit", "in.jsonl", "--pair", PAIR)
+        assert failed.returncode == 3
+        assert says in failed.stderr.splitlines()[-1]
+        assert "Traceback" not in failed.stderr
+        heal()
+    batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
+    settings = Settings(redis_server.url, str(redis_server.folder / "spool"), rows=32, round_seconds=0)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    collected = shell("collect", batch, "-o", "out.jsonl", "--follow")
+    worker.kill()
+    worker.wait()
+    assert collected.returncode == 0, collected.stderr
+    ids = [orjson.loads(line)["custom_id"] for line in shell.lines("out.jsonl")]
+    assert sorted(ids) == sorted(f"r-{n}" for n in range(LINES))
+
+
+def test_a_submitter_whose_redis_dies_says_so_and_resumes(shell: Shell, redis_server: RedisServer) -> None:
+    shell.write("long.jsonl", b"\n".join(b'{"prompt": "say %d"}' % n for n in range(25_000)))
+    process = shell.start("submit", "long.jsonl", "--pair", PAIR)  # it waits: a window of lines is queued
+    assert process.stderr
+    while "lines are queued" not in process.stderr.readline():
+        assert process.poll() is None
+    redis_server.kill()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert error.splitlines()[-1].startswith("Error: cannot reach Redis")
+    redis_server.start()
+    listed = shell("status").stdout
+    assert "0/25,000" in listed
