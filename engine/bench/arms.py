@@ -21,6 +21,10 @@ class BenchError(RuntimeError):
     """An arm cannot do what is asked of it; the message is one line for its cell."""
 
 
+class MissingPeer(BenchError):
+    """Another engine is not installed."""
+
+
 class Session(Protocol):
     """Requests that are being decoded; each has its first token when the session is made."""
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from ..request import Request
-from .arms import Arm, BenchError, Session, synchronize
+from .arms import Arm, BenchError, MissingPeer, Session, synchronize
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ class Cell:
         prefill: seconds until every row had its first token, where that was timed.
         tokens_per_round: of a row, where it is known.
         error: why the arm was not timed, in one line.
+        missing: that is because it is not installed.
         note: what to know about the samples.
     """
 
@@ -60,6 +61,7 @@ class Cell:
     prefill: float | None = None
     tokens_per_round: float | None = None
     error: str | None = None
+    missing: bool = False
     note: str | None = None
 
     @property
@@ -189,6 +191,8 @@ def attempt(cell: Cell, action: Callable[[], T]) -> T | None:
     """What the action gives; if it fails, None, and the reason goes to the cell."""
     try:
         return action()
+    except MissingPeer as error:
+        cell.error, cell.missing = str(error), True
     except BenchError as error:
         cell.error = str(error)
     except Exception as error:  # whatever a peer or the device runs into must not stop the others

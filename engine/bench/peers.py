@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Collection, Iterator
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +17,7 @@ import mlx.nn as nn
 
 from ..draft import DFlashDraft, arrays
 from ..request import Request
-from .arms import BenchError, OneByOne
+from .arms import BenchError, MissingPeer, OneByOne, Run, Session
 from .replay import Continuation
 
 
@@ -26,7 +30,7 @@ class ZLab(OneByOne):
         continuation: what the draft says instead of what it thinks.
 
     Raises:
-        BenchError: not installed.
+        MissingPeer: not installed.
     """
 
     def __init__(
@@ -75,52 +79,55 @@ def zlab_draft(package: Any, draft: DFlashDraft, continuation: Continuation | No
     return made
 
 
-class DFlashMlx(OneByOne):
-    """`dflash-mlx`, which loads target and draft by itself, and does not say where its rounds end.
+class DFlashMlx:
+    """`dflash-mlx`, one request after the other, in a process of its own: it changes mlx-lm's classes for good.
 
     Raises:
-        BenchError: not installed, or it cannot load the pair.
+        MissingPeer: not installed.
+        BenchError: it cannot load the pair.
     """
 
-    alone = True
-    speculates = False
+    alone = False
+    tokens_per_round: float | None = None
 
     def __init__(self, target: str, draft: str):
-        self.runtime = peer("dflash_mlx.runtime", "dflash-mlx")
-        bundles = peer("dflash_mlx.runtime.bundle", "dflash-mlx")
-        self.context = peer("dflash_mlx.runtime.context", "dflash-mlx").build_offline_runtime_context()
-        self.bundle = bundles.load_runtime_bundle(
-            model_ref=target, draft_ref=draft, draft_quant=None, verify_config=self.context.verify
-        )
+        if not importlib.util.find_spec("dflash_mlx"):
+            raise MissingPeer("dflash-mlx is not installed")
+        command = [sys.executable, "-m", f"{__package__}.dflash_mlx_process", target, draft]
+        pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(command, **pipes)
+        self._answer()  # that it is ready
 
-    @property
-    def ends(self) -> Collection[int]:
-        return self.runtime.get_stop_token_ids(self.bundle.tokenizer)
+    def __del__(self) -> None:
+        if process := getattr(self, "process", None):
+            process.kill()
+            process.wait()
 
-    def stream(self, request: Request) -> Iterator[list[int]]:
-        events = self.runtime.stream_dflash_generate(
-            target_model=self.bundle.target_model,
-            target_ops=self.bundle.target_ops,
-            tokenizer=self.bundle.tokenizer,
-            draft_model=self.bundle.draft_model,
-            draft_backend=self.bundle.draft_backend,
-            prompt_tokens_override=list(request.tokens),
-            max_new_tokens=request.sampling.max_tokens,
-            stop_token_ids=self.ends,
-            runtime_context=self.context,
-        )
-        for event in events:
-            if type(event).__name__ == "TokenEvent":
-                yield [int(event.token_id)]
+    def open(self, requests: Sequence[Request]) -> Session:
+        raise BenchError("runs whole requests only")
+
+    def runner(self) -> Run:
+        return self._run
+
+    def _run(self, requests: Sequence[Request]) -> list[list[int]]:
+        asked = [[list(request.tokens), request.sampling.max_tokens] for request in requests]
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout
+        answer = json.loads(self.process.stdout.readline() or '{"error": "dflash-mlx ended by itself"}')
+        if "error" in answer:
+            raise BenchError(answer["error"])
+        return answer["done"]
 
 
 def peer(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise BenchError(
-            f"{package} is not installed" if error.name == package.replace("-", "_") else str(error)
-        ) from None
+    if not importlib.util.find_spec(package):
+        raise MissingPeer(f"{package} is not installed")
+    return importlib.import_module(module)
 
 
 def twin(module: Any) -> Any:

@@ -46,7 +46,7 @@ class Real:
         self.text = Text(loaded.tokenizer)
         self.model = twin(loaded.model)  # for the others, whose layers stay mlx-lm's own
         self.target = adapt(loaded.model)
-        self.recurrent = self.target.kv_layers < len(self.target.layers)
+        self.recurrent = any(getattr(layer, "is_linear", False) for layer in self.target.layers)
         self.draft: Any = None
         if pair.draft:
             self.draft = load_draft(models.locate(pair.draft, cache))

@@ -50,10 +50,9 @@ class Table:
 
     @property
     def failed(self) -> bool:
-        """Whether some cell has no figure."""
-        return any(cell.error for line in self.lines for cell in line.cells.values()) or any(
-            "failed" in fact for fact in self.facts
-        )
+        """Whether some cell has no figure, for another reason than that its engine is not installed."""
+        cells = [cell for line in self.lines for cell in line.cells.values()]
+        return any(cell.error and not cell.missing for cell in cells) or any("failed" in fact for fact in self.facts)
 
     def text(self) -> str:
         """The table for a terminal: median tokens/s and the ratio to the base, reasons of failed cells below it."""
@@ -80,7 +79,7 @@ class Table:
         if cell is None:
             return ""
         if cell.error or not cell.samples:
-            return "failed"
+            return "missing" if cell.missing else "failed"
         base, text = line.cells.get(self.base), f"{cell.rate:,.0f}" if cell.rate >= 100 else f"{cell.rate:.1f}"
         if cell.tokens_per_round and cell.tokens_per_round > 1.005:
             text += f" ({cell.tokens_per_round:.1f}/round)"
@@ -160,15 +159,17 @@ def draw(file: Path, tables: Sequence[Table]) -> None:
     wide = min(2, len(panels))
     high = -(-len(panels) // wide)
     figure, axes = pyplot.subplots(high, wide, figsize=(7 * wide, 4.2 * high), squeeze=False, layout="constrained")
+    arms = list(dict.fromkeys(arm for table in panels for arm in table.arms))
+    colours = {arm: f"C{number}" for number, arm in enumerate(arms)}
     for table, axis in zip(panels, axes.flat, strict=False):
-        panel(table, axis)
+        panel(table, axis, colours)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
 
-def panel(table: Table, axis: Any) -> None:
+def panel(table: Table, axis: Any, colours: dict[str, str]) -> None:
     over = [line for line in table.lines if line.at is not None]
     for number, arm in enumerate(table.arms):
         there = [(line, line.cells[arm]) for line in table.lines if arm in line.cells and line.cells[arm].samples]
@@ -177,17 +178,26 @@ def panel(table: Table, axis: Any) -> None:
         rates = [cell.rate for _, cell in there]
         errors = [[cell.rate - cell.spread[0] for _, cell in there], [cell.spread[1] - cell.rate for _, cell in there]]
         if len(over) > 1:
-            axis.errorbar([line.at for line, _ in there], rates, errors, marker="o", markersize=4, capsize=2, label=arm)
+            axis.errorbar(
+                [line.at for line, _ in there],
+                rates,
+                errors,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=arm,
+                color=colours[arm],
+            )
         else:
             width = 0.8 / len(table.arms)
             places = [table.lines.index(line) + (number - (len(table.arms) - 1) / 2) * width for line, _ in there]
-            axis.bar(places, rates, width, yerr=errors, capsize=2, label=arm)
+            axis.bar(places, rates, width, yerr=errors, capsize=2, label=arm, color=colours[arm])
     if len(over) > 1:
         axis.set_xscale("log", base=2)
         axis.set_xticks([line.at for line in over], [line.label for line in over])
-        axis.set_xlabel(table.axis)
     else:
         axis.set_xticks(range(len(table.lines)), [line.label for line in table.lines])
+    axis.set_xlabel(table.axis)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("tokens/s")
     axis.set_title(table.title, fontsize=9)
