@@ -206,3 +206,23 @@ def test_a_file_without_a_usable_line_is_refused(content: bytes, tmp_path: Path)
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.jsonl (is empty|has no usable line)"):
         Dataset(str(path), PAIR, Defaults()).survey()
+
+
+def test_batches_lines_and_names_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.producer.dataset.MOST_LINES", 2)
+    monkeypatch.setattr("draftmill.producer.dataset.MOST_BODY_BYTES", 1000)
+    short, long = b'{"prompt": "a"}', b'{"prompt": "' + b"x" * 3000 + b'"}'
+    with pytest.raises(UserError, match="has 3 lines, a batch at most 2; split the file"):
+        dataset(short, short, short).survey()
+    first, second, third = read(short, long, {"id": "i" * 513, "prompt": "a"})
+    assert isinstance(first, JobBody)
+    assert str(second) == "line 2: longer than 1,000 bytes"
+    assert str(third) == "line 3: id has 513 characters; at most 512 are allowed"
+
+
+def test_how_long_a_line_may_take_is_no_part_of_a_batch_s_identity() -> None:
+    line = {"prompt": "a", "max_tokens": 3}
+    assert dataset(line).survey().batch == dataset(line | {"max_seconds": 5}).survey().batch
+    assert job(line, sampling={"max_seconds": 2.5}).sampling.max_seconds == 2.5
+    (bad,) = read(line | {"max_seconds": 0})
+    assert str(bad) == "line 1: max_seconds is 0; it must be more than 0"
