@@ -26,7 +26,7 @@ from tests.worker.run_worker import PAIR
 
 def interrupted_submits(full: bool) -> Figure:
     """One file, submitted by two at a time that are killed and interrupted at random; then collected."""
-    lines, cuts = (10_000, 12) if full else (1_000, 3)
+    lines, cuts = (10_000, 12) if full else (1_000, 2)
     dice = random.Random(11)
     with Farm(rows=64, round_seconds=0.002, lease=3) as farm:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
@@ -187,7 +187,7 @@ def speed(full: bool) -> Figure:
 
 def leaks(full: bool) -> Figure:
     """Redis's memory before, and after jobs went through and their results were collected and dropped."""
-    rounds, each = (10, 10_000) if full else (2, 1_500)
+    rounds, each = (10, 10_000) if full else (2, 1_000)
     with Farm(rows=32, round_seconds=0, lease=10) as farm:
         farm.start()
 
@@ -214,7 +214,7 @@ def _settled(farm: Farm) -> int:
     """Used memory, once Redis has freed what it frees in the background."""
     farm.redis.execute_command("MEMORY", "PURGE")
     seen = []
-    for _ in range(30):
+    for _ in range(15):
         time.sleep(0.1)
         seen.append(int(farm.redis.info("memory")["used_memory"]))
     return min(seen)

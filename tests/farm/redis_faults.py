@@ -18,7 +18,7 @@ from tests.farm.proxy import Proxy
 
 def redis_kills(full: bool) -> Figure:
     """kill -9 of the server, ten times, and one outage of 60 s; the workers are the same processes all along."""
-    jobs, count, outage = (8_000, 10, 60) if full else (600, 2, 3)
+    jobs, count, outage = (8_000, 10, 60) if full else (400, 2, 2)
     dice = random.Random(3)
     with Farm(rows=4, round_seconds=0.01, lease=3) as farm:
         farm.submit(jobs)

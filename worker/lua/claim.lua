@@ -26,7 +26,8 @@ local turns, there = {}, 0
 local scores = redis.call('ZRANGE', TURNS, 0, -1, 'WITHSCORES')
 for i = 1, #scores, 2 do
   local priority, batch = string.match(scores[i], '%.(%a+)%.([^.]+)$')
-  local turn = { queue = scores[i], due = tonumber(scores[i + 1]), cost = COST[priority] or COST.low, batch = batch or '' }
+  local due = tonumber(scores[i + 1])
+  local turn = { queue = scores[i], due = due, was = due, cost = COST[priority] or COST.low, batch = batch or '' }
   turns[#turns + 1] = turn
   there = there + redis.call('LLEN', 'rq:queue:' .. turn.queue)
 end
@@ -109,6 +110,6 @@ end
 -- A batch whose user is at the limit saves nothing up meanwhile.
 for _, turn in ipairs(turns) do
   if turn.capped then turn.due = math.max(turn.due, clock) end
-  redis.call('ZADD', TURNS, 'XX', turn.due, turn.queue)
+  if turn.due ~= turn.was then redis.call('ZADD', TURNS, 'XX', turn.due, turn.queue) end
 end
 return claimed
