@@ -69,6 +69,7 @@ def bench(**options: Any) -> None:
 
     \b
       draftmill bench --pair smollm2-135m --data prompts.jsonl --limit 16 --tokens 64
+      draftmill bench --pair smollm2-135m --data prompts.jsonl --arms depth-0,adaptive --reference-blas
       draftmill bench --shape qwen3-4b --rows 1,4,8,16 --accept 4,8
       draftmill bench --shape qwen3.5-4b --bits 4 --dataset 256 --rows 8,32
       draftmill bench --suite --chart bench.png

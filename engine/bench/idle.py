@@ -52,7 +52,7 @@ class Filler:
         while True:
             self.matrix = mx.full((size, size), 1 / size)  # its own square, so that nothing grows or fades
             mx.eval(self.matrix)
-            if self.timed() > seconds / PASSES or size >= LARGEST:
+            if self.timed(4) > seconds / PASSES or size >= LARGEST:
                 break
             size = size * 5 // 4
         self.passes = min(PASSES, max(1, round(seconds / self.timed())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TypeVar
 
@@ -156,17 +156,15 @@ def whole(
     requests: Sequence[Request],
     repeats: int,
     expected: Expected | None = None,
-    warm: int = 2,
 ) -> dict[str, Cell]:
     """Time whole runs of the requests, prefill and all, by arms that take turns.
 
-    Before that every arm runs the first `warm` requests, untimed.
+    Before that every arm runs a few tokens of the first two, untimed.
     """
     cells = {name: Cell() for name in arms}
     made = {name: arm for name in arms if (arm := attempt(cells[name], arms[name]))}
-    failed = {
-        name for name, arm in made.items() if attempt(cells[name], lambda a=arm: a.runner()(requests[:warm])) is None
-    }
+    few = [replace(r, sampling=replace(r.sampling, max_tokens=min(WARM, r.sampling.max_tokens))) for r in requests[:2]]
+    failed = {name for name, arm in made.items() if attempt(cells[name], lambda arm=arm: arm.runner()(few)) is None}
     for _ in range(repeats):
         for name in [name for name in made if name not in failed]:
             cell, arm = cells[name], made[name]

@@ -44,8 +44,8 @@ class Real:
         loaded = models.load(pair.target, cache)
         self.tokenizer: Any = loaded.tokenizer
         self.text = Text(loaded.tokenizer)
-        self.model = twin(loaded.model)  # for the others, whose layers stay mlx-lm's own
         self.target = adapt(loaded.model)
+        self.model = twin(loaded.model)  # for the others, whose layers stay mlx-lm's own
         self.recurrent = any(getattr(layer, "is_linear", False) for layer in self.target.layers)
         self.draft: Any = None
         if pair.draft:

@@ -39,9 +39,9 @@ class Synthetic:
         self.bits = bits
         dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
         model = self.shape.build(bits, dtype)
-        self.model = twin(model)  # for the others, whose layers stay mlx-lm's own
         self.draft = self.shape.build_draft(dtype)
         self.target = adapt(model)
+        self.model = twin(model)  # for the others, whose layers stay mlx-lm's own
         choose(self.target, self.draft, cache)
         wrapped: Any = Numbers()
         self.tokenizer = TokenizerWrapper(wrapped)

@@ -165,9 +165,13 @@ def test_idle_share_is_what_a_filled_round_does_not_explain() -> None:
 
 
 def test_idle_share_sees_a_host_that_sleeps() -> None:
-    # On a busy CPU timings scatter widely; the truth is about 0.8 and 0.
-    assert measure_idle(Paced(work=0.006, sleep=0.03), rounds=4, repeats=3).share > 0.35
-    assert measure_idle(Paced(work=0.02, sleep=0.004), rounds=4, repeats=3).share < 0.35
+    # The truth is about 0.8 and 0. On a CPU that others use timings scatter widely, so a few attempts are allowed.
+    assert any(idle(work=0.006, sleep=0.03) > 0.4 for _ in range(4))
+    assert any(idle(work=0.02, sleep=0.004) < 0.3 for _ in range(4))
+
+
+def idle(work: float, sleep: float) -> float:
+    return measure_idle(Paced(work, sleep), rounds=3, repeats=3).share
 
 
 def test_tables_and_json_carry_medians_ratios_and_samples(tmp_path: Path) -> None:
