@@ -1,0 +1,198 @@
+"""What a round and a draft pass take on this machine, fitted to measurements. Knows no MLX.
+
+A round's time is flat in its packed tokens while weights are read, rises once arithmetic binds, and has steps where
+kernels begin another tile: a monotone piecewise-linear curve holds all of that. Rows and context add to it linearly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+TILES = (8, 16, 32, 64, 128)
+"""Widths of kernels' tiles, past which a step of the curve is looked for."""
+
+CONTEXTS = (256, 2048)
+"""Tokens of context per row at which they are measured."""
+
+SWEEPS = 2000
+"""Most passes over the coefficients when fitting them."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is timed: a round of `tokens` that decoding rows share as evenly as they can, or one draft pass for the
+    rows, `tokens` in all of their blocks. Each row has `context` tokens behind it.
+    """
+
+    rows: int
+    tokens: int
+    context: int
+    draft: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measurement: packed tokens, rows, context summed over rows, and the seconds it took."""
+
+    tokens: int
+    rows: int
+    context: int
+    seconds: float
+
+
+def plan(max_rows: int, block: int) -> list[Shape]:
+    """What to time, cheapest first: whoever times may stop when it takes too long, the curve goes on beyond.
+
+    Each shape should run once for its kernels to be built, then a few times: of points at the same shape the median
+    counts. Packed tokens double or grow by half, with one more past each tile; each number is tried with as few rows
+    as can hold it and with as many, which tells rows from tokens; long contexts are tried at both ends.
+    """
+    block, most = max(1, block), max_rows * max(1, block)
+    short, long = CONTEXTS
+    sizes = {1, most, *(tile + 1 for tile in TILES)}
+    for power in range(1, most.bit_length()):
+        sizes |= {1 << power, 3 << power}
+    shapes: set[Shape] = set()
+    for tokens in (size for size in sizes if size <= most):
+        few, many = -(-tokens // block), min(tokens, max_rows)
+        shapes |= {Shape(few, tokens, short), Shape(many, tokens, short)}
+    shapes |= {Shape(rows, rows, long) for rows in (1, max_rows)}
+    if block > 1:
+        rows = {max_rows, *(1 << power for power in range(max_rows.bit_length()))}
+        shapes |= {Shape(count, count * block, short, draft=True) for count in rows}
+        shapes |= {Shape(count, count * block, long, draft=True) for count in (1, max_rows)}
+    return sorted(shapes, key=lambda shape: (shape.tokens, shape.rows, shape.context, shape.draft))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds as a monotone piecewise-linear function of tokens, plus seconds per row and per token of context.
+
+    Beyond its last knot the curve goes on as it rose on average over the upper half of its knots.
+    """
+
+    knots: tuple[int, ...]
+    seconds: tuple[float, ...]
+    per_row: float
+    per_context: float
+    residual: float
+
+    @classmethod
+    def fit(cls, points: Iterable[Point]) -> Curve:
+        """Least squares of relative errors over non-negative coefficients, by coordinate descent.
+
+        Raises:
+            ValueError: no points, or one that took no time.
+        """
+        medians = _medians(points)
+        knots = tuple(sorted({point.tokens for point in medians}))
+        rows = [([*_ramps(knots, p.tokens), p.rows, p.context], p.seconds) for p in medians]
+        found = _non_negative([[x / y for x in xs] for xs, y in rows])
+        base, *rises = found[: len(knots)]
+        seconds = [base]
+        for rise in rises:
+            seconds.append(seconds[-1] + rise)
+        errors = [abs(sum(x * c for x, c in zip(xs, found, strict=True)) / y - 1) for xs, y in rows]
+        return cls(knots, tuple(seconds), found[-2], found[-1], median(errors))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Curve:
+        return cls(**{**fields, "knots": tuple(fields["knots"]), "seconds": tuple(fields["seconds"])})
+
+    def at(self, tokens: int) -> float:
+        """Seconds for so many packed tokens, without what rows and context add."""
+        knots, seconds = self.knots, self.seconds
+        right = bisect_right(knots, tokens)
+        if right == 0:
+            return seconds[0]
+        if right == len(knots):
+            middle = (len(knots) - 1) // 2
+            width = knots[-1] - knots[middle]
+            slope = (seconds[-1] - seconds[middle]) / width if width else seconds[-1] / knots[-1]
+            return seconds[-1] + slope * (tokens - knots[-1])
+        share = (tokens - knots[right - 1]) / (knots[right] - knots[right - 1])
+        return seconds[right - 1] + share * (seconds[right] - seconds[right - 1])
+
+
+class Cost:
+    """Predicted seconds of rounds and draft passes.
+
+    Args:
+        round: over packed tokens, rows and summed context.
+        draft: over tokens of all blocks, rows and summed context.
+    """
+
+    def __init__(self, round: Curve, draft: Curve):
+        self.round, self.draft = round, draft
+        self._rounds: list[float] = []
+        self._drafts: list[float] = []
+
+    @classmethod
+    def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point]) -> Cost:
+        return cls(Curve.fit(rounds), Curve.fit(drafts))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Cost:
+        """The opposite of `to_dict`, also after a trip through JSON."""
+        return cls(Curve.from_dict(fields["round"]), Curve.from_dict(fields["draft"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"round": asdict(self.round), "draft": asdict(self.draft)}
+
+    @property
+    def residual(self) -> float:
+        """Median relative error of the fit at its points, of the worse curve."""
+        return max(self.round.residual, self.draft.residual)
+
+    def rounds(self, tokens: int) -> list[float]:
+        """Seconds of rounds of 0, 1, 2, … up to at least `tokens` packed tokens, without rows and context."""
+        while len(self._rounds) <= tokens:
+            self._rounds.append(self.round.at(len(self._rounds)))
+        return self._rounds
+
+    def drafts(self, rows: int, block: int) -> list[float]:
+        """Seconds of draft passes of 0, 1, 2, … up to at least `rows` rows, without what their context adds."""
+        while len(self._drafts) <= rows:
+            count = len(self._drafts)
+            self._drafts.append(self.draft.at(count * block) + count * self.draft.per_row if count else 0.0)
+        return self._drafts
+
+
+def _medians(points: Iterable[Point]) -> list[Point]:
+    """One point for each shape."""
+    seconds: dict[tuple[int, int, int], list[float]] = {}
+    for point in points:
+        seconds.setdefault((point.tokens, point.rows, point.context), []).append(point.seconds)
+    if not seconds or min(map(min, seconds.values())) <= 0:
+        raise ValueError("a curve needs points, each of which took some time")
+    return [Point(*shape, median(values)) for shape, values in seconds.items()]
+
+
+def _ramps(knots: Sequence[int], tokens: int) -> list[float]:
+    """A constant, then how far `tokens` is through each stretch between knots, 0 to 1."""
+    return [1.0, *(min(1.0, max(0.0, (tokens - a) / (b - a))) for a, b in pairwise(knots))]
+
+
+def _non_negative(matrix: list[list[float]]) -> list[float]:
+    """Coefficients >= 0 that bring each row of `matrix` closest to 1."""
+    columns = list(zip(*matrix, strict=True))
+    gram = [[sum(a * b for a, b in zip(left, right, strict=True)) for right in columns] for left in columns]
+    wanted = [sum(column) for column in columns]
+    found = [0.0] * len(columns)
+    for _ in range(SWEEPS):
+        moved = 0.0
+        for place, row in enumerate(gram):
+            if row[place] == 0:
+                continue
+            gap = wanted[place] - sum(a * b for a, b in zip(row, found, strict=True))
+            value = max(0.0, found[place] + gap / row[place])
+            moved = max(moved, abs(value - found[place]) * row[place])
+            found[place] = value
+        if moved < 1e-9 * len(matrix):
+            break
+    return found
