@@ -34,19 +34,23 @@ class Line:
 
 @dataclass
 class Table:
-    """Arms beside each other, in tokens per second and as ratios to the arm `base`; or `facts`, where there is
-    something else to say.
+    """Arms beside each other, in tokens per second and as ratios to mlx-lm's batch, or without it to the first arm;
+    or `facts`, where there is something else to say.
     """
 
     title: str
     axis: str = ""
-    base: str = "mlx-batch"
     lines: list[Line] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def arms(self) -> list[str]:
         return list(dict.fromkeys(arm for line in self.lines for arm in line.cells))
+
+    @property
+    def base(self) -> str | None:
+        """The arm that ratios are to."""
+        return "mlx-batch" if "mlx-batch" in self.arms else next(iter(self.arms), None)
 
     @property
     def failed(self) -> bool:
@@ -80,7 +84,7 @@ class Table:
             return ""
         if cell.error or not cell.samples:
             return "missing" if cell.missing else "failed"
-        base, text = line.cells.get(self.base), f"{cell.rate:,.0f}" if cell.rate >= 100 else f"{cell.rate:.1f}"
+        base, text = line.cells.get(self.base or ""), f"{cell.rate:,.0f}" if cell.rate >= 100 else f"{cell.rate:.1f}"
         if cell.tokens_per_round and cell.tokens_per_round > 1.005:
             text += f" ({cell.tokens_per_round:.1f}/round)"
         if base and base is not cell and base.samples:
@@ -93,7 +97,7 @@ class Table:
         """Everything, for JSON: medians and ratios beside the samples they come from."""
         lines = []
         for line in self.lines:
-            base = line.cells.get(self.base)
+            base = line.cells.get(self.base or "")
             cells = {}
             for arm, cell in line.cells.items():
                 cells[arm] = asdict(cell)

@@ -25,7 +25,6 @@ def rows_table(
     table = Table(
         f"{describe(bench)}, decoding, {accept:g} tokens per round, context {context}, tokens/s",
         axis="rows",
-        base="mlx-batch" if "mlx-batch" in arms else arms[0],
     )
     for count in rows:
         requests = bench.rows(count, context, tokens, accept, repeats)
