@@ -13,7 +13,6 @@ from ..kernels.race import race
 from .boxed import ModelError
 from .draft import DFlashDraft
 from .families.transformer import Transformer
-from .linear import products, route
 
 VARIABLE = "DRAFTMILL_KERNELS"
 """Environment variable: `race` (the default), or the form that runs wherever it can: `kernel` or `stock`."""
@@ -31,19 +30,16 @@ def choose(target: Transformer, draft: DFlashDraft | None, cache: Path) -> None:
     if mx.default_device() == mx.cpu or wish == STOCK:
         return
     results = race(heats(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
-    operations = Operations({key: result.winner for key, result in results.items()})
-    target.use(operations)
-    if draft:
-        route(draft, operations)
+    target.operations = Operations({key: result.winner for key, result in results.items()})
 
 
 def shapes(target: Transformer, draft: DFlashDraft | None) -> list[Shape]:
     """What a pair's operations work on, each shape once."""
-    found: list[Shape] = [*target.shapes, *products(target.model, target.dtype)]
+    found: list[Shape] = list(target.shapes)
     if draft:
         config = draft.config
         heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        found += [AttentionShape(*heads, target.dtype), *products(draft, target.dtype)]
+        found.append(AttentionShape(*heads, target.dtype))
     return list(dict.fromkeys(found))
 
 

@@ -9,10 +9,22 @@ from itertools import product
 
 import mlx.core as mx
 
+from .add_norm import add_norm, add_norm_by_kernel
+from .add_norm import fits as norm_fits
 from .convolution import causal_convolution
 from .gated_delta import Tape, gated_delta
 from .launch import on_gpu
-from .operations import KERNEL, SIMDGROUPS, STOCK, TOGETHER, attention_key, product_key, recurrence_key
+from .operations import (
+    KERNEL,
+    SIMDGROUPS,
+    STOCK,
+    TOGETHER,
+    attention_key,
+    norm_key,
+    product_key,
+    recurrence_key,
+    rotary_key,
+)
 from .packing import Packing, Span
 from .quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
@@ -21,6 +33,8 @@ from .ragged_attention import fits as attention_fits
 from .ragged_attention import ragged_attention
 from .recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
 from .recurrence import fits as recurrence_fits
+from .rotary import Layout, rotate, rotate_by_kernel
+from .rotary import fits as rotary_fits
 from .source import Launch
 from .steps import Steps
 from .stock_attention import attention_by_row, attention_together
@@ -36,6 +50,22 @@ class AttentionShape:
     heads: int
     kv_heads: int
     dim: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class RotaryShape:
+    """Queries and keys as they leave a joint projection."""
+
+    layout: Layout
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class NormShape:
+    """Tokens of so many elements."""
+
+    size: int
     dtype: mx.Dtype
 
 
@@ -67,7 +97,7 @@ class ProductShape:
     dtype: mx.Dtype
 
 
-Shape = AttentionShape | RecurrentShape | ProductShape
+Shape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
 
 
 def heats(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Heat]:
@@ -76,6 +106,10 @@ def heats(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Heat]:
         match shape:
             case AttentionShape():
                 yield from _attention(shape, launch)
+            case RotaryShape(layout, dtype):
+                yield Heat(rotary_key(layout, dtype), dtype, partial(_rotary_forms, shape, launch))
+            case NormShape(size, dtype):
+                yield Heat(norm_key(size, dtype), dtype, partial(_norm_forms, shape, launch))
             case RecurrentShape():
                 yield from _recurrent(shape, launch)
             case ProductShape():
@@ -112,6 +146,33 @@ def _packing(rows: int, queries: int, keys: int, call: int) -> Packing:
     spans = tuple(Span(row * queries, queries, row * extent, length) for row in range(rows))
     positions = mx.array([length - queries + i for _ in range(rows) for i in range(queries)], mx.int32)
     return Packing(spans, positions, positions)
+
+
+TOKENS = 16
+"""Tokens of a round in the heats of operations that know of no rows."""
+
+
+def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Run]:
+    layout, dtype = shape.layout, shape.dtype
+    projected = mx.random.normal((TOKENS, layout.width)).astype(dtype)
+    turns = mx.random.uniform(-1, 1, (TOKENS, 2, layout.rotated // 2))
+    weight = mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype)
+    norms = None if layout.epsilon is None else (weight, weight)
+    mx.eval(projected, turns, weight)
+    forms: dict[str, Run] = {STOCK: lambda call: rotate(projected, turns, norms, layout)}
+    if rotary_fits(layout, dtype):
+        forms[KERNEL] = lambda call: rotate_by_kernel(projected, turns, norms, layout, launch)
+    return forms
+
+
+def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Run]:
+    x, y = (mx.random.normal((TOKENS, shape.size)).astype(shape.dtype) for _ in range(2))
+    weight = mx.random.uniform(0.5, 1.5, (shape.size,)).astype(shape.dtype)
+    mx.eval(x, y, weight)
+    forms: dict[str, Run] = {STOCK: lambda call: add_norm(x, y, weight, 1e-6)}
+    if norm_fits(x):
+        forms[KERNEL] = lambda call: add_norm_by_kernel(x, y, weight, 1e-6, launch)
+    return forms
 
 
 def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Heat]:

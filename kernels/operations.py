@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import mlx.core as mx
 
+from .add_norm import add_norm, add_norm_by_kernel
 from .convolution import causal_convolution
 from .gated_delta import Tape, gated_delta
 from .launch import on_gpu
@@ -16,6 +18,7 @@ from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from .race import Key
 from .ragged_attention import ragged_attention
 from .recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from .rotary import Layout, Norms, rotate, rotate_by_kernel
 from .source import Launch
 from .steps import Steps
 from .stock_attention import attention_by_row, attention_together
@@ -26,7 +29,7 @@ STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "sim
 
 @dataclass(frozen=True)
 class Operations:
-    """Attention, the recurrent layers' operations, and quantised products.
+    """What happens to tokens between and around their linear layers, and the quantised products of these.
 
     `winners` name the form of an operation at the shapes that were raced (`race`); other shapes take those of the
     nearest one, and without a race everything is stock. `launch` runs kernels.
@@ -63,6 +66,20 @@ class Operations:
             return ragged_attention(queries, keys, values, packing, scale, window, self.launch)
         stock = attention_together if form == TOGETHER else attention_by_row
         return stock(queries, keys, values, packing, scale, window)
+
+    def rotate(
+        self, projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout
+    ) -> tuple[mx.array, mx.array]:
+        """As `rotary.rotate`."""
+        if self.winners.get(rotary_key(layout, projected.dtype), STOCK) == KERNEL:
+            return rotate_by_kernel(projected, turns, norms, layout, self.launch)
+        return rotate(projected, turns, norms, layout)
+
+    def add_norm(self, x: mx.array, y: mx.array, weight: mx.array, epsilon: float) -> tuple[mx.array, mx.array]:
+        """As `add_norm.add_norm`."""
+        if self.winners.get(norm_key(x.shape[1], x.dtype), STOCK) == KERNEL:
+            return add_norm_by_kernel(x, y, weight, epsilon, self.launch)
+        return add_norm(x, y, weight, epsilon)
 
     def gated_delta(
         self,
@@ -103,20 +120,33 @@ class Operations:
 def attention_key(queries: mx.array, keys: mx.array, packing: Packing) -> Key:
     """The raced shape that stands for a call: heads, their size, type; then rows, queries of each, keys of each."""
     (heads, dim), kv_heads = queries.shape[1:], keys.shape[1]
-    return ("attention", heads, kv_heads, dim, _name(queries), *packing.kind)
+    return ("attention", heads, kv_heads, dim, _name(queries.dtype), *packing.kind)
+
+
+def rotary_key(layout: Layout, dtype: mx.Dtype) -> Key:
+    """Likewise: heads, their size, how much of it turns, from one head to the next, whether normed, type."""
+    normed = "normed" if layout.epsilon is not None else "plain"
+    heads = layout.heads, layout.kv_heads, layout.dim, layout.rotated, layout.step
+    return ("rotary", *heads, normed, _name(dtype))
+
+
+def norm_key(size: int, dtype: mx.Dtype) -> Key:
+    """Likewise: size and type."""
+    return ("add norm", size, _name(dtype))
 
 
 def recurrence_key(operation: str, array: mx.array, other: mx.array, steps: Steps) -> Key:
     """Likewise, for an operation of recurrent layers: shapes of what it reads without the tokens, type, steps a row."""
     longest = max(span.count for span in steps.seats)
-    return (operation, *array.shape[1:], *other.shape[1:], _name(array), 16 if longest <= FEW else 256)
+    return (operation, *array.shape[1:], *other.shape[1:], _name(array.dtype), 16 if longest <= FEW else 256)
 
 
 def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
     """Likewise, for a product of x [N, K] with a weight of so many lines; one row is left to stock."""
     rows = next((rows for rows, most in ((1, 1), (4, 5), (16, 24)) if x.shape[0] <= most), 64)
-    return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x), rows)
+    return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x.dtype), rows)
 
 
-def _name(array: mx.array) -> str:
-    return str(array.dtype).rpartition(".")[2]
+@cache
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).rpartition(".")[2]

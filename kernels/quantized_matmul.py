@@ -46,4 +46,3 @@ def quantized_matmul_by_kernel(
         [((count, lines), x.dtype)],
     )
     return outputs
-

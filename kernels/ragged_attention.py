@@ -62,4 +62,3 @@ def ragged_attention(
     made = [((count, heads, dim), dtype)]
     (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
     return outputs.reshape(count, -1)
-

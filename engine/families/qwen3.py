@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlx.core as mx
-
-from .transformer import Projected, Transformer
+from ...kernels.rotary import Layout, Norms
+from .transformer import Transformer
 
 
 class Qwen3(Transformer):
     """Adapter over `mlx_lm.models.qwen3` and `qwen3_moe`."""
 
     @property
-    def head_dim(self) -> int:
-        return self.layers[0].self_attn.k_norm.weight.shape[0]
+    def layout(self) -> Layout:
+        attn = self.layers[0].self_attn
+        dim = attn.k_norm.weight.shape[0]
+        return Layout(attn.n_heads, attn.n_kv_heads, dim, dim, epsilon=attn.k_norm.eps)
 
-    def project(self, attn: Any, x: mx.array) -> Projected:
-        count = x.shape[0]
-        return Projected(
-            attn.q_norm(attn.q_proj(x).reshape(count, attn.n_heads, -1)),
-            attn.k_norm(attn.k_proj(x).reshape(count, attn.n_kv_heads, -1)),
-            attn.v_proj(x).reshape(count, attn.n_kv_heads, -1),
-        )
+    def norms(self, attn: Any) -> Norms:
+        return attn.q_norm.weight, attn.k_norm.weight

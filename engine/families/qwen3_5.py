@@ -11,9 +11,11 @@ from mlx_lm.models.gated_delta import compute_g, normalize_qk
 
 from ...kernels import heats
 from ...kernels.packing import Packing
+from ...kernels.rotary import Layout, Norms
+from ..linear import apply
 from ..recurrent import Recurrent, Shape
 from ..state import State
-from .transformer import Projected, Transformer
+from .transformer import Pass, Transformer
 
 
 class Qwen35(Transformer):
@@ -26,24 +28,18 @@ class Qwen35(Transformer):
         for layer in self.layers:
             self.kind_indices.append(recurrent if layer.is_linear else attending)
             recurrent, attending = recurrent + layer.is_linear, attending + (not layer.is_linear)
-        self._attending = attending
         self._recurrent = recurrent
 
     @property
-    def kv_layers(self) -> int:
-        return self._attending
+    def attention_layers(self) -> list[Any]:
+        return [layer.self_attn for layer in self.layers if not layer.is_linear]
 
     @property
-    def kv_heads(self) -> int:
-        return self.model.args.num_key_value_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.model.args.head_dim
-
-    @property
-    def heads(self) -> int:
-        return self.model.args.num_attention_heads
+    def layout(self) -> Layout:
+        args, attn = self.model.args, self.attention_layers[0]
+        rotated = int(args.head_dim * args.rope_parameters["partial_rotary_factor"])
+        heads = args.num_attention_heads, args.num_key_value_heads
+        return Layout(*heads, args.head_dim, rotated, epsilon=attn.k_norm.eps, stride=2 * args.head_dim)
 
     @property
     def shapes(self) -> list[heats.Shape]:
@@ -68,6 +64,18 @@ class Qwen35(Transformer):
     def make_state(self, slots: int) -> State:
         return State(super().make_state(slots).pool, Recurrent(self.recurrent_shape, self.operations))
 
+    def projections(self, layer: Any) -> list[nn.Module]:
+        if not layer.is_linear:
+            return super().projections(layer)
+        net = layer.linear_attn
+        return [net.in_proj_qkv, net.in_proj_z, net.in_proj_b, net.in_proj_a]
+
+    def output(self, layer: Any) -> nn.Module:
+        return layer.linear_attn.out_proj if layer.is_linear else super().output(layer)
+
+    def norms(self, attn: Any) -> Norms:
+        return attn.q_norm.weight, attn.k_norm.weight
+
     def forward(
         self, tokens: mx.array, packing: Packing, state: State, taps: Collection[int] = ()
     ) -> tuple[mx.array, list[mx.array]]:
@@ -75,31 +83,25 @@ class Qwen35(Transformer):
         state.recurrent.begin(packing)
         return super().forward(tokens, packing, state, taps)
 
-    def mix(self, index: int, layer: Any, x: mx.array, packing: Packing, state: State) -> mx.array:
-        if layer.is_linear:
-            assert state.recurrent
-            return self.recur(self.kind_indices[index], layer.linear_attn, x, state.recurrent)
-        return self.attend(self.kind_indices[index], layer, x, packing, state)
+    def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
+        place = self.kind_indices[index]
+        if not layer.is_linear:
+            return self.attend(index, place, layer, x, through)
+        assert through.state.recurrent
+        return self.recur(index, place, layer.linear_attn, x, through.state.recurrent)
 
-    def project(self, attn: Any, x: mx.array) -> Projected:
-        count = x.shape[0]
-        queries, gate = mx.split(attn.q_proj(x).reshape(count, attn.num_attention_heads, -1), 2, axis=-1)
-        return Projected(
-            attn.q_norm(queries),
-            attn.k_norm(attn.k_proj(x).reshape(count, attn.num_key_value_heads, -1)),
-            attn.v_proj(x).reshape(count, attn.num_key_value_heads, -1),
-            gate.reshape(count, -1),
-        )
-
-    def recur(self, index: int, net: Any, x: mx.array, recurrent: Recurrent) -> mx.array:
-        """The GatedDeltaNet of a layer, the `index`-th of those that are recurrent."""
-        count = x.shape[0]
-        mixed = nn.silu(recurrent.convolve(index, net.in_proj_qkv(x), net.conv1d.weight[..., 0]))
+    def recur(self, index: int, place: int, net: Any, x: mx.array, recurrent: Recurrent) -> mx.array:
+        """The GatedDeltaNet of the layer `index`, whose place is `place` among those that are recurrent."""
+        count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
+        projected = apply(self.joint[index], x, self.operations)
+        ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
+        mixed, gate, b, a = mx.split(projected, ends, axis=-1)
+        mixed = nn.silu(recurrent.convolve(place, mixed, net.conv1d.weight[..., 0]))
         q, k, v = mx.split(mixed, [net.key_dim, 2 * net.key_dim], axis=-1)
         q, k = (heads.reshape(count, net.num_k_heads, net.head_k_dim) for heads in (q, k))
         q, k = normalize_qk(q, k, inv_scale=net.head_k_dim**-0.5, eps=1e-6)
         v = v.reshape(count, net.num_v_heads, net.head_v_dim)
-        decay = compute_g(net.A_log, net.in_proj_a(x), net.dt_bias)
-        output = recurrent.update(index, q, k, v, decay, mx.sigmoid(net.in_proj_b(x)))
-        gate = net.in_proj_z(x).reshape(v.shape)
-        return net.out_proj(net.norm(output, gate).reshape(count, -1))
+        decay = compute_g(net.A_log, a, net.dt_bias)
+        output = recurrent.update(place, q, k, v, decay, mx.sigmoid(b))
+        output = net.norm(output, gate.reshape(v.shape)).reshape(count, -1)
+        return apply(net.out_proj, output, self.operations)

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from ...kernels.heats import AttentionShape, Shape
+from ...kernels.heats import AttentionShape, NormShape, RotaryShape, Shape
 from ...kernels.operations import Operations
 from ...kernels.packing import Packing
-from ..linear import known_embedding, product, route
+from ...kernels.rotary import Layout, Norms
+from ..linear import apply, join, known, product, products
 from ..pool import KVPool
 from ..state import State
 
 
-class Projected(NamedTuple):
-    """Queries [N, H, D], keys and values [N, KV, D] before rope; `gate` [N, H * D] where what is seen is gated."""
+class Pass(NamedTuple):
+    """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
 
-    queries: mx.array
-    keys: mx.array
-    values: mx.array
-    gate: mx.array | None = None
+    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2].
+    """
+
+    packing: Packing
+    state: State
+    turns: mx.array
 
 
 class Transformer(ABC):
-    """Forward of a decoder over packed tokens: linear layers see [N, hidden], only attention knows about rows."""
+    """Forward of a decoder over packed tokens: linear layers see [N, hidden], only attention knows about rows.
+
+    Reads the modules and weights of mlx-lm's model. Projections of one input are joined, once, so that a layer takes
+    few launches.
+    """
 
     def __init__(self, model: Any):
         self.model = model
@@ -36,6 +45,8 @@ class Transformer(ABC):
         self.embed = self.body.embed_tokens
         self.tied: bool = model.args.tie_word_embeddings
         self.operations = Operations()
+        self.joint = [join(self.projections(layer)) for layer in self.layers]
+        self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -51,21 +62,20 @@ class Transformer(ABC):
         return self.embed.weight.shape[0]
 
     @property
-    def kv_heads(self) -> int:
-        return self.layers[0].self_attn.n_kv_heads
-
-    @property
     @abstractmethod
-    def head_dim(self) -> int: ...
+    def layout(self) -> Layout:
+        """Queries, keys and values in the joint projection of an attention layer."""
 
     @property
-    def kv_layers(self) -> int:
-        return len(self.layers)
+    def attention_layers(self) -> list[Any]:
+        """The attention modules, in order."""
+        return [layer.self_attn for layer in self.layers]
 
     @property
     def bytes_per_slot(self) -> int:
         """Memory of one token's keys and values."""
-        return KVPool.bytes_per_slot(self.kv_layers, self.kv_heads, self.head_dim, self.dtype)
+        layout = self.layout
+        return KVPool.bytes_per_slot(len(self.attention_layers), layout.kv_heads, layout.dim, self.dtype)
 
     def bytes_per_row(self, block: int) -> int:
         """Memory of one row beside its slots, with up to `block` tokens of it in a round of drafts."""
@@ -73,25 +83,30 @@ class Transformer(ABC):
 
     def make_state(self, slots: int) -> State:
         """The state of rows that share so many token slots."""
-        return State(KVPool(self.kv_layers, slots, self.kv_heads, self.head_dim, self.dtype))
-
-    @property
-    def heads(self) -> int:
-        return self.layers[0].self_attn.n_heads
+        layout = self.layout
+        return State(KVPool(len(self.attention_layers), slots, layout.kv_heads, layout.dim, self.dtype))
 
     @property
     def shapes(self) -> list[Shape]:
-        """What its attention and recurrent layers work on."""
-        return [AttentionShape(self.heads, self.kv_heads, self.head_dim, self.dtype)]
+        """What its operations work on."""
+        layout = self.layout
+        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, self.dtype)
+        linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers), self.unembed]
+        linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
+        others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
+        return [attention, *others, *products(linears, self.dtype)]
 
-    def use(self, operations: Operations) -> None:
-        """Run these operations from now on; states are made afterwards."""
-        self.operations = operations
-        route(self.model, operations)
+    def projections(self, layer: Any) -> list[nn.Module]:
+        """The linear layers that read what enters a layer's attention."""
+        return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
 
-    @abstractmethod
-    def project(self, attn: Any, x: mx.array) -> Projected:
-        """What one attention module makes of tokens [N, hidden]."""
+    def output(self, layer: Any) -> nn.Module:
+        """The linear layer after a layer's attention."""
+        return layer.self_attn.o_proj
+
+    def norms(self, attn: Any) -> Norms | None:
+        """Weights of the norms of queries and keys, where they are normed."""
+        return None
 
     def window(self, layer: Any) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything."""
@@ -105,37 +120,80 @@ class Transformer(ABC):
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
         the layers in `taps`, in their order.
         """
+        through = Pass(packing, state, self.turns(packing.positions))
         x = self.embed(tokens)
+        y = self.layers[0].input_layernorm(x)
         tapped: dict[int, mx.array] = {}
-        for index, layer in enumerate(self.layers):
-            x = x + self.mix(index, layer, layer.input_layernorm(x), packing, state)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            x, y = self._add_norm(x, self.mix(index, layer, y, through), layer.post_attention_layernorm)
+            x, y = self._add_norm(x, self.feed(index, layer, y), norm)
             if index in taps:
                 tapped[index] = x
-        return self.norm(x), [tapped[index] for index in taps]
+        return y, [tapped[index] for index in taps]
 
-    def mix(self, index: int, layer: Any, x: mx.array, packing: Packing, state: State) -> mx.array:
+    def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""
-        return self.attend(index, layer, x, packing, state)
+        return self.attend(index, index, layer, x, through)
 
-    def attend(self, index: int, layer: Any, x: mx.array, packing: Packing, state: State) -> mx.array:
-        """Attention of a layer, the `index`-th of those that attend."""
-        attn = layer.self_attn
-        queries, keys, values, gate = self.project(attn, x)
-        queries, keys = (rope(attn.rope, states, packing.positions) for states in (queries, keys))
-        keys, values = state.write(index, packing.slots, keys, values)
+    def attend(self, index: int, place: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
+        """Attention of the layer `index`, whose place is `place` among those that attend."""
+        attn, layout, (packing, state, turns) = layer.self_attn, self.layout, through
+        projected = apply(self.joint[index], x, self.operations)
+        queries, keys = self.operations.rotate(projected, turns, self.norms(attn), layout)
+        values = projected[:, layout.values :].reshape(keys.shape)
+        keys, values = state.write(place, packing.slots, keys, values)
         mixed = self.operations.attention(queries, keys, values, packing, attn.scale, self.window(layer))
-        return attn.o_proj(mixed if gate is None else mixed * mx.sigmoid(gate))
+        if layout.step > layout.dim:  # a head's queries are followed by its gate
+            gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
+            mixed = gated(gate.reshape(mixed.shape), mixed)
+        return apply(attn.o_proj, mixed, self.operations)
+
+    def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
+        """The MLP of a layer, or its experts."""
+        gates = self.gates[index]
+        if gates is None:
+            return layer.mlp(x)
+        hidden = swiglu(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
+        return apply(layer.mlp.down_proj, hidden, self.operations)
+
+    @property
+    def unembed(self) -> nn.Module:
+        """The head, or the embedding if that is the head too."""
+        return self.embed if self.tied else self.model.lm_head
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits [M, vocabulary] of hidden states [M, hidden]."""
         if not self.tied:
-            return self.model.lm_head(hidden)
-        if known_embedding(self.embed):
-            return product(hidden, self.embed, self.operations)
-        return self.embed.as_linear(hidden)
+            return apply(self.model.lm_head, hidden, self.operations)
+        return product(self.embed, hidden, self.operations) if known(self.embed) else self.embed.as_linear(hidden)
+
+    def turns(self, positions: mx.array) -> mx.array:
+        """Cosines and sines [N, 2, rotated / 2] of positions [N], from the model's own rope, which all layers share."""
+        return turns(self.attention_layers[0].rope, self.layout, positions)
+
+    def _add_norm(self, x: mx.array, y: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
+        return self.operations.add_norm(x, y, norm.weight, norm.eps)
 
 
-def rope(module: Any, states: mx.array, positions: mx.array) -> mx.array:
-    """Rotate states [N, heads, D] to their absolute positions [N]: every token is its own sequence of length one."""
-    return module(states[:, :, None], offset=positions)[:, :, 0]
+def dense(mlp: Any) -> bool:
+    """Whether an MLP is a plain gated one, rather than experts."""
+    return hasattr(mlp, "gate_proj")
+
+
+def turns(rope: Any, layout: Layout, positions: mx.array) -> mx.array:
+    """What a rope makes of the unit vectors of each pair: its cosines and sines [N, 2, rotated / 2]."""
+    half = layout.rotated // 2
+    units = mx.concatenate([mx.ones(half), mx.zeros(layout.dim - half)])
+    rotated = rope(mx.broadcast_to(units, (positions.shape[0], 1, 1, layout.dim)), offset=positions)
+    return rotated[:, 0, 0, : layout.rotated].reshape(-1, 2, half)
+
+
+@partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
+
+
+@partial(mx.compile, shapeless=True)
+def gated(gate: mx.array, mixed: mx.array) -> mx.array:
+    return mixed * mx.sigmoid(gate)

@@ -93,7 +93,7 @@ class Replay(Drafter):
 def engine_with_draft(model, draft=None, max_rows=8, slots=2048, end=(), operations=None) -> Engine:
     target = adapt(model)
     if operations:
-        target.use(operations)
+        target.operations = operations
     draft = draft or random_draft(num_target_layers=len(target.layers))
     memory = slots * (target.bytes_per_slot + Drafter.bytes_per_slot(draft, target))
     memory += max_rows * target.bytes_per_row(BLOCK)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from draftmill.kernels import quantized_matmul, ragged_attention, recurrence
+from draftmill.kernels import add_norm, quantized_matmul, ragged_attention, recurrence, rotary
 from draftmill.kernels.launch import for_cuda
 from draftmill.kernels.source import Kernel, read_kernels
 
@@ -22,13 +22,29 @@ INCLUDES = """#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 """
 FOLDER = Path(recurrence.__file__).parent
-ALIKE = {"THREADS": "128", "LANES": "8", "SPLIT": "1", "BITS": "4", "GROUP": "64", "OUTPUTS": "4", "ROWS": "16"}
+ALIKE = {
+    "THREADS": "128",
+    "LANES": "8",
+    "SPLIT": "1",
+    "NORMED": "1",
+    "BITS": "4",
+    "GROUP": "64",
+    "OUTPUTS": "4",
+    "ROWS": "16",
+}
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
     (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
     (ragged_attention.SOURCE, "combine", "__half", {"D": "64"}),
     (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", {"K": "2560", "LINES": "9728"}),
     (FOLDER / "gated_delta.metal", "gated_delta", "__nv_bfloat16", {"HK": "16", "HV": "32", "DK": "128", "DV": "128"}),
+    (
+        rotary.SOURCE,
+        "rotate",
+        "__nv_bfloat16",
+        {"HEADS": "16", "KV_HEADS": "4", "DIM": "256", "STRIDE": "512", "WIDTH": "10240", "ROTATED": "64"},
+    ),
+    (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
     (FOLDER / "convolution.metal", "convolve", "__half", {"CHANNELS": "8192", "TAPS": "4"}),
 ]
 

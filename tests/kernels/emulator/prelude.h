@@ -84,6 +84,7 @@ inline float min(float a, float b) { return __builtin_fminf(a, b); }
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float exp(float x) { return __builtin_expf(x); }
 inline float exp2(float x) { return __builtin_exp2f(x); }
+inline float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 template <typename T, typename Space>
 float4 load4(machine::Buffer<const T, Space> from, long index) {
