@@ -108,6 +108,14 @@ class Farm:
             time.sleep(0.002)
         self.workers.remove(pid)
 
+    def stop(self, pid: int) -> None:
+        """Ends a worker by SIGTERM, and waits until it is gone; before, it has time to reap."""
+        time.sleep(2 * self.settings.lease)
+        self.signal(pid, signal.SIGTERM)
+        while self.alive(pid):
+            time.sleep(0.01)
+        self.workers.remove(pid)
+
     def alive(self, pid: int) -> bool:
         try:
             os.kill(pid, 0)
