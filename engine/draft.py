@@ -18,9 +18,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.rope_utils import initialize_rope
 
+from ..kernels.operations import Operations
+from ..kernels.rotary import Layout
+from .linear import Beside, join
 from .models import ModelError
+from .parts import swiglu, turns
 
 ARCHITECTURE = "DFlashDraftModel"
+STOCK_OPERATIONS = Operations()
 
 Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
 """attend(layer, queries [N, H, D], keys [N, KV, D], values [N, KV, D]) -> mixed [N, H * D]."""
@@ -108,10 +113,6 @@ class DraftAttention(nn.Module):
         self.q_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
 
-    def queries(self, x: mx.array) -> mx.array:
-        """Queries [N, H, D] of x [N, hidden], before rope."""
-        return self.q_norm(self.q_proj(x).reshape(x.shape[0], self.n_heads, -1))
-
     def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Keys (before rope) and values [N, KV, D] of x [N, hidden]."""
         keys = self.k_norm(self.k_proj(x).reshape(x.shape[0], self.n_kv_heads, -1))
@@ -155,23 +156,55 @@ class DFlashDraft(nn.Module):
             scaling_config=config.rope_scaling,
             max_position_embeddings=config.max_position_embeddings,
         )
+        self._joint: list[tuple[nn.Module, nn.Module]] = []
+
+    @property
+    def layout(self) -> Layout:
+        """Queries, keys and values in a layer's joint projection."""
+        config = self.config
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return Layout(*heads, config.head_dim, config.head_dim, epsilon=config.rms_norm_eps)
+
+    def join(self) -> None:
+        """Join projections that read the same input, so that a layer takes few launches; not to be trained after it."""
+        self._joint = [
+            (join([attn.q_proj, attn.k_proj, attn.v_proj]), join([mlp.gate_proj, mlp.up_proj]))
+            for attn, mlp in ((layer.self_attn, layer.mlp) for layer in self.layers)
+        ]
 
     def context(self, taps: mx.array, positions: mx.array) -> list[tuple[mx.array, mx.array]]:
         """Keys and values [N, KV, D] of each layer for taps [N, taps * hidden] of committed tokens: what is cached."""
         features = self.hidden_norm(self.fc(taps))
         return [self._rotate(*layer.self_attn.keys_values(features), positions) for layer in self.layers]
 
-    def __call__(self, x: mx.array, positions: mx.array, attend: Attend) -> mx.array:
+    def __call__(
+        self, x: mx.array, positions: mx.array, attend: Attend, operations: Operations = STOCK_OPERATIONS
+    ) -> mx.array:
         """Hidden states [N, hidden], normed for the target's head, of embedded block tokens x [N, hidden]."""
-        x = x * self.config.input_embedding_scale
-        for index, layer in enumerate(self.layers):
-            attn = layer.self_attn
-            h = layer.input_layernorm(x)
-            queries, _ = self._rotate(attn.queries(h), None, positions)
-            keys, values = self._rotate(*attn.keys_values(h), positions)
-            x = x + attn.o_proj(attend(index, queries, keys, values))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.norm(x)
+        layout, turned = self.layout, turns(self.rope, self.layout, positions)
+        if self.config.input_embedding_scale != 1:
+            x = x * self.config.input_embedding_scale
+        y = self.layers[0].input_layernorm(x)
+        following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            attn, after = layer.self_attn, layer.post_attention_layernorm
+            projected, gates = self._projections(index)
+            heads = projected(y)
+            norms = attn.q_norm.weight, attn.k_norm.weight
+            queries, keys = operations.rotate(heads, turned, norms, layout)
+            values = heads[:, layout.values :].reshape(keys.shape)
+            mixed = attn.o_proj(attend(index, queries, keys, values))
+            x, y = operations.add_norm(x, mixed, after.weight, after.eps)
+            fed = layer.mlp.down_proj(swiglu(*mx.split(gates(y), 2, axis=-1)))
+            x, y = operations.add_norm(x, fed, norm.weight, norm.eps)
+        return y
+
+    def _projections(self, index: int) -> tuple[nn.Module, nn.Module]:
+        """What makes queries, keys and values of a layer, and the two halves of its MLP."""
+        if self._joint:
+            return self._joint[index]
+        attn, mlp = self.layers[index].self_attn, self.layers[index].mlp
+        return Beside([attn.q_proj, attn.k_proj, attn.v_proj]), Beside([mlp.gate_proj, mlp.up_proj])
 
     def finish(self, logits: mx.array) -> mx.array:
         """The draft's own scaling of the target head's logits."""

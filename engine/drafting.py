@@ -42,6 +42,7 @@ class Drafter:
 
     def __init__(self, draft: DFlashDraft, target: Transformer, slots: int):
         fit(draft, target)
+        draft.join()
         self.draft, self.target = draft, target
         self.taps = draft.config.target_layer_ids
         self.block = draft.config.block_size
@@ -74,7 +75,7 @@ class Drafter:
             packing, scale = packings[self.draft.causal(layer)], self.draft.layers[layer].self_attn.scale
             return self.target.operations.attention(queries, *pools, packing, scale, self.draft.window(layer))
 
-        hidden = self.draft(self.target.embed(tokens), positions, attend)
+        hidden = self.draft(self.target.embed(tokens), positions, attend, self.target.operations)
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
         logits = self.draft.finish(self.target.head(hidden[wanted]))
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]

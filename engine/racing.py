@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..kernels.heats import AttentionShape, Shape, heats
+from ..kernels.heats import AttentionShape, RotaryShape, Shape, heats
 from ..kernels.operations import KERNEL, STOCK, Operations
 from ..kernels.race import race
 from .boxed import ModelError
@@ -37,9 +37,9 @@ def shapes(target: Transformer, draft: DFlashDraft | None) -> list[Shape]:
     """What a pair's operations work on, each shape once."""
     found: list[Shape] = list(target.shapes)
     if draft:
-        config = draft.config
-        heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        found.append(AttentionShape(*heads, target.dtype))
+        layout = draft.layout
+        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, target.dtype)
+        found += [attention, RotaryShape(layout, target.dtype)]
     return list(dict.fromkeys(found))
 
 

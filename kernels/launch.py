@@ -52,30 +52,33 @@ def on_gpu(
     Raises:
         RuntimeError: the kernel does not compile (when the outputs are evaluated), or MLX has no GPU here.
     """
-    kinds = [(array.dtype, array.size < CONSTANT_SIZE) for array in inputs] + [(dtype, False) for _, dtype in outputs]
-    return _compiled(kernel, tuple(kinds))(
+    kinds = *((array.dtype, array.size < CONSTANT_SIZE) for array in inputs), *(dtype for _, dtype in outputs)
+    return _compiled(kernel, kinds, tuple(constants.items()))(
         inputs=list(inputs),
-        template=list(constants.items()),
         grid=(groups[0] * threads, groups[1], groups[2]),
         threadgroup=(threads, 1, 1),
-        output_shapes=[tuple(shape) for shape, _ in outputs],
+        output_shapes=[shape for shape, _ in outputs],
         output_dtypes=[dtype for _, dtype in outputs],
     )
 
 
 @cache
-def _compiled(kernel: Kernel, kinds: tuple[tuple[mx.Dtype, bool], ...]) -> Callable[..., list[mx.array]]:
+def _compiled(
+    kernel: Kernel, kinds: tuple[Any, ...], constants: tuple[tuple[str, int | bool | mx.Dtype], ...]
+) -> Callable[..., list[mx.array]]:
     """MLX's kernel for inputs and outputs of these kinds.
 
-    MLX compiles by name, the values of constants, and nothing else: on CUDA even between processes, from a cache on
-    disk. So the name carries whatever else the compiled code depends on.
+    MLX compiles by name and nothing else: on CUDA even between processes, from a cache on disk. So the name carries
+    whatever the compiled code depends on. Constants are part of the source: MLX's own way to pass them costs the host
+    more, at every call, than everything else in a launch.
     """
     if mx.metal.is_available():
         make: Any = mx.fast.metal_kernel
-        header, body = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body
+        header, body, types = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body, METAL_TYPES
     else:
         make = mx.fast.cuda_kernel
-        header, body = for_cuda(kernel)
+        (header, body), types = for_cuda(kernel), CUDA_TYPES
+    body = "".join(_defined(name, value, types) for name, value in constants) + body
     digest = hashlib.sha256("\0".join((header, body, *map(str, kinds))).encode()).hexdigest()[:16]
     return make(
         name=f"draftmill_{kernel.name}_{digest}",
@@ -84,6 +87,16 @@ def _compiled(kernel: Kernel, kinds: tuple[tuple[mx.Dtype, bool], ...]) -> Calla
         header=header,
         source=body,
     )
+
+
+METAL_TYPES = {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t"}
+CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
+
+
+def _defined(name: str, value: int | bool | mx.Dtype, types: Mapping[mx.Dtype, str]) -> str:
+    if isinstance(value, mx.Dtype):
+        return f"using {name} = {types[value]};\n"
+    return f"constexpr int {name} = {int(value)};\n"
 
 
 def for_cuda(kernel: Kernel) -> tuple[str, str]:

@@ -16,7 +16,7 @@ _KERNEL = re.compile(r"^kernel void (\w+)\(([^)]*)\) \{\n(.*?)^\}", re.MULTILINE
 _COMMENT = re.compile(r"[ \t]*//[^\n]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """One kernel: the buffers that it reads and writes, by name, the helpers above it, and its body.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from ...kernels.rotary import Layout
@@ -11,7 +12,7 @@ from .transformer import Transformer
 class Llama(Transformer):
     """Adapter over `mlx_lm.models.llama`, sliding layers included."""
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         attn = self.layers[0].self_attn
         return Layout(attn.n_heads, attn.n_kv_heads, attn.head_dim, attn.head_dim)

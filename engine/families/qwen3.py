@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from ...kernels.rotary import Layout, Norms
@@ -11,7 +12,7 @@ from .transformer import Transformer
 class Qwen3(Transformer):
     """Adapter over `mlx_lm.models.qwen3` and `qwen3_moe`."""
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         attn = self.layers[0].self_attn
         dim = attn.k_norm.weight.shape[0]

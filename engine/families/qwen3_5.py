@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -30,11 +31,11 @@ class Qwen35(Transformer):
             recurrent, attending = recurrent + layer.is_linear, attending + (not layer.is_linear)
         self._recurrent = recurrent
 
-    @property
+    @cached_property
     def attention_layers(self) -> list[Any]:
         return [layer.self_attn for layer in self.layers if not layer.is_linear]
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         args, attn = self.model.args, self.attention_layers[0]
         rotated = int(args.head_dim * args.rope_parameters["partial_rotary_factor"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,6 +15,7 @@ from ...kernels.operations import Operations
 from ...kernels.packing import Packing
 from ...kernels.rotary import Layout, Norms
 from ..linear import apply, join, known, product, products
+from ..parts import gated, swiglu, turns
 from ..pool import KVPool
 from ..state import State
 
@@ -61,12 +62,12 @@ class Transformer(ABC):
     def vocabulary(self) -> int:
         return self.embed.weight.shape[0]
 
-    @property
+    @cached_property
     @abstractmethod
     def layout(self) -> Layout:
         """Queries, keys and values in the joint projection of an attention layer."""
 
-    @property
+    @cached_property
     def attention_layers(self) -> list[Any]:
         """The attention modules, in order."""
         return [layer.self_attn for layer in self.layers]
@@ -179,21 +180,3 @@ class Transformer(ABC):
 def dense(mlp: Any) -> bool:
     """Whether an MLP is a plain gated one, rather than experts."""
     return hasattr(mlp, "gate_proj")
-
-
-def turns(rope: Any, layout: Layout, positions: mx.array) -> mx.array:
-    """What a rope makes of the unit vectors of each pair: its cosines and sines [N, 2, rotated / 2]."""
-    half = layout.rotated // 2
-    units = mx.concatenate([mx.ones(half), mx.zeros(layout.dim - half)])
-    rotated = rope(mx.broadcast_to(units, (positions.shape[0], 1, 1, layout.dim)), offset=positions)
-    return rotated[:, 0, 0, : layout.rotated].reshape(-1, 2, half)
-
-
-@partial(mx.compile, shapeless=True)
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    return nn.silu(gate) * up
-
-
-@partial(mx.compile, shapeless=True)
-def gated(gate: mx.array, mixed: mx.array) -> mx.array:
-    return mixed * mx.sigmoid(gate)
