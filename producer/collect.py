@@ -68,13 +68,23 @@ def follow(redis: redis_py.Redis, output: Output, tick: Callable[[BatchStatus], 
         time.sleep(POLL_SECONDS)
 
 
-def finish(redis: redis_py.Redis, output: Output, in_order: bool, keep: bool = False) -> None:
-    """Marks OUT as complete, in input order if asked; then drops the results from Redis unless others need them."""
+def finish(
+    redis: redis_py.Redis,
+    output: Output,
+    in_order: bool,
+    keep: bool = False,
+    numbers: dict[str, int] | None = None,
+) -> None:
+    """Marks OUT as complete, in input order if asked; then drops the results from Redis unless others need them.
+
+    `numbers` has the line number of each custom_id; by default the results in Redis tell.
+    """
     state = status(redis, output.manifest.batch)
-    if output.manifest.done + output.manifest.failed < state.ended or (in_order and not output.manifest.in_order):
+    sorting = in_order and not output.manifest.in_order
+    if output.manifest.done + output.manifest.failed < state.ended or (sorting and numbers is None):
         refuse_collected(state)
-    if in_order and not output.manifest.in_order:
-        numbers = {
+    if sorting:
+        numbers = numbers or {
             orjson.loads(result.line)["custom_id"]: result.n for result in batches.results(redis, output.manifest.batch)
         }
         output.sort(numbers)

@@ -14,7 +14,7 @@ import redis as redis_py
 
 from . import batches, collect, options, server
 from .batches import BatchInfo, BatchStatus
-from .contract import PRIORITIES
+from .contract import PRIORITIES, JobBody
 from .dataset import BadLine, Dataset, Survey
 from .errors import FAILED_ITEMS, Interrupted, UserError
 from .local_worker import LocalWorker
@@ -111,7 +111,8 @@ def _run(dataset: Dataset, survey: Survey, output: Output, in_order: bool, redis
     if not output.manifest.complete and (before is None or not before.complete):
         _generate(redis, redis_url, dataset, survey, output, before.completion_tokens if before else 0)
     collect.step(redis, output)
-    collect.finish(redis, output, in_order)
+    numbers = {item.custom_id: item.line for item in dataset if isinstance(item, JobBody)} if in_order else None
+    collect.finish(redis, output, in_order, numbers=numbers)
 
 
 def _generate(

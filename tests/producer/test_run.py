@@ -127,6 +127,8 @@ def test_an_interrupted_run_goes_on(shell: Shell, model: str) -> None:
     assert "Traceback" not in err
     assert len(ids(shell)) == COUNT - 1
     goes_on(shell, command)
+    assert shell(*command, "--sorted").returncode == 0  # though Redis has dropped the results
+    assert ids(shell) == [f"r-{n}" for n in range(COUNT)]
 
 
 def test_a_redis_that_vanishes_loses_nothing(shell: Shell, model: str) -> None:
