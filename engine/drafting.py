@@ -13,8 +13,7 @@ from .families.transformer import Transformer
 from .models import ModelError
 from .pool import KVPool
 from .request import Request
-from .sampling import Purpose, all_greedy, draw, greedy, greedy_rows, probabilities, uniform
-from .verify import Drafted
+from .sampling import choose
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Drafter:
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
         )
 
-    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Drafted:
-        """Draft `depth` tokens for each row, from anchors and cursors [max_rows] on the device."""
+    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
+        """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""
         block, count = self.block, len(rows)
         places = mx.array([row.slot for row in rows])
         mask = mx.full((count, block - 1), self.draft.config.mask_token_id, mx.int32)
@@ -79,11 +78,7 @@ class Drafter:
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
         logits = self.draft.finish(self.target.head(hidden[wanted]))
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
-        if all_greedy(samplings):
-            return Drafted(greedy(logits))
-        q = probabilities(logits, samplings)
-        drawn = draw(q, uniform(samplings, positions[wanted], Purpose.DRAFT))
-        return Drafted(mx.where(greedy_rows(samplings), greedy(logits), drawn), q)
+        return choose(logits, samplings, positions[wanted])
 
     def extend(self, taps: list[mx.array], packing: Packing) -> mx.array:
         """Write the context of a round's tokens from the taps [N, hidden] of each tapped layer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from mlx_lm.utils import dequantize_model
 
 from ..kernels.packing import Packing, Span
 from . import models
+from .budget import Budget
+from .calibration import calibrated
 from .draft import DFlashDraft, load_draft
 from .drafting import Drafter, DraftRow
 from .families import adapt
 from .families.transformer import Transformer
+from .market import Candidate
 from .memory import default_budget
 from .pairs import Pair
 from .racing import choose
@@ -24,7 +27,7 @@ from .row import Row
 from .scheduler import Plan, Scheduler, Segment
 from .stats import Stats
 from .text import Text
-from .verify import Drafted, accept
+from .verify import accept
 
 MAX_ROWS = 32
 
@@ -36,6 +39,11 @@ class Round:
     yielding: list[Segment]
     tokens: mx.array
     counts: mx.array
+
+
+def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
+    """The same depth for every row, in every round."""
+    return lambda rows, prompt: [depth] * len(rows)
 
 
 class Engine:
@@ -52,7 +60,7 @@ class Engine:
         max_rows: most rows in a round.
         memory: bytes for keys and values; by default what this machine can spare.
         draft: the target's draft; None for plain decoding.
-        depth: most drafted tokens of a row to verify in a round; by default all of its block.
+        depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses.
 
     Raises:
         ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
@@ -89,7 +97,8 @@ class Engine:
         self.state = target.make_state(slots)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, slots) if draft else None
-        self.scheduler = Scheduler(slots, max_rows, block, depth=lambda row: most if depth is None else depth)
+        self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth))
+        self.budget: Budget | None = None
         self.stats.accepted_per_position = [0] * most
         self._anchors = mx.zeros(max_rows, mx.int32)
         self._cursors = mx.zeros(max_rows, mx.int32)
@@ -124,7 +133,12 @@ class Engine:
             if mx.default_device() == mx.cpu:  # where quantised weights crawl
                 draft = dequantize_model(draft)
         choose(target, draft, cache)
-        return cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft, depth)
+        engine = cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft, depth)
+        if engine.drafter and depth is None:
+            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
+            cost = calibrated(name, cache, target, engine.drafter, engine.state, max_rows)
+            engine.spend(Budget(cost, engine.drafter.block))
+        return engine
 
     @property
     def unfinished(self) -> int:
@@ -163,6 +177,13 @@ class Engine:
             )
         self._rows[request.id] = row
         self.scheduler.waiting.append(row)
+
+    def spend(self, budget: Budget) -> None:
+        """Let a row budget choose depths from now on."""
+        self.budget = budget
+        self.scheduler.depths = lambda rows, prompt: budget.depths(
+            [Candidate(row.request.id, row.left, row.bound) for row in rows], prompt
+        )
 
     def cancel(self, id: str) -> None:
         """Stop a request; what it generated so far comes out as a completion with finish reason "cancelled"."""
@@ -205,13 +226,13 @@ class Engine:
         self.stats.rows += len(segments)
         return Round(yielding, emitted, counts)
 
-    def _draft(self, segments: list[Segment]) -> Drafted:
+    def _draft(self, segments: list[Segment]) -> mx.array:
         assert self.drafter is not None
         rows = [DraftRow(s.row.request, s.slot, s.extent.start, s.first, s.exact, s.depth or 0) for s in segments]
         return self.drafter.draft_blocks(rows, self._anchors, self._cursors)
 
     def _verify(
-        self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: Drafted | None
+        self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None
     ) -> tuple[mx.array, mx.array]:
         """What the yielding rows emit; moves their anchors and cursors."""
         wanted: list[int] = []  # packed tokens whose logits are needed: a chunk's last, a block's all
@@ -234,7 +255,7 @@ class Engine:
         self._replay[slots] = mx.where(mx.array([depth > 0 for depth in depths]), counts, 0)
         return emitted, counts
 
-    def _pack(self, segments: list[Segment], drafted: Drafted | None) -> tuple[mx.array, Packing]:
+    def _pack(self, segments: list[Segment], drafted: mx.array | None) -> tuple[mx.array, Packing]:
         """Tokens [N] and packing of a round: prompt tokens come from the host, anchors and drafts from the device."""
         spans: list[Span] = []
         prompt: list[int] = []
@@ -260,7 +281,7 @@ class Engine:
                 next_draft += s.depth
             extents.extend([s.extent.start] * s.count)
             on_device.extend([s.depth is not None] * s.count)
-        table = [self._anchors, *([drafted.tokens] if drafted else []), mx.array(prompt, mx.int32)]
+        table = [self._anchors, *([] if drafted is None else [drafted]), mx.array(prompt, mx.int32)]
         rows = mx.array([s.slot for s in segments for _ in range(s.count)])
         positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), self._cursors[rows], 0)
         replay = self._replay[mx.array([s.slot for s in segments])]
@@ -281,6 +302,8 @@ class Engine:
                 self._emit(row, tokens[:count])
 
     def _count(self, row: Row, depth: int, accepted: int) -> None:
+        if self.budget:
+            self.budget.observe(row.request.id, depth, accepted)
         for counters in (row, self.stats):
             counters.drafted += depth
             counters.accepted += accepted
@@ -303,6 +326,8 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
+        if self.budget:
+            self.budget.forget(row.request.id)
         self.scheduler.remove(row)
         del self._rows[row.request.id]
         self._finished.append(row)

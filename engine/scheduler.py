@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .extents import Extent, ExtentAllocator
@@ -62,14 +62,20 @@ class Scheduler:
         slots: token slots of the pool.
         max_rows: most rows in a round.
         block: tokens that a draft writes past a row's cursor, 0 without a draft.
-        depth: how many drafted tokens of a row to verify this round.
+        depths: how many drafted tokens of each decoding row to verify in a round of so many prompt tokens besides.
     """
 
-    def __init__(self, slots: int, max_rows: int, block: int = 0, depth: Callable[[Row], int] = lambda row: 0):
+    def __init__(
+        self,
+        slots: int,
+        max_rows: int,
+        block: int = 0,
+        depths: Callable[[Sequence[Row], int], Sequence[int]] = lambda rows, prompt: [0] * len(rows),
+    ):
         self.extents = ExtentAllocator(slots)
         self.max_rows = max_rows
         self.block = block
-        self.depth = depth
+        self.depths = depths
         self.prefill_tokens = PREFILL_TOKENS
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
@@ -81,11 +87,12 @@ class Scheduler:
         """The next round; what it will do to its rows is noted in them."""
         plan = Plan()
         preempted = self.preempted
-        for row in list(self.rows):
-            if row.slot < 0 or row.prefilling or row.left < 1:
-                continue
-            depth = min(self.depth(row), row.left - 1)
-            if self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
+        decoding = [row for row in self.rows if not row.prefilling and row.left > 0]
+        prompt = min(self.prefill_tokens, sum(len(row.feed) - row.cursor for row in self.rows if row.prefilling))
+        for row, depth in zip(decoding, self.depths(decoding, prompt), strict=True):
+            depth = min(depth, row.left - 1)
+            # A row before it may have taken its place.
+            if row.slot >= 0 and self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
                 plan.segments.append(self._decode(row, depth))
         budget = self.prefill_tokens
         for row in self.rows:

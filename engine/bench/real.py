@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import mlx.core as mx
 from mlx_lm.utils import dequantize_model
 
 from .. import models
+from ..budget import Budget
+from ..calibration import measure_alone
+from ..cost import Cost
 from ..draft import load_draft
 from ..engine import Engine
 from ..families import adapt
@@ -62,11 +66,23 @@ class Real:
             for n, prompt in enumerate(prompts)
         ]
 
+    def engine(self, rows: int, context: int, draft: Any) -> Engine:
+        """This engine; with a draft it chooses depths by what rounds cost here."""
+        engine = Engine(self.target, self.tokenizer, context, rows, None, draft)
+        if engine.drafter:
+            engine.spend(Budget(self.cost, engine.drafter.block))
+        return engine
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What rounds and draft passes cost here."""
+        return measure_alone(self.target, self.draft)
+
     def arms(self, rows: int, context: int, names: Sequence[str]) -> dict[str, Callable[[], Arm]]:
         """Arms by name, made when called; without a draft those that need none."""
 
         def engine(draft: Any) -> Callable[[], Arm]:
-            return lambda: Draftmill(lambda: Engine(self.target, self.tokenizer, context, rows, None, draft))
+            return lambda: Draftmill(lambda: self.engine(rows, context, draft))
 
         made: dict[str, Callable[[], Arm]] = {
             "mlx-stream": lambda: MlxStream(self.model, self.tokenizer),

@@ -12,7 +12,6 @@ import mlx.core as mx
 from ..draft import DFlashDraft
 from ..drafting import Drafter, DraftRow
 from ..families.transformer import Transformer
-from ..verify import Drafted
 
 STRATA = 8
 """Rounds of a row, one after another, whose accepted counts are spread evenly over their distribution."""
@@ -99,10 +98,10 @@ class ReplayDrafter(Drafter):
         super().__init__(draft, target, slots)
         self.continuation = continuation
 
-    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Drafted:
+    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
         drafted = super().draft_blocks(rows, anchors, cursors)
         slots = mx.array([row.slot for row in rows for _ in range(row.depth)])
         streams = mx.array([row.request.sampling.seed for row in rows for _ in range(row.depth)])
         ahead = mx.array([1 + j for row in rows for j in range(row.depth)])
         tokens = self.continuation.draft(anchors[slots], ahead, streams, cursors[slots] + ahead)
-        return Drafted(mx.depends([tokens], [drafted.tokens])[0])
+        return mx.depends([tokens], [drafted])[0]

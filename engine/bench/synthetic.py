@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ..budget import Budget
+from ..calibration import measure_alone
+from ..cost import Cost
 from ..engine import Engine
 from ..families import adapt
 from ..families.transformer import Transformer
@@ -93,7 +97,14 @@ class Synthetic:
         if continuation:
             engine.drafter = None  # before another takes its memory
             engine.drafter = ReplayDrafter(self.draft, target, engine.pool.slots, continuation)
+            if depth is None:
+                engine.spend(Budget(self.cost, self.block))
         return engine
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What rounds and draft passes cost here."""
+        return measure_alone(self.target, self.draft)
 
     def arms(
         self, rows: int, requests: Sequence[Request], continuation: Continuation, names: Sequence[str] = ARMS

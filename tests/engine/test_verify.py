@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from draftmill.engine.request import Sampling
-from draftmill.engine.sampling import Purpose, draw, probabilities, uniform
-from draftmill.engine.verify import Drafted, accept
+from draftmill.engine.sampling import choose, probabilities
+from draftmill.engine.verify import accept
 
 VOCABULARY, DRAWS = 6, 20_000
 
@@ -46,9 +46,7 @@ def test_emitted_tokens_are_distributed_as_the_target(setting: dict[str, Any], d
     samplings = [Sampling(seed=seed, **setting) for seed in range(DRAWS)]
     positions = mx.full((DRAWS,), 17, mx.int32)
     twice = [sampling for sampling in samplings for _ in range(2)]
-    q = probabilities(mx.tile(drafting, (DRAWS, 1)), twice)
-    at = mx.tile(mx.array([17, 18]), DRAWS)
-    drafted = Drafted(draw(q, uniform(twice, at, Purpose.DRAFT)), q)
+    drafted = choose(mx.tile(drafting, (DRAWS, 1)), twice, mx.tile(mx.array([17, 18]), DRAWS))
     tokens, counts = accept(mx.tile(target, (DRAWS, 1)), drafted, [2] * DRAWS, samplings, positions)
     p = np.array(probabilities(target, [Sampling(**setting)] * 3))
     tokens, counts = np.array(tokens), np.array(counts)
@@ -88,7 +86,36 @@ def test_truncation_keeps_the_likeliest() -> None:
 def test_greedy_rows_beside_sampled_ones_take_the_target_s_choice() -> None:
     logits = mx.array([[0.0, 5.0, 1.0], [4.0, 0.0, 1.0], [0.0, 0.0, 9.0]] * 2)
     samplings = [Sampling(), Sampling(temperature=0.01, seed=1)]
-    drafted = Drafted(mx.array([1, 2, 1, 2], mx.int32), mx.eye(3)[mx.array([1, 2, 1, 2])])
+    drafted = mx.array([1, 2, 1, 2], mx.int32)
     tokens, counts = accept(logits, drafted, [2, 2], samplings, mx.array([5, 5], mx.int32))
     assert counts.tolist() == [2, 2]
     assert tokens[:, :2].tolist() == [[1, 0], [1, 0]]
+
+
+def test_what_a_row_emits_depends_neither_on_drafts_nor_on_depth() -> None:
+    mx.random.seed(3)
+    logits = 2 * mx.random.normal((4, VOCABULARY))
+    own = choose(logits, [Sampling(temperature=1.0, seed=9)] * 4, mx.array([30, 31, 32, 33])).tolist()
+    emitted: list[int] = []
+    for depth, drafts in ((2, [own[0], (own[1] + 1) % VOCABULARY]), (1, [own[2]])):
+        slots = logits[len(emitted) : len(emitted) + depth + 1]
+        given = mx.array(drafts, mx.int32)
+        tokens, counts = accept(
+            slots, given, [depth], [Sampling(temperature=1.0, seed=9)], mx.array([30 + len(emitted)])
+        )
+        emitted += tokens[0, : int(counts[0].item())].tolist()  # type: ignore[arg-type]
+    assert emitted == own
+
+
+@pytest.mark.parametrize(("noise", "least"), [(0.1, 0.9), (0.5, 0.6)])
+def test_draws_of_similar_distributions_mostly_agree(noise: float, least: float) -> None:
+    mx.random.seed(5)
+    target = 1.5 * mx.random.normal((1, 1000))
+    drafting = target + noise * mx.random.normal((1, 1000))
+    samplings, positions = [Sampling(temperature=1.0, seed=seed) for seed in range(2000)], mx.full((2000,), 7)
+    p, q = (probabilities(logits, [Sampling(temperature=1.0)]) for logits in (target, drafting))
+    overlap = float(mx.minimum(p, q).sum())
+    drawn = [choose(mx.tile(logits, (2000, 1)), samplings, positions) for logits in (target, drafting)]
+    agreed = float((drawn[0] == drawn[1]).mean())
+    assert overlap / (2 - overlap) - 0.03 < agreed <= overlap + 0.03
+    assert agreed > least

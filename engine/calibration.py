@@ -1,0 +1,128 @@
+"""Measures what rounds and draft passes cost on this machine, for the row budget: a few seconds, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..kernels.packing import Packing, Span
+from ..kernels.race import machine
+from .cost import Cost, Point, Shape, plan
+from .draft import DFlashDraft
+from .drafting import Drafter, DraftRow
+from .families.transformer import Transformer
+from .request import Request, Sampling
+from .state import State
+
+SECONDS = 8.0
+"""Longest to measure; the cost of larger rounds is then extrapolated."""
+
+REPEATS = 3
+
+
+def calibrated(name: str, cache: Path, target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
+    """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
+    file, key = cache / "costs.json", f"{name} on {machine()}{_processor()}"
+    try:
+        known = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = measure(target, drafter, state, max_rows).to_dict()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.{os.getpid()}")
+        new.write_text(json.dumps(known, indent=1))
+        new.replace(file)
+    return Cost.from_dict(known[key])
+
+
+def _processor() -> str:
+    """What a round's time depends on where there is no GPU."""
+    if mx.default_device() != mx.cpu:
+        return ""
+    return f", {os.cpu_count()} cores, {os.environ.get('OPENBLAS_NUM_THREADS', 'all')} threads, {_libraries()}"
+
+
+def _libraries() -> str:
+    return os.environ.get("LD_PRELOAD") or "no library preloaded"
+
+
+def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
+    """Time rounds and draft passes of growing size, over whatever the pools hold, before any request is there."""
+    rounds: list[Point] = []
+    drafts: list[Point] = []
+    end = time.perf_counter() + SECONDS
+    for shape in plan(max_rows, drafter.block):
+        if shape.rows * (shape.context + drafter.block) > state.pool.slots:
+            continue
+        enough = len(rounds) > 2 and len(drafts) > 1
+        if enough and time.perf_counter() > end:
+            break
+        run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
+        points = drafts if shape.draft else rounds
+        points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, _seconds(run)))
+    return Cost.fit(rounds, drafts)
+
+
+ROWS, SLOTS = 64, 32768
+"""Of a measurement that is not for one engine."""
+
+
+def measure_alone(target: Transformer, draft: DFlashDraft) -> Cost:
+    """As `measure`, over pools of its own."""
+    return measure(target, Drafter(draft, target, SLOTS), target.make_state(SLOTS), ROWS)
+
+
+def _seconds(run: Callable[[], list[mx.array]]) -> float:
+    """Median seconds of a run, each launched while the one before it is under way, as rounds are."""
+    mx.eval(run())
+    times: list[float] = []
+    before = run()
+    mx.async_eval(before)
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        after = run()
+        mx.async_eval(after)
+        mx.eval(before)
+        before = after
+        times.append(time.perf_counter() - start)
+    mx.eval(before)
+    return statistics.median(times)
+
+
+def _round(shape: Shape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
+    """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
+    room = shape.context + drafter.block
+    counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
+    places = [(row, shape.context + i) for row, count in enumerate(counts) for i in range(count)]
+    begins = [sum(counts[:row]) for row in range(shape.rows)]
+    spans = tuple(
+        Span(begin, count, row * room, shape.context + count, False, row, fresh=True, final=count == 1)
+        for row, (begin, count) in enumerate(zip(begins, counts, strict=True))
+    )
+    tokens = mx.zeros(shape.tokens, mx.int32)
+    positions = mx.array([position for _, position in places], mx.int32)
+    slots = mx.array([row * room + position for row, position in places], mx.int32)
+    replay = mx.zeros(shape.rows, mx.int32)
+
+    def run() -> list[mx.array]:
+        packing = Packing(spans, positions, slots, replay)
+        hidden, taps = target.forward(tokens, packing, state, drafter.taps)
+        return [mx.argmax(target.head(hidden), axis=-1), drafter.extend(taps, packing)]
+
+    return run
+
+
+def _draft_pass(shape: Shape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
+    """Whole blocks drafted for some rows."""
+    request = Request("", (0,), Sampling(max_tokens=1))
+    room, depth = shape.context + drafter.block, drafter.block - 1
+    rows = [DraftRow(request, row, row * room, shape.context, False, depth) for row in range(shape.rows)]
+    anchors, cursors = mx.zeros(max_rows, mx.int32), mx.full(max_rows, shape.context, mx.int32)
+    return lambda: [drafter.draft_blocks(rows, anchors, cursors)]
