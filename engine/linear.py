@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -54,7 +55,7 @@ def join(layers: Sequence[nn.Module]) -> nn.Module:
     return joint
 
 
-def apply(layer: nn.Module, x: mx.array, operations: Operations) -> mx.array:
+def apply(layer: Any, x: mx.array, operations: Operations) -> mx.array:
     """A linear layer of rows x [N, K]: [N, O]."""
     if not known(layer):
         return layer(x)
@@ -62,13 +63,13 @@ def apply(layer: nn.Module, x: mx.array, operations: Operations) -> mx.array:
     return y + layer.bias if "bias" in layer else y
 
 
-def product(layer: nn.Module, x: mx.array, operations: Operations) -> mx.array:
+def product(layer: Any, x: mx.array, operations: Operations) -> mx.array:
     """Rows x [N, K] times the transpose of a quantised layer's or embedding's weight [O, K]: [N, O]."""
     weight, scales, biases = (layer[name] for name in ("weight", "scales", "biases"))
     return operations.quantized_matmul(x, weight, scales, biases, layer.group_size, layer.bits)
 
 
-def products(layers: Iterable[nn.Module], dtype: mx.Dtype) -> Iterator[ProductShape]:
+def products(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[ProductShape]:
     """The quantised products of layers that the kernels know, each shape once."""
     shape = partial(ProductShape, dtype=dtype)
     yield from dict.fromkeys(

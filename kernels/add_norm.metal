@@ -23,11 +23,10 @@ kernel void add_norm(
     if (four < FOURS) {
       const float4 a = load4(x, begin + four * 4);
       const float4 b = load4(y, begin + four * 4);
-      // What is normed is the sum as it goes on, rounded.
-      held[i].x = float(T(a.x + b.x));
-      held[i].y = float(T(a.y + b.y));
-      held[i].z = float(T(a.z + b.z));
-      held[i].w = float(T(a.w + b.w));
+      held[i].x = a.x + b.x;
+      held[i].y = a.y + b.y;
+      held[i].z = a.z + b.z;
+      held[i].w = a.w + b.w;
       squares += held[i].x * held[i].x + held[i].y * held[i].y + held[i].z * held[i].z + held[i].w * held[i].w;
       sum[begin + four * 4] = T(held[i].x);
       sum[begin + four * 4 + 1] = T(held[i].y);

@@ -52,7 +52,7 @@ def on_gpu(
     Raises:
         RuntimeError: the kernel does not compile (when the outputs are evaluated), or MLX has no GPU here.
     """
-    kinds = *((array.dtype, array.size < CONSTANT_SIZE) for array in inputs), *(dtype for _, dtype in outputs)
+    kinds = *[(array.dtype, array.size < CONSTANT_SIZE) for array in inputs], *[dtype for _, dtype in outputs]
     return _compiled(kernel, kinds, tuple(constants.items()))(
         inputs=list(inputs),
         grid=(groups[0] * threads, groups[1], groups[2]),

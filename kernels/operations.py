@@ -61,7 +61,11 @@ class Operations:
     def _attention(
         self, queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, scale: float, window: int | None
     ) -> mx.array:
-        form = self.winners.get(attention_key(queries, keys, packing), STOCK)
+        heads = ("form", queries.shape[1:], keys.shape[1], queries.dtype)
+        form = packing.plans.get(heads)
+        if form is None:
+            form = self.winners.get(attention_key(queries, keys, packing), STOCK)
+            packing.plans[heads] = form
         if form == KERNEL:
             return ragged_attention(queries, keys, values, packing, scale, window, self.launch)
         stock = attention_together if form == TOGETHER else attention_by_row

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import mlx.core as mx
 
@@ -75,6 +77,7 @@ class Packing:
     _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
     _sees: dict[int | None, mx.array] = field(default_factory=dict)
     _tiles: dict[int, mx.array] = field(default_factory=dict)
+    plans: dict[Hashable, Any] = field(default_factory=dict)  # kernels' own, of how this packing is launched
 
     @cached_property
     def kind(self) -> tuple[int, int, int]:

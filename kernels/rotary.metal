@@ -35,7 +35,7 @@ kernel void rotate(
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         const float weight = float(asks ? query_weight[lane + 32 * i] : key_weight[lane + 32 * i]);
-        value[i] = float(T(value[i] * factor * weight));  // rounded, as between two operations
+        value[i] *= factor * weight;
       }
     }
 #pragma unroll

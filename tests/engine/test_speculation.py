@@ -15,7 +15,6 @@ from draftmill.engine.drafting import Drafter, DraftRow
 from draftmill.engine.engine import Engine
 from draftmill.engine.families import adapt
 from draftmill.engine.request import Request
-from draftmill.engine.row import Row
 
 from .small import (
     VOCABULARY,
@@ -29,6 +28,7 @@ from .small import (
     reference,
     requests,
     run,
+    with_snapshots,
 )
 
 BLOCK = 8
@@ -96,7 +96,7 @@ def engine_with_draft(model, draft=None, max_rows=8, slots=2048, end=(), operati
     draft = draft or random_draft(num_target_layers=len(target.layers))
     memory = slots * (target.bytes_per_slot + Drafter.bytes_per_slot(draft, target))
     memory += max_rows * target.bytes_per_row(BLOCK)
-    return Engine(target, NumberTokenizer(end), 512, max_rows, memory=memory, draft=draft)
+    return Engine(target, NumberTokenizer(end), 512, max_rows, memory=with_snapshots(memory), draft=draft)
 
 
 def replaying(model, asked: Sequence[Request], wrong: Callable[[int], bool] = lambda i: False, **options) -> Engine:

@@ -95,7 +95,7 @@ def test_greedy_rows_beside_sampled_ones_take_the_target_s_choice() -> None:
 def test_what_a_row_emits_depends_neither_on_drafts_nor_on_depth() -> None:
     mx.random.seed(3)
     logits = 2 * mx.random.normal((4, VOCABULARY))
-    own = choose(logits, [Sampling(temperature=1.0, seed=9)] * 4, mx.array([30, 31, 32, 33])).tolist()
+    own: Any = choose(logits, [Sampling(temperature=1.0, seed=9)] * 4, mx.array([30, 31, 32, 33])).tolist()
     emitted: list[int] = []
     for depth, drafts in ((2, [own[0], (own[1] + 1) % VOCABULARY]), (1, [own[2]])):
         slots = logits[len(emitted) : len(emitted) + depth + 1]
