@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -28,29 +29,40 @@ REPEATS = 3
 
 def calibrated(name: str, cache: Path, target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
     """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
-    file, key = cache / "costs.json", f"{name} on {machine()}{_processor()}"
-    try:
-        known = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        known[key] = measure(target, drafter, state, max_rows).to_dict()
+    machines = _read(cache)
+    known = machines.setdefault(_here(), {})
+    if name not in known:
+        known[name] = measure(target, drafter, state, max_rows).to_dict()
+        file = _file(cache)
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_name(f"{file.name}.{os.getpid()}")
-        new.write_text(json.dumps(known, indent=1))
+        new.write_text(json.dumps(machines, indent=1))
         new.replace(file)
-    return Cost.from_dict(known[key])
+    return Cost.from_dict(known[name])
 
 
-def _processor() -> str:
-    """What a round's time depends on where there is no GPU."""
+def known_costs(cache: Path) -> dict[str, Cost]:
+    """What was measured on this machine, by name."""
+    return {name: Cost.from_dict(fields) for name, fields in _read(cache).get(_here(), {}).items()}
+
+
+def _file(cache: Path) -> Path:
+    return cache / "costs.json"
+
+
+def _read(cache: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads(_file(cache).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def _here() -> str:
+    """What a round's time depends on beside the pair: chip, MLX and kernels; without a GPU, cores and libraries."""
     if mx.default_device() != mx.cpu:
-        return ""
-    return f", {os.cpu_count()} cores, {os.environ.get('OPENBLAS_NUM_THREADS', 'all')} threads, {_libraries()}"
-
-
-def _libraries() -> str:
-    return os.environ.get("LD_PRELOAD") or "no library preloaded"
+        return machine()
+    threads, libraries = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "LD_PRELOAD"))
+    return f"{machine()}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
 def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:

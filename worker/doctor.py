@@ -75,24 +75,33 @@ def examine_engine() -> Iterator[Finding]:
     folder = boxed.folder(paths.cache_dir())
     here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
     yield Finding(boxed.NAME, here)
-    if backend != "CPU":
-        yield from examine_kernels()
+    yield from examine_kernels(backend)
+    yield from examine_costs()
 
 
-def examine_kernels() -> Iterator[Finding]:
+def examine_kernels(backend: str) -> Iterator[Finding]:
     """What the races of operations gave on this machine: the winner first, then what each form took."""
     from ..engine.racing import results_file
     from ..kernels.race import read
 
     results = read(results_file(paths.cache_dir()))
     if not results:
-        yield Finding("kernels", "not raced here yet: a worker races them when it first loads a pair")
+        raced = "not raced here yet: a worker races them when it first loads a pair"
+        yield Finding("kernels", "plain MLX runs: they need a GPU" if backend == "CPU" else raced)
     for (operation, *shape), result in results.items():
         times = [f"{form} {taken:.3f} ms" for form, taken in sorted(result.milliseconds.items(), key=lambda it: it[1])]
         reasons = [f"{form}: {reason}" for form, reason in result.dropped.items()]
         yield Finding(
             str(operation), f"{' '.join(map(str, shape)):<32} {', '.join(times + reasons)}", "slow" if reasons else "ok"
         )
+
+
+def examine_costs() -> Iterator[Finding]:
+    """For each pair that was measured here, how far its cost model is from the measurements."""
+    from ..engine.calibration import known_costs
+
+    for name, cost in known_costs(paths.cache_dir()).items():
+        yield Finding("costs", f"{name}: off by {cost.residual:.1%} in the median")
 
 
 def redis_server(url: str | None) -> Finding:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+from draftmill.engine.racing import results_file
+from draftmill.kernels.race import Result, write
 from tests.redis_server import RedisServer
 
 
-def doctor(url: str) -> tuple[int, dict[str, str]]:
+def doctor(url: str, cache: Path | None = None) -> tuple[int, dict[str, str]]:
     """The exit code, and for each line its verdict and text by its name."""
     command = [sys.executable, "-m", "draftmill", "doctor", "--redis-url", url]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    env = {**os.environ, **({"DRAFTMILL_CACHE": str(cache)} if cache else {})}
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env)
     assert done.stderr == ""
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     return done.returncode, {name: f"{verdict} {text}" for verdict, name, text in lines}
@@ -30,3 +35,30 @@ def test_a_redis_that_cannot_be_reached():
     code, found = doctor("redis://127.0.0.1:1")
     assert code == 1
     assert found["queue"].startswith("missing cannot reach Redis at redis://127.0.0.1:1: connection refused")
+
+
+def test_the_results_of_races(redis_server: RedisServer, tmp_path: Path):
+    assert doctor(redis_server.url, tmp_path)[1]["kernels"] == "ok plain MLX runs: they need a GPU"
+    fast = Result("kernel", {"stock": 0.5, "kernel": 0.25}, {"simdgroups": "it fails: no such word"})
+    write(results_file(tmp_path), {("attention", 32, 8): fast})
+    code, found = doctor(redis_server.url, tmp_path)
+    assert code == 0
+    assert found["attention"].split() == (
+        [
+            "slow",
+            "32",
+            "8",
+            "kernel",
+            "0.250",
+            "ms,",
+            "stock",
+            "0.500",
+            "ms,",
+            "simdgroups:",
+            "it",
+            "fails:",
+            "no",
+            "such",
+            "word",
+        ]
+    )
