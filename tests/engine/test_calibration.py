@@ -11,13 +11,13 @@ from draftmill.engine.calibration import calibrated, known_costs
 from draftmill.engine.cost import Cost, Point
 
 from .small import reference, requests, run
-from .test_speculation import BLOCK, engine_with_draft, replaying, small_model
+from .test_speculation import BLOCK, engine_with_draft, small_model
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3.5"])
 def test_costs_are_measured_once_and_leave_no_trace(family: str, tmp_path: Path) -> None:
     model, asked = small_model(family), requests(6)
-    engine = replaying(model, asked, lambda i: i % 5 == 0)
+    engine = engine_with_draft(model)
     assert engine.drafter
     assert known_costs(tmp_path) == {}
     given = ("some pair", tmp_path, engine.target, engine.drafter, engine.state, 8)
