@@ -37,7 +37,9 @@ class Bytes(click.ParamType):
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
 @click.option("--draft", help="Draft of that target: a folder or hub id.")
 @click.option(
-    "--depth", type=click.IntRange(0), help="Drafted tokens of a row to verify; 0 decodes plainly. [default: chosen each round]"
+    "--depth",
+    type=click.IntRange(0),
+    help="Drafted tokens of a row to verify; 0 decodes plainly. [default: chosen each round]",
 )
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
