@@ -21,15 +21,22 @@ from .families.transformer import Transformer
 from .market import Candidate
 from .memory import default_budget
 from .pairs import Pair
+from .pool import KVPool
+from .prefix import PrefixCache
 from .racing import choose
 from .request import Completion, FinishReason, Request, RequestError
 from .row import Row
 from .scheduler import Plan, Scheduler, Segment
+from .snapshot import Snapshot
 from .stats import Stats
 from .text import Text
 from .verify import accept
 
 MAX_ROWS = 32
+
+SNAPSHOTS = 8
+"""One part in so many of the memory is for snapshots of shared prefixes: room for a few templates, and little less for
+rows, of which each has its own suffix to hold, and its completion."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Engine:
         tokenizer: mlx-lm's tokenizer wrapper.
         context_length: most tokens of prompt and completion together.
         max_rows: most rows in a round.
-        memory: bytes for keys and values; by default what this machine can spare.
+        memory: bytes for keys and values and for snapshots of prefixes; by default what this machine can spare.
         draft: the target's draft; None for plain decoding.
         depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses.
 
@@ -88,16 +95,19 @@ class Engine:
         per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
         per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
-        slots = min((budget - max_rows * per_row) // per_slot, max_rows * (context_length + block))
+        snapshots = budget // SNAPSHOTS
+        slots = min((budget - snapshots - max_rows * per_row) // per_slot, max_rows * (context_length + block))
         if slots < 1:
             raise models.ModelError(
-                f"no memory for keys and values: {budget:,} bytes allowed; a token needs {per_slot:,}, "
-                f"each of {max_rows} rows {per_row:,} besides: raise --memory or lower --max-rows"
+                f"no memory for keys and values: {budget:,} bytes allowed, {snapshots:,} of them for shared prefixes; "
+                f"a token needs {per_slot:,}, each of {max_rows} rows {per_row:,} besides: "
+                "raise --memory or lower --max-rows"
             )
         self.state = target.make_state(slots)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, slots) if draft else None
-        self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth))
+        prefixes = PrefixCache(snapshots, per_slot, target.bytes_per_row(0))
+        self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth), prefixes)
         self.budget: Budget | None = None
         self.stats.accepted_per_position = [0] * most
         self._anchors = mx.zeros(max_rows, mx.int32)
@@ -176,7 +186,7 @@ class Engine:
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
         self._rows[request.id] = row
-        self.scheduler.waiting.append(row)
+        self.scheduler.add(row)
 
     def spend(self, budget: Budget) -> None:
         """Let a row budget choose depths from now on."""
@@ -192,22 +202,33 @@ class Engine:
 
     def step(self) -> list[Completion]:
         """Launch the next round, then read the one before it; returns the requests that finished."""
-        launched = self._launch(self.scheduler.plan())
-        if self._in_flight:
-            self._read(self._in_flight)
+        try:
+            launched = self._launch(self.scheduler.plan())
+            if self._in_flight:
+                self._read(self._in_flight)
+        except Exception:
+            self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+            raise
         self._in_flight = launched
         finished, self._finished = self._finished, []
         return [self._complete(row) for row in finished]
 
+    @property
+    def _pools(self) -> list[KVPool]:
+        """The target's pool and the draft's, whose slots are the same."""
+        return [self.pool, *([self.drafter.pool] if self.drafter else [])]
+
     def _launch(self, plan: Plan) -> Round | None:
         """Build a round's graph, draft, verify, accept, and hand it to the device."""
         for move in plan.moves:
-            self.pool.move(move.old, move.new, move.count)
-            if self.drafter:
-                self.drafter.pool.move(move.old, move.new, move.count)
+            for pool in self._pools:
+                pool.move(move.old, move.new, move.count)
         segments = plan.segments
         if not segments:
             return None
+        for s in segments:
+            if s.cached:
+                s.cached.snapshot.restore(self._pools, s.extent.start, self.state.recurrent, s.slot)
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = self._pack(segments, drafted)
@@ -215,6 +236,10 @@ class Engine:
         pending = [hidden]
         if self.drafter:
             pending.append(self.drafter.extend(taps, packing))
+        for s in segments:
+            if s.keep:
+                s.keep.snapshot = Snapshot.take(self._pools, s.extent.start, s.bound, self.state.recurrent, s.slot)
+                pending += s.keep.snapshot.arrays
         yielding = [segment for segment in segments if segment.yields]
         emitted = counts = mx.zeros((0,), mx.int32)
         if yielding:
@@ -224,6 +249,7 @@ class Engine:
         mx.async_eval(*pending, emitted, counts, self._anchors, self._cursors, self._replay)
         self.stats.rounds += 1
         self.stats.rows += len(segments)
+        self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
         return Round(yielding, emitted, counts)
 
     def _draft(self, segments: list[Segment]) -> mx.array:
@@ -334,5 +360,6 @@ class Engine:
 
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)
+        self.stats.cached_tokens += row.cached
         text = self.text.decode(row.generated)
         return row.completion(self.text.cut(text, row.request.sampling.stop))

@@ -18,6 +18,7 @@ class KVPool:
         self.slots = slots
         self.keys = [mx.zeros((slots, heads, head_dim), dtype) for _ in range(layers)]
         self.values = [mx.zeros((slots, heads, head_dim), dtype) for _ in range(layers)]
+        self._put: list[list[tuple[mx.array, mx.array, mx.array]]] = [[] for _ in range(layers)]
         mx.eval(self.keys, self.values)
 
     @staticmethod
@@ -25,10 +26,28 @@ class KVPool:
         return 2 * layers * heads * head_dim * dtype.size
 
     def write(self, layer: int, slots: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write keys and values [N, KV, D] at `slots` [N]; returns the layer's whole pools."""
+        """Write keys and values [N, KV, D] at `slots` [N], and what was `put`; returns the layer's whole pools."""
+        if self._put[layer]:
+            parts = [(slots, keys, values), *self._put[layer]]
+            slots, keys, values = (mx.concatenate([*part]) for part in zip(*parts, strict=True))
+            self._put[layer].clear()
         self.keys[layer][slots] = keys
         self.values[layer][slots] = values
         return self.keys[layer], self.values[layer]
+
+    def copy(self, start: int, count: int) -> tuple[list[mx.array], list[mx.array]]:
+        """Copies of `count` slots from `start` on, of every layer; to be evaluated before the next write."""
+        source = mx.arange(start, start + count)
+        return [keys[source] for keys in self.keys], [values[source] for values in self.values]
+
+    def put(self, start: int, keys: list[mx.array], values: list[mx.array]) -> None:
+        """Write the keys and values [n, KV, D] of every layer from slot `start` on, along with what comes next.
+
+        A write of its own could run while the last layers of the round before are still read, and copy their pools.
+        """
+        slots = mx.arange(start, start + keys[0].shape[0])
+        for waiting, k, v in zip(self._put, keys, values, strict=True):
+            waiting.append((slots, k, v))
 
     def move(self, old: Extent, new: Extent, count: int) -> None:
         """Copy the first `count` slots of extent `old` to extent `new`."""

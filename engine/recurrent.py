@@ -46,6 +46,18 @@ class Memory:
         return Memory(state, inputs, Tape(*tape))
 
 
+@dataclass(frozen=True)
+class Saved:
+    """The memory of one row by itself, in each layer, with so many steps on its tape."""
+
+    length: int
+    layers: list[Memory]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [array for memory in self.layers for array in memory.arrays]
+
+
 class Recurrent:
     """The memory of all recurrent layers and rows.
 
@@ -64,7 +76,7 @@ class Recurrent:
         self._layers = [Memory(state, inputs, tape) for _ in range(shape.layers)]
         self._steps = Steps.of((), {}, None, self.window)
         self._places: dict[int, Place] = {}
-        self._shelf: dict[int, tuple[int, list[Memory]]] = {}  # length of the tape, memory in each layer
+        self._shelf: dict[int, Saved] = {}
 
     def begin(self, packing: Packing) -> None:
         """Start a round: gather its rows' memory, and see what steps they take."""
@@ -92,24 +104,36 @@ class Recurrent:
         self._layers[layer] = memory = Memory(state, old.inputs, tape)
         return mx.depends([output], memory.arrays)[0]
 
+    def save(self, row: int) -> Saved:
+        """A copy of what the last round left of a row. Until it is evaluated it holds all rows' memory."""
+        place = self._places[row]
+        inputs = mx.arange(place.inputs, place.inputs + self.window + place.length)
+        tape = mx.arange(place.tape, place.tape + place.length)
+        seat = mx.array([place.seat])
+        return Saved(place.length, [Memory(m.state[seat], m.inputs[inputs], m.tape[tape]) for m in self._layers])
+
+    def load(self, row: int, saved: Saved) -> None:
+        """Let a row go on from there."""
+        self._places.pop(row, None)
+        self._shelf[row] = saved
+
     def _put_away(self, rows: list[int]) -> None:
         """Copy the memory of rows to the shelf."""
         for row in rows:
-            place = self._places.pop(row)
-            inputs = mx.arange(place.inputs, place.inputs + self.window + place.length)
-            tape = mx.arange(place.tape, place.tape + place.length)
-            seat = mx.array([place.seat])
-            copies = [Memory(m.state[seat], m.inputs[inputs], m.tape[tape]) for m in self._layers]
-            self._shelf[row] = place.length, copies
-            mx.async_eval([memory.arrays for memory in copies])  # an unevaluated copy would hold all rows' memory
+            self._shelf[row] = saved = self.save(row)
+            del self._places[row]
+            mx.async_eval(saved.arrays)
 
     def _take_out(self, rows: list[int]) -> None:
         """Put rows' memory behind that which the last round left."""
-        for row in rows:
-            length, memories = self._shelf.pop(row)
-            state, inputs, tape, *_ = self._layers[0].arrays
-            self._places[row] = Place(state.shape[0], inputs.shape[0], tape.shape[0], length)
-            self._layers = [
-                Memory.of(mx.concatenate([*pair]) for pair in zip(old.arrays, taken.arrays, strict=True))
-                for old, taken in zip(self._layers, memories, strict=True)
-            ]
+        if not rows:
+            return
+        saved = [self._shelf.pop(row) for row in rows]
+        seat, inputs, tape = (array.shape[0] for array in self._layers[0].arrays[:3])
+        for row, own in zip(rows, saved, strict=True):
+            self._places[row] = Place(seat, inputs, tape, own.length)
+            seat, inputs, tape = seat + 1, inputs + self.window + own.length, tape + own.length
+        self._layers = [
+            Memory.of(mx.concatenate([*parts]) for parts in zip(*(memory.arrays for memory in memories), strict=True))
+            for memories in zip(self._layers, *(own.layers for own in saved), strict=True)
+        ]

@@ -51,6 +51,7 @@ class Completion:
     """A finished request.
 
     `tokens` are the generated tokens without the end token; `text` is cut before a stop string.
+    Of the prompt's tokens `cached_tokens` were copied from another request's instead of prefilled.
     `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
     and accepted in them (both 0 at depth 0).
     """
@@ -60,6 +61,7 @@ class Completion:
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int = 0
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from .extents import Extent
+from .prefix import Prefix
 from .request import Completion, FinishReason, Request
 
 
@@ -18,6 +19,9 @@ class Row:
     what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
     generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
     tokens, how far it may move the cursor.
+
+    `cached` prompt tokens were not prefilled but copied; `prefixes` are those that its prefill will reach and that are
+    to be kept, shortest first.
     """
 
     request: Request
@@ -28,6 +32,8 @@ class Row:
     extent: Extent | None = None
     cursor: int = 0
     in_flight: deque[int] = field(default_factory=deque)
+    cached: int = 0
+    prefixes: list[Prefix] = field(default_factory=list)
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -61,6 +67,7 @@ class Row:
             tokens=tuple(self.generated),
             finish_reason=self.finish_reason,
             prompt_tokens=len(self.request.tokens),
+            cached_tokens=self.cached,
             rounds=self.rounds,
             drafted=self.drafted,
             accepted=self.accepted,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .extents import Extent, ExtentAllocator
+from .prefix import Prefix, PrefixCache
 from .row import Row
+from .waiting import OVERTAKING, Waiting
 
 PREFILL_TOKENS = 512
 """Most prompt tokens in one round, so that decoding rows never wait long for a prompt."""
@@ -21,6 +22,9 @@ class Segment:
     """One row's share of a round: `count` tokens from position `first` on, which is a bound where `row` has drafts
     in flight. A prompt chunk has depth None, and yields a token if it ends its prompt; other segments are an anchor
     and `depth` drafted tokens, and always yield.
+
+    A row goes on from the prefix `cached`, which is copied to its extent first. With `keep` the chunk ends a prefix of
+    which a snapshot is to be taken.
     """
 
     row: Row
@@ -31,6 +35,8 @@ class Segment:
     exact: bool
     depth: int | None
     yields: bool
+    cached: Prefix | None = None
+    keep: Prefix | None = None
 
     @property
     def bound(self) -> int:
@@ -63,6 +69,7 @@ class Scheduler:
         max_rows: most rows in a round.
         block: tokens that a draft writes past a row's cursor, 0 without a draft.
         depths: how many drafted tokens of each decoding row to verify in a round of so many prompt tokens besides.
+        prefixes: what is kept of prefixes that prompts share; by default nothing.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Scheduler:
         max_rows: int,
         block: int = 0,
         depths: Callable[[Sequence[Row], int], Sequence[int]] = lambda rows, prompt: [0] * len(rows),
+        prefixes: PrefixCache | None = None,
     ):
         self.extents = ExtentAllocator(slots)
         self.max_rows = max_rows
@@ -78,7 +86,8 @@ class Scheduler:
         self.depths = depths
         self.prefill_tokens = PREFILL_TOKENS
         self.rows: list[Row] = []
-        self.waiting: deque[Row] = deque()
+        self.prefixes = prefixes or PrefixCache()
+        self.waiting = Waiting(OVERTAKING * max_rows, self._rounds)
         self.moved = 0
         self.preempted = 0
         self._free = list(range(max_rows - 1, -1, -1))
@@ -97,13 +106,18 @@ class Scheduler:
         budget = self.prefill_tokens
         for row in self.rows:
             if row.prefilling and budget:
-                plan.segments.append(chunk := self._prefill(row, budget))
+                plan.segments.append(chunk := self._prefill(row, None, budget))
                 budget -= chunk.count
         # A preempted row's last round must be read before the row can start again.
-        while budget and self.preempted == preempted and (row := self._admit()):
-            plan.segments.append(chunk := self._prefill(row, budget))
+        while budget and self.preempted == preempted and (started := self._admit()):
+            plan.segments.append(chunk := self._prefill(*started, budget))
             budget -= chunk.count
         return plan
+
+    def add(self, row: Row) -> None:
+        """Queue a request."""
+        self.prefixes.note(row.request.tokens)
+        self.waiting.add(row)
 
     def largest(self, row: Row) -> int:
         """The most slots the row can ever need; its last token is never written."""
@@ -117,6 +131,8 @@ class Scheduler:
         if row.extent is None:
             self.waiting.remove(row)
             return
+        while row.prefixes:  # that it will not reach
+            self.prefixes.drop(row.prefixes.pop())
         self.rows.remove(row)
         self.extents.release(row.extent)
         self._free.append(row.slot)
@@ -128,27 +144,35 @@ class Scheduler:
         row.in_flight.append(depth + 1)
         return segment
 
-    def _prefill(self, row: Row, budget: int) -> Segment:
+    def _prefill(self, row: Row, cached: Prefix | None, budget: int) -> Segment:
         assert row.extent is not None
-        first, count = row.cursor, min(budget, len(row.feed) - row.cursor)
+        end = row.prefixes[0].length if row.prefixes else len(row.feed)
+        first, count = row.cursor, min(budget, end - row.cursor)
         row.cursor += count
+        keep = row.prefixes.pop(0) if row.prefixes and row.cursor == end else None
         if not row.prefilling:
             row.in_flight.append(0)  # yields a token without moving the cursor
-        return Segment(row, row.slot, row.extent, first, count, True, None, yields=not row.prefilling)
+        return Segment(row, row.slot, row.extent, first, count, True, None, not row.prefilling, cached, keep)
 
-    def _admit(self) -> Row | None:
-        """Start the first waiting row if a place and an extent are free."""
-        if not self.waiting or not self._free:
+    def _admit(self) -> tuple[Row, Prefix | None] | None:
+        """Start the next waiting row if a place and an extent are free; it goes on from the longest prefix kept.
+
+        A row waits for a prefix that another is about to bring: meanwhile that one has the round's prompt tokens.
+        """
+        row = self.waiting.next
+        if not row or not self._free:
             return None
-        row = self.waiting[0]
         feed = row.request.tokens + tuple(row.generated)
-        extent = self.extents.allocate(min(len(feed) + HEADROOM, self.largest(row)))
+        cached, soon = self.prefixes.find(feed)
+        extent = None if soon else self.extents.allocate(min(len(feed) + HEADROOM, self.largest(row)))
         if extent is None:
             return None
-        self.waiting.popleft()
-        row.feed, row.extent, row.cursor, row.slot = feed, extent, 0, self._free.pop()
+        self.waiting.remove(row)
+        row.feed, row.extent, row.cursor, row.slot = feed, extent, cached.length if cached else 0, self._free.pop()
+        row.cached = min(row.cursor, len(row.request.tokens))
+        row.prefixes = self.prefixes.reserve(feed, cached)
         self.rows.append(row)
-        return row
+        return row, cached
 
     def _reserve(self, row: Row, length: int, plan: Plan) -> bool:
         """Make the row's extent hold `length` slots: grow it, move it, or preempt the youngest rows for it.
@@ -175,5 +199,9 @@ class Scheduler:
     def _preempt(self, row: Row) -> None:
         """Send a running row back to the head of the queue; what it generated becomes part of its prefill."""
         self.remove(row)
-        self.waiting.appendleft(row)
+        self.waiting.put_back(row)
         self.preempted += 1
+
+    def _rounds(self, row: Row) -> int:
+        """The rounds that a row takes at most: one for each chunk of its prompt and for each token."""
+        return -(-len(row.request.tokens) // self.prefill_tokens) + row.limit

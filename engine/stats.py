@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 class Stats:
     """Counters since the engine was made.
 
+    Of the `prompt_tokens` of finished requests `cached_tokens` were copied from other requests' prefixes;
+    `prefilled_tokens` went through the target, those of a preempted row again when it came back.
     `rows` sums the rows of all rounds; `row_rounds` those of them that decoded. `drafted` and `accepted` count the
     draft tokens verified and accepted in these, `accepted_per_position` by their place in the block.
     """
@@ -16,6 +18,8 @@ class Stats:
     rounds: int = 0
     rows: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefilled_tokens: int = 0
     generated_tokens: int = 0
     row_rounds: int = 0
     drafted: int = 0

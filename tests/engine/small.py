@@ -11,7 +11,7 @@ from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
 
-from draftmill.engine.engine import Engine
+from draftmill.engine.engine import SNAPSHOTS, Engine
 from draftmill.engine.families import adapt
 from draftmill.engine.request import Completion, Request, Sampling
 
@@ -151,7 +151,12 @@ def small_engine(
 ) -> Engine:
     target = adapt(model)
     memory = slots * target.bytes_per_slot + max_rows * target.bytes_per_row(0)
-    return Engine(target, NumberTokenizer(end), context, max_rows, memory)
+    return Engine(target, NumberTokenizer(end), context, max_rows, with_snapshots(memory))
+
+
+def with_snapshots(memory: int) -> int:
+    """Bytes for an engine whose pools and rows should get `memory`."""
+    return -(-memory * SNAPSHOTS // (SNAPSHOTS - 1))
 
 
 def requests(count: int, max_tokens: int = 24, longest: int = 40, **sampling: Any) -> list[Request]:
