@@ -23,7 +23,7 @@ class Shape(RecurrentShape):
     def bytes_per_row(self, taped: int) -> int:
         """Memory of one row whose tapes have so many steps."""
         state = 4 * self.value_heads * self.value_dim * self.key_dim
-        inputs = self.dtype.size * (self.taps - 1 + taped) * self.channels
+        inputs = self.dtype.size * (self.taps - 1 + taped) * self.heads.channels
         step = self.dtype.size * self.key_heads * self.key_dim + 4 * self.value_heads * (self.value_dim + 1)
         return self.layers * (state + inputs + taped * step)
 
@@ -69,8 +69,9 @@ class Recurrent:
     def __init__(self, shape: Shape, operations: Operations):
         self.window = shape.taps - 1
         self._operations = operations
+        self._heads = shape.heads
         state = mx.zeros((0, shape.value_heads, shape.value_dim, shape.key_dim), mx.float32)
-        inputs = mx.zeros((0, shape.channels), shape.dtype)
+        inputs = mx.zeros((0, shape.heads.channels), shape.dtype)
         keys = mx.zeros((0, shape.key_heads, shape.key_dim), shape.dtype)
         tape = Tape(keys, mx.zeros((0, shape.value_heads, shape.value_dim)), mx.zeros((0, shape.value_heads)))
         self._layers = [Memory(state, inputs, tape) for _ in range(shape.layers)]
@@ -90,12 +91,12 @@ class Recurrent:
         self._steps = Steps.of(packing.spans, self._places, packing.replay, self.window)
         self._places = dict(self._steps.places)
 
-    def convolve(self, layer: int, x: mx.array, weight: mx.array) -> mx.array:
-        """`Operations.causal_convolution` of packed x [N, C] over the layer's inputs."""
+    def convolve(self, layer: int, x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values by `Operations.convolved_heads` of packed x [N, W] over the layer's inputs."""
         memory = self._layers[layer]
-        y, inputs = self._operations.causal_convolution(x, weight, memory.inputs, self._steps)
+        q, k, v, inputs = self._operations.convolved_heads(x, weight, memory.inputs, self._steps, self._heads)
         self._layers[layer] = replace(memory, inputs=inputs)
-        return y
+        return q, k, v
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array) -> mx.array:
         """`Operations.gated_delta` over the layer's state and tape; evaluating the outputs evaluates what is left."""

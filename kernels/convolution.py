@@ -1,10 +1,49 @@
-"""The causal convolution before a recurrent layer, over packed rows, each with its own window of past inputs."""
+"""What comes before the gated delta rule: a causal convolution over packed rows, each with its own past, and norms."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
+import mlx.nn as nn
 
 from .steps import Steps
+
+EPSILON = 1e-6
+"""Added to the sum of a head's squares."""
+
+
+class Heads(NamedTuple):
+    """Heads of queries and keys, and of values, and their sizes."""
+
+    keys: int
+    values: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def channels(self) -> int:
+        """Inputs of the convolution: queries, keys, values."""
+        return 2 * self.keys * self.key_dim + self.values * self.value_dim
+
+
+Convolved = tuple[mx.array, mx.array, mx.array, mx.array]
+"""Queries and keys [N, Hk, Dk], values [N, Hv, Dv], and the inputs that the round leaves."""
+
+
+def convolved_heads(x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, heads: Heads) -> Convolved:
+    """What the gated delta rule reads of packed x [N, W], which begins with the convolution's channels.
+
+    `causal_convolution`, SiLU, and queries and keys of length one, queries divided by sqrt(Dk) besides. This is the
+    plain-MLX reference.
+    """
+    count, keys = x.shape[0], heads.keys * heads.key_dim
+    mixed, left = causal_convolution(x[:, : heads.channels], weight, inputs, steps)
+    q, k, v = mx.split(nn.silu(mixed), [keys, 2 * keys], axis=-1)
+    q, k = (array.reshape(count, heads.keys, heads.key_dim) for array in (q, k))
+    scale, epsilon = heads.key_dim**-0.5, EPSILON / heads.key_dim
+    q, k = (factor * mx.fast.rms_norm(array, None, epsilon) for factor, array in ((scale**2, q), (scale, k)))
+    return q, k, v.reshape(count, heads.values, heads.value_dim), left
 
 
 def causal_convolution(x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps) -> tuple[mx.array, mx.array]:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from .add_norm import add_norm, add_norm_by_kernel
 from .add_norm import fits as norm_fits
-from .convolution import causal_convolution
+from .convolution import Heads, convolved_heads
 from .gated_delta import Tape, gated_delta
 from .launch import on_gpu
 from .operations import (
@@ -31,7 +31,7 @@ from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from .race import Heat, Run
 from .ragged_attention import fits as attention_fits
 from .ragged_attention import ragged_attention
-from .recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from .recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from .recurrence import fits as recurrence_fits
 from .rotary import Layout, rotate, rotate_by_kernel
 from .rotary import fits as rotary_fits
@@ -81,9 +81,8 @@ class RecurrentShape:
     dtype: mx.Dtype
 
     @property
-    def channels(self) -> int:
-        """Inputs of the convolution: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+    def heads(self) -> Heads:
+        return Heads(self.key_heads, self.value_heads, self.key_dim, self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -176,13 +175,12 @@ def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Run]:
 
 
 def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Heat]:
-    heads, channels = mx.zeros((1, shape.key_heads, shape.key_dim), shape.dtype), mx.zeros((1, shape.channels))
-    values, weight = mx.zeros((1, shape.value_heads, shape.value_dim)), mx.zeros((shape.channels, shape.taps))
+    keys, values = (shape.key_heads, shape.key_dim), (shape.value_heads, shape.value_dim)
     for rows, count in ((8, 16), (1, 256)):
         steps = _steps(rows, count, shape.taps)
-        key = recurrence_key("gated delta", heads, values, steps)
+        key = recurrence_key("gated delta", keys, values, shape.dtype, steps)
         yield Heat(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
-        key = recurrence_key("convolution", channels.astype(shape.dtype), weight, steps)
+        key = recurrence_key("convolution", (shape.heads.channels, shape.taps), shape.heads, shape.dtype, steps)
         yield Heat(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
 
 
@@ -218,12 +216,15 @@ def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
 
 def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Run]:
     rows, count = len(steps.seats), sum(span.count for span in steps.seats)
-    x = mx.random.normal((count, shape.channels)).astype(shape.dtype)
-    weight = mx.random.normal((shape.channels, shape.taps)).astype(shape.dtype)
-    inputs = mx.random.normal((rows * (shape.taps - 1), shape.channels)).astype(shape.dtype)
+    channels = shape.heads.channels
+    x = mx.random.normal((count, channels)).astype(shape.dtype)
+    weight = mx.random.normal((channels, shape.taps)).astype(shape.dtype)
+    inputs = mx.random.normal((rows * (shape.taps - 1), channels)).astype(shape.dtype)
     mx.eval(x, weight, inputs)
-    forms = {STOCK: causal_convolution, KERNEL: partial(causal_convolution_by_kernel, launch=launch)}
-    return {name: lambda call, form=form: form(x, weight, inputs, steps) for name, form in forms.items()}
+    forms = {STOCK: convolved_heads}
+    if convolution_fits(shape.heads, shape.dtype):
+        forms[KERNEL] = partial(convolved_heads_by_kernel, launch=launch)
+    return {name: lambda call, form=form: form(x, weight, inputs, steps, shape.heads) for name, form in forms.items()}
 
 
 def _products(shape: ProductShape, launch: Launch) -> Iterator[Heat]:

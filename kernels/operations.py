@@ -9,7 +9,7 @@ from functools import cache
 import mlx.core as mx
 
 from .add_norm import add_norm, add_norm_by_kernel
-from .convolution import causal_convolution
+from .convolution import Convolved, Heads, convolved_heads
 from .gated_delta import Tape, gated_delta
 from .launch import on_gpu
 from .packing import FEW, Packing
@@ -17,7 +17,7 @@ from .quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from .race import Key
 from .ragged_attention import ragged_attention
-from .recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from .recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
 from .rotary import Layout, Norms, rotate, rotate_by_kernel
 from .source import Launch
 from .steps import Steps
@@ -97,17 +97,16 @@ class Operations:
         steps: Steps,
     ) -> tuple[mx.array, mx.array, Tape]:
         """As `gated_delta.gated_delta`."""
-        if self.winners.get(recurrence_key("gated delta", k, v, steps), STOCK) == KERNEL:
+        if self.winners.get(recurrence_key("gated delta", k.shape[1:], v.shape[1:], k.dtype, steps), STOCK) == KERNEL:
             return gated_delta_by_kernel(q, k, v, decay, beta, state, tape, steps, self.launch)
         return gated_delta(q, k, v, decay, beta, state, tape, steps)
 
-    def causal_convolution(
-        self, x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps
-    ) -> tuple[mx.array, mx.array]:
-        """As `convolution.causal_convolution`."""
-        if self.winners.get(recurrence_key("convolution", x, weight, steps), STOCK) == KERNEL:
-            return causal_convolution_by_kernel(x, weight, inputs, steps, self.launch)
-        return causal_convolution(x, weight, inputs, steps)
+    def convolved_heads(self, x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, heads: Heads) -> Convolved:
+        """As `convolution.convolved_heads`."""
+        key = recurrence_key("convolution", weight.shape, heads, x.dtype, steps)
+        if self.winners.get(key, STOCK) == KERNEL and x.shape[1] % 4 == 0:
+            return convolved_heads_by_kernel(x, weight, inputs, steps, heads, self.launch)
+        return convolved_heads(x, weight, inputs, steps, heads)
 
     def quantized_matmul(
         self, x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
@@ -139,10 +138,11 @@ def norm_key(size: int, dtype: mx.Dtype) -> Key:
     return ("add norm", size, _name(dtype))
 
 
-def recurrence_key(operation: str, array: mx.array, other: mx.array, steps: Steps) -> Key:
+def recurrence_key(
+    operation: str, shape: tuple[int, ...], other: tuple[int, ...], dtype: mx.Dtype, steps: Steps
+) -> Key:
     """Likewise, for an operation of recurrent layers: shapes of what it reads without the tokens, type, steps a row."""
-    longest = max(span.count for span in steps.seats)
-    return (operation, *array.shape[1:], *other.shape[1:], _name(array.dtype), 16 if longest <= FEW else 256)
+    return (operation, *shape, *other, _name(dtype), 16 if steps.seats[0].count <= FEW else 256)
 
 
 def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:

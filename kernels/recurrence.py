@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .convolution import Convolved, Heads
 from .gated_delta import Tape
 from .launch import on_gpu
 from .source import Launch, read_kernels
@@ -18,11 +19,12 @@ LANES = 8
 """Lanes that share a line of a head's state: few, so that their sums take few exchanges."""
 
 THREADS = 128
+TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def fits(k: mx.array) -> bool:
     """Whether the kernel is made for keys [N, Hk, Dk] like these."""
-    return k.shape[2] % (4 * LANES) == 0 and k.dtype in (mx.float32, mx.float16, mx.bfloat16)
+    return k.shape[2] % (4 * LANES) == 0 and k.dtype in TYPES
 
 
 def gated_delta_by_kernel(
@@ -60,21 +62,32 @@ def gated_delta_by_kernel(
     return output, state, Tape(*(array[:taped] for array in left))
 
 
-def causal_convolution_by_kernel(
-    x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, launch: Launch = on_gpu
-) -> tuple[mx.array, mx.array]:
-    """As `convolution.causal_convolution`, of a multiple of four channels."""
-    (count, channels), kept = x.shape, len(steps.kept)
-    made = [((count, channels), x.dtype), ((kept, channels), x.dtype)]
-    output, left = launch(
+def convolution_fits(heads: Heads, dtype: mx.Dtype) -> bool:
+    """Whether the kernel is made for heads and a type like these."""
+    return heads.key_dim in (16, 32, 64, 128) and heads.channels % 4 == 0 and dtype in TYPES
+
+
+def convolved_heads_by_kernel(
+    x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, heads: Heads, launch: Launch = on_gpu
+) -> Convolved:
+    """As `convolution.convolved_heads`, of heads for which `convolution_fits`."""
+    (count, width), kept, channels = x.shape, len(steps.kept), heads.channels
+    sizes = {"KEYS": heads.keys * heads.key_dim, "VALUES": heads.values * heads.value_dim, "DK": heads.key_dim}
+    made = [
+        ((count, heads.keys, heads.key_dim), x.dtype),
+        ((count, heads.keys, heads.key_dim), x.dtype),
+        ((count, heads.values, heads.value_dim), x.dtype),
+        ((kept, channels), x.dtype),
+    ]
+    q, k, v, left = launch(
         read_kernels(_HERE / "convolution.metal")["convolve"],
         [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.accepted, steps.sizes],
-        {"T": x.dtype, "CHANNELS": channels, "TAPS": weight.shape[1]},
+        {"T": x.dtype, "WIDTH": width, **sizes, "TAPS": weight.shape[1]},
         (-(-channels // (4 * THREADS)), count + kept, 1),
         THREADS,
         made,
     )
-    return output, left
+    return q, k, v, left
 
 
 def _some(array: mx.array) -> mx.array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.gated_delta import compute_g, normalize_qk
+from mlx_lm.models.gated_delta import compute_g
 
 from ...kernels import heats
 from ...kernels.packing import Packing
@@ -96,12 +96,8 @@ class Qwen35(Transformer):
         count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
         projected = apply(self.joint[index], x, self.operations)
         ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
-        mixed, gate, b, a = mx.split(projected, ends, axis=-1)
-        mixed = nn.silu(recurrent.convolve(place, mixed, net.conv1d.weight[..., 0]))
-        q, k, v = mx.split(mixed, [net.key_dim, 2 * net.key_dim], axis=-1)
-        q, k = (heads.reshape(count, net.num_k_heads, net.head_k_dim) for heads in (q, k))
-        q, k = normalize_qk(q, k, inv_scale=net.head_k_dim**-0.5, eps=1e-6)
-        v = v.reshape(count, net.num_v_heads, net.head_v_dim)
+        _, gate, b, a = mx.split(projected, ends, axis=-1)
+        q, k, v = recurrent.convolve(place, projected, net.conv1d.weight[..., 0])
         decay = compute_g(net.A_log, a, net.dt_bias)
         output = recurrent.update(place, q, k, v, decay, mx.sigmoid(b))
         output = net.norm(output, gate.reshape(v.shape)).reshape(count, -1)

@@ -21,7 +21,7 @@ from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 from draftmill.engine.bench.shapes import SHAPES
 from draftmill.engine.families import adapt
 from draftmill.engine.families.transformer import Transformer
-from draftmill.kernels.convolution import causal_convolution
+from draftmill.kernels.convolution import Heads, convolved_heads
 from draftmill.kernels.gated_delta import Tape, gated_delta
 from draftmill.kernels.heats import heats
 from draftmill.kernels.operations import KERNEL, Operations
@@ -29,7 +29,7 @@ from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from draftmill.kernels.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from draftmill.kernels.ragged_attention import ragged_attention
-from draftmill.kernels.recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from draftmill.kernels.recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
 from draftmill.kernels.steps import Steps
 from draftmill.kernels.stock_attention import attention_by_row, attention_together
 
@@ -133,7 +133,8 @@ def bench_gated_delta(hk: int, hv: int, dk: int, dv: int, taps: int) -> None:
             small = total <= 1024
             others = [timed(form, *args) for form, args in ((MLX_LM, (*batch, state)), (gated_delta, given)) if small]
             convolutions = [
-                timed(form, x, weight, inputs, steps) for form in (causal_convolution_by_kernel, causal_convolution)
+                timed(form, x, weight, inputs, steps, Heads(hk, hv, dk, dv))
+                for form in (convolved_heads_by_kernel, convolved_heads)
             ]
             read = 2 * state.nbytes + 2 * (q.nbytes + k.nbytes + v.nbytes)
             row(rows, tokens, ours, round(read / ours / 1e6), *(others or ("", "")), *convolutions)

@@ -45,7 +45,12 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
         {"HEADS": "16", "KV_HEADS": "4", "DIM": "256", "STRIDE": "512", "WIDTH": "10240", "ROTATED": "64"},
     ),
     (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
-    (FOLDER / "convolution.metal", "convolve", "__half", {"CHANNELS": "8192", "TAPS": "4"}),
+    (
+        FOLDER / "convolution.metal",
+        "convolve",
+        "__half",
+        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "TAPS": "4"},
+    ),
 ]
 
 

@@ -7,16 +7,16 @@ import random
 import mlx.core as mx
 import pytest
 
-from draftmill.kernels.convolution import causal_convolution
+from draftmill.kernels.convolution import Heads, convolved_heads
 from draftmill.kernels.gated_delta import Tape, gated_delta
 from draftmill.kernels.packing import Span
-from draftmill.kernels.recurrence import causal_convolution_by_kernel, gated_delta_by_kernel
+from draftmill.kernels.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from draftmill.kernels.steps import Place, Steps
 
 from .forms import EXACTLY, IN_HALF_PRECISION, Form
 
 Sizes = tuple[int, int, int, int]  # Hk, Hv, Dk, Dv
-TAPS, CHANNELS = 4, 40
+TAPS, BESIDE = 4, 12
 
 
 def error(result: mx.array, expected: mx.array) -> float:
@@ -37,8 +37,9 @@ class Rounds:
         mx.random.seed(seed)
         self.state = mx.zeros((0, hv, dv, dk))
         self.tape = Tape(mx.zeros((0, hk, dk), dtype), mx.zeros((0, hv, dv)), mx.zeros((0, hv)))
-        self.inputs = mx.zeros((0, CHANNELS), dtype)
-        self.weight = mx.random.normal((CHANNELS, TAPS)).astype(dtype)
+        self.heads = Heads(hk, hv, dk, dv)
+        self.inputs = mx.zeros((0, self.heads.channels), dtype)
+        self.weight = mx.random.normal((self.heads.channels, TAPS)).astype(dtype)
         self.places: dict[int, Place] = {}
 
     def round(self, spans: list[Span], accepted: list[int]) -> None:
@@ -51,16 +52,24 @@ class Rounds:
         v, beta = mx.random.normal((count, hv, dv)), mx.random.uniform(0, 1, (count, hv))
         q, k, v, beta = (array.astype(self.form.dtype) for array in (q, k, v, beta))
         decay = mx.random.uniform(0.5, 1, (count, hv))
-        x = mx.random.normal((count, CHANNELS)).astype(self.form.dtype)
+        x = mx.random.normal((count, self.heads.channels + BESIDE)).astype(self.form.dtype)
         delta = (q, k, v, decay, beta, self.state, self.tape, steps)
-        convolution = (x, self.weight, self.inputs, steps)
+        arrays = x, self.weight, self.inputs
+        exact = [array.astype(mx.float32) for array in arrays]
         y, state, tape = gated_delta_by_kernel(*delta, self.form.launch)
-        convolved, inputs = causal_convolution_by_kernel(*convolution, self.form.launch)
+        fits = convolution_fits(self.heads, self.form.dtype)
+        convolved = convolved_heads_by_kernel(*arrays, steps, self.heads, self.form.launch) if fits else ()
         with mx.stream(mx.cpu):
             expected_y, self.state, self.tape = gated_delta(*delta)
-            expected_convolved, self.inputs = causal_convolution(*convolution)
+            expected = convolved_heads(*exact, steps, self.heads)
         self.places = steps.places
-        pairs = [(y, expected_y), (state, self.state), (convolved, expected_convolved), (inputs, self.inputs)]
+        self.inputs = expected[-1].astype(self.form.dtype)
+        assert all(array.dtype == self.form.dtype for array in convolved)
+        pairs = [
+            (y, expected_y),
+            (state, self.state),
+            *zip((array.astype(mx.float32) for array in convolved), expected, strict=fits),
+        ]
         pairs += [(tape.k, self.tape.k), (tape.delta, self.tape.delta), (tape.decay, self.tape.decay)]
         assert max(error(*pair) for pair in pairs) < self.form.bound
 
