@@ -208,6 +208,8 @@ class Engine:
                 self._read(self._in_flight)
         except Exception:
             self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+            for pool in self._pools:
+                pool.discard()
             raise
         self._in_flight = launched
         finished, self._finished = self._finished, []

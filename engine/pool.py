@@ -49,6 +49,11 @@ class KVPool:
         for waiting, k, v in zip(self._put, keys, values, strict=True):
             waiting.append((slots, k, v))
 
+    def discard(self) -> None:
+        """Forget what was `put` and is not yet written."""
+        for waiting in self._put:
+            waiting.clear()
+
     def move(self, old: Extent, new: Extent, count: int) -> None:
         """Copy the first `count` slots of extent `old` to extent `new`."""
         source = mx.arange(old.start, old.start + count)

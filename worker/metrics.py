@@ -22,6 +22,7 @@ class Counts(NamedTuple):
     rows: int
     generated: int
     prompt: int
+    cached: int
     row_rounds: int
     drafted: int
     accepted: int
@@ -34,6 +35,7 @@ class Counts(NamedTuple):
             stats.rows,
             stats.generated_tokens,
             stats.prompt_tokens,
+            stats.cached_tokens,
             stats.row_rounds,
             stats.drafted,
             stats.accepted,
@@ -49,6 +51,9 @@ class Metrics:
         self.jobs = Counter("draftmill_jobs", "Jobs by outcome.", ["outcome"], registry=registry)
         self.generated = Counter("draftmill_generated_tokens", "Tokens generated.", registry=registry)
         self.prompt = Counter("draftmill_prompt_tokens", "Prompt tokens of finished jobs.", registry=registry)
+        self.cached = Counter(
+            "draftmill_cached_tokens", "Prompt tokens of finished jobs that were not prefilled.", registry=registry
+        )
         self.rounds = Counter("draftmill_rounds", "Rounds of the engine.", registry=registry)
         self.spec_rounds = Counter("draftmill_spec_rounds", "Decoding rounds, counted for each row.", registry=registry)
         self.spec_drafted = Counter("draftmill_spec_draft_tokens", "Draft tokens verified.", registry=registry)
@@ -77,7 +82,7 @@ class Metrics:
         self.reaped = Counter("draftmill_reaped", "Expired leases taken back.", registry=registry)
         info = Gauge("draftmill_worker_info", "This worker.", ["pair", "worker", "version"], registry=registry)
         info.labels(pair, worker, version).set(1)
-        self._seen = Counts(0, 0, 0, 0, 0, 0, 0, ())
+        self._seen = Counts(0, 0, 0, 0, 0, 0, 0, 0, ())
 
     def serve(self, host: str, port: int) -> None:
         """Answer Prometheus on `host:port`; raises OSError if the port is taken."""
@@ -89,6 +94,7 @@ class Metrics:
         now = self._seen
         self.generated.inc(now.generated - before.generated)
         self.prompt.inc(now.prompt - before.prompt)
+        self.cached.inc(now.cached - before.cached)
         self.spec_rounds.inc(now.row_rounds - before.row_rounds)
         self.spec_drafted.inc(now.drafted - before.drafted)
         self.spec_accepted.inc(now.accepted - before.accepted)

@@ -30,6 +30,7 @@ def completed(job: Claimed, body: JobBody, completion: Completion) -> Outcome:
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": completion.cached_tokens},
     }
     if completion.drafted:
         usage["completion_tokens_details"] = {

@@ -166,21 +166,26 @@ def test_a_cancelled_row_leaves_its_prefix_to_others() -> None:
     assert engine.stats.cached_tokens > 0
 
 
-def test_no_snapshot_outlives_a_round_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["attend", "head"])
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_nothing_outlives_a_round_that_failed(part: str, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model("llama")
     engine = small_engine(model, max_rows=4)
     requests = asked()
     for request in requests:
         engine.add(request)
+    for _ in range(rounds):
+        engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.target, "head", lambda hidden: 1 / 0)
+        patch.setattr(engine.target, part, lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(engine, [])
     assert engine.scheduler.prefixes.used == 0
     for request in requests:
         engine.cancel(request.id)
     run(engine, [])
-    check(engine, model, [replace(request, id=f"again {request.id}") for request in requests])
+    done = run(engine, requests)
+    assert all(list(done[request.id].tokens) == reference(model, request) for request in requests)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3.5"])

@@ -51,7 +51,8 @@ def test_two_workers_end_every_line_once(mill: Mill) -> None:
     body = lines["r-7"]["response"]["body"]
     assert lines["r-7"]["error"] is None
     assert body["choices"][0]["finish_reason"] == "length"
-    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 10, "total_tokens": 12}
+    counts = {"prompt_tokens": 2, "completion_tokens": 10, "total_tokens": 12}
+    assert body["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     status = mill.status()
     assert (status.done, status.running, status.completion_tokens) == (120, 0, 1200)
     reports = batches.workers(mill.redis)
