@@ -43,7 +43,7 @@ class KVPool:
     def put(self, start: int, keys: list[mx.array], values: list[mx.array]) -> None:
         """Write the keys and values [n, KV, D] of every layer from slot `start` on, along with what comes next.
 
-        A write of its own could run while the last layers of the round before are still read, and copy their pools.
+        So each pool is written once a round, by when what the round before reads of it has long been read.
         """
         slots = mx.arange(start, start + keys[0].shape[0])
         for waiting, k, v in zip(self._put, keys, values, strict=True):
