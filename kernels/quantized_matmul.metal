@@ -25,7 +25,7 @@ kernel void quantized_matmul(
     const device uint* w,    // [LINES, K * BITS / 32]
     const device T* scales,  // [LINES, K / GROUP]
     const device T* biases,  // [LINES, K / GROUP]
-    const device int* rows,  // [1]: N
+    const device int* rows,  // [8], of which the first is N
     device T* outputs) {     // [N, LINES]
   constexpr int EACH = 32 / BITS;  // weights in a word
   constexpr int WORDS = K / EACH;

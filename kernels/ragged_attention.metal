@@ -39,7 +39,7 @@ kernel void attend(
     const device T* values,     // [slots, KV_HEADS, D]
     const device int* tiles,    // [tiles, 4]: first query, count of queries, extent, length of the row
     const device int* sees,     // [N, 2]: the first and the last position that a query sees
-    const device float* scale,  // [1]
+    const device float* scale,  // [8], all the same
     device OUT* outputs,        // [N, HEADS, splits, D]; of a split, not yet divided by its total
     device float* shares) {     // [N, HEADS, splits, 2]: a split's highest score and its total; not written if !SPLIT
   constexpr int GROUP = HEADS / KV_HEADS;

@@ -86,6 +86,8 @@ def margins(engine: Engine, requests: list[Request], plain: Arm, drafted: Arm) -
 def load(pair: Pair, rows: int, depth: int | None, half: bool) -> Engine:
     """An engine over a pair; with `half`, target and draft dequantised and in bfloat16."""
     if not half:
+        if depth is None and pair.draft:
+            depth = load_draft(models.locate(pair.draft, cache_dir())).config.block_size - 1
         return Engine.load(pair, cache_dir(), rows, depth=depth)
     loaded = models.load(pair.target, cache_dir())
     parts = [loaded.model, load_draft(models.locate(pair.draft, cache_dir()))] if pair.draft else [loaded.model]
