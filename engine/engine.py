@@ -222,6 +222,9 @@ class Engine:
 
     def _launch(self, plan: Plan) -> Round | None:
         """Build a round's graph, draft, verify, accept, and hand it to the device."""
+        if self.budget:
+            for row in plan.preempted:  # what they were to draft will not be seen
+                self.budget.forget(row.request.id)
         for move in plan.moves:
             for pool in self._pools:
                 pool.move(move.old, move.new, move.count)

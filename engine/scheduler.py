@@ -55,10 +55,11 @@ class Move:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: what must move first, then the segments in packed order."""
+    """One round: what must move first, then the segments in packed order; and which rows had to give way."""
 
     segments: list[Segment] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    preempted: list[Row] = field(default_factory=list)
 
 
 class Scheduler:
@@ -193,6 +194,7 @@ class Scheduler:
                     self.moved += 1
                     break
             else:
+                plan.preempted.append(self.rows[-1])
                 self._preempt(self.rows[-1])
         return row.extent is not None
 

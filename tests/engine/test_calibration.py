@@ -38,3 +38,15 @@ def test_a_row_budget_gives_up_on_a_useless_draft() -> None:
     engine.spend(Budget(Cost.fit(points, points), BLOCK))
     run(engine, requests(8, max_tokens=40))
     assert engine.stats.drafted < 0.2 * engine.stats.row_rounds
+
+
+def test_rows_that_give_way_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.scheduler.HEADROOM", 2)
+    model, asked = small_model("qwen3"), requests(6, max_tokens=60, longest=30)
+    engine = engine_with_draft(model, max_rows=6, slots=170)
+    points = [Point(tokens, 1, 100, 1e-3) for tokens in (1, 2, 64)]
+    engine.spend(Budget(Cost.fit(points, points), BLOCK))
+    done = run(engine, asked)
+    assert engine.scheduler.preempted
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
