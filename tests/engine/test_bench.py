@@ -29,6 +29,11 @@ from draftmill.engine.pairs import resolve
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 
 
+@pytest.fixture(autouse=True)
+def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.calibration.SECONDS", 0.3)
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("bench")
