@@ -20,16 +20,16 @@ _HERE = Path(__file__).parent
 
 
 def on_device(values: Any) -> mx.array:
-    """Whole numbers [...] int32 for kernels, in the device's own memory.
+    """Whole numbers [...] int32 for kernels, in memory that the device itself has written.
 
-    What the host writes stays where CUDA reaches it over the bus, at every read. A change of size makes a copy.
+    On CUDA an attention call took 42 us with them and 58 with arrays as the host made them. A change of size copies.
     """
     return mx.array(values, mx.int64).astype(mx.int32)
 
 
 @lru_cache(4096)
 def numbers(*values: int) -> mx.array:
-    """A few whole numbers for kernels [8 or more]; MLX on CUDA keeps the smallest arrays in the host's memory."""
+    """A few whole numbers for kernels [8 or more], likewise; MLX keeps smaller arrays in a memory of their own."""
     return on_device([*values, *[0] * (CONSTANT_SIZE - len(values))])
 
 

@@ -152,7 +152,7 @@ class Steps:
 
     @cached_property
     def accepted(self) -> mx.array:
-        """`replay` for kernels [B + 8]: long enough to be kept in a GPU's own memory."""
+        """`replay` for kernels [B + 8]: as long as `launch.numbers`, for the same reason."""
         return mx.pad(self.replay, (0, 8))
 
     @cached_property
