@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
+from ..kernels import kept
 from ..kernels.packing import Packing, Span
-from ..kernels.race import machine
 from .cost import Cost, Point, Shape, plan
 from .draft import DFlashDraft
 from .drafting import Drafter, DraftRow
@@ -29,40 +27,28 @@ REPEATS = 3
 
 def calibrated(name: str, cache: Path, target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
     """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
-    machines = _read(cache)
-    known = machines.setdefault(_here(), {})
+    known = kept.read(_file(cache)).get(_here(), {})
     if name not in known:
         known[name] = measure(target, drafter, state, max_rows).to_dict()
-        file = _file(cache)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.{os.getpid()}")
-        new.write_text(json.dumps(machines, indent=1))
-        new.replace(file)
+        kept.write(_file(cache), _here(), known)
     return Cost.from_dict(known[name])
 
 
 def known_costs(cache: Path) -> dict[str, Cost]:
     """What was measured on this machine, by name."""
-    return {name: Cost.from_dict(fields) for name, fields in _read(cache).get(_here(), {}).items()}
+    return {name: Cost.from_dict(fields) for name, fields in kept.read(_file(cache)).get(_here(), {}).items()}
 
 
 def _file(cache: Path) -> Path:
     return cache / "costs.json"
 
 
-def _read(cache: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return json.loads(_file(cache).read_bytes())
-    except (OSError, ValueError):
-        return {}
-
-
 def _here() -> str:
     """What a round's time depends on beside the pair: chip, MLX and kernels; without a GPU, cores and libraries."""
     if mx.default_device() != mx.cpu:
-        return machine()
+        return kept.machine()
     threads, libraries = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "LD_PRELOAD"))
-    return f"{machine()}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
+    return f"{kept.machine()}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
 def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 
-from .source import digest
+from . import kept
 
 CALLS, REPEATS = 4, 5
 HOPELESS = 3.0
@@ -112,28 +109,14 @@ def wrong(form: Run, expected: Sequence[mx.array], bound: float) -> str | None:
 def read(cache: Path) -> dict[Key, Result]:
     """What this machine's races gave, with these kernels and this MLX; nothing if there is no such file."""
     try:
-        machines = json.loads(cache.read_bytes())
-        return {tuple(entry["key"]): Result(**entry["result"]) for entry in machines.get(machine(), [])}
-    except (OSError, ValueError, TypeError, KeyError):
+        return {tuple(entry["key"]): Result(**entry["result"]) for entry in kept.read(cache).get(kept.machine(), [])}
+    except (TypeError, KeyError):
         return {}
 
 
 def write(cache: Path, results: Mapping[Key, Result]) -> None:
-    """Keep results for this machine, beside those of others and of other versions."""
-    try:
-        machines = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
-        machines = {}
-    machines[machine()] = [{"key": key, "result": asdict(result)} for key, result in results.items()]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    new = cache.with_name(f"{cache.name}.{os.getpid()}")
-    new.write_text(json.dumps(machines, indent=1))
-    new.replace(cache)
-
-
-def machine() -> str:
-    """What a result depends on beside its key: chip, MLX, and the kernels themselves."""
-    return f"{mx.device_info().get('device_name', 'cpu')}, MLX {version('mlx')}, kernels {digest()}"
+    """Keep results for this machine."""
+    kept.write(cache, kept.machine(), [{"key": key, "result": asdict(result)} for key, result in results.items()])
 
 
 def _milliseconds(form: Run, first: int) -> float:
