@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .launch import on_gpu, real
+from .launch import TYPES, on_gpu, real
 from .source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
@@ -15,7 +15,7 @@ THREADS = 256
 
 def fits(x: mx.array) -> bool:
     """Whether the kernel is made for tokens [N, size] like these."""
-    return x.shape[1] % 4 == 0 and x.dtype in (mx.float32, mx.float16, mx.bfloat16)
+    return x.shape[1] % 4 == 0 and x.dtype in TYPES
 
 
 def add_norm(x: mx.array, y: mx.array, weight: mx.array, epsilon: float) -> tuple[mx.array, mx.array]:

@@ -16,6 +16,9 @@ from .source import Kernel
 CONSTANT_SIZE = 8
 """MLX hands Metal inputs with fewer elements in the constant address space, so these make another kernel."""
 
+TYPES = (mx.float32, mx.float16, mx.bfloat16)
+"""The types of number that kernels are written for."""
+
 _HERE = Path(__file__).parent
 
 

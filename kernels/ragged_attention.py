@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .launch import numbers, on_gpu, real
+from .launch import TYPES, numbers, on_gpu, real
 from .packing import Packing
 from .source import Launch, read_kernels
 
@@ -28,8 +28,7 @@ ENOUGH_GROUPS = 512
 def fits(queries: mx.array, keys: mx.array) -> bool:
     """Whether the kernel is made for the shapes and types of these."""
     heads, dim = queries.shape[1:]
-    types = (mx.float32, mx.float16, mx.bfloat16)
-    return queries.dtype in types and dim in PAIRS and heads // keys.shape[1] <= PAIRS[dim][-1]
+    return queries.dtype in TYPES and dim in PAIRS and heads // keys.shape[1] <= PAIRS[dim][-1]
 
 
 def ragged_attention(

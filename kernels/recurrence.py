@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from .convolution import Convolved, Heads
 from .gated_delta import Tape
-from .launch import on_gpu
+from .launch import TYPES, on_gpu
 from .source import Launch, read_kernels
 from .steps import Steps
 
@@ -19,7 +19,6 @@ LANES = 8
 """Lanes that share a line of a head's state: few, so that their sums take few exchanges."""
 
 THREADS = 128
-TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def fits(k: mx.array) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .launch import numbers, on_gpu, real
+from .launch import TYPES, numbers, on_gpu, real
 from .source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
@@ -50,8 +50,7 @@ Norms = tuple[mx.array, mx.array]
 
 def fits(layout: Layout, dtype: mx.Dtype) -> bool:
     """Whether the kernel is made for such heads and this type."""
-    types = (mx.float32, mx.float16, mx.bfloat16)
-    return layout.dim % 32 == 0 and layout.rotated % 64 == 0 and dtype in types
+    return layout.dim % 32 == 0 and layout.rotated % 64 == 0 and dtype in TYPES
 
 
 def rotate(projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout) -> tuple[mx.array, mx.array]:
