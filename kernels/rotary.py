@@ -73,8 +73,7 @@ def rotate_by_kernel(
 ) -> tuple[mx.array, mx.array]:
     """As `rotate`, of a layout that `fits`."""
     count, dtype = projected.shape[0], projected.dtype
-    none = real(0.0).astype(dtype) if norms is None else projected
-    query_weight, key_weight = norms or (none, none)
+    query_weight, key_weight = norms or (projected, projected)  # something of its type: only NORMED reads weights
     constants = {
         "T": dtype,
         "HEADS": layout.heads,
