@@ -22,9 +22,10 @@ class Shape(RecurrentShape):
 
     def bytes_per_row(self, taped: int) -> int:
         """Memory of one row whose tapes have so many steps."""
-        state = 4 * self.value_heads * self.value_dim * self.key_dim
-        inputs = self.dtype.size * (self.taps - 1 + taped) * self.heads.channels
-        step = self.dtype.size * self.key_heads * self.key_dim + 4 * self.value_heads * (self.value_dim + 1)
+        heads, size = self.heads, self.dtype.size
+        state = 4 * heads.values * heads.value_dim * heads.key_dim
+        inputs = size * (self.taps - 1 + taped) * heads.channels
+        step = size * heads.keys * heads.key_dim + 4 * heads.values * (heads.value_dim + 1)
         return self.layers * (state + inputs + taped * step)
 
 
@@ -69,11 +70,11 @@ class Recurrent:
     def __init__(self, shape: Shape, operations: Operations):
         self.window = shape.taps - 1
         self._operations = operations
-        self._heads = shape.heads
-        state = mx.zeros((0, shape.value_heads, shape.value_dim, shape.key_dim), mx.float32)
-        inputs = mx.zeros((0, shape.heads.channels), shape.dtype)
-        keys = mx.zeros((0, shape.key_heads, shape.key_dim), shape.dtype)
-        tape = Tape(keys, mx.zeros((0, shape.value_heads, shape.value_dim)), mx.zeros((0, shape.value_heads)))
+        self._heads = heads = shape.heads
+        state = mx.zeros((0, heads.values, heads.value_dim, heads.key_dim), mx.float32)
+        inputs = mx.zeros((0, heads.channels), shape.dtype)
+        keys = mx.zeros((0, heads.keys, heads.key_dim), shape.dtype)
+        tape = Tape(keys, mx.zeros((0, heads.values, heads.value_dim)), mx.zeros((0, heads.values)))
         self._layers = [Memory(state, inputs, tape) for _ in range(shape.layers)]
         self._steps = Steps.of((), {}, None, self.window)
         self._places: dict[int, Place] = {}

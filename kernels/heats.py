@@ -71,18 +71,11 @@ class NormShape:
 
 @dataclass(frozen=True)
 class RecurrentShape:
-    """Recurrent layers: heads of keys and values, their sizes, and the convolution's `taps`."""
+    """Recurrent layers: their heads, and the convolution's `taps`."""
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
+    heads: Heads
     taps: int
     dtype: mx.Dtype
-
-    @property
-    def heads(self) -> Heads:
-        return Heads(self.key_heads, self.value_heads, self.key_dim, self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -175,12 +168,13 @@ def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Run]:
 
 
 def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Heat]:
-    keys, values = (shape.key_heads, shape.key_dim), (shape.value_heads, shape.value_dim)
+    heads = shape.heads
+    keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
     for rows, count in ((8, 16), (1, 256)):
         steps = _steps(rows, count, shape.taps)
         key = recurrence_key("gated delta", keys, values, shape.dtype, steps)
         yield Heat(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
-        key = recurrence_key("convolution", (shape.heads.channels, shape.taps), shape.heads, shape.dtype, steps)
+        key = recurrence_key("convolution", (heads.channels, shape.taps), heads, shape.dtype, steps)
         yield Heat(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
 
 
@@ -192,14 +186,14 @@ def _steps(rows: int, count: int, taps: int) -> Steps:
 
 
 def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Run]:
-    rows, count = len(steps.seats), sum(span.count for span in steps.seats)
-    q, k = (mx.random.normal((count, shape.key_heads, shape.key_dim)) for _ in range(2))
+    rows, count, heads = len(steps.seats), sum(span.count for span in steps.seats), shape.heads
+    q, k = (mx.random.normal((count, heads.keys, heads.key_dim)) for _ in range(2))
     q, k = ((a / mx.linalg.norm(a, axis=-1, keepdims=True)).astype(shape.dtype) for a in (q, k))
-    v = mx.random.normal((count, shape.value_heads, shape.value_dim)).astype(shape.dtype)
-    decay = mx.random.uniform(0.5, 1, (count, shape.value_heads))
-    beta = mx.random.uniform(0, 1, (count, shape.value_heads)).astype(shape.dtype)
-    state = mx.random.normal((rows, shape.value_heads, shape.value_dim, shape.key_dim))
-    none = (shape.key_heads, shape.key_dim), (shape.value_heads, shape.value_dim), (shape.value_heads,)
+    v = mx.random.normal((count, heads.values, heads.value_dim)).astype(shape.dtype)
+    decay = mx.random.uniform(0.5, 1, (count, heads.values))
+    beta = mx.random.uniform(0, 1, (count, heads.values)).astype(shape.dtype)
+    state = mx.random.normal((rows, heads.values, heads.value_dim, heads.key_dim))
+    none = (heads.keys, heads.key_dim), (heads.values, heads.value_dim), (heads.values,)
     dtypes = shape.dtype, mx.float32, mx.float32
     tape = Tape(*(mx.zeros((0, *sizes), dtype) for sizes, dtype in zip(none, dtypes, strict=True)))
     mx.eval(q, k, v, decay, beta, state)

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.gated_delta import compute_g
 
 from ...kernels import heats
+from ...kernels.convolution import Heads
 from ...kernels.packing import Packing
 from ...kernels.rotary import Layout, Norms
 from ..linear import apply
@@ -49,15 +50,13 @@ class Qwen35(Transformer):
     @property
     def recurrent_shape(self) -> Shape:
         args = self.model.args
-        return Shape(
-            layers=self._recurrent,
-            key_heads=args.linear_num_key_heads,
-            value_heads=args.linear_num_value_heads,
-            key_dim=args.linear_key_head_dim,
-            value_dim=args.linear_value_head_dim,
-            taps=args.linear_conv_kernel_dim,
-            dtype=self.dtype,
+        heads = Heads(
+            args.linear_num_key_heads,
+            args.linear_num_value_heads,
+            args.linear_key_head_dim,
+            args.linear_value_head_dim,
         )
+        return Shape(heads, args.linear_conv_kernel_dim, self.dtype, self._recurrent)
 
     def bytes_per_row(self, block: int) -> int:
         return self.recurrent_shape.bytes_per_row(block)

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from draftmill.kernels.convolution import Heads
 from draftmill.kernels.heats import AttentionShape, ProductShape, RecurrentShape, Shape, heats
 from draftmill.kernels.operations import KERNEL, STOCK
 from draftmill.kernels.race import Heat, Run, race, read, run
@@ -23,7 +24,7 @@ from .forms import EMULATED
 
 SHAPES = [  # and how many heats they have
     (AttentionShape(2, 1, 64, mx.float32), 12),
-    (RecurrentShape(1, 2, 32, 16, 4, mx.float32), 4),
+    (RecurrentShape(Heads(1, 2, 32, 16), 4, mx.float32), 4),
     (ProductShape(64, 24, 32, 4, mx.float32), 3),
 ]
 
