@@ -78,7 +78,7 @@ class Patience:
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
 @click.option("--follow", is_flag=True, help="Wait until the batch is complete.")
 @click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
-@click.option("--keep", is_flag=True, help="Leave the results in Redis once OUT has them all.")
+@click.option("--leave", is_flag=True, help="Leave the results in Redis for others once OUT has them all.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
 @options.redis_url
 @click.pass_context
@@ -88,14 +88,14 @@ def collect_command(
     out: Path,
     follow: bool,
     in_order: bool,
-    keep: bool,
+    leave: bool,
     force: bool,
     redis_url: str | None,
 ) -> None:
     """Write the results that BATCH has so far to OUT.
 
     Run it again for the rest: OUT never gets a line twice. Failed lines go to <stem>.errors.jsonl.
-    Once OUT has all results, Redis drops them, unless you --keep them for others.
+    Once OUT has all results, Redis drops them, unless you --leave them for others.
 
     \b
     Example:
@@ -113,7 +113,7 @@ def collect_command(
             else:
                 state = collect.step(redis, output)
             if state.complete:
-                collect.finish(redis, output, in_order, keep)
+                collect.finish(redis, output, in_order, leave)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
         click.echo(where(output))

@@ -72,7 +72,7 @@ def finish(
     redis: redis_py.Redis,
     output: Output,
     in_order: bool,
-    keep: bool = False,
+    leave: bool = False,
     numbers: dict[str, int] | None = None,
 ) -> None:
     """Marks OUT as complete, in input order if asked; then drops the results from Redis unless others need them.
@@ -90,5 +90,5 @@ def finish(
         output.sort(numbers)
     output.manifest.complete = True
     output.save()
-    if not keep:
+    if not leave:
         batches.drop_results(redis, output.manifest.batch)

@@ -79,7 +79,7 @@ class JobBody(BaseModel):
     """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set.
 
     `line` is the request's line number in the dataset; the result carries it so that output can be put in
-    input order.
+    input order. `keep` has the columns of the dataset's row that the result line hands back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,6 +91,7 @@ class JobBody(BaseModel):
     prompt: str | None = None
     sampling: Sampling = Sampling()
     line: Annotated[int, Field(ge=0)] = 0
+    keep: dict[str, Any] | None = None
 
 
 def job_id(batch: str, custom_id: str) -> str:

@@ -25,6 +25,13 @@ NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
 
 
 @dataclass(frozen=True)
+class RowOptions:
+    """What is made of a row: `keep` names the columns that its result hands back."""
+
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class BadLine:
     """A line that cannot be run."""
 
@@ -63,10 +70,11 @@ class Dataset:
     temporary file first.
     """
 
-    def __init__(self, source: str, pair: str, defaults: Defaults) -> None:
+    def __init__(self, source: str, pair: str, defaults: Defaults, options: RowOptions | None = None) -> None:
         self.name = "standard input" if source == "-" else source
         self.pair = pair
         self.defaults = defaults
+        self.options = options or RowOptions()
         self.notes: Counter[str] = Counter()
         try:
             self._file = _open(source)
@@ -97,14 +105,22 @@ class Dataset:
         try:
             line = lines.parse(raw)
             name = lines.custom_id(line, number)
+            keep = self._kept(line)
             body = lines.job_body(line, name, number, self.pair, self.defaults, self.notes)
             digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
             if digest in seen:
                 raise Fault(f"custom_id {name!r} was already used by an earlier line")
             seen.add(digest)
-            return body
+            return body.model_copy(update={"keep": keep}) if keep else body
         except Fault as fault:
             return BadLine(number, str(fault), name)
+
+    def _kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a row that its result hands back."""
+        try:
+            return {name: row[name] for name in self.options.keep}
+        except KeyError as error:
+            raise Fault(f"has no {error} to keep") from None
 
     def survey(self) -> Survey:
         """Reads the dataset once: its batch id and what is wrong with it.
@@ -120,7 +136,7 @@ class Dataset:
                 survey.first_bad = survey.first_bad or item
             else:
                 survey.good += 1
-                content.update(item.model_dump_json(exclude=NOT_IN_ID).encode() + b"\n")
+                content.update(_identity(item) + b"\n")
         if survey.good > MOST_LINES:
             raise UserError(f"{self.name} has {survey.good:,} lines, a batch at most {MOST_LINES:,}; split the file")
         survey.batch = f"batch_{content.hexdigest()[:24]}"
@@ -133,6 +149,12 @@ class Dataset:
         if survey.first_bad is None:
             raise UserError(f"{self.name} is empty; a line looks like {EXAMPLE}")
         raise UserError(f"{self.name} has no usable line; {survey.first_bad}; a line looks like {EXAMPLE}")
+
+
+def _identity(body: JobBody) -> bytes:
+    """What of a job its batch's id derives from."""
+    exclude = NOT_IN_ID if body.keep else NOT_IN_ID | {"keep": True}
+    return body.model_dump_json(exclude=exclude).encode()
 
 
 EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()

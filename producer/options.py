@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .contract import DEFAULT_PAIR
-from .dataset import Dataset, Survey
+from .dataset import Dataset, RowOptions, Survey
 from .errors import UserError
 from .lines import SAMPLING, Defaults, Fault, sampling
 
@@ -34,6 +34,9 @@ _dataset = (
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
     click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Default: no limit."),
     click.option("--system", metavar="TEXT", help="System message for chats that have none."),
+    click.option(
+        "--keep", multiple=True, metavar="COLUMN", help="Field of each line to hand back in its result; repeatable."
+    ),
     click.option("--strict", is_flag=True, help="Refuse the whole file if any line is bad."),
 )
 
@@ -52,7 +55,7 @@ def read(input: str, pair: str, strict: bool, **given: Any) -> tuple[Dataset, Su
         sampling({}, values)
     except Fault as fault:
         raise UserError(f"--{fault}") from None
-    dataset = Dataset(input, pair, Defaults(values, given.get("system")))
+    dataset = Dataset(input, pair, Defaults(values, given.get("system")), RowOptions(keep=given.get("keep", ())))
     survey = dataset.survey()
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")

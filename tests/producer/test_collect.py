@@ -93,10 +93,10 @@ def test_collect_killed_at_random_moments_has_every_line_once(
     assert shell.lines("out.jsonl") == before
 
 
-def test_collected_results_are_dropped_unless_kept(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:
+def test_collected_results_are_dropped_unless_left(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:
     worker()
     batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
-    assert shell("collect", batch, "-o", "first.jsonl", "--follow", "--keep").returncode == 1
+    assert shell("collect", batch, "-o", "first.jsonl", "--follow", "--leave").returncode == 1
     assert shell("collect", batch, "-o", "second.jsonl").returncode == 1
     assert sorted(shell.lines("first.jsonl")) == sorted(shell.lines("second.jsonl"))
     third = shell("collect", batch, "-o", "third.jsonl")
