@@ -99,6 +99,11 @@ def job_id(batch: str, custom_id: str) -> str:
     return f"{batch}-{hashlib.sha256(custom_id.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
 
 
+def batch_of_slot(batch: str, slot: str) -> str:
+    """The id of a batch that runs anew for each `slot`, however often its lines were run before."""
+    return f"batch_{hashlib.sha256(f'{batch} {slot}'.encode()).hexdigest()[:24]}"
+
+
 def slug(pair: str) -> str:
     """A pair as it stands in the names of queues and keys."""
     return re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())

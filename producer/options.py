@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .contract import DEFAULT_PAIR
+from .contract import DEFAULT_PAIR, batch_of_slot
 from .dataset import Dataset, RowOptions, Survey
 from .errors import UserError
 from .lines import SAMPLING, Defaults, Fault, sampling
@@ -37,6 +37,7 @@ _dataset = (
     click.option(
         "--keep", multiple=True, metavar="COLUMN", help="Field of each line to hand back in its result; repeatable."
     ),
+    click.option("--slot", metavar="TEXT", help="Run lines that were run before anew for each TEXT, such as a date."),
     click.option("--strict", is_flag=True, help="Refuse the whole file if any line is bad."),
 )
 
@@ -48,7 +49,7 @@ def dataset(command: Command) -> Command:
     return command
 
 
-def read(input: str, pair: str, strict: bool, **given: Any) -> tuple[Dataset, Survey]:
+def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
     """Opens and surveys INPUT; says on standard error what was ignored."""
     values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
     try:
@@ -59,6 +60,8 @@ def read(input: str, pair: str, strict: bool, **given: Any) -> tuple[Dataset, Su
     survey = dataset.survey()
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
+    if slot:
+        survey.batch = batch_of_slot(survey.batch, slot)
     for note, count in survey.notes.most_common(5):
         click.echo(f"Note: {note} ({count} {'line' if count == 1 else 'lines'})", err=True)
     return dataset, survey
