@@ -35,13 +35,15 @@ WHO_WORKS = (Grant("smembers", "%R~rq:workers"), Grant("hgetall", "%R~draftmill:
 """What progress displays read."""
 
 ROLES = {
-    "producer": Role(  # submit, status, cancel; reads no prompt and no result, and writes no result
+    "producer": Role(  # submit, status, cancel; reads no prompt and no result, writes none, and can take failures back
         "eval time",
         (
-            Grant("hget hgetall hexists hset hsetnx hincrby", "~draftmill:batch:*"),
+            Grant("hget hgetall hexists hset hsetnx hincrby persist", "~draftmill:batch:*"),
             Grant("zadd zrange zrevrange", "~draftmill:batches ~draftmill:turns:*"),
-            Grant("hexists", "%R~draftmill:done:*"),
-            Grant("exists hset", "%W~rq:job:*"),
+            Grant("hexists hdel persist", "~draftmill:done:*"),
+            Grant("hget hdel persist", "~draftmill:failures:*"),
+            Grant("persist", "%W~draftmill:results:*"),
+            Grant("exists hset del", "%W~rq:job:*"),
             Grant("rpush", "%W~rq:queue:draftmill.*"),
             Grant("sadd", "%W~rq:queues"),
             *WHO_WORKS,
@@ -53,8 +55,9 @@ ROLES = {
             Grant(
                 "exists expire del hget hmget hgetall hset hdel hexists hincrby get incr llen lpop lpush lrem "
                 "sadd srem smembers srandmember scard hscan zadd zrem zrange zrangebyscore zremrangebyscore zscore",
-                "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:done:* ~draftmill:turns:* ~draftmill:worker:* "
-                "~draftmill:leases ~draftmill:later ~draftmill:running ~draftmill:stale",
+                "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:done:* ~draftmill:failures:* "
+                "~draftmill:turns:* ~draftmill:worker:* ~draftmill:leases ~draftmill:later "
+                "~draftmill:running ~draftmill:stale",
             ),
             Grant("hget", "%R~draftmill:limits"),
             Grant("xadd expire", "%W~draftmill:results:*"),
@@ -62,15 +65,16 @@ ROLES = {
         "&rq:pubsub:*",
     ),
     "collector": Role(  # status, collect, forget; cannot queue anything
-        "",
+        "unwatch",
         (
-            Grant("hget hgetall hsetnx", "~draftmill:batch:*"),
+            Grant("hget hgetall hsetnx watch", "~draftmill:batch:*"),
             Grant("zrange zrevrange zrem", "~draftmill:batches ~draftmill:turns:*"),
             Grant("xrange", "%R~draftmill:results:*"),
             Grant("hscan", "%R~draftmill:done:*"),
+            Grant("hmget", "%R~draftmill:failures:*"),
             Grant(
                 "unlink",
-                "%W~draftmill:batch:* %W~draftmill:results:* %W~draftmill:done:* %W~rq:job:* "
+                "%W~draftmill:batch:* %W~draftmill:results:* %W~draftmill:done:* %W~draftmill:failures:* %W~rq:job:* "
                 "%W~rq:finished:draftmill.* %W~rq:failed:draftmill.* %W~rq:canceled:draftmill.*",
             ),
             Grant("srem", "%W~rq:queues"),

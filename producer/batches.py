@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import orjson
 import redis as redis_py
 from rq.job import Job, JobStatus
 
@@ -33,7 +34,10 @@ def rq_now() -> str:
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What a batch is. `total` is how many lines it has, `source` where they came from, `user` who submits it."""
+    """What a batch is. `total` is how many lines it has, `source` where they came from, `user` who submits it.
+
+    `parameters` are those that its id derives from, as `draftmill status` may show them (see `parameters.py`).
+    """
 
     id: str
     pair: str
@@ -41,22 +45,36 @@ class BatchInfo:
     total: int
     source: str = ""
     user: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a chunk: `new` jobs are queued now, `queued` were already, `done` have ended."""
+    """What became of jobs: `new` ones are queued now, `queued` were already, `done` have ended.
 
-    new: int
-    queued: int
-    done: int
+    `retried` of the new ones had failed before.
+    """
+
+    new: int = 0
+    queued: int = 0
+    done: int = 0
+    retried: int = 0
+
+    def __add__(self, other: Submitted) -> Submitted:
+        return Submitted(
+            self.new + other.new,
+            self.queued + other.queued,
+            self.done + other.done,
+            self.retried + other.retried,
+        )
 
 
 @dataclass(frozen=True)
 class BatchStatus:
     """How far a batch is. `total` counts its lines, `submitted` those that reached the queue so far.
 
-    `collected` is when its results were collected and dropped from Redis, or None.
+    `collected` is when its results were collected and dropped from Redis, or None. `retries` grows whenever failures
+    were taken back to run again: then what was read of the results before may hold some of them.
     """
 
     id: str
@@ -75,6 +93,8 @@ class BatchStatus:
     completion_tokens: int
     is_cancelled: bool
     collected: float | None
+    retries: int
+    parameters: Mapping[str, Any]
 
     @property
     def ended(self) -> int:
@@ -99,6 +119,7 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
         "total": batch.total,
         "source": batch.source,
         "user": batch.user,
+        "parameters": orjson.dumps(dict(batch.parameters)),
     }
     with redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(key, "created", str(now))
@@ -107,22 +128,32 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
         pipe.execute()
 
 
-def submit_chunk(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[contract.JobBody]) -> Submitted:
-    """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best."""
+def submit_chunk(
+    redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[contract.JobBody], retry_failed: bool = False
+) -> Submitted:
+    """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best.
+
+    With `retry_failed`, failures are taken back and queued again, in one step: the line has no outcome until its next
+    one is recorded.
+    """
     queue = contract.queue_name(batch.pair, batch.priority, batch.id)
     common = [part for pair in _job_hash(redis, queue).items() for part in pair]
     jobs: list[Any] = []
     for body in bodies:
         own = ["data", _data(body), "description", body.custom_id[:200]]
+        if body.keep is not None:
+            own += ["draftmill_keep", orjson.dumps(body.keep)]
         width = len(common) + len(own)
         jobs += [contract.job_id(body.batch, body.custom_id), body.custom_id, body.line, width, *common, *own]
-    new, queued, done = _eval(redis, SUBMIT, batch.id, queue, len(bodies), *jobs)
-    return Submitted(new, queued, done)
+    return Submitted(*_eval(redis, SUBMIT, batch.id, queue, int(retry_failed), len(bodies), *jobs))
 
 
 def _data(body: contract.JobBody) -> bytes:
-    """A job's data as RQ keeps them: the call of a function, whose one argument is the body."""
-    call = (contract.FUNCTION, None, (body.model_dump(mode="json", exclude_none=True),), {})
+    """A job's data as RQ keeps them: the call of a function, whose one argument is the body.
+
+    `keep` is not for the model, and scripts that end a job must read it: it has a field of its own beside the data.
+    """
+    call = (contract.FUNCTION, None, (body.model_dump(mode="json", exclude_none=True, exclude={"keep"}),), {})
     return zlib.compress(contract.JsonSerializer.dumps(call))
 
 
@@ -174,6 +205,8 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
         completion_tokens=number("completion_tokens"),
         is_cancelled=b"cancelled_at" in raw,
         collected=float(raw[b"collected_at"]) if b"collected_at" in raw else None,
+        retries=number("retries"),
+        parameters=orjson.loads(raw.get(b"parameters", b"{}")),
     )
 
 
@@ -210,12 +243,31 @@ def cancel(redis: redis_py.Redis, batch: str) -> int:
     return ended
 
 
-def drop_results(redis: redis_py.Redis, batch: str) -> None:
-    """Drops the results and all else of a complete batch but what `status` shows of it. Repeating it is harmless."""
+def drop_results(redis: redis_py.Redis, batch: str) -> bool:
+    """Drops the results of a complete batch. What `status` shows stays, and which lines failed. To repeat is harmless.
+
+    False, and nothing is dropped, if the batch is not complete: its failures were queued again just now.
+    """
     known = status(redis, batch)
     if known is None:
-        return
-    redis.hsetnx(contract.batch_key(batch), "collected_at", str(time.time()))
+        return True
+    with redis.pipeline() as pipe:  # nobody may queue failures again between the look and the mark
+        try:
+            pipe.watch(contract.batch_key(batch))
+            known = status(redis, batch)
+            if known is None or not known.complete:
+                return False
+            pipe.multi()
+            pipe.hsetnx(contract.batch_key(batch), "collected_at", str(time.time()))
+            pipe.execute()
+        except redis_py.WatchError:
+            return drop_results(redis, batch)
+    _drop(redis, known)
+    return True
+
+
+def _drop(redis: redis_py.Redis, known: BatchStatus) -> None:
+    batch = known.id
     jobs: list[str] = []
     for id, _ in redis.hscan_iter(contract.done_key(batch), count=STRETCH):
         jobs.append(f"rq:job:{id.decode()}")
@@ -235,7 +287,7 @@ def forget(redis: redis_py.Redis, batch: str) -> None:
     """Drops all that Redis holds of a complete batch; submitted again, it runs anew."""
     drop_results(redis, batch)
     with redis.pipeline(transaction=False) as pipe:
-        pipe.unlink(contract.batch_key(batch))
+        pipe.unlink(contract.batch_key(batch), contract.failures_key(batch))
         pipe.zrem(contract.BATCHES, batch)
         pipe.execute()
 
@@ -249,14 +301,30 @@ class Result(NamedTuple):
 
 
 def results(redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500) -> Iterator[Result]:
-    """The results recorded after stream entry `after`, until there is none left for now."""
+    """The results recorded after stream entry `after`, until there is none left for now.
+
+    Each line of the batch comes once. Only who reads on after failures were retried (`BatchStatus.retries` grew) gets
+    a second result for a line that he has as a failure; `failed_at` tells which of these still stand.
+    """
     while True:
         entries: Any = redis.xrange(contract.results_key(batch), min=f"({after}", count=count)
+        jobs = [fields[b"job"].decode() for _, fields in entries if b"job" in fields]
+        standing = dict(zip(jobs, failed_at(redis, batch, jobs), strict=True))
         for entry, fields in entries:
             after = entry.decode()
-            yield Result(after, fields[b"line"], int(fields.get(b"n", 0)))
+            if b"job" not in fields or standing[fields[b"job"].decode()] == after:
+                yield Result(after, fields[b"line"], int(fields.get(b"n", 0)))
         if len(entries) < count:
             return
+
+
+def failed_at(redis: redis_py.Redis, batch: str, jobs: Iterable[str]) -> list[str | None]:
+    """For each of `jobs`: the stream entry of its failure, or None if it has not failed, or is to run again."""
+    jobs = list(jobs)
+    if not jobs:
+        return []
+    found: Any = redis.hmget(contract.failures_key(batch), jobs)
+    return [value.decode().partition(" ")[2] if value else None for value in found]
 
 
 def workers(redis: redis_py.Redis) -> list[dict[str, str]]:

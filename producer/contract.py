@@ -121,8 +121,8 @@ BATCHES = "draftmill:batches"
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, priority, user, source, created, cancelled_at, collected_at, and counters: total, submitted,
-    running, done, failed, cancelled, prompt_tokens, completion_tokens.
+    """Hash: pair, priority, user, source, parameters, created, cancelled_at, collected_at, and counters: total,
+    submitted, running, done, failed, cancelled, retries, prompt_tokens, completion_tokens.
     """
     return f"draftmill:batch:{batch}"
 
@@ -134,9 +134,16 @@ def done_key(batch: str) -> str:
 
 def results_key(batch: str) -> str:
     """Stream in completion order, one entry per line of the batch: `line` is the JSON output line, `n` the
-    body's `line`.
+    body's `line`. A failure that was retried is still there, but `batches.results` leaves it out.
     """
     return f"draftmill:results:{batch}"
+
+
+def failures_key(batch: str) -> str:
+    """Hash: job id -> "failed <entry>" | "cancelled <entry>": lines that could be retried, and where their error
+    line stands in the results.
+    """
+    return f"draftmill:failures:{batch}"
 
 
 LIMITS = "draftmill:limits"

@@ -31,7 +31,8 @@ class Claimed:
     """A job leased to this worker.
 
     `data` is RQ's, not yet decoded; `waited` is its seconds in the queue. `alone` marks a job on its last lease:
-    it may have killed the workers before, and must not take others with it.
+    it may have killed the workers before, and must not take others with it. `keep` is the JSON object that its
+    result hands back, or empty.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Claimed:
     custom_id: str
     waited: float
     alone: bool = False
+    keep: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class JobQueue:
                 custom_id.decode("utf-8", "replace"),
                 waited_ms / 1000,
                 bool(alone),
+                keep,
             )
-            for id, data, token, batch, custom_id, waited_ms, alone in found
+            for id, data, token, batch, custom_id, waited_ms, alone, keep in found
         ]
 
     def renew(self, jobs: Iterable[Claimed]) -> list[Drop]:

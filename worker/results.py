@@ -1,7 +1,8 @@
 """Builds the output lines, in the format of the OpenAI Batch API.
 
 `error` is null exactly when a line has a completion. A refused request also carries the response that the API
-would have given, status 400 and its error body; anything else that went wrong has no response.
+would have given, status 400 and its error body; anything else that went wrong has no response. `keep`, where a line
+has it, is ours: what of the dataset's row was to be handed back.
 """
 
 from __future__ import annotations
@@ -85,4 +86,7 @@ def _text(completion: Completion) -> dict[str, Any]:
 
 
 def _line(job: Claimed, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
-    return orjson.dumps({"id": f"batch_req_{job.id}", "custom_id": job.custom_id, "response": response, "error": error})
+    line = {"id": f"batch_req_{job.id}", "custom_id": job.custom_id, "response": response, "error": error}
+    if job.keep:
+        line["keep"] = orjson.Fragment(job.keep)
+    return orjson.dumps(line)

@@ -9,6 +9,8 @@
 --     draftmill_batch                      batch of the job
 --     draftmill_custom_id                  its line's custom_id
 --     draftmill_n                          its line number in the dataset
+--     draftmill_keep                       JSON object that its result hands back, or absent
+--     draftmill_retried                    1 if an earlier failure of it was taken back
 --     draftmill_enqueued                   Redis TIME in ms when it was last queued
 --     draftmill_lease                      token of the last lease, `<worker>.<number>`
 --     draftmill_leases                     how many leases were given and not handed back
@@ -23,7 +25,10 @@
 --   draftmill:batch:<batch>        hash    what a batch is, and its counters. Its owner is who submitted it: `draftmill
 --                                          cancel` and `draftmill forget` end it. Complete, it expires after TTL
 --   draftmill:done:<batch>         hash    job -> outcome; the done marker. Goes when the results are collected
---   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`.
+--   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <entry>`: how it ended without a
+--                                          completion, and where that stands in the results. Stays with the batch
+--   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`;
+--                                          a failure has `job`, and counts while draftmill:failures names its entry.
 --                                          Goes when it is collected
 --   draftmill:turns:<pair>         zset    queue that has jobs -> when its next one is due, in virtual time
 --   draftmill:leases               zset    running job -> lease expiry, Redis TIME in ms
@@ -49,12 +54,14 @@ local NOW = now_ms()
 -- A job as a table, or nil if its hash is gone or is no hash.
 local function read_job(id)
   local field = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_custom_id',
-    'draftmill_lease', 'draftmill_leases', 'worker_name', 'draftmill_enqueued', 'status', 'draftmill_n')
+    'draftmill_lease', 'draftmill_leases', 'worker_name', 'draftmill_enqueued', 'status', 'draftmill_n',
+    'draftmill_keep', 'draftmill_retried')
   if not field[1] then return nil end
   return {
     id = id, key = 'rq:job:' .. id, data = field[1], queue = field[2] or '', batch = field[3] or '',
     custom_id = field[4] or '', token = field[5] or '', leases = tonumber(field[6]) or 0, worker = field[7] or '',
-    enqueued = tonumber(field[8]) or NOW, status = field[9] or '', n = field[10] or '0',
+    enqueued = tonumber(field[8]) or NOW, status = field[9] or '', n = field[10] or '0', keep = field[11] or '',
+    retried = field[12],
   }
 end
 
@@ -122,8 +129,9 @@ local function expire_if_complete(batch, queue)
   local ended = (tonumber(count[2]) or 0) + (tonumber(count[3]) or 0) + (tonumber(count[4]) or 0)
   if ended < (tonumber(count[1]) or 0) then return end
   redis.call('EXPIRE', key, TTL)
-  redis.call('EXPIRE', 'draftmill:done:' .. batch, TTL)
-  redis.call('EXPIRE', 'draftmill:results:' .. batch, TTL)
+  for _, kind in ipairs({ 'done', 'failures', 'results' }) do
+    redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, TTL)
+  end
   for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
 end
 
@@ -142,7 +150,13 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   end
   local batch = 'draftmill:batch:' .. job.batch
   redis.call('HSET', 'draftmill:done:' .. job.batch, job.id, outcome)
-  redis.call('XADD', 'draftmill:results:' .. job.batch, '*', 'line', line, 'n', job.n)
+  local results = 'draftmill:results:' .. job.batch
+  if outcome == 'done' or cancelled(job) then
+    redis.call('XADD', results, '*', 'line', line, 'n', job.n)
+  else
+    local entry = redis.call('XADD', results, '*', 'line', line, 'n', job.n, 'job', job.id)
+    redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, outcome .. ' ' .. entry)
+  end
   redis.call('HINCRBY', batch, outcome, 1)
   redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
   redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
@@ -152,7 +166,8 @@ end
 -- The output line of a job that ends without a completion.
 local function error_line(job, code, message)
   return '{"id":"batch_req_' .. job.id .. '","custom_id":' .. cjson.encode(job.custom_id)
-    .. ',"response":null,"error":{"code":' .. cjson.encode(code) .. ',"message":' .. cjson.encode(message) .. '}}'
+    .. ',"response":null,"error":{"code":' .. cjson.encode(code) .. ',"message":' .. cjson.encode(message) .. '}'
+    .. (job.keep ~= '' and ',"keep":' .. job.keep or '') .. '}'
 end
 
 local function record_cancelled(job)

@@ -2,7 +2,7 @@
 --   ARGV[3]  worker   ARGV[4]  length of a lease in ms   ARGV[5]  number of the first lease   ARGV[6]  n
 --   ARGV[7]  how many of these n would only wait in the worker   ARGV[8]  how many jobs it has already
 --   ARGV[9]  leases after which a job is poison   ARGV[10]  pair, as it stands in the names of queues
--- Returns a list of {job, data, token, batch, custom_id, ms in the queue, 1 if it must run alone}. Entries of a
+-- Returns a list of {job, data, token, batch, custom_id, ms in the queue, 1 if it must run alone, keep}. Entries of a
 -- queue whose job is gone, ended or already leased are dropped; the jobs of a cancelled batch end here.
 -- `rq suspend` stops claiming.
 --
@@ -100,7 +100,7 @@ while #claimed < wanted and looked_at < MOST_LOOKED_AT and not is_alone do
     else
       local token = lease_job(job, turn.queue)
       claimed[#claimed + 1] =
-        { id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, is_alone and 1 or 0 }
+        { id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, is_alone and 1 or 0, job.keep }
       turn.due = turn.due + turn.cost
       allowances[turn.user] = allowances[turn.user] - 1
     end
