@@ -183,13 +183,13 @@ def make_tokenizer(facts: dict[str, Any]) -> Tokenizer:
     tokens: list[str] = facts["tokenizer.ggml.tokens"]
     first, second = zip(*(merge.split(" ") for merge in facts["tokenizer.ggml.merges"]), strict=True)
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(zip(first, second, strict=True))))
+    tokenizer: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=list(zip(first, second, strict=True))))
     digits, bytes_ = (
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
     types = facts["tokenizer.ggml.token_type"].tolist()
     special = [token for token, type_ in zip(tokens, types, strict=True) if type_ == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])

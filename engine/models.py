@@ -45,7 +45,8 @@ def load(name: str, cache: Path) -> LoadedModel:
     folder = locate(name, cache)
     refuse_unusable(folder)
     try:
-        model, tokenizer, config = mlx_lm.load(str(folder), lazy=True, return_config=True)  # type: ignore[misc]
+        loaded: Any = mlx_lm.load(str(folder), lazy=True, return_config=True)
+        model, tokenizer, config = loaded
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)

@@ -104,7 +104,8 @@ def quantisable(layer: Any) -> bool:
 
 def evaluate(model: Any) -> None:
     """Evaluate weight by weight, so that no more than one of them is ever there in float32."""
-    for _, weight in tree_flatten(model.parameters()):  # pyright: ignore[reportAssignmentType]
+    weights: Any = tree_flatten(model.parameters())
+    for _, weight in weights:
         mx.eval(weight)
 
 

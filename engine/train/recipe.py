@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from .. import models
-from ..draft import DFlashDraft, DraftConfig
+from ..draft import DFlashDraft, DraftConfig, arrays
 from ..engine import Engine
 from ..families import adapt
 from ..families.transformer import Transformer
@@ -102,7 +102,7 @@ def new_draft(target: Transformer, config: DraftConfig, seed: int) -> DFlashDraf
     for index, layer in enumerate(target.layers[-config.num_hidden_layers :]):
         named: Any = tree_flatten(layer.parameters())
         copies |= {f"layers.{index}.{name}": weight for name, weight in named}
-    own: dict[str, mx.array] = dict(tree_flatten(draft.parameters()))  # type: ignore[arg-type]
+    own = dict(arrays(draft))
     fitting = {name: w for name, w in copies.items() if name in own and own[name].shape == w.shape}
     hidden = config.hidden_size
     last = mx.concatenate([mx.zeros((hidden, own["fc.weight"].shape[1] - hidden)), mx.eye(hidden)], axis=1)

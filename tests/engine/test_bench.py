@@ -146,10 +146,9 @@ def test_template_counts_what_goes_through_the_target(bench: Any) -> None:
 class Paced:
     """A session whose rounds are some work for the device, queued one round ahead after the host has slept."""
 
-    texts: list[list[int]] = [[]]  # noqa: RUF012
-
     def __init__(self, work: float, sleep: float):
         self.filler, self.sleep = Filler(work), sleep
+        self.texts: list[list[int]] = [[]]
         self.last: Any = None
 
     def advance(self) -> int:

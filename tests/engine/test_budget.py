@@ -139,7 +139,9 @@ def test_the_tail_of_a_batch(machine: Machine):
 
 
 def test_a_draft_that_becomes_useful_is_noticed():
-    chance = lambda number, place: 0.02 if number < 8 else 0.9  # noqa: E731
+    def chance(number: int, place: float) -> float:
+        return 0.02 if number < 8 else 0.9
+
     for machine in (M4_PRO, H200):
         assert ratio(machine, 1, chance, 16) > 1.0
 

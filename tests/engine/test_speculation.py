@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from draftmill.engine.drafting import Drafter, DraftRow
 from draftmill.engine.engine import Engine
 from draftmill.engine.families import adapt
 from draftmill.engine.request import Request
+from draftmill.engine.row import Row
 
 from .small import (
     VOCABULARY,
@@ -107,6 +109,12 @@ def replaying(model, asked: Sequence[Request], wrong: Callable[[int], bool] = la
     return engine
 
 
+def changing(step: int) -> Callable[[Sequence[Row], int], list[int]]:
+    """Depths that differ by `step`, around the block, from one row and round to the next."""
+    numbers = count()
+    return lambda rows, prompt: [next(numbers) * step % BLOCK for _ in rows]
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("family", BUILDERS)
 @pytest.mark.parametrize("wrong", [None, lambda i: False, lambda i: i % 3 == 0], ids=["random", "oracle", "half"])
@@ -132,8 +140,8 @@ def test_sampled_tokens_depend_neither_on_the_draft_nor_on_depths(family: str) -
     model, asked = small_model(family), requests(6, temperature=0.9, top_p=0.95)
     outputs = []
     for rows, step in ((2, 0), (5, 5)):
-        engine, changing = engine_with_draft(model, max_rows=rows), iter(range(10**6))
-        engine.scheduler.depths = lambda rows, prompt: [next(changing) * step % BLOCK for _ in rows]  # noqa: B023
+        engine = engine_with_draft(model, max_rows=rows)
+        engine.scheduler.depths = changing(step)
         outputs.append({id: done.tokens for id, done in run(engine, asked).items()})
     assert outputs[0] == outputs[1]
 
@@ -147,9 +155,7 @@ def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool]
         for i, request in enumerate(requests(8))
     ]
     engine = replaying(model, asked, wrong, max_rows=4)
-    changing = iter(range(10**6))
-
-    engine.scheduler.depths = lambda rows, prompt: [next(changing) * 5 % BLOCK for _ in rows]
+    engine.scheduler.depths = changing(5)
     done = run(engine, asked, every=2)
     for request in asked:
         assert list(done[request.id].tokens) == reference(model, request)

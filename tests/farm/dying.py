@@ -111,9 +111,9 @@ def _reports(farm: Farm) -> list[dict[str, str]]:
     """Name and process of each live worker."""
     found = []
     for report in batches.workers(farm.redis):
-        pid = farm.redis.hget(f"rq:worker:{report['name']}", "pid")
+        pid: Any = farm.redis.hget(f"rq:worker:{report['name']}", "pid")
         if pid:
-            found.append({"name": report["name"], "pid": pid.decode()})  # type: ignore[union-attr]
+            found.append({"name": report["name"], "pid": pid.decode()})
     return found
 
 
@@ -167,8 +167,8 @@ def sleeps(full: bool) -> Figure:
             time.sleep(0.3)
         asleep_in_work = not farm.status().complete
         account = farm.account(jobs, seconds=240)
-        stale = int(farm.redis.get("draftmill:stale") or 0)  # type: ignore[arg-type]
-    return Figure(f"{count} sleeps; {account}; {stale} late commits dropped", account.clean and asleep_in_work)
+        stale: Any = farm.redis.get("draftmill:stale") or 0
+    return Figure(f"{count} sleeps; {account}; {int(stale)} late commits dropped", account.clean and asleep_in_work)
 
 
 def poison(full: bool) -> Figure:
@@ -209,8 +209,9 @@ def clocks(full: bool) -> Figure:
         farm.start()
         victim = farm.start()
         farm.wait(lambda: farm.status().done > jobs // 4, 60)
-        beats = [farm.redis.hget(key, "last_heartbeat") for key in farm.redis.smembers("rq:workers")]  # type: ignore[union-attr]
-        minutes = {beat.decode()[:16] for beat in beats if beat}  # type: ignore[union-attr]
+        workers: Any = farm.redis.smembers("rq:workers")
+        beats: list[Any] = [farm.redis.hget(key, "last_heartbeat") for key in workers]
+        minutes = {beat.decode()[:16] for beat in beats if beat}
         farm.kill(victim)
         account = farm.account(jobs)
     return Figure(f"clocks +120 s and -120 s, one kill; {account}", account.clean and len(minutes) > 1)

@@ -114,11 +114,11 @@ def hostile_jobs(full: bool) -> Figure:
             id = f"hostile-{n}" if n % 10 else f"b-\udcff{n}"  # a tenth have names that are not even text
             key = f"rq:job:{id}".encode("utf-8", "surrogateescape")
             data = hostile_data(dice, mark, f"h-{n}")
-            fields = {"data": data, "status": "queued", "origin": queue, "success_callback_name": "os.system"}
-            fields |= (
-                {"draftmill_batch": b"b", "draftmill_custom_id": f"h-{n}", "draftmill_leases": b"\xff"} if n % 2 else {}
-            )
-            farm.redis.hset(key, mapping=fields)  # type: ignore[arg-type]
+            fields: dict[Any, Any] = {"data": data, "status": "queued", "origin": queue}
+            fields["success_callback_name"] = "os.system"
+            if n % 2:
+                fields |= {"draftmill_batch": b"b", "draftmill_custom_id": f"h-{n}", "draftmill_leases": b"\xff"}
+            farm.redis.hset(key, mapping=fields)
             if n % 10:
                 ids.append(key)
             farm.redis.lpush(f"rq:queue:{queue}", key.removeprefix(b"rq:job:"))

@@ -26,9 +26,9 @@ def given(layout: Layout, count: int, dtype: mx.Dtype = mx.float32) -> tuple[mx.
     frequencies = 1e4 ** -(mx.arange(layout.rotated // 2) / (layout.rotated // 2))
     angles = positions[:, None] * frequencies
     turns = mx.stack([mx.cos(angles), mx.sin(angles)], axis=1)
-    norms = tuple(mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype) for _ in range(2))
+    query_weight, key_weight = (mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype) for _ in range(2))
     projected = mx.random.normal((count, layout.width)).astype(dtype)
-    return projected, turns, norms if layout.epsilon else None  # type: ignore[return-value]
+    return projected, turns, (query_weight, key_weight) if layout.epsilon else None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
