@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.utils import dequantize_model
 
 from ..kernels.packing import Packing, Span
 from . import models
 from .budget import Budget
 from .calibration import calibrated
-from .draft import DFlashDraft, load_draft
+from .draft import DFlashDraft
 from .drafting import Drafter, DraftRow
-from .families import adapt
 from .families.transformer import Transformer
+from .loading import load_pair
 from .market import Candidate
 from .memory import default_budget
 from .pairs import Pair
 from .pool import KVPool
 from .prefix import PrefixCache
-from .racing import choose
 from .request import Completion, FinishReason, Request, RequestError
 from .row import Row
 from .scheduler import Plan, Scheduler, Segment
@@ -127,23 +125,14 @@ class Engine:
         depth: int | None = None,
         draft_bits: int | None = None,
     ) -> Engine:
-        """Load a target and, if the pair has one, its draft.
-
-        `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
+        """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here.
 
         Raises:
-            ModelError: one of them cannot be found, read or served; the message is one line.
+            ModelError: as `load_pair` and the engine itself; the message is one line.
         """
-        loaded = models.load(pair.target, cache)
-        target = adapt(loaded.model)
-        draft: Any = None
-        if pair.draft:
-            draft = load_draft(models.locate(pair.draft, cache), draft_bits)
-            draft.set_dtype(target.dtype)
-            if mx.default_device() == mx.cpu:  # where quantised weights crawl
-                draft = dequantize_model(draft)
-        choose(target, draft, cache)
-        engine = cls(target, loaded.tokenizer, loaded.context_length, max_rows, memory, draft, depth)
+        parts = load_pair(pair, cache, draft_bits)
+        target, tokenizer = parts.target, parts.loaded.tokenizer
+        engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
         if engine.drafter and depth is None:
             name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
             cost = calibrated(name, cache, target, engine.drafter, engine.state, max_rows)

@@ -7,18 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx_lm.utils import dequantize_model
-
 from .. import models
 from ..budget import Budget
 from ..calibration import measure_alone
 from ..cost import Cost
-from ..draft import load_draft
 from ..engine import Engine
-from ..families import adapt
+from ..loading import load_pair
 from ..pairs import Pair
-from ..racing import choose
 from ..request import Request, Sampling
 from ..text import Text
 from .arms import Arm, Draftmill, MlxBatch, MlxStream
@@ -45,19 +40,13 @@ class Real:
 
     def __init__(self, pair: Pair, cache: Path):
         self.pair, self.cache = pair, cache
-        loaded = models.load(pair.target, cache)
-        self.tokenizer: Any = loaded.tokenizer
-        self.text = Text(loaded.tokenizer)
-        self.target = adapt(loaded.model)
-        self.model = twin(loaded.model)  # for the others, whose layers stay mlx-lm's own
+        parts = load_pair(pair, cache)
+        self.tokenizer: Any = parts.loaded.tokenizer
+        self.text = Text(parts.loaded.tokenizer)
+        self.target = parts.target
+        self.draft: Any = parts.draft
+        self.model = twin(parts.loaded.model)  # for the others, whose layers stay mlx-lm's own
         self.recurrent = any(getattr(layer, "is_linear", False) for layer in self.target.layers)
-        self.draft: Any = None
-        if pair.draft:
-            self.draft = load_draft(models.locate(pair.draft, cache))
-            self.draft.set_dtype(self.target.dtype)
-            if mx.default_device() == mx.cpu:  # where quantised weights crawl
-                self.draft = dequantize_model(self.draft)
-        choose(self.target, self.draft, cache)
 
     def requests(self, prompts: Sequence[Prompt], tokens: int) -> list[Request]:
         """Greedy requests for at most so many tokens; raises RequestError."""
