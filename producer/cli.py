@@ -79,6 +79,7 @@ def main(debug: bool) -> None:
 
 for command in (run, submit_command, status_command, collect_command, cancel_command, forget_command, limit_command):
     main.add_command(command)
+main.add_command(LazyCommand("serve", "producer.serve.command:serve", "Serve OpenAI's Batch API."))
 main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and work on its queue."))
 main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pairs of target and draft."))
 main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
