@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
@@ -60,3 +63,13 @@ class RedisServer:
 
     def connect(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, socket_timeout=10)
+
+
+@contextmanager
+def fresh_server() -> Iterator[RedisServer]:
+    """A running server in a short path of its own: a Unix socket's path may have about 100 characters."""
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()

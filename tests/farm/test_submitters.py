@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import redis as redis_py
 
 from tests.producer.conftest import ROOT, Shell
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
 
 LINES = 600
@@ -20,11 +19,8 @@ LINES = 600
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
-        server = RedisServer(Path(folder))
-        server.start()
+    with fresh_server() as server:
         yield server
-        server.kill()
 
 
 @pytest.fixture

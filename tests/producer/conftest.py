@@ -13,19 +13,15 @@ from typing import IO
 import pytest
 import redis as redis_py
 
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, fresh_server
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    """A server in a short path of its own: a Unix socket's path may have about 100 characters."""
-    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
-        server = RedisServer(Path(folder))
-        server.start()
+    with fresh_server() as server:
         yield server
-        server.kill()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer import batches, contract
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -22,12 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """A fresh server in a short path of its own: a Unix socket's path may have about 100 characters."""
-    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
-        server = RedisServer(Path(folder))
-        server.start()
+    with fresh_server() as server:
         yield server
-        server.kill()
 
 
 @pytest.fixture
