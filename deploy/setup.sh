@@ -41,7 +41,7 @@ make_venv() {
 
 install_package() {
     say "installing draftmill and what it needs"
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[worker,serve,embedded,dev]'
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[worker,serve,data,embedded,dev]'
     # The tests compare drafts with z-lab's own package, of which they need the MLX part and none of its pinned tools.
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps 'dflash>=0.1,<0.2'
     # Type checkers do not see editable installs: show them this folder under the package's name.

@@ -1,34 +1,23 @@
-"""Reads a JSONL dataset as a stream of jobs and bad lines, in memory that does not grow with the prompts."""
+"""Reads a dataset as a stream of jobs and bad lines, in memory that does not grow with the prompts."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import stat
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import orjson
 
 from . import lines
 from .contract import MOST_BODY_BYTES, MOST_LINES, JobBody
-from .errors import UserError, explain_file
+from .errors import UserError
 from .lines import Defaults, Fault
+from .rows import RowOptions, Rows
+from .sources import open_source
 
-BOM = b"\xef\xbb\xbf"
 NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
-
-
-@dataclass(frozen=True)
-class RowOptions:
-    """What is made of a row: `keep` names the columns that its result hands back."""
-
-    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,8 +55,8 @@ class Survey:
 class Dataset:
     """A dataset to be run by one pair. Iterating reads it from the start; it may be read several times.
 
-    `source` is a path or "-" (standard input); what can be read only once is copied to a
-    temporary file first.
+    `source` is a path or "-" (standard input), of any format that `sources` reads. The system message of `defaults`
+    is a template over a row's columns, as is that of `options`.
     """
 
     def __init__(self, source: str, pair: str, defaults: Defaults, options: RowOptions | None = None) -> None:
@@ -76,51 +65,38 @@ class Dataset:
         self.defaults = defaults
         self.options = options or RowOptions()
         self.notes: Counter[str] = Counter()
-        try:
-            self._file = _open(source)
-        except OSError as error:
-            raise UserError(explain_file(error, "cannot read", self.name)) from error
+        self._rows = Rows(open_source(source, self.options.format), self.options, defaults.system)
 
     def __iter__(self) -> Iterator[JobBody | BadLine]:
         seen: set[bytes] = set()
         self.notes.clear()
-        self._file.seek(0)
-        for number, raw in enumerate(self._lines(), 1):
-            text = raw.removeprefix(BOM).strip() if number == 1 else raw.strip()
-            if len(text) > MOST_BODY_BYTES:
-                yield BadLine(number, f"longer than {MOST_BODY_BYTES:,} bytes")
-            elif text:
-                yield self._read(text, number, seen)
+        for number, row in self._rows:
+            yield BadLine(number, str(row)) if isinstance(row, Fault) else self._read(row, number, seen)
 
-    def _lines(self) -> Iterator[bytes]:
-        """The lines of the file; of one that is too long only its beginning."""
-        while line := self._file.readline(MOST_BODY_BYTES + 100):
-            rest = line
-            while rest and not rest.endswith(b"\n"):
-                rest = self._file.readline(MOST_BODY_BYTES)
-            yield line
-
-    def _read(self, raw: bytes, number: int, seen: set[bytes]) -> JobBody | BadLine:
+    def _read(self, row: dict[str, Any], number: int, seen: set[bytes]) -> JobBody | BadLine:
         name = None
         try:
-            line = lines.parse(raw)
-            name = lines.custom_id(line, number)
-            keep = self._kept(line)
-            body = lines.job_body(line, name, number, self.pair, self.defaults, self.notes)
+            name = self._rows.custom_id(row, number)
+            asked = self._rows.asked(row)
+            defaults = replace(self.defaults, system=asked.system)
+            body = lines.job_body(asked.line, name, number, self.pair, defaults, self.notes)
+            body = self._keeping(body, asked.keep)
             digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
             if digest in seen:
                 raise Fault(f"custom_id {name!r} was already used by an earlier line")
             seen.add(digest)
-            return body.model_copy(update={"keep": keep}) if keep else body
+            return body
         except Fault as fault:
             return BadLine(number, str(fault), name)
 
-    def _kept(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The columns of a row that its result hands back."""
-        try:
-            return {name: row[name] for name in self.options.keep}
-        except KeyError as error:
-            raise Fault(f"has no {error} to keep") from None
+    def _keeping(self, body: JobBody, keep: dict[str, Any] | None) -> JobBody:
+        """The job with the columns that it hands back. What templates and columns add may have made it too large."""
+        if keep is None and self.options.template is None and self.defaults.system is None:
+            return body
+        body = body.model_copy(update={"keep": keep})
+        if len(_identity(body)) > MOST_BODY_BYTES:
+            raise Fault(f"becomes longer than {MOST_BODY_BYTES:,} bytes")
+        return body
 
     def survey(self) -> Survey:
         """Reads the dataset once: its batch id and what is wrong with it.
@@ -146,9 +122,13 @@ class Dataset:
         return survey
 
     def _refuse(self, survey: Survey) -> None:
+        if survey.first_bad is None and self.options.where is not None:
+            raise UserError(f"{self.name} has no row for which {self.options.where!r} holds")
+        hint = f"a line looks like {EXAMPLE}, or a --template makes prompts of other columns"
         if survey.first_bad is None:
-            raise UserError(f"{self.name} is empty; a line looks like {EXAMPLE}")
-        raise UserError(f"{self.name} has no usable line; {survey.first_bad}; a line looks like {EXAMPLE}")
+            raise UserError(f"{self.name} is empty; {hint}")
+        hint = "" if self.options.template is not None else f"; {hint}"
+        raise UserError(f"{self.name} has no usable line; {survey.first_bad}{hint}")
 
 
 def _identity(body: JobBody) -> bytes:
@@ -158,16 +138,3 @@ def _identity(body: JobBody) -> bytes:
 
 
 EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()
-
-
-def _open(source: str) -> BinaryIO:
-    if source == "-":
-        return _copy(sys.stdin.buffer)
-    file = Path(source).open("rb")  # noqa: SIM115 -- the Dataset keeps it
-    return file if stat.S_ISREG(Path(source).stat().st_mode) else _copy(file)
-
-
-def _copy(stream: BinaryIO) -> BinaryIO:
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 -- the Dataset keeps it
-    shutil.copyfileobj(stream, copy)
-    return copy

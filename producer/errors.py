@@ -69,6 +69,8 @@ def explain(error: BaseException) -> UserError:
             return explain_redis(error, "Redis")
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("mlx", "mlx_lm"):
             return UserError("this command needs the worker's packages: pip install 'draftmill[worker]'")
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("pyarrow", "zstandard"):
+            return UserError(f"this file needs the package {name.partition('.')[0]}: pip install 'draftmill[data]'")
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("starlette", "uvicorn"):
             return UserError("this command needs the server's packages: pip install 'draftmill[serve]'")
         case UnicodeDecodeError():

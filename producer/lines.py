@@ -60,6 +60,9 @@ CHANGE_NOTHING = frozenset(
 )
 """OpenAI parameters that do not change the text."""
 
+KNOWN = frozenset((*SERVED, *MUST_BE, *CHANGE_NOTHING, "id", "custom_id", "method", "url", "body"))
+"""Every name that means something on a line."""
+
 
 class Fault(ValueError):
     """Why a line cannot be run."""
@@ -90,8 +93,11 @@ def custom_id(line: dict[str, Any], number: int) -> str:
     """The id that the line gives itself; a short line without one is called by its number."""
     name = "custom_id" if "custom_id" in line or "body" in line else "id"
     value = line.get(name)
-    if value is None and name == "id":
-        return f"line-{number}"
+    return f"line-{number}" if value is None and name == "id" else checked_id(value, name)
+
+
+def checked_id(value: Any, name: str) -> str:
+    """The id that stands under `name`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
 
+from .completion import batch_ids
 from .contract import DEFAULT_PAIR, batch_of_slot
-from .dataset import Dataset, RowOptions, Survey
-from .errors import UserError
+from .dataset import Dataset, Survey
+from .errors import UserError, explain_file
 from .lines import SAMPLING, Defaults, Fault, sampling
+from .rows import RowOptions
+from .sources import FORMATS
 
 Command = Callable[..., Any]
 
@@ -21,6 +26,29 @@ redis_url = click.option(
     metavar="URL",
     help="redis://, rediss:// or unix:// URL. Default: a private server on this machine.",
 )
+
+
+def batch(required: bool = True) -> Callable[[Command], Command]:
+    """BATCH, which shells can complete."""
+    metavar = "BATCH" if required else "[BATCH]"
+    return click.argument("batch", metavar=metavar, required=required, shell_complete=batch_ids)
+
+
+retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts on standard output.")
+
+
+def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """What an option says, or what the file behind an @ holds."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{value[1:]!r} is not UTF-8; convert it") from None
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot read", value[1:])) from error
+
 
 _dataset = (
     click.argument("input", metavar="INPUT"),
@@ -33,10 +61,26 @@ _dataset = (
     click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
     click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Default: no limit."),
-    click.option("--system", metavar="TEXT", help="System message for chats that have none."),
     click.option(
-        "--keep", multiple=True, metavar="COLUMN", help="Field of each line to hand back in its result; repeatable."
+        "--template",
+        metavar="TEXT",
+        callback=_text_or_file,
+        help="Prompt of each row, Jinja2 over its columns: 'Summarise: {{ text }}'. @FILE reads it from a file.",
     ),
+    click.option(
+        "--system",
+        metavar="TEXT",
+        callback=_text_or_file,
+        help="System message for chats that have none; a template, or @FILE, as well.",
+    ),
+    click.option("--where", metavar="EXPRESSION", help="Run only rows for which it holds: 'stars | int > 3'."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Run the first N of these rows."),
+    click.option("--sample", type=click.IntRange(1), metavar="N", help="Run N of them at random, always the same."),
+    click.option("--id-column", metavar="COLUMN", help="Column that names each row. Default: id, else its number."),
+    click.option(
+        "--keep", multiple=True, metavar="COLUMN", help="Column of each row to hand back in its result; repeatable."
+    ),
+    click.option("--format", type=click.Choice(FORMATS), help="Format of INPUT. Default: by its name, else JSONL."),
     click.option("--slot", metavar="TEXT", help="Run lines that were run before anew for each TEXT, such as a date."),
     click.option("--strict", is_flag=True, help="Refuse the whole file if any line is bad."),
 )
@@ -49,6 +93,10 @@ def dataset(command: Command) -> Command:
     return command
 
 
+def _row_options(given: Mapping[str, Any]) -> RowOptions:
+    return RowOptions(**{field.name: given[field.name] for field in fields(RowOptions) if field.name in given})
+
+
 def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
     """Opens and surveys INPUT; says on standard error what was ignored."""
     values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
@@ -56,7 +104,7 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
         sampling({}, values)
     except Fault as fault:
         raise UserError(f"--{fault}") from None
-    dataset = Dataset(input, pair, Defaults(values, given.get("system")), RowOptions(keep=given.get("keep", ())))
+    dataset = Dataset(input, pair, Defaults(values, given.get("system")), _row_options(given))
     survey = dataset.survey()
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ def test_any_text_survives_the_whole_way(text: str) -> None:
 @given(st.binary())
 @settings(max_examples=300, deadline=None)
 def test_no_bytes_are_a_surprise(content: bytes) -> None:
-    assert all(isinstance(item, JobBody | BadLine) for item in read(content))
+    with suppress(UserError):  # what begins as a compressed file does must be one
+        assert all(isinstance(item, JobBody | BadLine) for item in read(content))
 
 
 LEAF = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
@@ -210,7 +212,7 @@ def test_a_file_without_a_usable_line_is_refused(content: bytes, tmp_path: Path)
 
 def test_batches_lines_and_names_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftmill.producer.dataset.MOST_LINES", 2)
-    monkeypatch.setattr("draftmill.producer.dataset.MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr("draftmill.producer.sources.MOST_BODY_BYTES", 1000)
     short, long = b'{"prompt": "a"}', b'{"prompt": "' + b"x" * 3000 + b'"}'
     with pytest.raises(UserError, match="has 3 lines, a batch at most 2; split the file"):
         dataset(short, short, short).survey()

@@ -25,14 +25,15 @@ def one_line(error: str) -> str:
     return error.removeprefix("Error: ").rstrip("\n")
 
 
-EXAMPLE = 'a line looks like {"id":"1","prompt":"Why is the sky blue?"}'
+EXAMPLE = 'a line looks like {"id":"1","prompt":"Why is the sky blue?"}, or a --template makes prompts of other columns'
+FOLDER = "cannot read 'folder': it is a folder, and not one of a saved dataset (it has no state.json); name a file"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["none.jsonl", "-o", "out.jsonl"], "cannot read 'none.jsonl': no such file or folder"),
-        (["folder", "-o", "out.jsonl"], "cannot read 'folder': it is a folder; name a file"),
+        (["folder", "-o", "out.jsonl"], FOLDER),
         (
             ["empty.jsonl", "-o", "out.jsonl"],
             f"empty.jsonl is empty; {EXAMPLE}",
