@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from .completion import batch_ids
 from .contract import DEFAULT_PAIR, batch_of_slot
 from .dataset import Dataset, Survey
 from .errors import UserError, explain_file
@@ -31,7 +30,7 @@ redis_url = click.option(
 def batch(required: bool = True) -> Callable[[Command], Command]:
     """BATCH, which shells can complete."""
     metavar = "BATCH" if required else "[BATCH]"
-    return click.argument("batch", metavar=metavar, required=required, shell_complete=batch_ids)
+    return click.argument("batch", metavar=metavar, required=required)
 
 
 retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
