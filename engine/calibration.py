@@ -112,15 +112,23 @@ def _round(shape: Shape, target: Transformer, drafter: Drafter, state: State) ->
     def run() -> list[mx.array]:
         packing = Packing(spans, positions, slots, replay)
         hidden, taps = target.forward(tokens, packing, state, drafter.taps)
-        return [mx.argmax(target.head(hidden), axis=-1), drafter.extend(taps, packing)]
+        return [mx.argmax(target.head(hidden), axis=-1), *taps]
 
     return run
 
 
 def _draft_pass(shape: Shape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
-    """Whole blocks drafted for some rows."""
+    """Whole blocks drafted for some rows, once the context of as many tokens is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
     room, depth = shape.context + drafter.block, drafter.block - 1
     rows = [DraftRow(request, row, row * room, shape.context, False, depth) for row in range(shape.rows)]
     anchors, cursors = mx.zeros(max_rows, mx.int32), mx.full(max_rows, shape.context, mx.int32)
-    return lambda: [drafter.draft_blocks(rows, anchors, cursors)]
+    places = mx.array([row * room + ahead for row in range(shape.rows) for ahead in range(drafter.block)], mx.int32)
+    target = drafter.target
+    taps = mx.zeros((places.size, len(drafter.taps) * target.hidden_size), target.dtype)
+
+    def run() -> list[mx.array]:
+        drafter.extend(taps, places, places)
+        return [drafter.draft_blocks(rows, anchors, cursors)]
+
+    return run

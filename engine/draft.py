@@ -20,7 +20,7 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from ..kernels.operations import Operations
 from ..kernels.rotary import Layout
-from .linear import Beside, join
+from .linear import Beside, apply, join
 from .models import ModelError
 from .parts import swiglu, turns
 
@@ -113,11 +113,6 @@ class DraftAttention(nn.Module):
         self.q_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
 
-    def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Keys (before rope) and values [N, KV, D] of x [N, hidden]."""
-        keys = self.k_norm(self.k_proj(x).reshape(x.shape[0], self.n_kv_heads, -1))
-        return keys, self.v_proj(x).reshape(x.shape[0], self.n_kv_heads, -1)
-
 
 class DraftMLP(nn.Module):
     def __init__(self, config: DraftConfig):
@@ -167,15 +162,23 @@ class DFlashDraft(nn.Module):
 
     def join(self) -> None:
         """Join projections that read the same input, so that a layer takes few launches; not to be trained after it."""
-        self._joint = [
+        self._joint = self._joint or [
             (join([attn.q_proj, attn.k_proj, attn.v_proj]), join([mlp.gate_proj, mlp.up_proj]))
             for attn, mlp in ((layer.self_attn, layer.mlp) for layer in self.layers)
         ]
 
-    def context(self, taps: mx.array, positions: mx.array) -> list[tuple[mx.array, mx.array]]:
+    def context(
+        self, taps: mx.array, positions: mx.array, operations: Operations = STOCK_OPERATIONS
+    ) -> list[tuple[mx.array, mx.array]]:
         """Keys and values [N, KV, D] of each layer for taps [N, taps * hidden] of committed tokens: what is cached."""
-        features = self.hidden_norm(self.fc(taps))
-        return [self._rotate(*layer.self_attn.keys_values(features), positions) for layer in self.layers]
+        features = self.hidden_norm(apply(self.fc, taps, operations))
+        heads = taps.shape[0], self.config.num_key_value_heads, self.config.head_dim
+        context: list[tuple[mx.array, mx.array]] = []
+        for attn in (layer.self_attn for layer in self.layers):
+            keys = attn.k_norm(apply(attn.k_proj, features, operations).reshape(heads))
+            turned = self.rope(keys[:, :, None], offset=positions)[:, :, 0]
+            context.append((turned, apply(attn.v_proj, features, operations).reshape(heads)))
+        return context
 
     def __call__(
         self, x: mx.array, positions: mx.array, attend: Attend, operations: Operations = STOCK_OPERATIONS
@@ -189,13 +192,14 @@ class DFlashDraft(nn.Module):
         for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             attn, after = layer.self_attn, layer.post_attention_layernorm
             projected, gates = self._projections(index)
-            heads = projected(y)
+            heads = apply(projected, y, operations)
             norms = attn.q_norm.weight, attn.k_norm.weight
             queries, keys = operations.rotate(heads, turned, norms, layout)
             values = heads[:, layout.values :].reshape(keys.shape)
-            mixed = attn.o_proj(attend(index, queries, keys, values))
+            mixed = apply(attn.o_proj, attend(index, queries, keys, values), operations)
             x, y = operations.add_norm(x, mixed, after.weight, after.eps)
-            fed = layer.mlp.down_proj(swiglu(*mx.split(gates(y), 2, axis=-1)))
+            hidden = swiglu(*mx.split(apply(gates, y, operations), 2, axis=-1))
+            fed = apply(layer.mlp.down_proj, hidden, operations)
             x, y = operations.add_norm(x, fed, norm.weight, norm.eps)
         return y
 
@@ -221,8 +225,14 @@ class DFlashDraft(nn.Module):
         causal = self.config.is_causal
         return self.window(layer) is not None if causal is None else causal
 
-    def _rotate(self, states: mx.array, values: Any, positions: mx.array) -> tuple[mx.array, Any]:
-        return self.rope(states[:, :, None], offset=positions)[:, :, 0], values
+    @property
+    def linears(self) -> list[nn.Module]:
+        """Its linear layers, in the form in which they run."""
+        attns, mlps = ([getattr(layer, name) for layer in self.layers] for name in ("self_attn", "mlp"))
+        pairs = [self._projections(index) for index in range(len(self.layers))]
+        context = [part for attn in attns for part in (attn.k_proj, attn.v_proj)]
+        outputs = [*(attn.o_proj for attn in attns), *(mlp.down_proj for mlp in mlps)]
+        return [self.fc, *context, *outputs, *(part for pair in pairs for part in pair)]
 
 
 def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
@@ -240,15 +250,16 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ModelError(f"draft {folder}: no *.safetensors file; download it again")
-        weights = {name: array for file in files for name, array in mx.load(str(file)).items()}  # type: ignore[union-attr]
+        stored: list[Any] = [mx.load(str(file)) for file in files]
+        weights = {name: array for part in stored for name, array in part.items()}
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"draft {folder}: {error}; download it again") from error
     draft = DFlashDraft(DraftConfig.from_dict(raw))
     weights = {name.removeprefix("model."): array for name, array in weights.items()}
-    if stored := raw.get("quantization"):
-        nn.quantize(draft, group_size=stored["group_size"], bits=stored["bits"])
+    if quantization := raw.get("quantization"):
+        nn.quantize(draft, group_size=quantization["group_size"], bits=quantization["bits"])
     expected = {name: array.shape for name, array in arrays(draft)}
     for name, shape in expected.items():
         if name not in weights:
@@ -267,4 +278,5 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
 
 def arrays(draft: DFlashDraft) -> list[tuple[str, mx.array]]:
     """The draft's parameters by their names in a checkpoint."""
-    return list(tree_flatten(draft.parameters(), destination={}).items())  # type: ignore[union-attr]
+    flat: Any = tree_flatten(draft.parameters())
+    return flat

@@ -56,6 +56,11 @@ class Drafter:
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
         )
 
+    @staticmethod
+    def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:
+        """Memory of one token's taps."""
+        return len(draft.config.target_layer_ids) * target.hidden_size * target.dtype.size
+
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
         """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""
         block, count = self.block, len(rows)
@@ -80,15 +85,21 @@ class Drafter:
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
         return choose(logits, samplings, positions[wanted])
 
-    def extend(self, taps: list[mx.array], packing: Packing) -> mx.array:
-        """Write the context of a round's tokens from the taps [N, hidden] of each tapped layer.
+    def extend(self, taps: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
+        """Write the context of tokens with these taps [N, taps * hidden] and absolute positions [N] at `slots` [N].
 
-        Returns an array to evaluate with the round: nothing else depends on these writes before the next one.
+        Returns an array to evaluate with the round if nothing in it drafts from this context.
         """
-        context = self.draft.context(mx.concatenate(taps, axis=-1), packing.positions)
-        for layer, (keys, values) in enumerate(context):
-            self.pool.write(layer, packing.slots, keys, values)
-        # One element of each pool: naming the pools themselves would hold them until the round has run.
+        for layer, (keys, values) in enumerate(self.draft.context(taps, positions, self.target.operations)):
+            self.pool.write(layer, slots, keys, values)
+        return self.written
+
+    @property
+    def written(self) -> mx.array:
+        """Depends on all that was written so far.
+
+        One element of each pool: naming the pools themselves would hold them until the round has run.
+        """
         return mx.stack([pool[0, 0, 0] for pool in self.pool.keys + self.pool.values])
 
 

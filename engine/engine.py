@@ -16,6 +16,7 @@ from .calibration import calibrated
 from .draft import DFlashDraft
 from .drafting import Drafter, DraftRow
 from .families.transformer import Transformer
+from .late_context import Late, LateContext
 from .loading import load_pair
 from .market import Candidate
 from .memory import default_budget
@@ -35,6 +36,9 @@ MAX_ROWS = 32
 SNAPSHOTS = 8
 """One part in so many of the memory is for snapshots of shared prefixes: room for a few templates, and little less for
 rows, of which each has its own suffix to hold, and its completion."""
+
+LATE = 32
+"""One part in so many of the memory is for taps of which the draft has had no need yet."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Engine:
         per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
         snapshots = budget // SNAPSHOTS
-        slots = min((budget - snapshots - max_rows * per_row) // per_slot, max_rows * (context_length + block))
+        late = budget // LATE if draft else 0
+        slots = min((budget - snapshots - late - max_rows * per_row) // per_slot, max_rows * (context_length + block))
         if slots < 1:
             raise models.ModelError(
                 f"no memory for keys and values: {budget:,} bytes allowed, {snapshots:,} of them for shared prefixes; "
@@ -104,6 +109,7 @@ class Engine:
         self.state = target.make_state(slots)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, slots) if draft else None
+        self._late = LateContext(late // Drafter.bytes_of_taps(draft, target) if draft else 0)
         prefixes = PrefixCache(snapshots, per_slot, target.bytes_per_row(0))
         self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth), prefixes)
         self.budget: Budget | None = None
@@ -197,6 +203,7 @@ class Engine:
                 self._read(self._in_flight)
         except Exception:
             self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+            self._late.clear()
             for pool in self._pools:
                 pool.discard()
             raise
@@ -211,8 +218,9 @@ class Engine:
 
     def _launch(self, plan: Plan) -> Round | None:
         """Build a round's graph, draft, verify, accept, and hand it to the device."""
-        if self.budget:
-            for row in plan.preempted:  # what they were to draft will not be seen
+        for row in plan.preempted:
+            self._late.drop(row)
+            if self.budget:  # what they were to draft will not be seen
                 self.budget.forget(row.request.id)
         for move in plan.moves:
             for pool in self._pools:
@@ -220,18 +228,20 @@ class Engine:
         segments = plan.segments
         if not segments:
             return None
-        for s in segments:
-            if s.cached:
-                s.cached.snapshot.restore(self._pools, s.extent.start, self.state.recurrent, s.slot)
+        pending = self._restore(segments)
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = self._pack(segments, drafted)
         hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
-        pending = [hidden]
+        pending.append(hidden)
         if self.drafter:
-            pending.append(self.drafter.extend(taps, packing))
+            self._late.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
+            # Not later: the next round may have another token at the place of a rejected one.
+            pending += self._extend(self._late.take([segment.row for segment in drafting]))
+            pending += self._extend(self._late.take_if_full())
         for s in segments:
             if s.keep:
+                pending += self._extend(self._late.take([s.row]))
                 s.keep.snapshot = Snapshot.take(self._pools, s.extent.start, s.bound, self.state.recurrent, s.slot)
                 pending += s.keep.snapshot.arrays
         yielding = [segment for segment in segments if segment.yields]
@@ -246,10 +256,25 @@ class Engine:
         self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
         return Round(yielding, emitted, counts)
 
+    def _restore(self, segments: list[Segment]) -> list[mx.array]:
+        """Let rows go on from the prefixes that they share; returns what to evaluate with the round."""
+        cached = [(s.cached.snapshot, s) for s in segments if s.cached]
+        for snapshot, s in cached:
+            snapshot.restore(self._pools, s.extent.start, self.state.recurrent, s.slot)
+        if not cached or not self.drafter:
+            return []
+        self.drafter.pool.settle()  # the target's is written in every round, the draft's perhaps not for long
+        return [self.drafter.written]
+
     def _draft(self, segments: list[Segment]) -> mx.array:
         assert self.drafter is not None
+        self._extend(self._late.take([s.row for s in segments]))
         rows = [DraftRow(s.row.request, s.slot, s.extent.start, s.first, s.exact, s.depth or 0) for s in segments]
         return self.drafter.draft_blocks(rows, self._anchors, self._cursors)
+
+    def _extend(self, late: Late | None) -> list[mx.array]:
+        """Write draft context; returns what to evaluate if nothing in the round reads it."""
+        return [self.drafter.extend(*late)] if self.drafter and late else []
 
     def _verify(
         self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None
@@ -346,6 +371,7 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
+        self._late.drop(row)
         if self.budget:
             self.budget.forget(row.request.id)
         self.scheduler.remove(row)

@@ -49,6 +49,12 @@ class KVPool:
         for waiting, k, v in zip(self._put, keys, values, strict=True):
             waiting.append((slots, k, v))
 
+    def settle(self) -> None:
+        """Write what was `put` now."""
+        for layer, waiting in enumerate(self._put):
+            if waiting:
+                self.write(layer, *waiting.pop())
+
     def discard(self) -> None:
         """Forget what was `put` and is not yet written."""
         for waiting in self._put:

@@ -13,6 +13,7 @@ from ..kernels.race import race
 from .boxed import ModelError
 from .draft import DFlashDraft
 from .families.transformer import Transformer
+from .linear import products
 
 VARIABLE = "DRAFTMILL_KERNELS"
 """Environment variable: `race` (the default), or the form that runs wherever it can: `kernel` or `stock`."""
@@ -29,6 +30,8 @@ def choose(target: Transformer, draft: DFlashDraft | None, cache: Path) -> None:
         raise ModelError(f"{VARIABLE}={wish} is unknown: set it to race, {KERNEL} or {STOCK}")
     if mx.default_device() == mx.cpu or wish == STOCK:
         return
+    if draft:
+        draft.join()  # joint products are those that run
     results = race(heats(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
     target.operations = Operations({key: result.winner for key, result in results.items()})
 
@@ -39,7 +42,7 @@ def shapes(target: Transformer, draft: DFlashDraft | None) -> list[Shape]:
     if draft:
         layout = draft.layout
         attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, target.dtype)
-        found += [attention, RotaryShape(layout, target.dtype)]
+        found += [attention, RotaryShape(layout, target.dtype), *products(draft.linears, target.dtype)]
     return list(dict.fromkeys(found))
 
 
