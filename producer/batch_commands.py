@@ -1,65 +1,100 @@
-"""Commands about batches: submit, status, collect, cancel."""
+"""Commands about batches: submit, collect, cancel, forget."""
 
 from __future__ import annotations
 
 import shlex
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import redis as redis_py
 
-from . import batches, collect, options, server
-from .batches import BatchInfo, BatchStatus
+from . import batches, collect, options, parameters, server
+from .batches import BatchInfo, BatchStatus, Submitted
 from .contract import PRIORITIES
 from .dataset import BadLine
 from .errors import FAILED_ITEMS, Interrupted, UserError, denied
-from .output import Output, check_writable
+from .files import check_writable
+from .manifest import difference
+from .output import Output
 from .progress import BatchProgress, speed
-from .run import count, refuse_cancelled, where
+from .report import count, output_report, print_json, where
+from .run import refuse_cancelled
 from .submit import WINDOW, submit
 
 
 @click.command("submit")
 @options.dataset
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@options.retry_failed
+@options.as_json
 @options.redis_url
 @click.pass_context
-def submit_command(context: click.Context, input: str, priority: str, redis_url: str | None, **given: Any) -> None:
+def submit_command(
+    context: click.Context,
+    input: str,
+    priority: str,
+    retry_failed: bool,
+    as_json: bool,
+    redis_url: str | None,
+    **given: Any,
+) -> None:
     """Queue the prompts of INPUT; print the batch id.
 
-    INPUT is JSONL, or - for standard input. The same file with the same parameters is the same batch:
-    submitting it again queues only what is missing. Bad lines are left out and listed on standard error.
+    INPUT may be - for standard input. The same lines with the same parameters are the same batch: submitting them again
+    queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and listed on
+    standard error.
+
+    --retry-failed queues the lines that failed as well, also after they were collected. Each keeps exactly one result:
+    `draftmill collect` takes their failures out of the error file of OUT.
 
     \b
-    Example:
+    Examples:
       batch=$(draftmill submit prompts.jsonl --redis-url redis://queue.local)
       draftmill collect $batch -o results.jsonl --follow
+      draftmill submit prompts.jsonl --retry-failed
+      draftmill submit prompts.jsonl --json | jq -r .batch
     """
     dataset, survey = options.read(input, **given)
     redis = server.connect(redis_url)
-    known = batches.status(redis, survey.batch)
+    about, known = parameters.of(given), batches.status(redis, survey.batch)
     refuse_cancelled(known)
     if survey.bad:
         for item in dataset:
             if isinstance(item, BadLine):
                 click.echo(f"Bad {item}", err=True)
-    if known and known.collected:
+    if known is None:
+        _say_what_changed(redis, dataset.name, about)
+    sent = Submitted(done=survey.good)
+    if known and known.collected and not retry_failed:
         click.echo(f"Note: it was collected already; draftmill forget {survey.batch} lets it run anew", err=True)
+    else:
+        if not speed(redis, dataset.pair).workers:
+            start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
+            click.echo(f"Note: no live worker serves {dataset.pair}; start one with: {start}", err=True)
+        batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, server.user(redis), about)
+        try:
+            sent = submit(redis, dataset, batch, Patience(), retry_failed)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command queues the rest") from None
+    if retry_failed:
+        click.echo(f"Note: {count(sent.retried, 'failed line')} queued again", err=True)
+    if as_json:
+        counts = {"lines": survey.good, "bad": survey.bad, "new": sent.new, "retried": sent.retried}
+        print_json({"batch": survey.batch} | counts | {"queued_before": sent.queued, "ended_before": sent.done})
+    else:
         click.echo(survey.batch)
-        return
-    if not speed(redis, dataset.pair).workers:
-        start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
-        click.echo(f"Note: no live worker serves {dataset.pair}; start one with: {start}", err=True)
-    batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, server.user(redis))
-    try:
-        submit(redis, dataset, batch, Patience())
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command queues the rest") from None
-    click.echo(survey.batch)
     if survey.bad:
         context.exit(FAILED_ITEMS)
+
+
+def _say_what_changed(redis: redis_py.Redis, source: str, about: Mapping[str, Any]) -> None:
+    """A new batch of a file that was submitted before: says why it is another one."""
+    for state in batches.list_batches(redis):
+        if state.source == source:
+            click.echo(f"Note: a new batch, not {state.id}: {difference(state, source, about)}", err=True)
+            return
 
 
 class Patience:
@@ -74,12 +109,13 @@ class Patience:
 
 
 @click.command("collect")
-@click.argument("batch", metavar="BATCH")
+@options.batch()
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
 @click.option("--follow", is_flag=True, help="Wait until the batch is complete.")
 @click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
 @click.option("--leave", is_flag=True, help="Leave the results in Redis for others once OUT has them all.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.as_json
 @options.redis_url
 @click.pass_context
 def collect_command(
@@ -90,36 +126,39 @@ def collect_command(
     in_order: bool,
     leave: bool,
     force: bool,
+    as_json: bool,
     redis_url: str | None,
 ) -> None:
     """Write the results that BATCH has so far to OUT.
 
-    Run it again for the rest: OUT never gets a line twice. Failed lines go to <stem>.errors.jsonl.
-    Once OUT has all results, Redis drops them, unless you --leave them for others.
+    OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
+    complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
+    however often it was cut. Failed lines go to <stem>.errors.jsonl. Once OUT has all results, Redis drops them, unless
+    you --leave them for others.
 
     \b
-    Example:
+    Examples:
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow
+      draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
+      draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
     """
     check_writable(out)
     redis = server.connect(redis_url)
     state = collect.status(redis, batch)
-    with Output(out, batch, force) as output:
+    with Output(out, batch, force, state.source, state.parameters) as output:
         try:
             collect.reconcile(redis, output)
-            if follow:
-                with BatchProgress(redis, state.pair) as progress:
-                    state = collect.follow(redis, output, progress)
-            else:
-                state = collect.step(redis, output)
-            if state.complete:
-                collect.finish(redis, output, in_order, leave)
+            state = _collect(redis, output, state.pair, follow, in_order, leave)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
-        click.echo(where(output))
-        if not state.complete:
+        missing = max(0, state.total - state.ended)
+        if as_json:
+            print_json(output_report(output) | {"missing": missing})
+        else:
+            click.echo(where(output))
+        if missing:
             click.echo(
-                f"{state.total - state.ended:,} of {count(state.total, 'line')} have no result yet; "
+                f"{missing:,} of {count(state.total, 'line')} have no result yet; "
                 "run the same command again, or add --follow",
                 err=True,
             )
@@ -127,84 +166,22 @@ def collect_command(
             context.exit(FAILED_ITEMS)
 
 
-@click.command("status")
-@click.argument("batch", metavar="[BATCH]", required=False)
-@click.option("--watch", is_flag=True, help="Show progress until BATCH is complete.")
-@options.redis_url
-def status_command(batch: str | None, watch: bool, redis_url: str | None) -> None:
-    """List the batches, or show one.
-
-    \b
-    Example:
-      draftmill status
-      draftmill status batch_0123456789abcdef01234567 --watch
-    """
-    if watch and batch is None:
-        raise click.UsageError("--watch needs a BATCH; `draftmill status` lists them")
-    redis = server.connect(redis_url)
-    if batch is None:
-        _list(batches.list_batches(redis))
-        return
-    state = collect.status(redis, batch)
-    if watch:
-        with BatchProgress(redis, state.pair) as progress:
-            while not state.complete:
-                progress(state)
-                time.sleep(collect.POLL_SECONDS)
-                state = collect.status(redis, batch)
-    _show(redis, state)
-
-
-def _list(states: list[BatchStatus]) -> None:
-    if not states:
-        click.echo("No batches here. Make one: draftmill submit prompts.jsonl")
-        return
-    rows = [("BATCH", "STATE", "ENDED", "FAILED", "PAIR", "SOURCE")]
-    for state in states:
-        ended = f"{state.ended:,}/{state.total:,}"
-        rows.append((state.id, word(state), ended, f"{state.failed:,}", state.pair, state.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def word(state: BatchStatus) -> str:
-    """The state of a batch in one word."""
-    if state.is_cancelled:
-        return "cancelled"
-    if state.collected:
-        return "collected"
-    if state.complete:
-        return "complete"
-    return "running" if state.running else "queued"
-
-
-def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
-    live = speed(redis, state.pair)
-    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))
-    missing = max(0, state.total - state.submitted)
-    lines = {
-        "batch": state.id,
-        "state": word(state),
-        "source": state.source,
-        "pair": state.pair,
-        "priority": state.priority,
-        "user": state.user,
-        "submitted": created,
-        "lines": f"{state.total:,}",
-        "ended": f"{state.done:,} done, {state.failed:,} failed, {state.cancelled:,} cancelled",
-        "open": f"{state.running:,} running, {state.queued:,} queued, {missing:,} not submitted yet",
-        "tokens": f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} generated",
-        "workers": f"{live.workers} live, {live.tokens_per_second:,.0f} tokens/s" if live.workers else "none live",
-    }
-    if not live.workers and not state.complete:
-        lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
-    for name, value in lines.items():
-        click.echo(f"{name:<10}{value}")
+def _collect(
+    redis: redis_py.Redis, output: Output, pair: str, follow: bool, in_order: bool, leave: bool
+) -> BatchStatus:
+    """Writes what there is, or all that comes; returns the state of the batch."""
+    while True:
+        if follow:
+            with BatchProgress(redis, pair) as progress:
+                state = collect.follow(redis, output, progress)
+        else:
+            state = collect.step(redis, output)
+        if not state.complete or collect.finish(redis, output, in_order, leave):
+            return state
 
 
 @click.command("cancel")
-@click.argument("batch", metavar="BATCH")
+@options.batch()
 @options.redis_url
 def cancel_command(batch: str, redis_url: str | None) -> None:
     """Cancel what BATCH has not finished. What is finished can still be collected.
@@ -229,7 +206,7 @@ def cancel_command(batch: str, redis_url: str | None) -> None:
 
 
 @click.command("forget")
-@click.argument("batch", metavar="BATCH")
+@options.batch()
 @options.redis_url
 def forget_command(batch: str, redis_url: str | None) -> None:
     """Drop all that Redis holds of BATCH, which must be complete or cancelled. Submitted again, it runs anew.

@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from .. import __version__
-from .batch_commands import cancel_command, collect_command, forget_command, status_command, submit_command
+from .batch_commands import cancel_command, collect_command, forget_command, submit_command
+from .completion import completion_command
 from .errors import explain, usage_in_one_line
 from .limits import limit_command
 from .redis_commands import redis_group
 from .run import run
+from .status_command import status_command
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -87,3 +89,4 @@ main.add_command(LazyCommand("train", "worker.train:train", "Train a draft for a
 main.add_command(LazyCommand("bench", "worker.bench:bench", "Measure speed beside mlx-lm and other engines."))
 main.add_command(LazyCommand("cron", "producer.cron_commands:cron_group", "Submit at set times."))
 main.add_command(redis_group)
+main.add_command(completion_command)

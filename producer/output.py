@@ -7,56 +7,63 @@ save; it is cut away before writing goes on.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
 from .batches import Result
 from .dataset import BadLine
-from .errors import UserError, explain_file
+from .errors import UserError
+from .files import WriteError, beside, open_locked, replacing, size, sync, writing
+from .manifest import Manifest, difference
+from .output_formats import format_of
 
 SAVE_SECONDS = 2.0
 """How much copying of results an interruption may have to repeat."""
-
-
-class WriteError(UserError):
-    """A file could not be written to its end, and may end in half a line; the last save still stands."""
-
-
-@dataclass
-class Manifest:
-    """How far OUT is. Lengths are bytes; `after` is the last entry of the result stream that was written."""
-
-    batch: str
-    after: str = "0-0"
-    out_bytes: int = 0
-    errors_bytes: int = 0
-    done: int = 0
-    failed: int = 0
-    bad: int = 0
-    bad_written: bool = False
-    in_order: bool = False
-    complete: bool = False
+CHUNK = 500
+"""Lines of the error file that are looked at together."""
 
 
 class Output:
-    """OUT, its error file `<stem>.errors.jsonl` and its manifest, for one batch; a context manager."""
+    """OUT, its error file `<stem>.errors.jsonl` and its manifest, for one batch; a context manager.
 
-    def __init__(self, path: Path, batch: str, force: bool = False) -> None:
+    A Parquet file is written when the batch is complete; until then its rows are in `OUT.partial.jsonl`. `source` and
+    `parameters` tell what the batch is of, for the day when OUT is named for another one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        batch: str,
+        force: bool = False,
+        source: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.errors_path = path.with_name(f"{path.stem}.errors.jsonl")
+        self._format = format_of(path)
+        if self._format.packed:
+            from . import output_parquet  # says at once that its package is missing
+
+            self._parquet = output_parquet
+        self._stream_path = path.with_name(f"{path.name}.partial.jsonl") if self._format.packed else path
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
-        self._out = _open(path)
+        self._out = open_locked(self._stream_path)
         self._errors: BinaryIO | None = None
         self._saved = time.monotonic()
-        self.manifest = Manifest(batch) if force else self._found(batch)
+        try:
+            self.manifest = self._found(Manifest(batch, source, dict(parameters or {})), force)
+        except UserError:
+            self._out.close()
+            if self._format.packed and not size(self._stream_path):
+                self._stream_path.unlink()
+            raise
         self._cut()
         self.save()
 
@@ -71,15 +78,23 @@ class Output:
             for file in filter(None, (self._out, self._errors)):
                 with suppress(OSError):  # a full disk has been reported before
                     file.close()
-        if self.manifest == Manifest(self.manifest.batch):
-            self.path.unlink()
-            self._manifest_path.unlink()
+        if self.manifest.untouched:
+            self._manifest_path.unlink(missing_ok=True)
+        if self.manifest.untouched or (self._format.packed and self.manifest.complete):
+            self._stream_path.unlink(missing_ok=True)
+
+    @property
+    def holder(self) -> Path:
+        """The file that has the results now: OUT, or what it will be made of."""
+        return self.path if self.manifest.complete else self._stream_path
 
     def write(self, result: Result) -> None:
         """Adds one result to OUT, or to the error file if it is an error."""
-        if orjson.loads(result.line).get("error") is None:
-            with _writing(self.path):
-                self._out.write(result.line + b"\n")
+        line = orjson.loads(result.line)
+        if line.get("error") is None:
+            record = self._format.record(result.line, line, self._columns(line.get("keep") or {}))
+            with writing(self._stream_path):
+                self._out.write(record)
             self.manifest.done += 1
         else:
             self._error(result.line)
@@ -91,6 +106,13 @@ class Output:
         self._error(orjson.dumps(line.record()))
         self.manifest.bad += 1
 
+    def flush(self) -> None:
+        """Shows what was written to whoever reads the files (`tail -f`)."""
+        with writing(self._stream_path):
+            self._out.flush()
+            if self._errors:
+                self._errors.flush()
+
     def save_sometimes(self) -> None:
         """Saves if the last time is long enough ago."""
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -98,68 +120,155 @@ class Output:
 
     def save(self) -> None:
         """Puts what was written on the disk, then says so in the manifest."""
-        with _writing(self.path):
-            self.manifest.out_bytes = _sync(self._out)
+        with writing(self._stream_path):
+            self.manifest.out_bytes = sync(self._out)
             if self._errors:
-                self.manifest.errors_bytes = _sync(self._errors)
-            _replace(self._manifest_path, orjson.dumps(asdict(self.manifest), option=orjson.OPT_INDENT_2) + b"\n")
+                self.manifest.errors_bytes = sync(self._errors)
+        self._save_manifest()
         self._saved = time.monotonic()
+
+    def complete(self) -> None:
+        """OUT has a result for each line: makes it what its format wants, and says so in the manifest."""
+        self._columns(())
+        self.save()
+        if self._format.packed:
+            with self._stream_path.open("rb") as rows, replacing(self.path) as target:
+                self._parquet.pack(rows, target)
+        self.manifest.complete = True
+        self.manifest.complete_to = self.manifest.after
+        self.save()
 
     def start_over(self) -> None:
         """Forgets all that was written."""
-        self.manifest = Manifest(self.manifest.batch)
+        self.manifest = self.manifest.fresh()
         self._cut()
 
+    def take_back(self, retries: int, stands: Callable[[Sequence[dict[str, Any]]], Sequence[bool]]) -> None:
+        """Goes on after failures were queued again: leaves in the error file those that still stand.
+
+        `stands` is asked about some lines of the error file at a time, none of them a bad line. An OUT that was
+        complete no longer is.
+        """
+        if self.manifest.complete:
+            if size(self.errors_path) < self.manifest.errors_bytes:
+                raise UserError(f"{str(self.errors_path)!r} was changed since it was written; start over with --force")
+            self._unpack()
+            self.manifest.complete = self.manifest.in_order = False
+            self._cut()
+        self.manifest.retries = retries
+        self.save()
+        if self.manifest.errors_bytes:
+            self._filter_errors(stands)
+
     def sort(self, numbers: dict[str, int]) -> None:
-        """Puts OUT in the order of the line numbers that `numbers` gives for each custom_id."""
+        """Puts the results in the order of the line numbers that `numbers` gives for each custom_id.
+
+        A Parquet file has that order from the next call of `complete`.
+        """
+        if self.manifest.complete:
+            self._unpack()
         self.save()
         places: list[tuple[int, int, int]] = []
-        with _writing(self.path), self.path.open("rb") as source, _beside(self.path).open("wb") as target:
+        with self._stream_path.open("rb") as source, replacing(self._stream_path) as target:
             offset = 0
-            for line in source:
-                places.append((numbers[orjson.loads(line)["custom_id"]], offset, len(line)))
-                offset += len(line)
+            for custom_id, record in self._format.records(source):
+                places.append((-1 if custom_id is None else numbers[custom_id], offset, len(record)))
+                offset += len(record)
             for _, start, length in sorted(places):
                 source.seek(start)
                 target.write(source.read(length))
-            _sync(target)
-        _beside(self.path).replace(self.path)
         self._out.close()
-        self._out = _open(self.path)
+        self._out = open_locked(self._stream_path)
         self.manifest.in_order = True
+
+    def _columns(self, keep: Sequence[str] | Mapping[str, Any]) -> list[str]:
+        """The kept columns; the first result decides on them, and writes the header."""
+        if self.manifest.columns is None:
+            self.manifest.columns = list(keep)
+            with writing(self._stream_path):
+                self._out.write(self._format.header(self.manifest.columns))
+        return self.manifest.columns
 
     def _error(self, line: bytes) -> None:
         if self._errors is None:
-            self._errors = _open(self.errors_path)
-        with _writing(self.errors_path):
+            self._errors = open_locked(self.errors_path)
+        with writing(self.errors_path):
             self._errors.write(line + b"\n")
 
-    def _found(self, batch: str) -> Manifest:
-        """What an earlier command left here, if it is this batch's; refuses to touch anything else."""
-        out, errors = _size(self.path), _size(self.errors_path)
-        manifest = self._load()
-        if out == 0 and (errors == 0 or manifest is not None) and not (manifest and manifest.batch == batch):
-            return Manifest(batch)
-        if manifest is None:
-            raise UserError(f"{str(self.path)!r} exists; choose another file or overwrite it with --force")
-        if manifest.batch != batch:
-            raise UserError(
-                f"{str(self.path)!r} holds {manifest.batch}, not {batch} (other lines or other parameters); "
-                "choose another file or overwrite it with --force"
-            )
-        if out == 0 and manifest.out_bytes:
-            return Manifest(batch)
-        if out < manifest.out_bytes or (errors < manifest.errors_bytes and not manifest.complete):
-            raise UserError(f"{str(self.path)!r} was changed since it was written; start over with --force")
-        return manifest
+    def _filter_errors(self, stands: Callable[[Sequence[dict[str, Any]]], Sequence[bool]]) -> None:
+        """Swaps the error file for one without the failures that no longer stand.
 
-    def _load(self) -> Manifest | None:
-        try:
-            return Manifest(**orjson.loads(self._manifest_path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+        The manifest names the new length before the files change places, so that a cut between is made good.
+        """
+        failed = 0
+        new = beside(self.errors_path)
+        with writing(self.errors_path), self.errors_path.open("rb") as source, new.open("wb") as target:
+            while raw := list(islice(source, CHUNK)):
+                lines = [orjson.loads(line) for line in raw]
+                answers = iter(stands([line for line in lines if not _is_bad(line)]))
+                for text, line in zip(raw, lines, strict=True):
+                    if _is_bad(line):
+                        target.write(text)
+                    elif next(answers):
+                        target.write(text)
+                        failed += 1
+            self.manifest.errors_bytes = sync(target)
+        self.manifest.failed = failed
+        self.manifest.swapping = True
+        self._save_manifest()
+        self._swap(self.manifest)
+        self._save_manifest()
+        self._cut()
+
+    def _swap(self, manifest: Manifest) -> None:
+        """Lets the error files change places, if they have not before the cut."""
+        with suppress(FileNotFoundError):
+            beside(self.errors_path).replace(self.errors_path)
+        manifest.swapping = False
+
+    def _found(self, new: Manifest, force: bool) -> Manifest:
+        """What an earlier command left here, if it is this batch's; refuses to touch anything else."""
+        found = Manifest.load(self._manifest_path)
+        out, errors = max(size(self.path), size(self._stream_path)), size(self.errors_path)
+        if force:
+            if self._format.packed:
+                self.path.unlink(missing_ok=True)
+            return new
+        if out == 0 and (errors == 0 or found is not None) and not (found and found.batch == new.batch):
+            return new
+        if found is None:
+            raise UserError(f"{str(self.path)!r} exists; choose another file or overwrite it with --force")
+        if found.batch != new.batch:
+            raise UserError(
+                f"{str(self.path)!r} holds {found.batch}, not {new.batch} "
+                f"({difference(found, new.source, new.parameters)}); choose another file or overwrite it with --force"
+            )
+        if found.swapping:
+            self._swap(found)
+            errors = size(self.errors_path)
+        if self._format.packed and found.complete:
+            return found if self.path.exists() else new
+        written = size(self._stream_path)
+        if written == 0 and found.out_bytes:
+            return new
+        if written < found.out_bytes or (errors < found.errors_bytes and not found.complete):
+            raise UserError(f"{str(self.path)!r} was changed since it was written; start over with --force")
+        return found
+
+    def _save_manifest(self) -> None:
+        with replacing(self._manifest_path, self.path) as file:
+            file.write(self.manifest.content)
+
+    def _unpack(self) -> None:
+        """Puts the rows of a complete Parquet file back where they can be added to."""
+        if self._format.packed:
+            with writing(self._stream_path), self.path.open("rb") as packed:
+                self._out.truncate(0)
+                self._out.writelines(self._parquet.unpack(packed))
+                self.manifest.out_bytes = sync(self._out)
 
     def _cut(self) -> None:
+        """Removes what was written after the last save."""
         if self.manifest.complete:
             return
         self._out.truncate(self.manifest.out_bytes)
@@ -172,56 +281,6 @@ class Output:
             self.errors_path.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Refuses an OUT that cannot be written, before any work is done."""
-    if path.is_dir():
-        raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file")
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {str(path)!r}: not a regular file; name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; create it")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"cannot write {str(path)!r}: permission denied; choose another place")
-
-
-def _open(path: Path) -> BinaryIO:
-    """Opens for appending; no second process may write the same file."""
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise UserError(explain_file(error, "cannot write", path)) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
-    return file
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(explain_file(error, "cannot write", path)) from error
-
-
-def _sync(file: BinaryIO) -> int:
-    """Puts the file on the disk and returns its length."""
-    file.flush()
-    os.fsync(file.fileno())
-    return os.fstat(file.fileno()).st_size
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with _beside(path).open("wb") as file:
-        file.write(content)
-        _sync(file)
-    _beside(path).replace(path)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _is_bad(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the error file is of the dataset's, and never reached the queue."""
+    return line["error"]["code"] == "invalid_line"

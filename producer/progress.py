@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import redis as redis_py
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from . import batches
 from .batches import BatchStatus
@@ -19,13 +21,25 @@ REPORT_SECONDS = 1.0
 """Seconds between two looks at the workers' reports."""
 WINDOW_SECONDS = 120.0
 """The time left is judged by the lines that ended within this time."""
+MOST_WORKERS = 8
+"""Workers with a line of their own below the bar, the fastest first."""
+
+
+@dataclass(frozen=True)
+class WorkerSpeed:
+    """What one live worker reports; `tokens_per_round` is 0 until it has drafted."""
+
+    name: str
+    in_flight: int
+    tokens_per_second: float
+    tokens_per_round: float
 
 
 @dataclass(frozen=True)
 class Speed:
     """What the live workers of a pair report together."""
 
-    workers: int = 0
+    workers: tuple[WorkerSpeed, ...] = ()
     tokens_per_second: float = 0.0
     tokens_per_round: float = 0.0
 
@@ -33,12 +47,27 @@ class Speed:
 def speed(redis: redis_py.Redis, pair: str) -> Speed:
     """The speed of all live workers that serve `pair`."""
     reports = [report for report in batches.workers(redis) if report.get("pair") == pair]
-    total = {
-        name: sum(float(report.get(name, 0)) for report in reports)
-        for name in ("tokens_per_second", "accepted", "row_rounds")
-    }
-    per_round = total["accepted"] / total["row_rounds"] + 1 if total["row_rounds"] else 0.0
-    return Speed(len(reports), total["tokens_per_second"], per_round)
+    workers = [
+        WorkerSpeed(
+            report["name"],
+            int(_number(report, "in_flight")),
+            _number(report, "tokens_per_second"),
+            _per_round([report]),
+        )
+        for report in reports
+    ]
+    workers.sort(key=lambda worker: -worker.tokens_per_second)
+    return Speed(tuple(workers), sum(worker.tokens_per_second for worker in workers), _per_round(reports))
+
+
+def _number(report: dict[str, str], name: str) -> float:
+    return float(report.get(name, 0))
+
+
+def _per_round(reports: Iterable[dict[str, str]]) -> float:
+    reports = list(reports)
+    rounds = sum(_number(report, "row_rounds") for report in reports)
+    return sum(_number(report, "accepted") for report in reports) / rounds + 1 if rounds else 0.0
 
 
 class Meter:
@@ -50,12 +79,25 @@ class Meter:
     def seconds_left(self, state: BatchStatus, now: float) -> float | None:
         """Seconds until the batch is complete, or None while nothing has ended."""
         self._seen.append((now, state.ended))
-        while self._seen[0][0] < now - WINDOW_SECONDS:
+        while self._seen[0][0] < now - WINDOW_SECONDS or self._seen[0][1] > state.ended:  # failures were queued again
             self._seen.popleft()
         since, ended = self._seen[0]
         if state.ended == ended:
             return None
         return (now - since) / (state.ended - ended) * (state.total - state.ended)
+
+
+class Display(Progress):
+    """A bar with a line of text, and below it a line for each worker."""
+
+    workers: tuple[WorkerSpeed, ...] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for worker in self.workers[:MOST_WORKERS]:
+            yield Text(f"  {describe_worker(worker)}", style="dim")
+        if len(self.workers) > MOST_WORKERS:
+            yield Text(f"  and {len(self.workers) - MOST_WORKERS} more workers", style="dim")
 
 
 class BatchProgress:
@@ -64,7 +106,7 @@ class BatchProgress:
     def __init__(self, redis: redis_py.Redis, pair: str) -> None:
         self.redis, self.pair = redis, pair
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bar: Progress | None = None
+        self.bar: Display | None = None
         self._meter = Meter()
         self._speed = Speed()
         self._speed_at = self._line_at = 0.0
@@ -72,13 +114,14 @@ class BatchProgress:
 
     def __enter__(self) -> BatchProgress:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.bar = Progress(BarColumn(), TextColumn("{task.description}"), console=self.console)
+            self.bar = Display(BarColumn(), TextColumn("{task.description}"), console=self.console)
             self.bar.add_task("", total=None)
             self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar:
+            self.bar.workers = ()
             self.bar.stop()
 
     def say(self, text: str) -> None:
@@ -98,6 +141,7 @@ class BatchProgress:
             self._speed, self._speed_at = speed(self.redis, self.pair), now
         text = describe(state, self._speed, self._meter.seconds_left(state, now))
         if self.bar:
+            self.bar.workers = self._speed.workers
             self.bar.update(self.bar.task_ids[0], description=text, completed=state.ended, total=state.total)
         elif (state.complete or now - self._line_at > PLAIN_SECONDS) and text != self._last_line:
             self.console.print(text)
@@ -115,13 +159,26 @@ def describe(state: BatchStatus, speed: Speed, seconds_left: float | None) -> st
         return " · ".join(parts)
     if not speed.workers:
         parts.append("waiting for a worker")
-    if speed.tokens_per_second:
-        parts.append(f"{speed.tokens_per_second:,.0f} tokens/s")
-    if speed.tokens_per_round > 1.05:
-        parts.append(f"{speed.tokens_per_round:.1f} tokens/round")
+    if len(speed.workers) > 1:
+        parts.append(f"{len(speed.workers)} workers")
+    parts += _rates(speed)
     if seconds_left is not None:
         parts.append(f"{clock(seconds_left)} left")
     return " · ".join(parts)
+
+
+def describe_worker(worker: WorkerSpeed) -> str:
+    """One line: `mini-3-98cdd4 · 32 in flight · 203 tokens/s · 4.1 tokens/round`."""
+    return " · ".join([worker.name, f"{worker.in_flight} in flight", *_rates(worker)])
+
+
+def _rates(speed: Speed | WorkerSpeed) -> list[str]:
+    rates: list[str] = []
+    if speed.tokens_per_second:
+        rates.append(f"{speed.tokens_per_second:,.0f} tokens/s")
+    if speed.tokens_per_round > 1.05:
+        rates.append(f"{speed.tokens_per_round:.1f} tokens/round")
+    return rates
 
 
 def clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import redis as redis_py
 
 from . import batches
-from .batches import BatchInfo, BatchStatus
+from .batches import BatchInfo, BatchStatus, Submitted
 from .contract import JobBody
 from .dataset import Dataset
 from .errors import UserError
@@ -24,25 +24,31 @@ def submit(
     dataset: Dataset,
     batch: BatchInfo,
     tick: Callable[[BatchStatus], None],
-) -> None:
-    """Queues every line that has no result yet, waiting while WINDOW lines have none.
+    retry_failed: bool = False,
+) -> Submitted:
+    """Queues every line that has no result yet, waiting while WINDOW lines have none; returns what became of all lines.
 
-    Submitting again queues only what is missing. `tick` is called with each new state of the batch.
+    Submitting again queues only what is missing, at any time and however often it was cut; with `retry_failed` also the
+    lines that failed. `tick` is called with each new state of the batch; what it raises ends the submission.
     """
     batches.create(redis, batch)
+    sent = Submitted()
     chunk: list[JobBody] = []
     for item in dataset:
         if isinstance(item, JobBody):
             chunk.append(item.model_copy(update={"batch": batch.id}))
         if len(chunk) == CHUNK:
-            _send(redis, batch, chunk, tick)
+            sent += batches.submit_chunk(redis, batch, chunk, retry_failed)
+            _wait(redis, batch, tick)
             chunk = []
     if chunk:
-        _send(redis, batch, chunk, tick)
+        sent += batches.submit_chunk(redis, batch, chunk, retry_failed)
+        _wait(redis, batch, tick)
+    return sent
 
 
-def _send(redis: redis_py.Redis, batch: BatchInfo, chunk: list[JobBody], tick: Callable[[BatchStatus], None]) -> None:
-    batches.submit_chunk(redis, batch, chunk)
+def _wait(redis: redis_py.Redis, batch: BatchInfo, tick: Callable[[BatchStatus], None]) -> None:
+    """Returns when the queue has room for more of the batch."""
     while True:
         state = batches.status(redis, batch.id)
         if state is None:
