@@ -88,7 +88,7 @@ def add(redis: redis_py.Redis, schedule: Schedule) -> int:
                 f"there is a schedule {schedule.name!r} already; to replace it: {remove}, then add it again"
             )
         pipe.multi()
-        pipe.hset(CRON, schedule.name, json)  # pyright: ignore[reportArgumentType]
+        pipe.hset(CRON, mapping={schedule.name: json})
         pipe.zadd(NEXT, {schedule.name: first})
 
     redis.transaction(keep, CRON)

@@ -196,8 +196,8 @@ def test_what_cannot_be_submitted_is_said_and_the_next_slot_comes(cron: Cron) ->
 )
 def test_a_schedule_that_was_tampered_with_runs_nothing(cron: Cron, changed: dict[str, Any]) -> None:
     cron.add(every_ms=HOUR)
-    kept = orjson.loads(cron.redis.hget(cron_store.CRON, "tick"))  # type: ignore[arg-type]
-    cron.redis.hset(cron_store.CRON, "tick", orjson.dumps(kept | changed))  # type: ignore[arg-type]
+    kept: Any = cron.redis.hget(cron_store.CRON, "tick")
+    cron.redis.hset(cron_store.CRON, mapping={"tick": orjson.dumps(orjson.loads(kept) | changed)})
     cron.redis.zadd(cron_store.NEXT, {"tick": 0})
     schedules = cron_store.read(cron.redis)
     assert schedules.unusable.keys() == {"tick"}
