@@ -14,6 +14,7 @@ from . import batches, collect, options, parameters, server
 from .batches import BatchInfo, BatchStatus, Submitted
 from .contract import PRIORITIES
 from .dataset import BadLine
+from .dry_run import preview
 from .errors import FAILED_ITEMS, Interrupted, UserError, denied
 from .files import check_writable
 from .manifest import difference
@@ -28,6 +29,7 @@ from .submit import WINDOW, submit
 @options.dataset
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @options.retry_failed
+@options.dry_run
 @options.as_json
 @options.redis_url
 @click.pass_context
@@ -36,13 +38,15 @@ def submit_command(
     input: str,
     priority: str,
     retry_failed: bool,
+    dry_run: bool,
     as_json: bool,
     redis_url: str | None,
     **given: Any,
 ) -> None:
     """Queue the prompts of INPUT; print the batch id.
 
-    INPUT may be - for standard input. The same lines with the same parameters are the same batch: submitting them again
+    INPUT is JSON lines, CSV, Parquet, a dataset that Hugging Face's `datasets` saved, or - for standard input; see
+    `draftmill run --help`. The same lines with the same parameters are the same batch: submitting them again
     queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and listed on
     standard error.
 
@@ -53,10 +57,14 @@ def submit_command(
     Examples:
       batch=$(draftmill submit prompts.jsonl --redis-url redis://queue.local)
       draftmill collect $batch -o results.jsonl --follow
+      draftmill submit articles.parquet --template 'Summarise: {{ text }}' --where 'lang == "en"' --sample 100
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
     dataset, survey = options.read(input, **given)
+    if dry_run:
+        preview(dataset, survey, redis_url)
+        return
     redis = server.connect(redis_url)
     about, known = parameters.of(given), batches.status(redis, survey.batch)
     refuse_cancelled(known)

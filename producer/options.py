@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .completion import batch_ids
 from .contract import DEFAULT_PAIR, batch_of_slot
 from .dataset import Dataset, Survey
 from .errors import UserError, explain_file
@@ -30,10 +31,11 @@ redis_url = click.option(
 def batch(required: bool = True) -> Callable[[Command], Command]:
     """BATCH, which shells can complete."""
     metavar = "BATCH" if required else "[BATCH]"
-    return click.argument("batch", metavar=metavar, required=required)
+    return click.argument("batch", metavar=metavar, required=required, shell_complete=batch_ids)
 
 
 retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+dry_run = click.option("--dry-run", is_flag=True, help="Show three prompts, tokens and time; submit nothing.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts on standard output.")
 
 

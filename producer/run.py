@@ -17,6 +17,7 @@ from . import batches, collect, options, parameters, server
 from .batches import BatchInfo, BatchStatus
 from .contract import PRIORITIES, JobBody
 from .dataset import BadLine, Dataset, Survey
+from .dry_run import preview
 from .errors import FAILED_ITEMS, Interrupted, UserError
 from .files import check_writable
 from .local_worker import LocalWorker
@@ -72,6 +73,7 @@ class Run:
 @click.option("--sorted", "in_order", is_flag=True, help="Write results in input order, not as they finish.")
 @options.retry_failed
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.dry_run
 @options.as_json
 @options.redis_url
 @click.pass_context
@@ -82,13 +84,20 @@ def run(
     in_order: bool,
     retry_failed: bool,
     force: bool,
+    dry_run: bool,
     as_json: bool,
     redis_url: str | None,
     **given: Any,
 ) -> None:
     """Run the prompts of INPUT on this machine, and write the results to OUT.
 
-    Starts what it needs: a private Redis, and a worker that loads the model once. INPUT may be - for standard input.
+    Starts what it needs: a private Redis, and a worker that loads the model once.
+
+    INPUT is JSON lines, CSV (its first line names the columns, its values are texts), Parquet, or a folder that Hugging
+    Face's `datasets` saved (FOLDER/SPLIT if it has several splits). JSON lines and CSV may be compressed by gzip or
+    zstd. It may be - for standard input. A row is a prompt with its parameters, or, with --template, columns of which
+    the template makes the prompt. All columns of a row together are called row, as in {{ row | tojson }} or
+    {{ row["Its text"] }}. A row whose template or condition fails is a bad line.
 
     OUT is one line of JSON for each result, in the form of the OpenAI Batch API, or a table if its name ends in .csv or
     .parquet. It grows while the batch runs; a Parquet file is written at the end, and until then its rows are in
@@ -102,6 +111,7 @@ def run(
     Examples:
       echo '{"prompt": "Why is the sky blue?"}' > prompts.jsonl
       draftmill run prompts.jsonl -o results.jsonl --max-tokens 100
+      draftmill run reviews.csv -o moods.csv --template 'Mood of this review? {{ text }}' --keep text --dry-run
       draftmill run prompts.jsonl -o results.csv --sorted
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
@@ -111,6 +121,9 @@ def run(
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
     dataset, survey = options.read(input, **given)
+    if dry_run:
+        preview(dataset, survey, redis_url)
+        return
     about = parameters.of(given)
     with Output(out, survey.batch, force, dataset.name, about) as output:
         job, generated = Run(dataset, survey, output, about, in_order, retry_failed), Generated()

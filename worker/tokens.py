@@ -1,0 +1,50 @@
+"""Counts the tokens of requests as a worker of their pair would, without loading a model or fetching anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from mlx_lm.tokenizer_utils import load
+
+from ..engine import boxed
+from ..engine.models import HUB_FILES
+from ..engine.pairs import ModelError, resolve
+from ..engine.request import RequestError
+from ..engine.text import Text
+from ..producer.contract import JobBody
+from ..producer.errors import UserError
+from ..producer.paths import cache_dir
+
+
+def counter(pair: str) -> Callable[[JobBody], int]:
+    """A function that counts a request's prompt tokens; it raises UserError for one that the model refuses.
+
+    Raises UserError if the pair is unknown or its target is not on this machine.
+    """
+    try:
+        text = Text(load(_folder(resolve(pair).target)))
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of {pair} is not on this machine") from error
+
+    def count(body: JobBody) -> int:
+        messages = None if body.messages is None else [message.model_dump() for message in body.messages]
+        try:
+            return len(text.encode(messages, body.prompt))
+        except RequestError as error:
+            raise UserError(f"line {body.line}: {error}") from error
+
+    return count
+
+
+def _folder(target: str) -> Path:
+    """Where a target lies on this machine."""
+    if target == boxed.NAME:
+        return boxed.folder(cache_dir())
+    folder = Path(target).expanduser()
+    return (
+        folder if folder.is_dir() else Path(snapshot_download(target, allow_patterns=HUB_FILES, local_files_only=True))
+    )
