@@ -97,6 +97,9 @@ ROLES = {
         ),
     ),
 }
+ROLES["server"] = Role(  # `draftmill serve`, which submits and collects for its users
+    "eval time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
+)
 
 
 def users(passwords: dict[str, str], version: tuple[int, ...]) -> Iterator[str]:

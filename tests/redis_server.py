@@ -66,10 +66,10 @@ class RedisServer:
 
 
 @contextmanager
-def fresh_server() -> Iterator[RedisServer]:
+def fresh_server(*options: str) -> Iterator[RedisServer]:
     """A running server in a short path of its own: a Unix socket's path may have about 100 characters."""
     with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
-        server = RedisServer(Path(folder))
+        server = RedisServer(Path(folder), *options)
         server.start()
         yield server
         server.kill()

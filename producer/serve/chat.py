@@ -21,6 +21,7 @@ from .. import batches
 from ..batches import BatchInfo
 from ..contract import PRIORITIES, JobBody
 from ..lines import CHAT, TEXT, Defaults, Fault, job_body
+from .cancel import cancel
 from .errors import NOT_AGAIN, ApiError, body
 from .models import Models
 from .pages import json_object
@@ -95,7 +96,7 @@ class Chat:
             while (state := batches.status(self._redis, batch)) and not state.complete:
                 if time.monotonic() > deadline:
                     return
-                batches.cancel(self._redis, batch)
+                cancel(self._redis, batch)
                 time.sleep(LONGEST_PAUSE)
             batches.forget(self._redis, batch)
 

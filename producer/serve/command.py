@@ -104,12 +104,14 @@ def serve(
         )
     folder = folder or data_dir() / "serve"
     redis = server.connect(redis_url)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    LOG.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _stop)
     with _own(folder), _listen(host, port) as listener:
         app = create_app(redis, folder, accepted, server.user(redis), pairs, timeout)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+        )
         LOG.info("serving %s, files in %s", _url(listener), folder)
         try:
             uvicorn.Server(config).run(sockets=[listener])

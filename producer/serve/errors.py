@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from ..errors import BUG, explain
+from ..errors import BUG, UserError, explain
 
 LOG = logging.getLogger("draftmill.serve")
 
@@ -85,4 +85,5 @@ HANDLERS: dict[Any, Any] = {
     ClientDisconnect: on_disconnect,
     rx.RedisError: on_failure,
     OSError: on_failure,
+    UserError: on_failure,
 }

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from ..files import WriteError, replacing
 from .errors import ApiError, missing
 from .pages import limited, page
 from .records import Record, Shelf, new_id
@@ -87,15 +88,13 @@ class Files:
     def _store(self, source: BinaryIO, name: str, user: str) -> FileRecord:
         id = new_id("file-")
         path = self.path(id)
+        with replacing(path) as target:
+            shutil.copyfileobj(source, target, 2**20)
+        record = FileRecord(id=id, user=user, filename=name, purpose="batch", bytes=path.stat().st_size)
         try:
-            with path.open("xb") as target:
-                shutil.copyfileobj(source, target, 2**20)
-                target.flush()
-                os.fsync(target.fileno())
-            record = FileRecord(id=id, user=user, filename=name, purpose="batch", bytes=path.stat().st_size)
             self.shelf.put(record)
-        except OSError:
-            path.unlink(missing_ok=True)
+        except WriteError:
+            path.unlink()
             raise
         return record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import orjson
+
+from ..files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class Shelf(Generic[R]):
     def put(self, record: R) -> None:
         """Adds or replaces a record; it is on the disk when this returns."""
         with self._lock:
-            write(self._path(record.id), orjson.dumps(asdict(record)))
+            with replacing(self._path(record.id)) as file:
+                file.write(orjson.dumps(asdict(record)))
             self._records[record.id] = record
 
     def show(self, id: str, **fields: Any) -> R:
@@ -87,13 +89,3 @@ class Shelf(Generic[R]):
 
     def _path(self, id: str) -> Path:
         return self._folder / f"{id}.json"
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replaces a file; it is on the disk when this returns."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

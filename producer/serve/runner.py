@@ -22,10 +22,12 @@ from ..batches import BatchInfo, BatchStatus
 from ..contract import PRIORITIES, JobBody
 from ..dataset import BadLine, Dataset
 from ..errors import BUG, UserError, explain
+from ..files import WriteError
 from ..lines import Defaults
-from ..output import Output, WriteError
+from ..output import Output
 from ..submit import submit
 from .batch_record import BatchRecord
+from .cancel import cancel
 from .errors import LOG
 from .files import Files
 from .models import Models
@@ -194,11 +196,11 @@ class Runner:
             if self._stopping.is_set():
                 raise Stopping
             if time.monotonic() >= again and not state.complete:
-                batches.cancel(self._redis, id)
+                cancel(self._redis, id)
                 again = time.monotonic() + CANCEL_SECONDS
             self._count(state)
 
-        batches.cancel(self._redis, id)
+        cancel(self._redis, id)
         state = collect.follow(self._redis, output, tick)
         jobs = (item for item in dataset if isinstance(item, JobBody))
         for job in islice(jobs, state.submitted, None):  # lines are queued in their order

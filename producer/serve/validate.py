@@ -5,14 +5,15 @@ What is wrong with a single request (its messages, its sampling parameters) fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..contract import MOST_BODY_BYTES, MOST_ID_CHARACTERS
-from ..dataset import BOM
-from ..lines import Fault, parse
+from ..compression import GZIP, ZSTD
+from ..contract import MOST_ID_CHARACTERS
+from ..lines import Fault
+from ..sources import open_source
 
 MOST_LINES = 50_000
 MOST_ERRORS = 100
@@ -48,56 +49,45 @@ class Invalid(ValueError):
 
 def validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -> Validated:
     """Reads a file of requests once, line by line; `pair_of` knows the pairs that models stand for."""
+    if _is_compressed(path):  # it could become any size
+        return Validated(0, "", (LineError("invalid_json_line", "The file is compressed; upload plain JSON lines."),))
     total, model, errors, seen = 0, None, [], set()
-    with path.open("rb") as file:
-        for number, raw in _lines(file):
-            total += 1
-            if total > MOST_LINES:
-                errors.append(LineError("too_many_tasks", f"The file has more than {MOST_LINES:,} requests."))
+    for number, line in open_source(str(path), "jsonl").rows():
+        total += 1
+        if total > MOST_LINES:
+            errors.append(LineError("too_many_tasks", f"The file has more than {MOST_LINES:,} requests."))
+            break
+        try:
+            name, asked = _check(line, endpoint)
+            if name in seen:
+                raise Invalid("duplicate_custom_id", f"An earlier line has the custom_id '{name}'.", "custom_id")
+            seen.add(name)
+            if model is None and pair_of(asked) is None:
+                message = f"The model '{asked}' is no known pair, and no live worker serves it."
+                raise Invalid("model_not_found", message, "body.model")
+            model = model or asked
+            if asked != model:
+                message = f"The model '{asked}' is not '{model}', which this batch is for; a batch has one model."
+                raise Invalid("mismatched_model", message, "body.model")
+        except Invalid as error:
+            errors.append(LineError(error.code, error.message, error.param, number))
+            if len(errors) >= MOST_ERRORS:
                 break
-            try:
-                name, asked = _check(raw, endpoint)
-                if name in seen:
-                    raise Invalid("duplicate_custom_id", f"An earlier line has the custom_id '{name}'.", "custom_id")
-                seen.add(name)
-                if model is None and pair_of(asked) is None:
-                    message = f"The model '{asked}' is no known pair, and no live worker serves it."
-                    raise Invalid("model_not_found", message, "body.model")
-                model = model or asked
-                if asked != model:
-                    message = f"The model '{asked}' is not '{model}', which this batch is for; a batch has one model."
-                    raise Invalid("mismatched_model", message, "body.model")
-            except Invalid as error:
-                errors.append(LineError(error.code, error.message, error.param, number))
-                if len(errors) >= MOST_ERRORS:
-                    break
     if not total:
         errors.append(LineError("empty_file", "The file has no requests."))
     pair = pair_of(model) if model else None
     return Validated(total, pair or "", tuple(errors))
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers; of one that is too long only its beginning."""
-    number = 0
-    while line := file.readline(MOST_BODY_BYTES + 2):
-        number += 1
-        rest = line
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(MOST_BODY_BYTES)
-        text = line.removeprefix(BOM).strip() if number == 1 else line.strip()
-        if text:
-            yield number, text
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith((GZIP, ZSTD))
 
 
-def _check(raw: bytes, endpoint: str) -> tuple[str, str]:
+def _check(line: dict[str, Any] | Fault, endpoint: str) -> tuple[str, str]:
     """The custom_id and the model of a line."""
-    if len(raw) > MOST_BODY_BYTES:
-        raise Invalid("invalid_request", f"The line is longer than {MOST_BODY_BYTES:,} bytes.")
-    try:
-        line = parse(raw)
-    except Fault as fault:
-        raise Invalid("invalid_json_line", f"This line is not parseable as valid JSON: {fault}.") from None
+    if isinstance(line, Fault):
+        raise Invalid("invalid_json_line", f"This line is not parseable as valid JSON: {line}.")
     name = _text(line, "custom_id", "custom_id")
     if len(name) > MOST_ID_CHARACTERS:
         raise Invalid("invalid_value", f"The custom_id is longer than {MOST_ID_CHARACTERS} characters.", "custom_id")

@@ -83,15 +83,15 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
 
 TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
-    "read results": ({"collector"}, ("XRANGE", "draftmill:results:b", "-", "+")),
+    "read results": ({"collector", "server"}, ("XRANGE", "draftmill:results:b", "-", "+")),
     "write a result": ({"worker"}, ("XADD", "draftmill:results:b", "*", "line", "x")),
     "mark a line as done": ({"worker"}, ("HSET", "draftmill:done:b", "b-1", "done")),
-    "overwrite a queued prompt": ({"producer", "worker"}, ("HSET", "rq:job:b-1", "data", "x")),
-    "put a job at the end of a queue": ({"producer"}, ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1")),
+    "overwrite a queued prompt": ({"producer", "worker", "server"}, ("HSET", "rq:job:b-1", "data", "x")),
+    "put a job at the end of a queue": ({"producer", "server"}, ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1")),
     "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.p.low.b")),
     "use another application's queue": (set(), ("RPUSH", "rq:queue:default", "x")),
-    "cancel a batch": ({"producer", "worker"}, ("HSET", "draftmill:batch:b", "cancelled_at", "0")),
-    "drop results": ({"collector"}, ("UNLINK", "draftmill:results:b")),
+    "cancel a batch": ({"producer", "worker", "server"}, ("HSET", "draftmill:batch:b", "cancelled_at", "0")),
+    "drop results": ({"collector", "server"}, ("UNLINK", "draftmill:results:b")),
     "raise a limit": (set(), ("HSET", "draftmill:limits", "*", "1000")),
     "read another application's data": (set(), ("GET", "session:1")),
     "write another application's data": (set(), ("SET", "session:1", "x")),
@@ -124,7 +124,7 @@ def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
             except redis_py.ResponseError:
                 pass
             allowed.add(trial)
-        if role in ("producer", "worker"):  # a script may do no more than its caller
+        if role in ("producer", "worker", "server"):  # a script may do no more than its caller
             for trial in TRIALS.keys() - allowed:
                 arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
                 with pytest.raises(redis_py.ResponseError):

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import signal
-import subprocess
-import tempfile
-import time
+import gzip
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +17,25 @@ from openai import OpenAI
 from openai.types import Batch
 
 from draftmill.producer import batches
-from draftmill.producer.errors import UserError
-from draftmill.producer.serve import keys
-from tests.producer.conftest import ROOT, Shell
+from tests.producer.conftest import Shell
+from tests.producer.serving import (
+    ENDED,
+    MESSAGES,
+    PAIR,
+    Server,
+    counts,
+    create,
+    jsonl,
+    lines,
+    refused,
+    request,
+    wait,
+    wait_until,
+    worker,
+)
 from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR, Settings
 
-ENDED = ("completed", "failed", "expired", "cancelled")
 KEYS = "# two users\nann:key-of-ann\nbob:key-of-bob\n"
-
-
-def request(id: str, tokens: int = 3, prompt: str = "say it", **body: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": prompt}]
-    body = {"model": PAIR, "messages": messages, "max_tokens": tokens} | body
-    return {"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": body}
-
-
-def jsonl(*lines: dict[str, Any]) -> bytes:
-    return b"".join(orjson.dumps(line) + b"\n" for line in lines)
-
-
-class Server:
-    """One `draftmill serve` process after the other, on the same files."""
-
-    def __init__(self, shell: Shell, url: str, *options: str) -> None:
-        self.shell, self.url, self.options = shell, url, options
-        self.log = shell.folder / "server.log"
-
-    def start(self) -> None:
-        size = self.log.stat().st_size if self.log.exists() else 0
-        command = ["serve", "--port", "0", "--files", "files", "--redis-url", self.url, *self.options]
-        self.process = self.shell.start(*command, stderr=self.log.open("ab"))
-        deadline = time.monotonic() + 20
-        while "serving http" not in (said := self.log.read_text()[size:]):
-            assert self.process.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.02)
-        self.base = said.split("serving ")[-1].split(",")[0]
-        while True:
-            with httpx.Client() as client:
-                try:
-                    client.get(f"{self.base}/models")
-                    return
-                except httpx.TransportError:
-                    assert time.monotonic() < deadline, self.log.read_text()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-    def client(self, key: str = "key-of-ann", **options: Any) -> OpenAI:
-        return OpenAI(api_key=key, base_url=self.base, max_retries=0, **options)
-
-
-@contextmanager
-def worker(server: RedisServer, **settings: Any) -> Iterator[None]:
-    command = Settings(server.url, str(server.folder / "spool"), **settings).command()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    yield
-    process.kill()
-    process.wait()
-    process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +45,7 @@ def served(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     shell = Shell(folder, folder / "home")
     server = Server(shell, redis_server.url, "--api-key-file", shell.write("keys", KEYS))
     server.start()
-    with worker(redis_server):
+    with worker(redis_server.url, redis_server.folder / "spool"):
         yield server
     assert server.stop() == 0
 
@@ -113,40 +60,6 @@ def redis(redis_server: RedisServer) -> Iterator[redis_py.Redis]:
 @pytest.fixture
 def client(served: Server) -> OpenAI:
     return served.client()
-
-
-def create(client: OpenAI, content: bytes, window: Any = "24h", endpoint: Any = "/v1/chat/completions") -> Batch:
-    file = client.files.create(file=("input.jsonl", content), purpose="batch")
-    return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window=window)
-
-
-def wait(client: OpenAI, id: str, until: Callable[[Batch], bool] | None = None, seconds: float = 30) -> Batch:
-    """Polls a batch until it has ended, or is as asked."""
-    deadline = time.monotonic() + seconds
-    while not (until or (lambda batch: batch.status in ENDED))(batch := client.batches.retrieve(id)):
-        assert time.monotonic() < deadline, batch
-        time.sleep(0.05)
-    return batch
-
-
-def lines(client: OpenAI, id: str | None) -> dict[str, dict[str, Any]]:
-    """The lines of a file by custom_id; none is there twice."""
-    found = [orjson.loads(line) for line in client.files.content(id).text.splitlines()] if id else []
-    by_id = {line["custom_id"]: line for line in found}
-    assert len(by_id) == len(found)
-    return by_id
-
-
-def counts(batch: Batch) -> tuple[int, int, int]:
-    assert batch.request_counts
-    return batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed
-
-
-def refused(error: openai.APIStatusError) -> tuple[int, str | None, str | None]:
-    """Status, code and parameter of an error that has OpenAI's form."""
-    assert error.body
-    assert set(error.body) == {"message", "type", "param", "code"}  # pyright: ignore[reportArgumentType]
-    return error.status_code, error.code, error.param
 
 
 def test_a_batch_from_upload_to_download(client: OpenAI, redis: redis_py.Redis) -> None:
@@ -288,9 +201,6 @@ def test_models(client: OpenAI) -> None:
     assert refused(error.value) == (404, "model_not_found", "model")
 
 
-MESSAGES: Any = [{"role": "user", "content": "say it"}]
-
-
 def test_a_chat_completion_is_queued_and_waited_for(client: OpenAI, redis: redis_py.Redis) -> None:
     chat = client.chat.completions.create(model=PAIR, messages=MESSAGES, max_tokens=4)
     assert chat.choices[0].message.content == "word0 word1 word2 word3"
@@ -312,13 +222,6 @@ def test_a_chat_completion_is_queued_and_waited_for(client: OpenAI, redis: redis
             client.chat.completions.create(**{"model": PAIR, "messages": MESSAGES} | wrong)
         assert refused(error.value) == expected
     wait_until(lambda: not batches.list_batches(redis))
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_call_whose_client_leaves_is_cancelled(served: Server, redis: redis_py.Redis) -> None:
@@ -369,6 +272,7 @@ MALFORMED: list[tuple[str, bytes, list[tuple[str, int | None, str | None]]]] = [
         [("missing_required_parameter", n, name) for n, name in ((1, "custom_id"), (2, "method"), (3, "body.model"))],
     ),
     ("wrong types", jsonl(request("a") | {"custom_id": 7}), [("invalid_type", 1, "custom_id")]),
+    ("compressed", gzip.compress(jsonl(request("a"))), [("invalid_json_line", None, None)]),
     ("too many", jsonl(*(request(f"r-{n}") for n in range(50_001))), [("too_many_tasks", None, None)]),
 ]
 
@@ -422,107 +326,3 @@ def test_a_file_that_is_too_large(client: OpenAI, served: Server) -> None:
     if status.exists():
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         assert int(peak.split()[1]) < 200_000, "it was not held in memory"
-
-
-def test_a_server_killed_again_and_again_goes_on(
-    redis_server: RedisServer, shell: Shell, redis: redis_py.Redis
-) -> None:
-    server = Server(shell, redis_server.url, "--pair", PAIR)
-    server.start()
-    client = server.client()
-    count = 3000
-    content = jsonl(*(request(f"r-{n}", tokens=2) for n in range(count)), request("bad", n=2))
-    made = create(client, content).id
-    cancelled = create(client, jsonl(*(request(f"r-{n}", tokens=100_000) for n in range(50)))).id
-    server.kill()  # while it validates or queues
-    with worker(redis_server, rows=32, round_seconds=0.02):
-        for n in range(4):
-            server.start()
-            client = server.client()
-            if n == 1:
-                client.batches.cancel(cancelled)
-            time.sleep(0.1 * n)
-            server.kill()
-        server.start()
-        client = server.client()
-        batch = wait(client, made, seconds=60)
-        assert batch.status == "completed"
-        assert counts(batch) == (count + 1, count, 1)
-        assert lines(client, batch.output_file_id).keys() == {f"r-{n}" for n in range(count)}
-        assert lines(client, batch.error_file_id).keys() == {"bad"}
-        batch = wait(client, cancelled)
-        assert batch.status == "cancelled"
-        assert lines(client, batch.error_file_id).keys() == {f"r-{n}" for n in range(50)}
-    assert not list((shell.folder / "files" / "work").iterdir())
-    assert batches.list_batches(redis) == []
-    assert server.stop() == 0
-
-
-def test_a_redis_that_goes_away_for_a_while(shell: Shell) -> None:
-    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
-        redis_server = RedisServer(Path(folder))
-        redis_server.start()
-        server = Server(shell, redis_server.url)
-        server.start()
-        with worker(redis_server):
-            client = server.client()
-            made = create(client, jsonl(*(request(f"r-{n}", tokens=20) for n in range(100)))).id
-            wait(client, made, lambda batch: counts(batch)[1] > 0)
-            redis_server.kill()
-            assert client.batches.retrieve(made).status == "in_progress"
-            time.sleep(1)
-            redis_server.start()
-            batch = wait(client, made)
-            assert (batch.status, counts(batch)) == ("completed", (100, 100, 0))
-        assert server.stop() == 0
-        redis_server.kill()
-
-
-def test_calls_without_a_worker_time_out(redis_server: RedisServer, shell: Shell, redis: redis_py.Redis) -> None:
-    server = Server(shell, redis_server.url, "--timeout", "1")
-    server.start()
-    with pytest.raises(openai.InternalServerError, match="none serves smollm2-135m") as error:
-        server.client().chat.completions.create(model="smollm2-135m", messages=MESSAGES)
-    assert refused(error.value) == (504, "timeout", None)
-    wait_until(lambda: not batches.list_batches(redis))
-    answer = httpx.get(f"{server.base}/models", headers={"Host": "evil.example"})
-    assert (answer.status_code, "localhost only" in answer.text) == (403, True)
-    server.stop()
-
-
-def test_wrong_commands(redis_server: RedisServer, shell: Shell) -> None:
-    url = ("--redis-url", redis_server.url)
-    server = Server(shell, redis_server.url)
-    server.start()
-    for arguments, message in (
-        (("--host", "0.0.0.0"), "must show an API key"),
-        (("--api-key-file", shell.write("short", "abc\n")), "8 at least"),
-        (("--files", "files"), "another server uses"),
-        (("--port", server.base.split(":")[-1].split("/")[0]), "cannot listen"),
-    ):
-        result = shell("serve", *arguments, *url)
-        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-        assert message in result.stderr
-    assert server.stop() == 0
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "no such file"), ("# none\n", "has no key"), ("a:12345678\nb:12345678\n", "is there twice")],
-)
-def test_wrong_files_of_keys(tmp_path: Path, content: str | None, message: str) -> None:
-    path = tmp_path / "keys"
-    if content:
-        path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        keys.read(path)
-
-
-def test_a_key_without_a_name_has_a_user_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRAFTMILL_API_KEY", "sk-12345678")
-    assert keys.read(None).user("sk-12345678") == "key-" + hashlib.sha256(b"sk-12345678").hexdigest()[:8]
-    monkeypatch.delenv("DRAFTMILL_API_KEY")
-    assert not keys.read(None)
-    assert [keys.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::")] == [True] * 3 + [
-        False
-    ] * 2
