@@ -71,6 +71,11 @@ class SavedDataset:
         return _numbered(batches())
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
 def _only_split(folder: Path) -> Path:
     splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
     if len(splits) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -117,10 +118,9 @@ def read(redis: redis_py.Redis) -> Schedules:
     first = {name: int(at) for name, at in nexts}
     for name, json in sorted(kept.items()):
         text = name.decode("utf-8", "replace")
-        try:
-            schedule = _parse(text, json)
-        except UserError as error:
-            found.unusable[text] = error.message
+        schedule = _parse(text, json)
+        if isinstance(schedule, str):
+            found.unusable[text] = schedule
             continue
         at = first.get(name) or next(schedule.slots(found.now))
         found.entries[text] = Entry(json, schedule, at, _last(lasts.get(name)))
@@ -160,15 +160,17 @@ def submitted(redis: redis_py.Redis, slot: Slot, batch: str) -> None:
     redis.hset(BATCH, slot.key, batch)
 
 
-def _parse(name: str, json: bytes) -> Schedule:
+@lru_cache(maxsize=1000)
+def _parse(name: str, json: bytes) -> Schedule | str:
+    """A schedule that Redis kept, checked; or why it cannot be used."""
     try:
         schedule = Schedule.model_validate_json(json)
+        schedule.check()
     except ValidationError as error:
-        raise UserError(f"it is damaged ({error.errors()[0]['msg']}); remove it and add it again") from None
-    if schedule.name != name:
-        raise UserError("it is damaged (its name is another); remove it and add it again")
-    schedule.check()
-    return schedule
+        return f"it is damaged ({error.errors()[0]['msg']}); remove it and add it again"
+    except UserError as error:
+        return error.message
+    return schedule if schedule.name == name else "it is damaged (its name is another); remove it and add it again"
 
 
 def _last(json: bytes | None) -> Ended | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from copy import copy
 from datetime import UTC, datetime, tzinfo
 from itertools import count, islice
 from pathlib import PurePosixPath
@@ -131,11 +132,15 @@ def spoken(slot: int) -> str:
 
 def check_arguments(arguments: tuple[str, ...]) -> None:
     """Refuses what `submit` would not take, and what a schedule must not do."""
+    command = copy(submit_command)
+    command.params = [copy(parameter) for parameter in command.params]
+    for parameter in command.params:
+        parameter.callback = None  # they would read files here and now
     try:
-        context = submit_command.make_context("draftmill submit", list(arguments), help_option_names=[])
+        context = command.make_context("draftmill submit", list(arguments), help_option_names=[])
     except click.UsageError as error:
         raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
-    for parameter in submit_command.params:
+    for parameter in command.params:
         given: Any = context.params.get(parameter.name or "")
         if context.get_parameter_source(parameter.name or "") != ParameterSource.COMMANDLINE or given is None:
             continue
@@ -143,13 +148,17 @@ def check_arguments(arguments: tuple[str, ...]) -> None:
             raise UserError(f"a schedule cannot have {parameter.opts[0]}: {OWN[parameter.name]}")
         if parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
             _check_inside("INPUT" if parameter.name == "input" else parameter.opts[0], str(given))
+        elif isinstance(given, str) and given.startswith("@"):
+            _check_inside(f"{parameter.opts[0]} @", given[1:])
 
 
 OWN = {
     "slot": "each slot is a batch of its own already",
     "redis_url": "it is submitted to the Redis that keeps it",
+    "as_json": "the scheduler reads what submit prints",
+    "dry_run": "it is there to submit",
 }
-"""Options of `submit` that the scheduler gives itself."""
+"""Options of `submit` that make no sense in a schedule, and why."""
 
 
 def _check_inside(what: str, path: str) -> None:

@@ -25,7 +25,7 @@ import redis as redis_py
 from . import batches, cron_store
 from .cron_store import Ended, Schedules, Slot
 from .errors import BUG, DONE, FAILED_ITEMS, USAGE, UserError, explain_file, explain_redis
-from .schedule import Schedule, check_arguments
+from .schedule import Schedule
 
 PROCESSES = 4
 """Commands that one scheduler runs at once."""
@@ -148,7 +148,6 @@ class Scheduler:
             self._end(slot, error.exit_code, error.message)
 
     def _submit(self, slot: Slot, task: Task) -> None:
-        check_arguments(task.schedule.arguments)
         task.command = self._start("submit", "--slot", str(slot), *task.schedule.arguments)
 
     def _collect_when_complete(self, slot: Slot, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Opens a dataset whatever its format, and reads its rows as a stream: JSONL, CSV, Parquet, a saved dataset."""
+"""Opens a dataset whatever its format, and reads its rows as a stream: JSONL, CSV, Parquet, a folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from . import lines
-from .columns import Parquet, SavedDataset
+from .columns import Parquet, SavedDataset, is_saved
 from .compression import explain_damage, plain
 from .contract import MOST_BODY_BYTES
 from .errors import UserError, explain_file
 from .lines import Fault
+from .texts import TextFiles
 
 BOM = b"\xef\xbb\xbf"
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
@@ -35,12 +36,13 @@ class Source(Protocol):
 def open_source(source: str, format: str | None = None) -> Source:
     """Opens a file, a folder, or "-" (standard input); what can be read only once is copied to a temporary file.
 
-    Without a `format` the name's extension tells it; JSONL is the default. JSONL and CSV may be compressed.
+    Without a `format` the name's extension tells it; JSONL is the default. JSONL and CSV may be compressed. A folder
+    is a saved dataset or text files; a name with a * stands for text files, too.
     """
     name = "standard input" if source == "-" else source
     try:
-        if source != "-" and Path(source).is_dir():
-            return SavedDataset(Path(source))
+        if source != "-" and (folder := _open_folder(Path(source))):
+            return folder
         file = _open(source)
     except OSError as error:
         raise UserError(explain_file(error, "cannot read", name)) from error
@@ -53,6 +55,15 @@ def open_source(source: str, format: str | None = None) -> Source:
             return Table(file, name, "\t")
         case _:
             return JsonLines(file, name)
+
+
+def _open_folder(path: Path) -> Source | None:
+    """A folder, or those of its text files that a pattern such as notes/*.md names; None if `path` is neither."""
+    if path.is_dir():
+        return SavedDataset(path) if is_saved(path) else TextFiles(path)
+    if "*" in path.name and path.parent.is_dir() and not path.exists():
+        return TextFiles(path.parent, path.name)
+    return None
 
 
 def _extension(source: str) -> str:

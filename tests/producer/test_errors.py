@@ -26,7 +26,7 @@ def one_line(error: str) -> str:
 
 
 EXAMPLE = 'a line looks like {"id":"1","prompt":"Why is the sky blue?"}, or a --template makes prompts of other columns'
-FOLDER = "cannot read 'folder': it is a folder, and not one of a saved dataset (it has no state.json); name a file"
+FOLDER = "cannot read 'folder': a folder without *.txt files, and no saved dataset (no state.json)"
 
 
 @pytest.mark.parametrize(
