@@ -44,8 +44,7 @@ class AsyncBatch:
 
     async def wait(self) -> BatchStatus:
         """Returns when the batch is complete; `asyncio.timeout` limits it."""
-        while not (state := await self.status()).complete:
-            self.batch.check()
+        while self.batch.feeding() or not (state := await self.status()).complete:
             await asyncio.sleep(collect.POLL_SECONDS)
         return state
 

@@ -72,7 +72,7 @@ def submit_command(
         for item in dataset:
             if isinstance(item, BadLine):
                 click.echo(f"Bad {item}", err=True)
-    if known is None:
+    if known is None and not given.get("slot"):
         _say_what_changed(redis, dataset.name, about)
     sent = Submitted(done=survey.good)
     if known and known.collected and not retry_failed:

@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, Unpack
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import orjson
 import redis as redis_py
 
-from . import batches, collect, server
+from . import batches, collect, parameters, server
 from .batches import BatchInfo, BatchStatus
 from .contract import DEFAULT_PAIR, batch_of_slot
 from .dataset import BadLine, Dataset
@@ -23,7 +23,7 @@ from .lines import SAMPLING, Defaults, Fault, sampling
 from .result import Result
 from .rows import RowOptions
 from .run import refuse_cancelled
-from .submit import submit
+from .submit import Cancelled, submit
 
 PAGE = 500
 """Results that are read at once."""
@@ -54,6 +54,10 @@ class Options(TypedDict, total=False):
     format: str
     slot: str
     strict: bool
+    retry_failed: bool
+
+
+NOT_ABOUT_LINES = {"priority", "retry_failed"}
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,21 @@ class Batch:
 
     def page(self, after: str = "0-0") -> tuple[list[Result], bool]:
         """The next results that are there, and whether no more will come."""
-        self.check()
-        state = self.status()
+        feeding, state = self.feeding(), self.status()
         found = islice(batches.results(self.redis, self.id, after, PAGE), PAGE)
         page = [Result.parse(result.entry, result.line, result.n) for result in found]
         if len(page) == PAGE:
             return page, False
-        collect.refuse_collected(self.status())
-        return page, state.complete
+        if not state.retries:  # else the results of those lines are there
+            collect.refuse_collected(self.status())
+        return page, state.complete and not feeding
 
     def wait(self, timeout: float | None = None) -> BatchStatus:
         """Returns when the batch is complete; raises TimeoutError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (state := self.status()).complete:
-            self.check()
+        while self.feeding() or not (state := self.status()).complete:
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.id} has {state.ended:,} of {state.total:,} results after {timeout:g} s")
+                raise TimeoutError(f"{self.id} is not complete after {timeout:g} s")
             time.sleep(collect.POLL_SECONDS)
         return state
 
@@ -123,25 +126,26 @@ class Batch:
             raise UserError(f"{self.id} is not complete; cancel it first")
         batches.forget(self.redis, self.id)
 
-    def check(self) -> None:
-        """Raises what has ended the queueing of its lines early."""
+    def feeding(self) -> bool:
+        """Whether its lines are still being queued; raises what has ended that early."""
         if self.feeder and self.feeder.error:
             raise self.feeder.error
+        return self.feeder is not None and self.feeder.is_alive()
 
 
 class Feeder(threading.Thread):
     """Queues a dataset in the background; a window of its lines is in Redis at a time."""
 
-    def __init__(self, redis: redis_py.Redis, dataset: Dataset, info: BatchInfo) -> None:
+    def __init__(self, redis: redis_py.Redis, dataset: Dataset, info: BatchInfo, retry_failed: bool) -> None:
         super().__init__(name=f"draftmill-{info.id}")
         self.error: Exception | None = None
         self._stopped = threading.Event()
-        self._work = (redis, dataset, info, self._tick)
+        self._work = (redis, dataset, info, self._tick, retry_failed)
 
     def run(self) -> None:
         try:
             submit(*self._work)
-        except _Stopped:
+        except (_Stopped, Cancelled):
             pass
         except Exception as error:  # for `Batch.check`, in the thread that wants to know
             self.error = error
@@ -185,9 +189,13 @@ class Client:
 
         `source` is a path, or prompts, or rows such as `{"id": "q1", "prompt": "…", "max_tokens": 100}`. The same
         source with the same options is the same batch: submitting it again, after whatever befell this process,
-        queues what has no result yet. Lines that cannot be run are in `Batch.bad`; with `strict` they raise UserError.
+        queues what has no result yet, and with `retry_failed` also what failed. Lines that cannot be run are in
+        `Batch.bad`; with `strict` they raise UserError.
         """
-        dataset = self._dataset(source, options)
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
+        given: dict[str, Any] = {"pair": DEFAULT_PAIR, **options, "keep": tuple(options.get("keep", ()))}
+        dataset = self._dataset(source, given)
         survey = dataset.survey()
         if survey.first_bad and options.get("strict"):
             raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all)")
@@ -195,12 +203,14 @@ class Client:
         known = batches.status(self.redis, id)
         refuse_cancelled(known)
         bad = tuple(item for item in dataset if isinstance(item, BadLine)) if survey.bad else ()
-        if known and known.collected:
+        retry_failed = options.get("retry_failed", False)
+        if known and known.collected and not retry_failed:
             return Batch(id, self.redis, bad)
-        priority = options.get("priority", "normal")
-        info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, server.user(self.redis))
+        about = parameters.of({name: given[name] for name in given.keys() - NOT_ABOUT_LINES})
+        priority, user = options.get("priority", "normal"), server.user(self.redis)
+        info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, user, about)
         batches.create(self.redis, info)
-        feeder = Feeder(self.redis, dataset, info)
+        feeder = Feeder(self.redis, dataset, info, retry_failed)
         self._feeders.append(feeder)
         feeder.start()
         return Batch(id, self.redis, bad, feeder)
@@ -219,24 +229,20 @@ class Client:
             if wait and feeder.error:
                 raise feeder.error
 
-    def _dataset(self, source: Source, options: Options) -> Dataset:
-        if unknown := options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
-        given: dict[str, Any] = dict(options)
+    def _dataset(self, source: Source, given: dict[str, Any]) -> Dataset:
         values = {name: given[name] for name in SAMPLING if name in given}
         try:
             sampling({}, values)
         except Fault as fault:
             raise UserError(str(fault)) from None
-        given["keep"] = tuple(given.get("keep", ()))
-        rows = RowOptions(**{f.name: given[f.name] for f in fields(RowOptions) if f.name in given})
-        pair, defaults = given.get("pair", DEFAULT_PAIR), Defaults(values, given.get("system"))
+        options = RowOptions(**{f.name: given[f.name] for f in fields(RowOptions) if f.name in given})
+        pair, defaults = given["pair"], Defaults(values, given.get("system"))
         if isinstance(source, str | PathLike):
-            return Dataset(fspath(source), pair, defaults, rows)
+            return Dataset(fspath(source), pair, defaults, options)
         with tempfile.NamedTemporaryFile(prefix="draftmill-", suffix=".jsonl") as file:
             for row in source:
                 file.write(orjson.dumps({"prompt": row} if isinstance(row, str) else dict(row)) + b"\n")
             file.flush()
-            dataset = Dataset(file.name, pair, defaults, rows)  # it keeps the file open
+            dataset = Dataset(file.name, pair, defaults, replace(options, format="jsonl"))  # it keeps the file open
         dataset.name = "rows of a program"
         return dataset

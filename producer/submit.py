@@ -19,6 +19,10 @@ WINDOW = 20_000
 POLL_SECONDS = 0.25
 
 
+class Cancelled(UserError):
+    """The batch was cancelled while it was submitted."""
+
+
 def submit(
     redis: redis_py.Redis,
     dataset: Dataset,
@@ -55,7 +59,7 @@ def _wait(redis: redis_py.Redis, batch: BatchInfo, tick: Callable[[BatchStatus],
             raise UserError(f"{batch.id} vanished from Redis while it was submitted; run the same command again")
         tick(state)
         if state.is_cancelled:
-            raise UserError(f"{batch.id} was cancelled while it was submitted")
+            raise Cancelled(f"{batch.id} was cancelled while it was submitted")
         if state.submitted - state.ended <= WINDOW:
             return
         time.sleep(POLL_SECONDS)

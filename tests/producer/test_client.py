@@ -67,7 +67,8 @@ def test_results_come_while_the_batch_runs(url: str, worker: object) -> None:
 
 def test_prompts_parameters_and_failures(url: str, worker: object) -> None:
     with Client(url) as client:
-        batch = client.submit(["say it", "word " * 2000, ""], pair=PAIR, max_tokens=3, system="Be brief.")
+        prompts = ["say it", "word " * 2000, ""]
+        batch = client.submit(prompts, pair=PAIR, max_tokens=3, system="Be brief.")
         assert [str(line) for line in batch.bad] == ["line 3: prompt is empty"]
         done, failed = sorted(batch.results(), key=lambda result: result.line)
         assert (done.custom_id, done.text) == ("line-1", "word0 word1 word2")
@@ -76,6 +77,22 @@ def test_prompts_parameters_and_failures(url: str, worker: object) -> None:
         assert failed.text is None
         assert failed.error
         assert (failed.error.code, failed.error.message[:19]) == ("invalid_request", "the prompt has 2002")
+        again = client.submit(prompts, pair=PAIR, max_tokens=3, system="Be brief.", retry_failed=True)
+        assert again.id == batch.id
+        assert [result.custom_id for result in again.results(max(done.entry, failed.entry))] == ["line-2"]
+        assert len(list(again.results())) == 2
+
+
+def test_rows_and_templates(url: str, worker: object) -> None:
+    articles = [{"id": n, "text": f"article {n}", "stars": n} for n in range(6)]
+    with Client(url) as client:
+        batch = client.submit(
+            articles, pair=PAIR, max_tokens=2, template="Summarise: {{ text }}", where="stars > 2", keep=["stars"]
+        )
+        assert sorted((result.custom_id, result.keep) for result in batch.results()) == [
+            (str(n), {"stars": n}) for n in range(3, 6)
+        ]
+        assert client.submit(iter(articles), pair=PAIR, template="{{ text }}", limit=2).wait().total == 2
 
 
 def test_the_command_line_and_python_make_the_same_batch(url: str, shell: Shell) -> None:
@@ -109,7 +126,7 @@ def test_cancel(url: str, worker: object) -> None:
 
 
 def test_waiting_has_an_end(url: str) -> None:
-    with Client(url) as client, pytest.raises(TimeoutError, match=r"has 0 of 4 results after 0\.1 s"):
+    with Client(url) as client, pytest.raises(TimeoutError, match=r"is not complete after 0\.1 s"):
         client.submit(rows(4), pair=PAIR).wait(timeout=0.1)
 
 
