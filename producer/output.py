@@ -237,7 +237,8 @@ class Output:
         if out == 0 and (errors == 0 or found is not None) and not (found and found.batch == new.batch):
             return new
         if found is None:
-            raise UserError(f"{str(self.path)!r} exists; choose another file or overwrite it with --force")
+            there = self.path if size(self.path) else self._stream_path if out else self.errors_path
+            raise UserError(f"{str(there)!r} exists; choose another file or overwrite it with --force")
         if found.batch != new.batch:
             raise UserError(
                 f"{str(self.path)!r} holds {found.batch}, not {new.batch} "

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-NOT_IN_ID = frozenset({"strict", "max_seconds", "dry_run"})
+NOT_IN_ID = frozenset({"strict", "max_seconds", "dry_run", "format"})
 """Options of INPUT that do not make it another batch."""
 
 

@@ -14,11 +14,8 @@ from pathlib import Path
 import orjson
 import pytest
 import redis as redis_py
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from draftmill.producer.batches import Result
-from draftmill.producer.dataset import BadLine
 from draftmill.producer.errors import UserError
 from draftmill.producer.output import Output
 from tests.producer.conftest import ROOT, Shell
@@ -173,38 +170,6 @@ def result(n: int, failed: bool) -> Result:
     return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "error": error}), n)
 
 
-@given(
-    failed=st.lists(st.booleans(), min_size=1, max_size=30),
-    cuts=st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=40), st.binary(max_size=40)), max_size=6),
-)
-@settings(max_examples=60, deadline=None)
-def test_what_an_interruption_tore_is_cut_away(
-    tmp_path_factory: pytest.TempPathFactory, failed: list[bool], cuts: list[tuple[int, bytes, bytes]]
-) -> None:
-    path = tmp_path_factory.mktemp("out") / "out.jsonl"
-    results = [result(n, fail) for n, fail in enumerate(failed)]
-
-    def go_on(count: int) -> None:
-        with Output(path, "b") as output:
-            at = int(output.manifest.after.partition("-")[0])
-            for each in results[at : at + count]:
-                output.write(each)
-
-    for count, torn, torn_errors in cuts:
-        go_on(count)
-        with path.open("ab") as out, path.with_name("out.errors.jsonl").open("ab") as errors:
-            out.write(torn)
-            errors.write(torn_errors)
-        if not path.with_name("out.jsonl.draftmill.json").exists():  # nothing was written, so nothing is kept
-            path.unlink()
-            path.with_name("out.errors.jsonl").unlink()
-    go_on(len(results))
-    errors = path.with_name("out.errors.jsonl")
-    assert path.read_bytes() == b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if not fail)
-    wrong = b"".join(r.line + b"\n" for r, fail in zip(results, failed, strict=True) if fail)
-    assert (errors.read_bytes() if errors.exists() else b"") == wrong
-
-
 def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
     """A disk that is full in the middle of a line, and has room again before the command ends."""
     path = tmp_path / "out.jsonl"
@@ -225,31 +190,3 @@ def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
     with Output(path, "b") as output:
         output.write(long)
     assert path.read_bytes() == before + long.line + b"\n"
-
-
-def test_another_batchs_file_is_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
-    with Output(path, "b") as output:
-        output.write(result(0, False))
-        output.write_bad(BadLine(3, "no prompt"))
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=r"holds b, not c .* --force"):
-        Output(path, "c")
-    assert path.read_bytes() == before
-    with Output(path, "c", force=True) as output:
-        output.write(result(1, False))
-    assert b"r-1" in path.read_bytes()
-    assert not path.with_name("out.errors.jsonl").exists()
-
-
-def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
-    path.write_text("precious")
-    with pytest.raises(UserError, match=r"out\.jsonl' exists; choose another file or overwrite it with --force"):
-        Output(path, "b")
-    assert path.read_text() == "precious"
-
-
-def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
-    with Output(tmp_path / "out.jsonl", "b"), pytest.raises(UserError, match="another draftmill is writing"):
-        Output(tmp_path / "out.jsonl", "b")

@@ -18,7 +18,8 @@ class SetSpeedEngine:
     """Generates one token per row and round; a round takes `round_seconds`.
 
     A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "flaky" one round
-    fails, with "broken" all of its rounds fail. `before_round` is called with rows at work.
+    fails, with "broken" all of its rounds fail; with "needs:PATH" it is refused while there is no such file.
+    `before_round` is called with rows at work.
     """
 
     def __init__(self, max_rows: int = 8, round_seconds: float = 0.005) -> None:
@@ -46,6 +47,9 @@ class SetSpeedEngine:
     def add(self, request: Request) -> None:
         if len(request.tokens) > CONTEXT:
             raise RequestError(f"the prompt has {len(request.tokens)} tokens, the context {CONTEXT}")
+        for word in (self._words[token] for token in request.tokens):
+            if word.startswith("needs:") and not os.path.exists(word.removeprefix("needs:")):
+                raise RequestError("there is no such file")
         self._waiting.append(request)
 
     def cancel(self, id: str) -> None:

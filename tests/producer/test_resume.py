@@ -1,0 +1,192 @@
+"""Killed, repeated, retried: through the real command line, each line has exactly one result, in every format."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+
+from tests.producer.conftest import ROOT, Shell
+from tests.producer.test_output import FORMATS, rows, stray
+from tests.producer.test_run import model as model  # the fixture
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR, Settings
+
+LINES = 400
+
+
+@pytest.fixture
+def worker(redis: redis_py.Redis, redis_server: RedisServer, shell: Shell) -> Iterator[Callable[[], None]]:
+    """Starts a worker of set speed when called; commands use its Redis."""
+    shell.environment["REDIS_URL"] = redis_server.url
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
+        processes.append(
+            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def prompts(shell: Shell, count: int, prompt: str = "say it") -> list[str]:
+    """Arguments that submit `count` lines, the eighth of which fails."""
+    lines = [{"id": f"r-{n}", "prompt": prompt, "max_tokens": 5 + n % 11, "stars": n % 5} for n in range(count)]
+    lines[7]["prompt"] = "long " * 2000
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    return ["in.jsonl", "--pair", PAIR, "--keep", "stars"]
+
+
+def kill_at_random(shell: Shell, dice: random.Random, seconds: float, *arguments: str) -> None:
+    process = shell.start(*arguments)
+    time.sleep(seconds * dice.random())
+    process.kill()
+    process.communicate()
+
+
+def errors(shell: Shell) -> list[str]:
+    path = shell.folder / "out.errors.jsonl"
+    return [orjson.loads(line)["custom_id"] for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def expect(shell: Shell, out: str, count: int, failed: list[int]) -> None:
+    """OUT has each line once, in input order; the error file the failed ones."""
+    good = [f"r-{n}" for n in range(count) if n not in failed]
+    assert [row["custom_id"] for row in rows(shell.folder / out)] == good
+    assert errors(shell) == [f"r-{n}" for n in failed]
+    assert stray(shell.folder) <= {f"{out}.draftmill.json", "in.jsonl"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_submit_and_collect_killed_ten_times(shell: Shell, worker: Callable[[], None], format: str) -> None:
+    dice, out = random.Random(format), f"out.{format}"
+    arguments = prompts(shell, LINES)
+    for _ in range(10):
+        kill_at_random(shell, dice, 0.9, "submit", *arguments)
+    worker()
+    batch = shell("submit", *arguments).stdout.strip()
+    for _ in range(10):
+        kill_at_random(shell, dice, 1.2, "collect", batch, "-o", out, "--follow", "--sorted")
+    last = shell("collect", batch, "-o", out, "--follow", "--sorted")
+    assert last.returncode == 1
+    assert last.stdout == f"{LINES - 1} results in {out}, 1 failed and 0 bad lines in out.errors.jsonl\n"
+    expect(shell, out, LINES, [7])
+    before = (shell.folder / out).read_bytes()
+    assert shell("collect", batch, "-o", out).returncode == 1
+    assert (shell.folder / out).read_bytes() == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_failures_run_again_after_they_were_collected(shell: Shell, worker: Callable[[], None], format: str) -> None:
+    """A job that fails until a file is there; killed between at random moments."""
+    dice, out, needed = random.Random(format), f"out.{format}", shell.folder / "needed"
+    arguments = prompts(shell, 40)
+    lines = [orjson.loads(line) for line in shell.lines("in.jsonl")]
+    for n in (3, 5):
+        lines[n]["prompt"] = f"needs:{needed}"
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    worker()
+    batch = shell("submit", *arguments).stdout.strip()
+    assert shell("collect", batch, "-o", out, "--follow", "--sorted").returncode == 1
+    expect(shell, out, 40, [3, 5, 7])
+    assert orjson.loads(shell.lines("out.errors.jsonl")[0])["keep"] == {"stars": 3}
+
+    again = shell("submit", *arguments, "--retry-failed")
+    assert (again.stdout.strip(), again.stderr) == (batch, "Note: 3 failed lines queued again\n")
+    shell("status", batch, "--watch")
+    shell("collect", batch, "-o", out, "--follow", "--leave")
+    assert sorted(errors(shell)) == ["r-3", "r-5", "r-7"]  # they failed again, and stand there once
+    needed.touch()
+    for _ in range(4):
+        kill_at_random(shell, dice, 0.9, "submit", *arguments, "--retry-failed")
+        kill_at_random(shell, dice, 0.9, "collect", batch, "-o", out, "--follow")
+    shell("submit", *arguments, "--retry-failed")
+    last = shell("collect", batch, "-o", out, "--follow")
+    assert last.stdout == f"39 results in {out}, 1 failed and 0 bad lines in out.errors.jsonl\n", last
+    needed.unlink()
+    found = [row["custom_id"] for row in rows(shell.folder / out)]
+    assert sorted(found) == sorted(f"r-{n}" for n in range(40) if n != 7)
+    assert errors(shell) == ["r-7"]
+    assert stray(shell.folder) == {f"{out}.draftmill.json", "in.jsonl"}
+
+
+def test_nothing_that_failed_is_nothing_to_do(shell: Shell, worker: Callable[[], None]) -> None:
+    shell.write("in.jsonl", '{"prompt": "say it", "max_tokens": 3}\n')
+    worker()
+    arguments = ["in.jsonl", "--pair", PAIR]
+    batch = shell("submit", *arguments).stdout.strip()
+    shell("collect", batch, "-o", "out.csv", "--follow")
+    again = shell("submit", *arguments, "--retry-failed")
+    assert (again.returncode, again.stderr) == (0, "Note: 0 failed lines queued again\n")
+    assert shell("status", batch).stdout.splitlines()[1] == "state     collected"
+
+
+def test_a_changed_parameter_is_a_new_batch_and_says_so(shell: Shell, worker: Callable[[], None]) -> None:
+    worker()
+    arguments = prompts(shell, 20)
+    first = shell("submit", *arguments).stdout.strip()
+    shell("collect", first, "-o", "out.jsonl", "--follow")
+    second = shell("submit", *arguments, "--temperature", "0.5", "--system", "Be brief.")
+    batch = second.stdout.strip()
+    why = "--system has changed; --temperature was not given, is 0.5"
+    assert f"Note: a new batch, not {first}: {why}\n" in second.stderr
+    refused = shell("collect", batch, "-o", "out.jsonl")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"Error: 'out.jsonl' holds {first}, not {batch} ({why}); choose another file or overwrite it with --force\n"
+    )
+
+
+RUN_LINES = 60
+
+
+@pytest.mark.parametrize(("format", "kills"), [("jsonl", 4), ("csv", 3), ("parquet", 3)])
+def test_run_killed_ten_times(shell: Shell, model: str, format: str, kills: int) -> None:
+    """Ten times over the three formats; each start loads the model."""
+    dice, out = random.Random(format), f"out.{format}"
+    lines = [{"id": f"r-{n}", "prompt": "a", "max_tokens": 1 + n % 40, "stars": n} for n in range(RUN_LINES)]
+    lines[7]["prompt"] = "word " * 20_000
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    command = ["run", "in.jsonl", "-o", out, "--pair", model, "--keep", "stars", "--sorted"]
+    for _ in range(kills):
+        kill_at_random(shell, dice, 5, *command)
+    last = shell(*command)
+    assert last.returncode == 1, last.stderr
+    expect(shell, out, RUN_LINES, [7])
+    assert [int(row["stars"]) for row in rows(shell.folder / out) if "stars" in row] == (
+        [] if format == "jsonl" else [n for n in range(RUN_LINES) if n != 7]
+    )
+
+
+def test_run_retries_what_failed(shell: Shell, model: str) -> None:
+    """Lines that the model's context refuses, until the model has a longer one."""
+    folder = shell.folder / "model"
+    shutil.copytree(model, folder)
+    config = orjson.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_bytes(orjson.dumps(config | {"max_position_embeddings": 64}))
+    lines = [{"id": f"r-{n}", "prompt": "word " * (200 if n == 2 else 2), "max_tokens": 3} for n in range(4)]
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    command = ["run", "in.jsonl", "-o", "out.csv", "--pair", str(folder), "--sorted"]
+    assert shell(*command).returncode == 1
+    assert errors(shell) == ["r-2"]
+    assert shell(*command, "--retry-failed").returncode == 1
+    assert errors(shell) == ["r-2"]
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    last = shell(*command, "--retry-failed", "--json")
+    assert last.returncode == 0, last.stderr
+    report = orjson.loads(last.stdout)
+    assert (report["done"], report["failed"], report["errors"], report["complete"]) == (4, 0, None, True)
+    assert [row["custom_id"] for row in rows(shell.folder / "out.csv")] == [f"r-{n}" for n in range(4)]
+    assert not Path(shell.folder, "out.errors.jsonl").exists()
+    assert "complete already" in shell(*command, "--retry-failed").stderr
