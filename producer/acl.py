@@ -100,6 +100,16 @@ ROLES = {
 ROLES["server"] = Role(  # `draftmill serve`, which submits and collects for its users
     "eval time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
 )
+ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submits, and collects if results are written
+    "eval time unwatch",
+    (
+        *ROLES["server"].grants,
+        Grant(
+            "hget hgetall hmget hexists hset hdel watch zadd zrange zrangebyscore zrem zscore",
+            "~draftmill:cron ~draftmill:cron:*",
+        ),
+    ),
+)
 
 
 def users(passwords: dict[str, str], version: tuple[int, ...]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -81,17 +82,45 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
     assert len(denied.stderr.splitlines()) == 1
 
 
+def test_a_scheduler_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
+    shell.write("in.jsonl", '{"id": "a", "prompt": "say it", "max_tokens": 5}\n')
+    shell.environment["REDIS_URL"] = fleet.url("scheduler")
+    out = ("-o", "out/%Y%m%dT%H%M%S.jsonl")
+    added = shell("cron", "add", "tick", "--every", "1s", *out, "submit", "in.jsonl", "--pair", PAIR)
+    assert added.returncode == 0, added.stderr
+    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    scheduler = shell.start("cron", "run")
+    deadline = time.monotonic() + 60
+    while "1 result in out/20" not in shell("cron", "list").stdout:
+        assert time.monotonic() < deadline
+    assert shell("cron", "remove", "tick").returncode == 0
+    scheduler.terminate()
+    _, said = scheduler.communicate(timeout=20)
+    worker.terminate()
+    worker.wait()
+    assert "denies" not in said
+
+
 TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
-    "read results": ({"collector", "server"}, ("XRANGE", "draftmill:results:b", "-", "+")),
+    "read results": ({"collector", "server", "scheduler"}, ("XRANGE", "draftmill:results:b", "-", "+")),
     "write a result": ({"worker"}, ("XADD", "draftmill:results:b", "*", "line", "x")),
     "mark a line as done": ({"worker"}, ("HSET", "draftmill:done:b", "b-1", "done")),
-    "overwrite a queued prompt": ({"producer", "worker", "server"}, ("HSET", "rq:job:b-1", "data", "x")),
-    "put a job at the end of a queue": ({"producer", "server"}, ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1")),
+    "overwrite a queued prompt": ({"producer", "worker", "server", "scheduler"}, ("HSET", "rq:job:b-1", "data", "x")),
+    "put a job at the end of a queue": (
+        {"producer", "server", "scheduler"},
+        ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1"),
+    ),
     "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.p.low.b")),
     "use another application's queue": (set(), ("RPUSH", "rq:queue:default", "x")),
-    "cancel a batch": ({"producer", "worker", "server"}, ("HSET", "draftmill:batch:b", "cancelled_at", "0")),
-    "drop results": ({"collector", "server"}, ("UNLINK", "draftmill:results:b")),
+    "cancel a batch": (
+        {"producer", "worker", "server", "scheduler"},
+        ("HSET", "draftmill:batch:b", "cancelled_at", "0"),
+    ),
+    "drop results": ({"collector", "server", "scheduler"}, ("UNLINK", "draftmill:results:b")),
+    "add a schedule": ({"scheduler"}, ("HSET", "draftmill:cron", "x", "{}")),
+    "take a slot": ({"scheduler"}, ("ZADD", "draftmill:cron:open", "1", "x@1")),
     "raise a limit": (set(), ("HSET", "draftmill:limits", "*", "1000")),
     "read another application's data": (set(), ("GET", "session:1")),
     "write another application's data": (set(), ("SET", "session:1", "x")),
@@ -124,7 +153,7 @@ def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
             except redis_py.ResponseError:
                 pass
             allowed.add(trial)
-        if role in ("producer", "worker", "server"):  # a script may do no more than its caller
+        if role in ("producer", "worker", "server", "scheduler"):  # a script may do no more than its caller
             for trial in TRIALS.keys() - allowed:
                 arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
                 with pytest.raises(redis_py.ResponseError):
