@@ -55,6 +55,8 @@ class Chat:
         try:
             await run_in_threadpool(self._queue, job, request.state.user)
             line = await self._wait(request, job)
+        except asyncio.CancelledError:
+            raise ApiError(503, "The server was stopped before the result came; ask again.", code="stopped") from None
         finally:
             ending = asyncio.create_task(run_in_threadpool(self._end, job.batch))
             self._endings.add(ending)

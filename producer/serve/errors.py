@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from ..errors import BUG, UserError, explain
+from ..errors import UserError, explain
 
 LOG = logging.getLogger("draftmill.serve")
 
@@ -72,11 +72,16 @@ async def on_disconnect(_: Request, __: Exception) -> Response:
 
 
 async def on_failure(_: Request, error: Exception) -> Response:
-    """Redis out of reach, a full disk, or a defect, in the words that the command line has for it."""
-    known = explain(error)
-    if known.exit_code == BUG:
-        LOG.error("a request failed", exc_info=error)
-    return ApiError(503 if isinstance(error, rx.RedisError) else 500, known.message).response()
+    """Redis out of reach, or a full disk: the operator reads which in the log, the client when to try again."""
+    LOG.warning("a request failed: %s", explain(error).message)
+    if isinstance(error, rx.RedisError):
+        return ApiError(503, "The server cannot reach its queue; try again in a moment.", code="no_queue").response()
+    return ApiError(507, "The server cannot keep this; its log says why.", code="not_stored").response()
+
+
+async def on_defect(_: Request, __: Exception) -> Response:
+    """A defect; its traceback goes to the log."""
+    return ApiError(500, "The server failed at this request; its log says where.", headers=NOT_AGAIN).response()
 
 
 HANDLERS: dict[Any, Any] = {
@@ -86,4 +91,5 @@ HANDLERS: dict[Any, Any] = {
     rx.RedisError: on_failure,
     OSError: on_failure,
     UserError: on_failure,
+    Exception: on_defect,
 }

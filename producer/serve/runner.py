@@ -93,6 +93,7 @@ class Runner:
 
     def _keep_on(self, id: str) -> None:
         """Runs a batch to its end, through every time that Redis is away or the disk full."""
+        said = ""
         while not self._stopping.is_set():
             try:
                 self._run(id)
@@ -103,7 +104,9 @@ class Runner:
                 if not self._passes(id, error):
                     self._give_up(id, error)
                     break
-                LOG.warning("%s waits: %s", id, explain(error).message)
+                if (message := explain(error).message) != said:
+                    LOG.warning("%s waits: %s", id, message)
+                    said = message
                 self._stopping.wait(RETRY_SECONDS)
         self._threads.pop(id, None)
 

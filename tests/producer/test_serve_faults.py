@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -94,9 +95,40 @@ def test_calls_without_a_worker_time_out(redis_server: RedisServer, shell: Shell
         server.client().chat.completions.create(model="smollm2-135m", messages=MESSAGES)
     assert refused(error.value) == (504, "timeout", None)
     wait_until(lambda: not batches.list_batches(redis))
+    assert server.stop() == 0
+
+
+def test_no_keys_and_no_disk(redis_server: RedisServer, shell: Shell) -> None:
+    server = Server(shell, redis_server.url)
+    server.start()
     answer = httpx.get(f"{server.base}/models", headers={"Host": "evil.example"})
     assert (answer.status_code, "localhost only" in answer.text) == (403, True)
+    files = shell.folder / "files" / "files"
+    files.rename(files.with_name("elsewhere"))
+    with pytest.raises(openai.InternalServerError) as error:
+        server.client().files.create(file=("a.jsonl", jsonl(request("a"))), purpose="batch")
+    assert refused(error.value) == (507, "not_stored", None)
+    assert str(shell.folder) not in error.value.message
+    assert server.log.read_text().splitlines()[-1].startswith("a request failed: cannot write")
+    files.with_name("elsewhere").rename(files)
+    assert server.client().files.create(file=("a.jsonl", jsonl(request("a"))), purpose="batch").id
     assert server.stop() == 0
+
+
+def test_a_call_that_waits_when_the_server_stops(
+    redis_server: RedisServer, shell: Shell, redis: redis_py.Redis
+) -> None:
+    server = Server(shell, redis_server.url)
+    server.start()
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(server.client().chat.completions.create, model="smollm2-135m", messages=MESSAGES)
+        wait_until(lambda: bool(batches.list_batches(redis)))
+        assert server.stop() == 0
+        with pytest.raises(openai.InternalServerError) as error:
+            call.result()
+    assert refused(error.value) == (503, "stopped", None)
+    assert not batches.list_batches(redis)
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_wrong_commands(redis_server: RedisServer, shell: Shell) -> None:
