@@ -139,6 +139,18 @@ def test_cancel(client: OpenAI) -> None:
         client.batches.cancel(made.id)
 
 
+def test_cancel_at_once(client: OpenAI) -> None:
+    """While it is validated, or hardly queued: each of its lines gets an error."""
+    made = create(client, jsonl(*(request(f"r-{n}", tokens=100_000) for n in range(2000))))
+    assert client.batches.cancel(made.id).status == "cancelling"
+    assert client.batches.cancel(made.id).status == "cancelling", "asking twice is harmless"
+    batch = wait(client, made.id)
+    assert (batch.status, counts(batch), batch.output_file_id) == ("cancelled", (2000, 0, 0), None)
+    errors = lines(client, batch.error_file_id)
+    assert errors.keys() == {f"r-{n}" for n in range(2000)}
+    assert {line["error"]["code"] for line in errors.values()} == {"batch_cancelled"}
+
+
 def test_what_the_window_leaves_unfinished_expires(client: OpenAI) -> None:
     made = create(client, jsonl(request("short"), request("long", tokens=100_000)), window="2s")
     batch = wait(client, made.id)
