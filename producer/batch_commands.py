@@ -27,7 +27,9 @@ from .submit import WINDOW, submit
 
 @click.command("submit")
 @options.dataset
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option(
+    "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among all batches."
+)
 @options.retry_failed
 @options.dry_run
 @options.as_json

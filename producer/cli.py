@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 from typing import Any
 
 import click
@@ -75,8 +76,17 @@ def main(debug: bool) -> None:
       draftmill collect BATCH -o results.jsonl --follow
 
     Exit codes: 0 done, 1 finished with failed or bad lines, 2 wrong usage or input, 3 cannot use Redis,
-    130 interrupted, and the same command goes on.
+    70 a defect or a worker that died, 130 interrupted, and the same command goes on.
+
+    \b
+    Environment:
+      REDIS_URL         Redis to use, where --redis-url is not given
+      DRAFTMILL_HOME    folder of the private Redis and of results that wait for one
+      DRAFTMILL_CACHE   folder of models and measurements
+      NO_COLOR          if set, no colours
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
 
 
 for command in (run, submit_command, status_command, collect_command, cancel_command, forget_command, limit_command):

@@ -68,6 +68,7 @@ def bench(**options: Any) -> None:
     All arms take turns in one process, with the same prompts and the same number of tokens, greedily.
 
     \b
+    Examples:
       draftmill bench --pair smollm2-135m --data prompts.jsonl --limit 16 --tokens 64
       draftmill bench --pair smollm2-135m --data prompts.jsonl --arms depth-0,adaptive --reference-blas
       draftmill bench --shape qwen3-4b --rows 1,4,8,16 --accept 4,8

@@ -77,10 +77,17 @@ def worker(
     metrics_host: str,
     until_closed: bool,
 ) -> None:
-    """Generate: take jobs of PAIR from the queue until stopped.
+    """Load a pair of target and draft, and generate: take its jobs from the queue until stopped.
 
     SIGTERM or Ctrl-C finishes what is running, for --drain seconds at most, and ends; a second one hands it back to
-    the queue and ends at once.
+    the queue and ends at once. A worker that is killed loses nothing: others take over its jobs after --lease seconds.
+
+    \b
+    Examples:
+      draftmill worker
+      draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9100
+      draftmill worker --target mlx-community/Qwen3-4B-4bit --draft z-lab/Qwen3-4B-DFlash-b16
+      draftmill worker --pair qwen3-4b --depth 0 --memory 8G          # plain decoding in 8 GiB
     """
     if pair and (target or draft):
         raise UserError("--pair names both models: give either --pair or --target and --draft")

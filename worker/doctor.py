@@ -13,6 +13,7 @@ import click
 
 from ..producer import options, paths, server
 from ..producer.errors import UserError, masked
+from ..producer.report import print_json
 from . import blas
 
 GIB = 1024**3
@@ -30,13 +31,24 @@ COLOURS = {"ok": "green", "slow": "yellow", "missing": "red"}
 
 
 @click.command()
+@options.as_json
 @options.redis_url
-def doctor(redis_url: str | None) -> None:
-    """Show versions, device, Redis and models of this machine; exit 1 if something is missing."""
+def doctor(as_json: bool, redis_url: str | None) -> None:
+    """Show versions, device, Redis and models of this machine, and what is missing to generate here.
+
+    Each line is ok, slow or missing; the exit code is 1 if something is missing.
+
+    \b
+    Examples:
+      draftmill doctor
+      draftmill doctor --json | jq '.[] | select(.verdict != "ok")'
+    """
     blas.preload()
     findings = list(examine(redis_url))
     width = max(len(finding.name) for finding in findings)
-    for finding in findings:
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    for finding in () if as_json else findings:
         verdict = click.style(f"{finding.verdict:<7}", fg=COLOURS[finding.verdict])
         click.echo(f"{verdict}  {finding.name:<{width}}  {finding.text}")
     sys.exit(any(finding.verdict == "missing" for finding in findings))

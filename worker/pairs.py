@@ -8,23 +8,45 @@ import click
 from huggingface_hub import try_to_load_from_cache
 
 from ..engine import boxed
-from ..engine.pairs import PAIRS
+from ..engine.pairs import PAIRS, Pair
+from ..producer import options
 from ..producer.paths import cache_dir
+from ..producer.report import print_json
 
 
 @click.command()
-def pairs() -> None:
-    """List the known pairs. Any quantisation of a target, by folder or hub id, takes the draft of its pair."""
+@options.as_json
+def pairs(as_json: bool) -> None:
+    """List the known pairs of target and draft, and what of them is on this machine.
+
+    Any quantisation of a target, by folder or hub id, takes the draft of its pair.
+
+    \b
+    Examples:
+      draftmill pairs
+      draftmill pairs --json | jq -r '.[] | select(.here == ["target", "draft"]).pair'
+    """
+    if as_json:
+        return print_json(
+            [{"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p)} for p in PAIRS.values()]
+        )
     rows = [("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE")]
     for pair in PAIRS.values():
         draft = pair.draft or "none"
-        parts = [name for name, model in (("target", pair.target), ("draft", draft)) if present(model)]
-        rows.append((pair.name, pair.target, "in the box" if Path(draft).is_absolute() else draft, " and ".join(parts)))
+        rows.append(
+            (pair.name, pair.target, "in the box" if Path(draft).is_absolute() else draft, " and ".join(here(pair)))
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         click.echo(
             "  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[3]]).rstrip()
         )
+
+
+def here(pair: Pair) -> list[str]:
+    """Which of its two models are on this machine."""
+    models = (("target", pair.target), ("draft", pair.draft))
+    return [name for name, model in models if model and present(model)]
 
 
 def present(model: str) -> bool:

@@ -32,14 +32,22 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--anchors", type=click.IntRange(1), default=24, show_default=True, help="Blocks of a sequence.")
 @click.option("--batch", "batch_tokens", type=click.IntRange(1), default=12288, show_default=True, help="In tokens.")
 @click.option("--longest", type=click.IntRange(16), default=512, show_default=True, help="Cut sequences to this.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, help="At its peak."
+)
 @click.option("--gamma", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Loss decay.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draft and its samples.")
 def train(**options: Any) -> None:
     """Train a DFlash draft for a target.
 
     The target answers the prompts itself; the draft learns those answers. The folder --out keeps prompts, answers
     and a checkpoint below training/: the same command goes on from there.
+
+    \b
+    Examples:
+      draftmill train --prompts prompts.jsonl --out my-draft
+      draftmill train --target qwen3-4b --prompts a.jsonl --prompts b.jsonl --out my-draft --max-time 3600
+      draftmill worker --target qwen3-4b --draft my-draft            # use it
     """
     from .blas import preload
 
