@@ -206,7 +206,8 @@ class Runner:
         cancel(self._redis, id)
         state = collect.follow(self._redis, output, tick)
         jobs = (item for item in dataset if isinstance(item, JobBody))
-        for job in islice(jobs, state.submitted, None):  # lines are queued in their order
+        written = output.manifest.bad - self.shelf[id].refused  # before a cut
+        for job in islice(jobs, state.submitted + written, None):  # lines are queued in their order
             output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))
 
     def _write_refused(self, dataset: Dataset, output: Output) -> None:
