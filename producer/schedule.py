@@ -104,14 +104,15 @@ class Schedule(BaseModel):
 
     def out(self, slot: int) -> str:
         """Where the results of a slot go, relative to the scheduler's folder."""
-        return self.local(slot).strftime(self.output)
+        path = self.local(slot).strftime(self.output)
+        _check_inside("-o", path)
+        return path
 
     def local(self, slot: int) -> datetime:
         """A slot's time in the schedule's zone."""
         return datetime.fromtimestamp(slot / 1000, _zone(self.timezone))
 
     def _check_output(self) -> None:
-        _check_inside("-o", self.output)
         if PurePosixPath(self.output).suffix not in RESULTS:
             raise UserError(f"-o {self.output!r} must end in one of {', '.join(RESULTS)}")
         first = islice(self.slots(0), COMPARED)

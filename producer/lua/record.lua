@@ -1,5 +1,5 @@
 -- What every script shares: reading a job, giving up its lease, and recording its one outcome.
--- This file stands in front of each other script of the project.
+-- This file stands in front of each other script of the queue; cron.lua, about schedules, stands alone.
 --
 -- RQ's own keys. Each batch has a queue of its own, `draftmill.<pair>.<priority>.<batch>`; with the batch go its keys.
 --   rq:queues                      set     the keys of all queues; a queue without a batch is forgotten by reap.lua

@@ -96,7 +96,10 @@ def test_missed_slots() -> None:
         (every(HOUR, output="out.jsonl"), "-o 'out.jsonl' is one file for the slots 1970-01-01T01:00:00Z and"),
         (every(HOUR, output="%H.jsonl"), "-o '%H.jsonl' is one file for the slots 1970-01-01T01:00:00Z and 1970-01-02"),
         (every(HOUR, output="%Y-%m-%dT%H"), "-o '%Y-%m-%dT%H' must end in one of .jsonl, .csv, .parquet"),
-        (every(HOUR, output="../%Y%m%d%H.jsonl"), "-o '../%Y%m%d%H.jsonl' must be a path relative to the scheduler's"),
+        (
+            every(HOUR, output="../%Y%m%d%H.jsonl"),
+            "-o '../1970010101.jsonl' must be a path relative to the scheduler's",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
