@@ -93,7 +93,7 @@ class Template:
         pieces: list[str] = []
         length = self._sandbox.steps = 0
         with _explain(self._what, row):
-            for piece in self._template.generate({"row": row, **row}):
+            for piece in self._template.generate({**row, "row": row}):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MOST_BODY_BYTES:
@@ -120,7 +120,7 @@ class Condition:
         """Whether it holds for a row; raises Fault."""
         self._sandbox.steps = 0
         with _explain(self._what, row):
-            return bool(self._expression({"row": row, **row}))
+            return bool(self._expression({**row, "row": row}))
 
 
 def _shown(value: Any) -> Any:
