@@ -19,6 +19,7 @@ from draftmill.producer.batches import Result
 from draftmill.producer.errors import UserError
 from draftmill.producer.output import Output
 from tests.producer.conftest import ROOT, Shell
+from tests.producer.test_output import rows
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
 
@@ -147,22 +148,35 @@ def small_disk(shell: Shell) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.parametrize(
+    ("out", "size", "named"),
+    [
+        ("out.jsonl", "64k", "out.jsonl"),
+        ("out.csv", "20k", "out.csv"),
+        ("out.parquet", "32k", "out.parquet.partial.jsonl"),
+        ("out.parquet", "56k", "out.parquet"),  # while the file is made of its rows
+    ],
+)
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
-    shell: Shell, prompts: str, worker: Callable[[], None], small_disk: Path
+    shell: Shell, prompts: str, worker: Callable[[], None], small_disk: Path, out: str, size: str, named: str
 ) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
     worker()
     batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
     shell("status", batch, "--watch")
     for _ in range(2):
-        full = shell("collect", batch, "-o", "disk/out.jsonl")
+        full = shell("collect", batch, "-o", f"disk/{out}")
         assert full.returncode == 2
         assert full.stderr == (
-            "Error: cannot write 'disk/out.jsonl': the disk is full; free some space and run the same command again\n"
+            f"Error: cannot write 'disk/{named}': the disk is full; free some space and run the same command again\n"
         )
+    if named == "out.parquet":
+        assert len(shell.lines("disk/out.parquet.partial.jsonl")) == LINES - 1
     subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
-    last = shell("collect", batch, "-o", "disk/out.jsonl")
+    last = shell("collect", batch, "-o", f"disk/{out}")
     assert last.returncode == 1, last.stderr
-    assert sorted(ids(shell, "disk/out.jsonl")) == sorted(f"r-{n}" for n in range(LINES) if n != 7)
+    found = [row["custom_id"] for row in rows(small_disk / out)]
+    assert sorted(found) == sorted(f"r-{n}" for n in range(LINES) if n != 7)
 
 
 def result(n: int, failed: bool) -> Result:

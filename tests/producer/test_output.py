@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
             with path.open(encoding="utf-8", newline="") as file:
                 return list(csv.DictReader(file))
         case ".parquet":
-            return pq.read_table(path).to_pylist()
+            return pq.read_table(BytesIO(path.read_bytes())).to_pylist()
         case _:
             lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
             texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
