@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.farm import dying, load, redis_faults
+from tests.farm import datasets, dying, load, redis_faults
 from tests.farm.figure import Fault
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
@@ -25,6 +25,7 @@ FAULTS = (
     Fault("hostile-jobs", "1,000 hostile bodies: all refused, nothing run, worker alive", load.hostile_jobs),
     Fault("hostile-lines", "1,000 hostile lines: all refused", load.hostile_lines),
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
+    Fault("csv-rows", "100,000 CSV rows: producer below 300 MB, Redis below 1 GB", datasets.csv_rows),
     Fault("leaks", "100,000 jobs: memory back to its baseline + 5 %", load.leaks),
     Fault("full-memory", f"maxmemory reached: {NOTHING}", redis_faults.full_memory),
     Fault("full-disk", f"disk full under the append-only file: {NOTHING}", redis_faults.full_disk),
