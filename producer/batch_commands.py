@@ -47,10 +47,10 @@ def submit_command(
 ) -> None:
     """Queue the prompts of INPUT; print the batch id.
 
-    INPUT is JSON lines, CSV, Parquet, a dataset that Hugging Face's `datasets` saved, or - for standard input; see
-    `draftmill run --help`. The same lines with the same parameters are the same batch: submitting them again
-    queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and listed on
-    standard error.
+    INPUT is JSON lines, CSV, Parquet, a dataset that Hugging Face's `datasets` saved, a folder of text files, or - for
+    standard input; see `draftmill run --help`. The same lines with the same parameters are the same batch: submitting
+    them again queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and
+    listed on standard error.
 
     --retry-failed queues the lines that failed as well, also after they were collected. Each keeps exactly one result:
     `draftmill collect` takes their failures out of the error file of OUT.

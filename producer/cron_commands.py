@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ import click
 from . import cron_store, options, server
 from .cron_store import Entry
 from .errors import INTERRUPTED, UserError, masked
+from .report import print_json
 from .schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, spoken
 from .scheduler import Scheduler
 
@@ -108,15 +110,20 @@ def add(name: str, arguments: tuple[str, ...], redis_url: str | None, **given: A
 
 
 @cron_group.command("list")
+@options.as_json
 @options.redis_url
-def list_command(redis_url: str | None) -> None:
+def list_command(as_json: bool, redis_url: str | None) -> None:
     """List the schedules: when each runs next, how its last slot ended, and what it submits.
 
     \b
-    Example:
+    Examples:
       draftmill cron list
+      draftmill cron list --json | jq '.[].last.batch'
     """
     schedules = cron_store.read(server.connect(redis_url))
+    if as_json:
+        print_json([_report(entry) for entry in schedules.entries.values()])
+        return
     if not schedules.entries and not schedules.unusable:
         click.echo("No schedules here. Make one: draftmill cron add NAME --every 1h submit INPUT")
     for entry in schedules.entries.values():
@@ -124,6 +131,12 @@ def list_command(redis_url: str | None) -> None:
             click.echo(line)
     for name, reason in schedules.unusable.items():
         click.echo(f"{name}\n  cannot run: {reason}")
+
+
+def _report(entry: Entry) -> dict[str, Any]:
+    """A schedule for scripts; slots are Unix milliseconds."""
+    last = asdict(entry.last) if entry.last else None
+    return entry.schedule.model_dump() | {"next": entry.next, "last": last}
 
 
 def _told(entry: Entry) -> list[str]:

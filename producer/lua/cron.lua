@@ -2,7 +2,7 @@
 -- is about jobs. A slot is written `<schedule>@<Unix ms>`.
 --
 -- Keys
---   draftmill:cron         hash   schedule -> what it is, JSON (schedule.py). `draftmill cron add` and `remove` write it
+--   draftmill:cron         hash   schedule -> what it is, JSON (schedule.py); `cron add` and `cron remove` write it
 --   draftmill:cron:next    zset   schedule -> its first slot that nobody took, Unix ms
 --   draftmill:cron:open    zset   slot that was taken and has not ended -> lease expiry, Redis TIME in ms
 --   draftmill:cron:owner   hash   slot -> the scheduler that holds its lease

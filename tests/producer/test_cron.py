@@ -223,6 +223,9 @@ def test_what_users_read(cron: Cron) -> None:
     assert lines[1] == "  when    cron '0 9 * * *', Asia/Tokyo; of missed slots the last runs"
     assert lines[2].endswith("09:00:00 JST")
     assert lines[3] == "  submit  in.jsonl --system 'Be brief.'"
+    (report,) = orjson.loads(cron("list", "--json").stdout)
+    assert (report["name"], report["cron"], report["last"]) == ("daily", "0 9 * * *", None)
+    assert report["next"] % (24 * HOUR) == 0  # 9:00 in Tokyo is midnight in UTC
     assert cron("remove", "daily").stdout == "Removed daily\n"
 
 
