@@ -33,12 +33,15 @@ def create_app(
     models = Models(redis, pairs)
     files = Files(folder / "files")
     runner = Runner(redis, Shelf(folder / "batches", BatchRecord), files, models, folder / "work")
-    parts = (files, Batches(files, runner), models, Chat(redis, models, timeout))
+    chat = Chat(redis, models, folder / "calls", timeout)
+    parts = (files, Batches(files, runner), models, chat)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         runner.resume()
+        chat.start()
         yield
+        await chat.stop()
         await run_in_threadpool(runner.stop)
 
     return Starlette(

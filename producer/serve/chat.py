@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -30,15 +31,20 @@ from .records import new_id
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Seconds between two looks for the result: longer, the longer it takes."""
 END_SECONDS = 60.0
-"""How long a cancelled call that runs is looked after; then Redis drops it by itself, two weeks later."""
+"""How long a cancelled call that runs is looked after; then the server's next start does it."""
+STOP_SECONDS = 5.0
 
 
 class Chat:
-    """Calls that wait for their result, at most `timeout` seconds."""
+    """Calls that wait for their result, at most `timeout` seconds.
 
-    def __init__(self, redis: redis_py.Redis, models: Models, timeout: float) -> None:
-        self._redis, self._models, self._timeout = redis, models, timeout
+    `folder` has an empty file for each call that Redis knows; those that a kill leaves are dropped at the next start.
+    """
+
+    def __init__(self, redis: redis_py.Redis, models: Models, folder: Path, timeout: float) -> None:
+        self._redis, self._models, self._folder, self._timeout = redis, models, folder, timeout
         self._endings: set[asyncio.Task[None]] = set()
+        folder.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def routes(self) -> Iterator[Route]:
@@ -58,12 +64,21 @@ class Chat:
         except asyncio.CancelledError:
             raise ApiError(503, "The server was stopped before the result came; ask again.", code="stopped") from None
         finally:
-            ending = asyncio.create_task(run_in_threadpool(self._end, job.batch))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+            self._drop(job.batch)
         return _answer(line)
 
+    def start(self) -> None:
+        """Drops the calls that an earlier server left."""
+        for path in self._folder.iterdir():
+            self._drop(path.name)
+
+    async def stop(self) -> None:
+        """Waits a little for the calls that are being dropped."""
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=STOP_SECONDS)
+
     def _queue(self, job: JobBody, user: str) -> None:
+        (self._folder / job.batch).touch()
         batch = BatchInfo(job.batch, job.pair, PRIORITIES[0], 1, "a call", user)
         batches.create(self._redis, batch)
         batches.submit_chunk(self._redis, batch, [job])
@@ -91,16 +106,26 @@ class Chat:
         message = f"No result within {self._timeout:g} seconds; the request is cancelled ({served} {pair})."
         return ApiError(504, message, code="timeout", headers=NOT_AGAIN)
 
-    def _end(self, batch: str) -> None:
+    def _drop(self, batch: str) -> None:
+        ending = asyncio.create_task(self._end(batch))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+    async def _end(self, batch: str) -> None:
         """Leaves nothing of a call in Redis; cancels it if it is not done."""
         deadline = time.monotonic() + END_SECONDS
         with suppress(rx.RedisError):
-            while (state := batches.status(self._redis, batch)) and not state.complete:
-                if time.monotonic() > deadline:
-                    return
-                cancel(self._redis, batch)
-                time.sleep(LONGEST_PAUSE)
-            batches.forget(self._redis, batch)
+            while time.monotonic() < deadline and not await run_in_threadpool(self._ended, batch):
+                await asyncio.sleep(LONGEST_PAUSE)
+
+    def _ended(self, batch: str) -> bool:
+        state = batches.status(self._redis, batch)
+        if state and not state.complete:
+            cancel(self._redis, batch)
+            return False
+        batches.forget(self._redis, batch)
+        (self._folder / batch).unlink(missing_ok=True)
+        return True
 
 
 def _job(asked: dict[str, Any], url: str, pair: str) -> JobBody:

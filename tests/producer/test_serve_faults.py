@@ -130,6 +130,17 @@ def test_a_call_that_waits_when_the_server_stops(
     assert not batches.list_batches(redis)
     assert "Traceback" not in server.log.read_text()
 
+    server.start()
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(server.client().chat.completions.create, model="smollm2-135m", messages=MESSAGES)
+        wait_until(lambda: bool(batches.list_batches(redis)))
+        server.kill()
+        with pytest.raises(openai.APIConnectionError):
+            call.result()
+    server.start()
+    wait_until(lambda: not batches.list_batches(redis))
+    assert server.stop() == 0
+
 
 def test_wrong_commands(redis_server: RedisServer, shell: Shell) -> None:
     url = ("--redis-url", redis_server.url)
