@@ -13,6 +13,9 @@ from .market import Candidate, Market
 from .probing import Probing
 from .survival import Survival
 
+REUSE = 16
+"""Rounds with the same number of tokens over which what the first of them takes is spread."""
+
 
 class Budget:
     """Chooses depths round by round and learns from what was accepted, in whatever later round that is known.
@@ -26,6 +29,7 @@ class Budget:
         self.cost, self.block = cost, block
         self.survival = Survival(block - 1)
         self._probing = Probing(self.survival)
+        self._extra: list[float] = []  # by packed tokens: a share of what a first round takes, 0 after it
 
     def depths(self, rows: Sequence[Candidate], prompt: int = 0) -> list[int]:
         """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts."""
@@ -33,8 +37,14 @@ class Budget:
             return []
         self.survival.next_round()
         chances = [self.survival.chances(row.key, min(row.left, self.block) - 1) for row in rows]
-        market = Market(self.cost, self.block, rows, chances, prompt)
-        return self._probing.add(market, market.best())
+        if self.cost.first:
+            most = len(rows) * self.block + prompt
+            self._extra += [self.cost.first / REUSE] * (most + 1 - len(self._extra))
+        market = Market(self.cost, self.block, rows, chances, prompt, self._extra)
+        depths = self._probing.add(market, market.best())
+        if self.cost.first:
+            self._extra[len(rows) + prompt + sum(depths)] = 0.0
+        return depths
 
     def observe(self, key: str, depth: int, accepted: int) -> None:
         """A round verified `depth` drafted tokens of a row and accepted the first `accepted` of them."""

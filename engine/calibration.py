@@ -20,7 +20,9 @@ from .request import Request, Sampling
 from .state import State
 
 SECONDS = 8.0
-"""Longest to measure; the cost of larger rounds is then extrapolated."""
+"""Longest to measure; the cost of larger rounds is then extrapolated. The first run of a shape does not count: a GPU may
+have to compile for it, for seconds.
+"""
 
 REPEATS = 3
 
@@ -55,17 +57,21 @@ def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) 
     """Time rounds and draft passes of growing size, over whatever the pools hold, before any request is there."""
     rounds: list[Point] = []
     drafts: list[Point] = []
-    end = time.perf_counter() + SECONDS
+    firsts: dict[int, float] = {}
+    left = SECONDS
     for shape in plan(max_rows, drafter.block):
         if shape.rows * (shape.context + drafter.block) > state.pool.slots:
             continue
-        enough = len(rounds) > 2 and len(drafts) > 1
-        if enough and time.perf_counter() > end:
+        if len(rounds) > 2 and len(drafts) > 1 and left < 0:
             break
         run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
+        first, again = _seconds(run)
+        left -= REPEATS * again
         points = drafts if shape.draft else rounds
-        points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, _seconds(run)))
-    return Cost.fit(rounds, drafts)
+        points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
+        if not shape.draft:
+            firsts.setdefault(shape.tokens, first - again)
+    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())))
 
 
 ROWS, SLOTS = 64, 32768
@@ -77,9 +83,11 @@ def measure_alone(target: Transformer, draft: DFlashDraft) -> Cost:
     return measure(target, Drafter(draft, target, SLOTS), target.make_state(SLOTS), ROWS)
 
 
-def _seconds(run: Callable[[], list[mx.array]]) -> float:
-    """Median seconds of a run, each launched while the one before it is under way, as rounds are."""
+def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
+    """Seconds of the first run, and the median of others, each launched while the one before it is under way."""
+    begin = time.perf_counter()
     mx.eval(run())
+    first = time.perf_counter() - begin
     times: list[float] = []
     before = run()
     mx.async_eval(before)
@@ -91,7 +99,7 @@ def _seconds(run: Callable[[], list[mx.array]]) -> float:
         before = after
         times.append(time.perf_counter() - start)
     mx.eval(before)
-    return statistics.median(times)
+    return first, statistics.median(times)
 
 
 def _round(shape: Shape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:

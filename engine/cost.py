@@ -125,24 +125,25 @@ class Cost:
     Args:
         round: over packed tokens, rows and summed context.
         draft: over tokens of all blocks, rows and summed context.
+        first: what the first round with some number of tokens takes besides: on CUDA, MLX plans each size anew.
     """
 
-    def __init__(self, round: Curve, draft: Curve):
-        self.round, self.draft = round, draft
+    def __init__(self, round: Curve, draft: Curve, first: float = 0.0):
+        self.round, self.draft, self.first = round, draft, first
         self._rounds: list[float] = []
         self._drafts: list[float] = []
 
     @classmethod
-    def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point]) -> Cost:
-        return cls(Curve.fit(rounds), Curve.fit(drafts))
+    def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point], first: float = 0.0) -> Cost:
+        return cls(Curve.fit(rounds), Curve.fit(drafts), first)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Cost:
         """The opposite of `to_dict`, also after a trip through JSON."""
-        return cls(Curve.from_dict(fields["round"]), Curve.from_dict(fields["draft"]))
+        return cls(Curve.from_dict(fields["round"]), Curve.from_dict(fields["draft"]), fields["first"])
 
     def to_dict(self) -> dict[str, Any]:
-        return {"round": asdict(self.round), "draft": asdict(self.draft)}
+        return {"round": asdict(self.round), "draft": asdict(self.draft), "first": self.first}
 
     @property
     def residual(self) -> float:

@@ -10,6 +10,9 @@ import mlx.core as mx
 
 from .row import Row
 
+ROUNDS = 16
+"""Most rounds whose taps wait: each takes launches of its own when its context is written."""
+
 
 @dataclass(eq=False)
 class Taps:
@@ -44,7 +47,7 @@ class LateContext:
 
     def __init__(self, most: int):
         self.most = most
-        self.held = 0
+        self.held = self.rounds = 0
         self._shares: dict[Row, list[Share]] = {}
 
     def hold(self, states: list[mx.array], positions: mx.array, rows: Sequence[tuple[Row, int]]) -> None:
@@ -54,6 +57,7 @@ class LateContext:
             self._shares.setdefault(row, []).append(Share(taps, range(first, first + count)))
             first += count
         self.held += first
+        self.rounds += 1
 
     def take(self, rows: Sequence[Row]) -> Late | None:
         """What these rows lack, to be written to the extents that they have now."""
@@ -81,8 +85,8 @@ class LateContext:
         return Late(mx.concatenate(states), places, places + starts)
 
     def take_if_full(self) -> Late | None:
-        """What all rows lack, if too many tokens are held."""
-        return self.take(list(self._shares)) if self.held > self.most else None
+        """What all rows lack, if there is too much of it."""
+        return self.take(list(self._shares)) if self.held > self.most or self.rounds > ROUNDS else None
 
     def drop(self, row: Row) -> list[Share]:
         """Hold nothing more of a row; returns what there was."""
@@ -91,6 +95,7 @@ class LateContext:
             share.taps.rows -= 1
             if not share.taps.rows:
                 self.held -= share.taps.positions.size
+                self.rounds -= 1
         return shares
 
     def clear(self) -> None:

@@ -46,17 +46,25 @@ class Market:
         chances: for each row, the probability that its first 1, 2, … drafted tokens survive; falling.
         prompt: tokens of prompts in the same round. What they take is no reason to draft more, as it must be spent in
             any case: it is left out of prices, but a round with many of them is past its knee.
+        extra: seconds by which a round of 0, 1, 2, … packed tokens is dearer, as far as any is.
     """
 
     def __init__(
-        self, cost: Cost, block: int, rows: Sequence[Candidate], chances: Sequence[Sequence[float]], prompt: int = 0
+        self,
+        cost: Cost,
+        block: int,
+        rows: Sequence[Candidate],
+        chances: Sequence[Sequence[float]],
+        prompt: int = 0,
+        extra: Sequence[float] = (),
     ):
         self.block, self.rows, self.chances = block, rows, chances
         self._rising = [list(map(neg, own)) for own in chances]  # negative, as bisection wants them rising
         count, context = len(rows), sum(row.context for row in rows)
         rounds = cost.rounds(count * block + prompt)
         fixed = rounds[count] - rounds[count + prompt] + cost.round.per_row * count + cost.round.per_context * context
-        self.rounds = rounds[count + prompt :]  # by drafted tokens
+        priced = list(map(add, rounds, extra)) + rounds[len(extra) :]
+        self.rounds = priced[count + prompt :]  # by drafted tokens
         per_draft = cost.draft.per_context * context / count  # of a row with as much context as the average
         drafts = cost.drafts(count, block)
         self.drafts = [fixed + drafts[drafting] + per_draft * drafting for drafting in range(count + 1)]

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from draftmill.engine import late_context
 from draftmill.engine.drafting import Drafter, DraftRow
 from draftmill.engine.request import Request, Sampling
 from draftmill.engine.row import Row
@@ -79,7 +80,9 @@ def test_a_preempted_row_drafts_as_before() -> None:
     assert all(crowded.drafted[place] == always.drafted[place] for place in both)
 
 
-def test_rows_that_never_draft_write_no_context() -> None:
+def test_rows_that_never_draft_write_little_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < drafts(10**6, most=10**6).extended < 313  # the longest rows' only, and not all of it
+    monkeypatch.setattr(late_context, "ROUNDS", 10**6)
     assert drafts(10**6, most=10**6).extended == 0
 
 
