@@ -102,6 +102,30 @@ def test_a_scheduler_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
     assert "denies" not in said
 
 
+def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(fleet: Fleet, shell: Shell) -> None:
+    needed = shell.folder / "needed"
+    lines = [
+        {"id": "a", "prompt": "say it", "max_tokens": 5},
+        {"id": "b", "prompt": f"needs:{needed}", "max_tokens": 5},
+    ]
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    submit = ("submit", "in.jsonl", "--pair", PAIR, "--redis-url", fleet.url("producer"))
+    as_collector = ("--redis-url", fleet.url("collector"))
+    batch = shell(*submit).stdout.strip()
+    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert shell("collect", batch, "-o", "out.jsonl", "--follow", *as_collector).returncode == 1
+    needed.touch()
+    again = shell(*submit, "--retry-failed")
+    assert again.stderr == "Note: 1 failed line queued again\n"
+    last = shell("collect", batch, "-o", "out.jsonl", "--follow", *as_collector)
+    assert last.stdout == "2 results in out.jsonl\n", last.stderr
+    assert not (shell.folder / "out.errors.jsonl").exists()
+    assert shell("forget", batch, *as_collector).returncode == 0
+    worker.kill()
+    worker.wait()
+
+
 TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
     "read results": ({"collector", "server", "scheduler"}, ("XRANGE", "draftmill:results:b", "-", "+")),

@@ -20,6 +20,7 @@ from draftmill.producer.dataset import BadLine
 from draftmill.producer.errors import UserError
 from draftmill.producer.output import Output
 from draftmill.producer.output_formats import names
+from tests.producer.conftest import Shell
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -244,6 +245,17 @@ def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path, format: str) -> 
         Output(path, "b")
     assert path.read_text() == "precious"
     assert stray(tmp_path) == set()
+
+
+def test_without_pyarrow_parquet_is_one_line(shell: Shell) -> None:
+    """A package of that name that is not there, as Python says it."""
+    shell.write("pyarrow.py", 'raise ModuleNotFoundError("No module named \'pyarrow\'", name="pyarrow")')
+    shell.environment["PYTHONPATH"] = str(shell.folder)
+    shell.write("in.jsonl", '{"prompt": "a"}')
+    done = shell("run", "in.jsonl", "-o", "out.parquet")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'draftmill[data]'" in done.stderr
+    assert stray(shell.folder) == {"in.jsonl", "pyarrow.py"}
 
 
 def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
