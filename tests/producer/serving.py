@@ -76,10 +76,12 @@ def worker(url: str, spool: Path, **settings: Any) -> Iterator[None]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    yield
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def create(client: OpenAI, content: bytes, window: Any = "24h", endpoint: Any = "/v1/chat/completions") -> Batch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -32,12 +34,27 @@ from tests.producer.serving import (
 )
 from tests.redis_server import RedisServer, fresh_server
 
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(shell: Shell) -> Iterator[Serve]:
+    """Starts a server on the Redis at a URL, with further options; it ends with the test."""
+    with ExitStack() as stack:
+
+        def start(url: str, *options: str) -> Server:
+            server = Server(shell, url, *options)
+            stack.callback(server.kill)
+            server.start()
+            return server
+
+        yield start
+
 
 def test_a_server_killed_again_and_again_goes_on(
-    redis_server: RedisServer, shell: Shell, redis: redis_py.Redis
+    redis_server: RedisServer, serve: Serve, shell: Shell, redis: redis_py.Redis
 ) -> None:
-    server = Server(shell, redis_server.url, "--pair", PAIR)
-    server.start()
+    server = serve(redis_server.url, "--pair", PAIR)
     client = server.client()
     count = 3000
     content = jsonl(*(request(f"r-{n}", tokens=2) for n in range(count)), request("bad", n=2))
@@ -67,10 +84,9 @@ def test_a_server_killed_again_and_again_goes_on(
     assert server.stop() == 0
 
 
-def test_a_redis_that_goes_away_for_a_while(shell: Shell) -> None:
+def test_a_redis_that_goes_away_for_a_while(serve: Serve) -> None:
     with fresh_server() as redis_server:
-        server = Server(shell, redis_server.url)
-        server.start()
+        server = serve(redis_server.url)
         with worker(redis_server.url, redis_server.folder / "spool"):
             client = server.client()
             made = create(client, jsonl(*(request(f"r-{n}", tokens=20) for n in range(100)))).id
@@ -88,9 +104,8 @@ def test_a_redis_that_goes_away_for_a_while(shell: Shell) -> None:
         assert server.stop() == 0
 
 
-def test_calls_without_a_worker_time_out(redis_server: RedisServer, shell: Shell, redis: redis_py.Redis) -> None:
-    server = Server(shell, redis_server.url, "--timeout", "1")
-    server.start()
+def test_calls_without_a_worker_time_out(redis_server: RedisServer, serve: Serve, redis: redis_py.Redis) -> None:
+    server = serve(redis_server.url, "--timeout", "1")
     with pytest.raises(openai.InternalServerError, match="none serves smollm2-135m") as error:
         server.client().chat.completions.create(model="smollm2-135m", messages=MESSAGES)
     assert refused(error.value) == (504, "timeout", None)
@@ -98,9 +113,8 @@ def test_calls_without_a_worker_time_out(redis_server: RedisServer, shell: Shell
     assert server.stop() == 0
 
 
-def test_no_keys_and_no_disk(redis_server: RedisServer, shell: Shell) -> None:
-    server = Server(shell, redis_server.url)
-    server.start()
+def test_no_keys_and_no_disk(redis_server: RedisServer, serve: Serve, shell: Shell) -> None:
+    server = serve(redis_server.url)
     answer = httpx.get(f"{server.base}/models", headers={"Host": "evil.example"})
     assert (answer.status_code, "localhost only" in answer.text) == (403, True)
     files = shell.folder / "files" / "files"
@@ -116,10 +130,9 @@ def test_no_keys_and_no_disk(redis_server: RedisServer, shell: Shell) -> None:
 
 
 def test_a_call_that_waits_when_the_server_stops(
-    redis_server: RedisServer, shell: Shell, redis: redis_py.Redis
+    redis_server: RedisServer, serve: Serve, redis: redis_py.Redis
 ) -> None:
-    server = Server(shell, redis_server.url)
-    server.start()
+    server = serve(redis_server.url)
     with ThreadPoolExecutor() as pool:
         call = pool.submit(server.client().chat.completions.create, model="smollm2-135m", messages=MESSAGES)
         wait_until(lambda: bool(batches.list_batches(redis)))
@@ -142,10 +155,9 @@ def test_a_call_that_waits_when_the_server_stops(
     assert server.stop() == 0
 
 
-def test_wrong_commands(redis_server: RedisServer, shell: Shell) -> None:
+def test_wrong_commands(redis_server: RedisServer, serve: Serve, shell: Shell) -> None:
     url = ("--redis-url", redis_server.url)
-    server = Server(shell, redis_server.url)
-    server.start()
+    server = serve(redis_server.url)
     for arguments, message in (
         (("--host", "0.0.0.0"), "must show an API key"),
         (("--api-key-file", shell.write("short", "abc\n")), "8 at least"),
@@ -180,14 +192,13 @@ def test_a_key_without_a_name_has_a_user_of_its_own(monkeypatch: pytest.MonkeyPa
     ] * 2
 
 
-def test_the_redis_user_of_the_server_may_do_its_job(shell: Shell, tmp_path: Path) -> None:
+def test_the_redis_user_of_the_server_may_do_its_job(serve: Serve, tmp_path: Path) -> None:
     passwords = {name: f"pass-{name}" for name in ("admin", *acl.ROLES)}
     users = tmp_path / "users.acl"
     users.write_text("\n".join(acl.users(passwords, (7, 2))) + "\n")
     with fresh_server("--aclfile", str(users)) as redis_server:
         url = redis_server.url.replace("unix://", "unix://{0}:pass-{0}@")
-        server = Server(shell, url.format("server"))
-        server.start()
+        server = serve(url.format("server"))
         with worker(url.format("worker"), redis_server.folder / "spool"):
             client = server.client()
             chat = client.chat.completions.create(model=PAIR, messages=MESSAGES, max_tokens=2)
