@@ -48,8 +48,14 @@ def prompts(shell: Shell, count: int, prompt: str = "say it") -> list[str]:
     return ["in.jsonl", "--pair", PAIR, "--keep", "stars"]
 
 
-def kill_at_random(shell: Shell, dice: random.Random, seconds: float, *arguments: str) -> None:
+def kill_at_random(
+    shell: Shell, dice: random.Random, seconds: float, *arguments: str, after: str | None = None
+) -> None:
+    """Kills a command within `seconds` of its start, or of the line on standard error that has `after` in it."""
     process = shell.start(*arguments)
+    assert process.stderr
+    while after and (line := process.stderr.readline()) and after not in line:
+        pass
     time.sleep(seconds * dice.random())
     process.kill()
     process.communicate()
@@ -148,19 +154,20 @@ def test_a_changed_parameter_is_a_new_batch_and_says_so(shell: Shell, worker: Ca
     )
 
 
-RUN_LINES = 60
+RUN_LINES = 120
 
 
 @pytest.mark.parametrize(("format", "kills"), [("jsonl", 4), ("csv", 3), ("parquet", 3)])
 def test_run_killed_ten_times(shell: Shell, model: str, format: str, kills: int) -> None:
     """Ten times over the three formats; each start loads the model."""
     dice, out = random.Random(format), f"out.{format}"
-    lines = [{"id": f"r-{n}", "prompt": "a", "max_tokens": 1 + n % 40, "stars": n} for n in range(RUN_LINES)]
+    lines = [{"id": f"r-{n}", "prompt": "a", "max_tokens": 1 + 9 * n % 80, "stars": n} for n in range(RUN_LINES)]
     lines[7]["prompt"] = "word " * 20_000
     shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
     command = ["run", "in.jsonl", "-o", out, "--pair", model, "--keep", "stars", "--sorted"]
-    for _ in range(kills):
-        kill_at_random(shell, dice, 5, *command)
+    kill_at_random(shell, dice, 5, *command)
+    for _ in range(kills - 1):
+        kill_at_random(shell, dice, 1.5, *command, after="is ready")
     last = shell(*command)
     assert last.returncode == 1, last.stderr
     expect(shell, out, RUN_LINES, [7])
