@@ -143,9 +143,12 @@ class Table:
             except StopIteration:
                 return
             except csv.Error as error:
-                if "unexpected end" in str(error) or "field limit" in str(error):
+                if "unexpected end" in str(error):
+                    raise UserError(f"{self._name}: a quote on line {number} is never closed; close it") from None
+                if "field limit" in str(error):
+                    most = f"{MOST_BODY_BYTES:,} characters"
                     raise UserError(
-                        f"{self._name}: a quote on line {number} is never closed; double or close it"
+                        f"{self._name}: line {number} begins a field of more than {most}; close its quote"
                     ) from None
                 yield number, Fault(f"not CSV: {error}")
 

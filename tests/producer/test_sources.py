@@ -143,6 +143,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "b.parquet": (b"PAR1" + as_csv() + b"PAR1", "is damaged or not a Parquet file: "),
     "c.parquet": (b"", "is damaged or not a Parquet file: "),
     "a.csv": (b'id,text\na,one\nb,"never closed\nc,three\n', "a quote on line 3 is never closed"),
+    "e.csv": (b'id,text\na,"' + b"x\n" * 9_000_000, "line 2 begins a field of more than 16,777,216 characters"),
     "b.csv": ("id,text\na,b\n".encode("utf-16"), "no header of a CSV file in UTF-8"),
     "c.csv": (b"id,text,id\n1,2,3\n", "has the column 'id' twice"),
     "d.csv": (b"id,text\n", "is empty"),
