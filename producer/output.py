@@ -56,6 +56,7 @@ class Output:
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
         self._out = open_locked(self._stream_path)
         self._errors: BinaryIO | None = None
+        self._halfway = False
         self._saved = time.monotonic()
         try:
             self.manifest = self._found(Manifest(batch, source, dict(parameters or {})), force)
@@ -72,7 +73,7 @@ class Output:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is not WriteError:
+            if kind is not WriteError and not self._halfway:
                 self.save()
         finally:
             for file in filter(None, (self._out, self._errors)):
@@ -89,7 +90,11 @@ class Output:
         return self.path if self.manifest.complete else self._stream_path
 
     def write(self, result: Result) -> None:
-        """Adds one result to OUT, or to the error file if it is an error."""
+        """Adds one result to OUT, or to the error file if it is an error.
+
+        Interrupted between the file and the manifest, both are left as they were at the last save.
+        """
+        self._halfway = True
         line = orjson.loads(result.line)
         if line.get("error") is None:
             record = self._format.record(result.line, line, self._columns(line.get("keep") or {}))
@@ -100,11 +105,14 @@ class Output:
             self._error(result.line)
             self.manifest.failed += 1
         self.manifest.after = result.entry
+        self._halfway = False
 
     def write_bad(self, line: BadLine) -> None:
         """Adds a line that could not be submitted to the error file."""
+        self._halfway = True
         self._error(orjson.dumps(line.record()))
         self.manifest.bad += 1
+        self._halfway = False
 
     def flush(self) -> None:
         """Shows what was written to whoever reads the files (`tail -f`)."""
@@ -155,10 +163,17 @@ class Output:
             self._unpack()
             self.manifest.complete = self.manifest.in_order = False
             self._cut()
-        self.manifest.retries = retries
         self.save()
+        self._close_errors()
         if self.manifest.errors_bytes:
-            self._filter_errors(stands)
+            self.manifest.failed, self.manifest.errors_bytes = self._write_standing(stands)
+            self.manifest.swapping = True
+        self.manifest.retries = retries
+        self._save_manifest()
+        if self.manifest.swapping:
+            self._swap(self.manifest)
+            self._save_manifest()
+            self._cut()
 
     def sort(self, numbers: dict[str, int]) -> None:
         """Puts the results in the order of the line numbers that `numbers` gives for each custom_id.
@@ -195,10 +210,15 @@ class Output:
         with writing(self.errors_path):
             self._errors.write(line + b"\n")
 
-    def _filter_errors(self, stands: Callable[[Sequence[dict[str, Any]]], Sequence[bool]]) -> None:
-        """Swaps the error file for one without the failures that no longer stand.
+    def _close_errors(self) -> None:
+        if self._errors:
+            self._errors.close()
+            self._errors = None
 
-        The manifest names the new length before the files change places, so that a cut between is made good.
+    def _write_standing(self, stands: Callable[[Sequence[dict[str, Any]]], Sequence[bool]]) -> tuple[int, int]:
+        """Writes a new error file without the failures that no longer stand; returns how many do, and its length.
+
+        The manifest names the length before the files change places, so that a cut between is made good.
         """
         failed = 0
         new = beside(self.errors_path)
@@ -212,13 +232,7 @@ class Output:
                     elif next(answers):
                         target.write(text)
                         failed += 1
-            self.manifest.errors_bytes = sync(target)
-        self.manifest.failed = failed
-        self.manifest.swapping = True
-        self._save_manifest()
-        self._swap(self.manifest)
-        self._save_manifest()
-        self._cut()
+            return failed, sync(target)
 
     def _swap(self, manifest: Manifest) -> None:
         """Lets the error files change places, if they have not before the cut."""
@@ -273,9 +287,7 @@ class Output:
         if self.manifest.complete:
             return
         self._out.truncate(self.manifest.out_bytes)
-        if self._errors:
-            self._errors.close()
-            self._errors = None
+        self._close_errors()
         if self.manifest.errors_bytes:
             os.truncate(self.errors_path, self.manifest.errors_bytes)
         else:

@@ -179,7 +179,13 @@ def test_failures_that_run_again_leave_the_error_file(tmp_path: Path, format: st
         asked.extend(line["custom_id"] for line in lines)
         return [line["custom_id"] == "r-2" for line in lines]
 
+    def cut(lines: Sequence[dict[str, Any]]) -> list[bool]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Output(path, "b") as output:
+        output.take_back(1, cut)
     with Output(path, "b") as output:
+        assert output.manifest.retries == 0
         output.take_back(1, stands)
         assert asked == ["r-0", "r-2"]
         assert (output.manifest.done, output.manifest.failed, output.manifest.bad) == (1, 1, 1)
@@ -190,6 +196,18 @@ def test_failures_that_run_again_leave_the_error_file(tmp_path: Path, format: st
     lines = [orjson.loads(line) for line in (tmp_path / "out.errors.jsonl").read_bytes().splitlines()]
     assert [line["error"]["code"] for line in lines] == ["invalid_line", "x"]
     assert stray(tmp_path) == {f"{path.name}.draftmill.json"}
+
+
+def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with pytest.raises(UserError, match="keeps other columns"), Output(path, "b") as output:  # noqa: PT012
+        output.write(done(0))
+        output.write(done(1, keep={"stars": 1}))
+    with Output(path, "b") as output:
+        assert output.manifest.after == "0-0"
+        output.write(done(0))
+        output.complete()
+    assert [row["custom_id"] for row in rows(path)] == ["r-0"]
 
 
 @pytest.mark.parametrize("renamed", [False, True])
