@@ -60,7 +60,7 @@ ROLES = {
                 "~draftmill:running ~draftmill:stale",
             ),
             Grant("hget", "%R~draftmill:limits"),
-            Grant("xadd expire", "%W~draftmill:results:*"),
+            Grant("xadd expire", "%W~draftmill:results:* %W~draftmill:failed"),
         ),
         "&rq:pubsub:*",
     ),
@@ -72,6 +72,7 @@ ROLES = {
             Grant("xrange", "%R~draftmill:results:*"),
             Grant("hscan", "%R~draftmill:done:*"),
             Grant("hmget", "%R~draftmill:failures:*"),
+            Grant("xrange xdel", "~draftmill:failed"),
             Grant(
                 "unlink",
                 "%W~draftmill:batch:* %W~draftmill:results:* %W~draftmill:done:* %W~draftmill:failures:* %W~rq:job:* "
@@ -99,6 +100,14 @@ ROLES = {
 }
 ROLES["server"] = Role(  # `draftmill serve`, which submits and collects for its users
     "eval time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
+)
+ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and cancelling: its lines are ended by workers
+    "",
+    (
+        *ROLES["metrics"].grants,
+        Grant("xrevrange", "%R~draftmill:failed"),
+        Grant("hsetnx", "%W~draftmill:batch:*"),
+    ),
 )
 ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submits, and collects if results are written
     "eval time unwatch",

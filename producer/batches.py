@@ -212,8 +212,17 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
 
 def list_batches(redis: redis_py.Redis) -> list[BatchStatus]:
     """All batches, newest first."""
-    newest: Any = redis.zrange(contract.BATCHES, 0, -1, desc=True)
-    names = [name.decode() for name in newest]
+    return statuses(redis, newest(redis))
+
+
+def newest(redis: redis_py.Redis) -> list[str]:
+    """The ids of all batches, newest first; Redis may have forgotten what some were."""
+    names: Any = redis.zrange(contract.BATCHES, 0, -1, desc=True)
+    return [name.decode() for name in names]
+
+
+def statuses(redis: redis_py.Redis, names: Sequence[str]) -> list[BatchStatus]:
+    """The states of those of these batches that Redis knows, in one round trip."""
     with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hgetall(contract.batch_key(name))
@@ -286,7 +295,11 @@ def _drop(redis: redis_py.Redis, known: BatchStatus) -> None:
 def forget(redis: redis_py.Redis, batch: str) -> None:
     """Drops all that Redis holds of a complete batch; submitted again, it runs anew."""
     drop_results(redis, batch)
+    latest: Any = redis.xrange(contract.FAILED)
+    of_this = [entry for entry, failure in latest if failure.get(b"batch") == batch.encode()]
     with redis.pipeline(transaction=False) as pipe:
+        if of_this:
+            pipe.xdel(contract.FAILED, *of_this)
         pipe.unlink(contract.batch_key(batch), contract.failures_key(batch))
         pipe.zrem(contract.BATCHES, batch)
         pipe.execute()

@@ -146,6 +146,9 @@ def failures_key(batch: str) -> str:
     return f"draftmill:failures:{batch}"
 
 
+FAILED = "draftmill:failed"
+"""Stream: the latest failures of all batches, for people to read: `batch`, `custom_id`, `worker`, `reason`."""
+
 LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 

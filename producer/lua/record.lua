@@ -30,6 +30,8 @@
 --   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`;
 --                                          a failure has `job`, and counts while draftmill:failures names its entry.
 --                                          Goes when it is collected
+--   draftmill:failed               stream  the latest failures of all batches, for people to read: `batch`, `custom_id`,
+--                                          `worker`, `reason`. A day after the last one it expires
 --   draftmill:turns:<pair>         zset    queue that has jobs -> when its next one is due, in virtual time
 --   draftmill:leases               zset    running job -> lease expiry, Redis TIME in ms
 --   draftmill:later                zset    job that is to be tried again -> when, Redis TIME in ms
@@ -168,6 +170,16 @@ local function error_line(job, code, message)
   return '{"id":"batch_req_' .. job.id .. '","custom_id":' .. cjson.encode(job.custom_id)
     .. ',"response":null,"error":{"code":' .. cjson.encode(code) .. ',"message":' .. cjson.encode(message) .. '}'
     .. (job.keep ~= '' and ',"keep":' .. job.keep or '') .. '}'
+end
+
+-- Says why a job ended that `record` has ended; if it failed, among the latest failures, too.
+local MOST_FAILURES, DAY = 100, 86400
+local function explain(job, outcome, worker, reason)
+  redis.call('HSET', job.key, 'exc_info', reason)
+  if outcome ~= 'failed' then return end
+  redis.call('XADD', 'draftmill:failed', 'MAXLEN', MOST_FAILURES, '*', 'batch', job.batch, 'custom_id', job.custom_id,
+    'worker', worker, 'reason', reason)
+  redis.call('EXPIRE', 'draftmill:failed', DAY)
 end
 
 local function record_cancelled(job)

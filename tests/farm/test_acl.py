@@ -145,6 +145,11 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "drop results": ({"collector", "server", "scheduler"}, ("UNLINK", "draftmill:results:b")),
     "add a schedule": ({"scheduler"}, ("HSET", "draftmill:cron", "x", "{}")),
     "take a slot": ({"scheduler"}, ("ZADD", "draftmill:cron:open", "1", "x@1")),
+    "cancel a batch, and no more": (
+        {"producer", "collector", "dashboard", "server", "scheduler"},
+        ("HSETNX", "draftmill:batch:b", "cancelled_at", "0"),
+    ),
+    "read the latest failures": ({"dashboard"}, ("XREVRANGE", "draftmill:failed", "+", "-")),
     "raise a limit": (set(), ("HSET", "draftmill:limits", "*", "1000")),
     "read another application's data": (set(), ("GET", "session:1")),
     "write another application's data": (set(), ("SET", "session:1", "x")),

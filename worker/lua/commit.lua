@@ -21,7 +21,7 @@ end
 if not leased(job) then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
 redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
 record(job, outcome, ARGV[7], ARGV[8], ARGV[9])
-if ARGV[10] ~= '' then redis.call('HSET', job.key, 'exc_info', ARGV[10]) end
+if ARGV[10] ~= '' then explain(job, outcome, worker, ARGV[10]) end
 if redis.call('EXISTS', 'rq:worker:' .. worker) == 1 then
   local counter = outcome == 'done' and 'successful_job_count' or 'failed_job_count'
   redis.call('HINCRBY', 'rq:worker:' .. worker, counter, 1)

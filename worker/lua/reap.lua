@@ -18,7 +18,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'draftmill:leases', '-inf', NOW,
   elseif job.leases >= limit then
     local message = 'given up after ' .. job.leases .. ' workers took this request and died or lost it'
     record(job, 'failed', error_line(job, 'lost_leases', message))
-    redis.call('HSET', job.key, 'exc_info', message)
+    explain(job, 'failed', job.worker, message)
     poisoned = poisoned + 1
   else
     drop_lease(job)

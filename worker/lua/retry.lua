@@ -9,7 +9,7 @@ local job, message, wait, limit = read_job(ARGV[4]), ARGV[6], tonumber(ARGV[7]),
 if not job or job.token ~= ARGV[5] or not leased(job) then return 'stale' end
 if job.leases >= limit then
   record(job, 'failed', error_line(job, 'engine_failed', message))
-  redis.call('HSET', job.key, 'exc_info', message)
+  explain(job, 'failed', job.worker, message)
 else
   drop_lease(job)
   redis.call('HSET', job.key, 'status', 'scheduled', 'started_at', '', 'worker_name', '')
