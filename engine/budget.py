@@ -13,7 +13,7 @@ from .market import Candidate, Market
 from .probing import Probing
 from .survival import Survival
 
-REUSE = 16
+REUSE = 32
 """Rounds with the same number of tokens over which what the first of them takes is spread."""
 
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,8 +21,8 @@ from .request import Request, Sampling
 from .state import State
 
 SECONDS = 8.0
-"""Longest to measure; the cost of larger rounds is then extrapolated. The first run of a shape does not count: a GPU may
-have to compile for it, for seconds.
+"""Longest to measure; the cost of larger rounds is then extrapolated. The first run of a shape does not count: a GPU
+may have to compile for it, for seconds.
 """
 
 REPEATS = 3
@@ -29,16 +30,20 @@ REPEATS = 3
 
 def calibrated(name: str, cache: Path, target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
     """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
-    known = kept.read(_file(cache)).get(_here(), {})
+    known = known_costs(cache)
     if name not in known:
-        known[name] = measure(target, drafter, state, max_rows).to_dict()
-        kept.write(_file(cache), _here(), known)
-    return Cost.from_dict(known[name])
+        known[name] = measure(target, drafter, state, max_rows)
+        kept.write(_file(cache), _here(), {name: cost.to_dict() for name, cost in known.items()})
+    return known[name]
 
 
 def known_costs(cache: Path) -> dict[str, Cost]:
-    """What was measured on this machine, by name."""
-    return {name: Cost.from_dict(fields) for name, fields in kept.read(_file(cache)).get(_here(), {}).items()}
+    """What was measured on this machine, by name; without what an earlier version measured in another way."""
+    costs: dict[str, Cost] = {}
+    for name, fields in kept.read(_file(cache)).get(_here(), {}).items():
+        with suppress(KeyError, TypeError):
+            costs[name] = Cost.from_dict(fields)
+    return costs
 
 
 def _file(cache: Path) -> Path:
@@ -59,9 +64,7 @@ def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) 
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
     left = SECONDS
-    for shape in plan(max_rows, drafter.block):
-        if shape.rows * (shape.context + drafter.block) > state.pool.slots:
-            continue
+    for shape in plan(max_rows, drafter.block, state.pool.slots):
         if len(rounds) > 2 and len(drafts) > 1 and left < 0:
             break
         run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)

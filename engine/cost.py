@@ -1,7 +1,8 @@
 """What a round and a draft pass take on this machine, fitted to measurements. Knows no MLX.
 
 A round's time is flat in its packed tokens while weights are read, rises once arithmetic binds, and has steps where
-kernels begin another tile: a monotone piecewise-linear curve holds all of that. Rows and context add to it linearly.
+kernels begin another tile: a monotone piecewise-linear curve holds all of that. Rows, context that is read and pairs
+of token and context that are computed add to it linearly.
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ class Point:
     context: int
     seconds: float
 
+    @property
+    def pairs(self) -> float:
+        """Pairs of a token and one of its row's context, where rows have as many tokens each."""
+        return self.tokens * self.context / self.rows
 
-def plan(max_rows: int, block: int) -> list[Shape]:
+
+def plan(max_rows: int, block: int, slots: int = 1 << 30) -> list[Shape]:
     """What to time, cheapest first: whoever times may stop when it takes too long, the curve goes on beyond.
 
     Each shape should run once for its kernels to be built, then a few times: of points at the same shape the median
     counts. Packed tokens double or grow by half, with one more past each tile; each number is tried with as few rows
-    as can hold it and with as many, which tells rows from tokens; long contexts are tried at both ends.
+    as can hold it and with as many, which tells rows from tokens; long contexts are tried at both ends, with one token
+    of a row and with whole blocks, as far as they fit in so many token slots.
     """
     block, most = max(1, block), max_rows * max(1, block)
     short, long = CONTEXTS
@@ -61,17 +68,20 @@ def plan(max_rows: int, block: int) -> list[Shape]:
     for tokens in (size for size in sizes if size <= most):
         few, many = -(-tokens // block), min(tokens, max_rows)
         shapes |= {Shape(few, tokens, short), Shape(many, tokens, short)}
-    shapes |= {Shape(rows, rows, long) for rows in (1, max_rows)}
+    ends = {1, max(1, min(max_rows, slots // (long + block)))}
+    shapes |= {Shape(rows, rows * each, long) for rows in ends for each in (1, block)}
     if block > 1:
         rows = {max_rows, *(1 << power for power in range(max_rows.bit_length()))}
         shapes |= {Shape(count, count * block, short, draft=True) for count in rows}
-        shapes |= {Shape(count, count * block, long, draft=True) for count in (1, max_rows)}
+        shapes |= {Shape(count, count * block, long, draft=True) for count in ends}
+    shapes = {shape for shape in shapes if shape.rows * (shape.context + block) <= slots}
     return sorted(shapes, key=lambda shape: (shape.tokens, shape.rows, shape.context, shape.draft))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds as a monotone piecewise-linear function of tokens, plus seconds per row and per token of context.
+    """Seconds as a monotone piecewise-linear function of tokens, plus seconds per row, per token of context, and per
+    pair of a token and one of its row's context.
 
     Beyond its last knot the curve goes on as it rose on average over the upper half of its knots.
     """
@@ -80,6 +90,7 @@ class Curve:
     seconds: tuple[float, ...]
     per_row: float
     per_context: float
+    per_pair: float
     residual: float
 
     @classmethod
@@ -91,14 +102,14 @@ class Curve:
         """
         medians = _medians(points)
         knots = tuple(sorted({point.tokens for point in medians}))
-        rows = [([*_ramps(knots, p.tokens), p.rows, p.context], p.seconds) for p in medians]
+        rows = [([*_ramps(knots, p.tokens), p.rows, p.context, p.pairs], p.seconds) for p in medians]
         found = _non_negative([[x / y for x in xs] for xs, y in rows])
         base, *rises = found[: len(knots)]
         seconds = [base]
         for rise in rises:
             seconds.append(seconds[-1] + rise)
         errors = [abs(sum(x * c for x, c in zip(xs, found, strict=True)) / y - 1) for xs, y in rows]
-        return cls(knots, tuple(seconds), found[-2], found[-1], median(errors))
+        return cls(knots, tuple(seconds), *found[-3:], median(errors))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Curve:

@@ -62,10 +62,13 @@ class Market:
         self._rising = [list(map(neg, own)) for own in chances]  # negative, as bisection wants them rising
         count, context = len(rows), sum(row.context for row in rows)
         rounds = cost.rounds(count * block + prompt)
-        fixed = rounds[count] - rounds[count + prompt] + cost.round.per_row * count + cost.round.per_context * context
+        per_token = cost.round.per_pair * context / count  # of a row with as much context as the average
+        fixed = rounds[count] - rounds[count + prompt] + cost.round.per_row * count
+        fixed += (cost.round.per_context + cost.round.per_pair) * context  # the anchors' pairs
         priced = list(map(add, rounds, extra)) + rounds[len(extra) :]
-        self.rounds = priced[count + prompt :]  # by drafted tokens
-        per_draft = cost.draft.per_context * context / count  # of a row with as much context as the average
+        drafted = range(count * block)
+        self.rounds = [seconds + per_token * n for seconds, n in zip(priced[count + prompt :], drafted, strict=False)]
+        per_draft = (cost.draft.per_context + cost.draft.per_pair * block) * context / count
         drafts = cost.drafts(count, block)
         self.drafts = [fixed + drafts[drafting] + per_draft * drafting for drafting in range(count + 1)]
 

@@ -78,14 +78,14 @@ def test_a_prompt_in_the_round_is_no_reason_to_draft_more():
 
 def test_rounds_of_a_size_that_was_there_before_are_preferred():
     """As long as they are nearly as good: with the price of a first time come fewer sizes, and hardly fewer tokens."""
-    cost, requests = measured(M5_MAX, 16), jobs(64, differing(0.2, 0.95))
+    cost, requests = measured(H200, 16), jobs(64, differing(0.2, 0.95))
     sizes: dict[float, set[int]] = {}
     rates: dict[float, float] = {}
     for first in (0.0, 0.02):
         budget = Noting(Cost(cost.round, cost.draft, first), BLOCK)
-        rates[first], sizes[first] = work(M5_MAX, 16, requests, budget).rate, budget.sizes
+        rates[first], sizes[first] = work(H200, 16, requests, budget).rate, budget.sizes
     assert len(sizes[0.02]) < 0.7 * len(sizes[0.0])
-    assert rates[0.02] > 0.97 * rates[0.0]
+    assert rates[0.02] > 0.98 * rates[0.0]
 
 
 class Noting(Budget):

@@ -41,7 +41,7 @@ def heat(**forms: Run) -> Heat:
     return Heat(("sleep", 4), mx.float32, lambda: forms)
 
 
-def test_the_fastest_wins_and_the_hopeless_run_once() -> None:
+def test_the_fastest_wins_and_the_hopeless_run_twice() -> None:
     calls: list[int] = []
 
     def hopeless(call: int) -> Sequence[mx.array]:
@@ -51,7 +51,14 @@ def test_the_fastest_wins_and_the_hopeless_run_once() -> None:
     result = run(heat(stock=sleeping(0.004), slow=hopeless, fast=sleeping(0.001)))
     assert result.winner == "fast"
     assert result.milliseconds["fast"] < result.milliseconds["stock"] < result.milliseconds["slow"]
-    assert len(calls) == 5  # one to check, four to time
+    assert len(calls) == 9  # one to check, twice four to time
+
+
+def test_an_interruption_does_not_decide() -> None:
+    def interrupted(call: int) -> Sequence[mx.array]:
+        return sleeping(0.05 if call == 1 else 0.001)(call)
+
+    assert run(heat(stock=sleeping(0.004), fast=interrupted)).winner == "fast"
 
 
 @pytest.mark.parametrize(
