@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ANYBODY = "auth hello ping info select client|setname client|info multi exec discard"
+ANYBODY = "auth hello ping info time select client|setname client|info multi exec discard"
 """Commands that name no key."""
 
 
@@ -31,7 +31,11 @@ class Role:
     channels: str = ""
 
 
-WHO_WORKS = (Grant("smembers", "%R~rq:workers"), Grant("hgetall", "%R~draftmill:worker:*"))
+WHO_WORKS = (
+    Grant("zrange", "%R~draftmill:workers"),
+    Grant("hgetall", "%R~draftmill:worker:*"),
+    Grant("hget hmget hkeys", "%R~draftmill:fleet"),
+)
 """What progress displays read."""
 
 ROLES = {
@@ -56,10 +60,11 @@ ROLES = {
                 "exists expire del hget hmget hgetall hset hdel hexists hincrby get incr llen lpop lpush lrem "
                 "sadd srem smembers srandmember scard hscan zadd zrem zrange zrangebyscore zremrangebyscore zscore",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:done:* ~draftmill:failures:* "
-                "~draftmill:turns:* ~draftmill:worker:* ~draftmill:leases ~draftmill:later "
+                "~draftmill:turns:* ~draftmill:worker:* ~draftmill:workers ~draftmill:leases ~draftmill:later "
                 "~draftmill:running ~draftmill:stale",
             ),
             Grant("hget", "%R~draftmill:limits"),
+            *WHO_WORKS,
             Grant("xadd expire", "%W~draftmill:results:* %W~draftmill:failed"),
         ),
         "&rq:pubsub:*",

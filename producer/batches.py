@@ -16,7 +16,7 @@ import orjson
 import redis as redis_py
 from rq.job import Job, JobStatus
 
-from . import contract
+from . import contract, fleet
 from .scripts import LUA, script
 
 SUBMIT, CANCEL = script(LUA / "submit.lua"), script(LUA / "cancel.lua")
@@ -342,17 +342,7 @@ def failed_at(redis: redis_py.Redis, batch: str, jobs: Iterable[str]) -> list[st
 
 def workers(redis: redis_py.Redis) -> list[dict[str, str]]:
     """What each live worker reported in its last heartbeat, with its `name`."""
-    registered: Any = redis.smembers("rq:workers")
-    names = sorted(key.decode().removeprefix("rq:worker:") for key in registered)
-    with redis.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.hgetall(contract.worker_key(name))
-        reports = pipe.execute()
-    return [
-        {"name": name} | {key.decode(): value.decode() for key, value in report.items()}
-        for name, report in zip(names, reports, strict=True)
-        if report
-    ]
+    return [{"name": report.name} | dict(report.fields) for report in fleet.reports(redis) if not report.gone]
 
 
 def _eval(redis: redis_py.Redis, text: str, *arguments: Any) -> Any:

@@ -161,6 +161,22 @@ def turns_key(pair: str) -> str:
     return f"draftmill:turns:{slug(pair)}"
 
 
+WORKERS = "draftmill:workers"
+"""Sorted set: worker -> its last heartbeat, Redis TIME in seconds. Who vanished a day ago is no longer in it."""
+
+FLEET = "draftmill:fleet"
+"""Hash: what operators ask of the fleet. `version`: the only one that may take jobs; `drain <worker|host|*>`: since
+when (Unix seconds); `pairs <host|*>`: which pairs at what hours, JSON. `fleet.py` reads and writes it.
+"""
+
+
 def worker_key(worker: str) -> str:
-    """Hash with a TTL: what a worker reports in each heartbeat (pair, tokens, rounds, in flight…)."""
+    """Hash, a day after the last heartbeat it expires: what a worker reports of itself.
+
+    `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `power_watts` (empty
+    if unknown), `version`, `mlx`, `pair`; `state` (working, draining, drained, refusing) and its `reason`; `lease`
+    (seconds of silence after which it counts as gone), `seen` and `started` (Redis TIME in seconds); `in_flight`,
+    `done`, `failed`, `tokens_per_second`; and counters since it started: `generated_tokens`, `rounds`, `row_rounds`,
+    `drafted`, `accepted`, `energy_joules` (while jobs were in flight).
+    """
     return f"draftmill:worker:{worker}"

@@ -16,14 +16,18 @@ from rq import worker_registration
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
-from ..producer.contract import worker_key
+from ..producer import contract
+from ..producer.batches import rq_now
+from ..producer.fleet import Orders
 from .metrics import Metrics
-from .queue import Claimed, Drop, JobQueue
+from .queue import BEAT, Claimed, Drop, JobQueue
 
 log = logging.getLogger("draftmill.worker")
 
 DEAD_AFTER = 60
-"""Seconds without a heartbeat after which a worker disappears from `rq info` and `draftmill status`."""
+"""Seconds without a heartbeat after which a worker disappears from `rq info`."""
+REPORT_TTL = 24 * 3600
+"""Seconds without a heartbeat after which the last report of a worker is dropped, that `draftmill workers` shows."""
 
 
 class Heartbeat(threading.Thread):
@@ -31,7 +35,9 @@ class Heartbeat(threading.Thread):
 
     Args:
         held: the jobs whose leases are to be renewed.
+        host: name of this machine in the fleet.
         report: what the worker says of itself, as text or numbers.
+        on_orders: called after each beat with what operators ask of this worker.
         on_shutdown: called when RQ's `shutdown` command arrives.
     """
 
@@ -41,12 +47,16 @@ class Heartbeat(threading.Thread):
         queue: JobQueue,
         metrics: Metrics,
         held: Callable[[], list[Claimed]],
-        report: Callable[[], dict[Any, Any]],
+        host: str,
+        report: Callable[[], dict[str, Any]],
+        on_orders: Callable[[Orders], None],
         on_shutdown: Callable[[], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.worker, self.queue, self.metrics = worker, queue, metrics
-        self.held, self.report, self.on_shutdown = held, report, on_shutdown
+        self.held, self.report = held, report
+        self.on_orders, self.on_shutdown = on_orders, on_shutdown
+        self._order_fields = Orders.fields(worker.name, host)
         self.drops: SimpleQueue[Drop] = SimpleQueue()
         self.beat_every = min(1.0, queue.lease / 4)
         self.reap_every = min(5.0, queue.lease / 2)
@@ -72,6 +82,14 @@ class Heartbeat(threading.Thread):
         self._over.set()
         self.join()
 
+    def sign_off(self) -> None:
+        """Take the worker out of Redis: it ends in good order. Raises RedisError."""
+        self.worker.register_death()
+        with self.queue.redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(contract.WORKERS, self.worker.name)
+            pipe.delete(contract.worker_key(self.worker.name))
+            pipe.execute()
+
     def _beat(self) -> None:
         held = self.held()
         for drop in self.queue.renew(held):
@@ -83,9 +101,10 @@ class Heartbeat(threading.Thread):
             pipe.expire(self.worker.key, DEAD_AFTER)
             worker_registration.register(self.worker, pipe)
             pipe.sadd("rq:queues", *(queue.key for queue in self.worker.queues))  # else `rq info` shows no worker
-            pipe.hset(worker_key(self.worker.name), mapping=self.report())
-            pipe.expire(worker_key(self.worker.name), DEAD_AFTER)
-            pipe.execute()
+            report = [part for field in self.report().items() for part in field]
+            head = (rq_now(), contract.RESULT_TTL, REPORT_TTL, self.worker.name)
+            pipe.eval(BEAT, 0, *head, len(self._order_fields), *self._order_fields, *report)
+            self.on_orders(Orders.read(pipe.execute()[-1]))
 
     def _reap(self) -> None:
         for queue in self.worker.queues:

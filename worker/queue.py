@@ -15,8 +15,8 @@ from ..producer.batches import rq_now
 from ..producer.scripts import script
 
 LUA = Path(__file__).parent / "lua"
-CLAIM, RENEW, COMMIT, RELEASE, RETRY, REAP = (
-    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "retry", "reap")
+CLAIM, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
+    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "retry", "reap", "beat")
 )
 
 MOST_REAPED = 200
@@ -24,6 +24,10 @@ MOST_REAPED = 200
 
 RETRY_SECONDS = 5.0
 """Until the second try of a job that failed through no fault of its own; the third comes after four times as long."""
+
+
+Status = Literal["done", "failed", "cancelled", "retry"]
+"""How a claimed job ends."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Outcome:
     """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why."""
 
     job: Claimed
-    status: Literal["done", "failed", "cancelled", "retry"]
+    status: Status
     line: bytes
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import queue as queues
-import re
 import secrets
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,9 +21,12 @@ from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, Request, RequestError
 from ..producer.contract import JobBody, JsonSerializer, slug
+from ..producer.fleet import Orders
 from . import jobs, results
 from .courier import Courier
+from .duty import UNHEARD, duty
 from .heartbeat import Heartbeat
+from .host import Host, Sensors
 from .metrics import Metrics
 from .protocol import Engine
 from .queue import Claimed, JobQueue
@@ -33,7 +34,7 @@ from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")
 
-VERSION = version("draftmill")
+VERSION, MLX = version("draftmill"), version("mlx")
 
 MOST_FAILURES = 3
 """Rounds that may fail one after the other before the worker ends."""
@@ -68,6 +69,8 @@ class MillWorker(BaseWorker):
         spool: folder in which results wait for Redis.
         lease: seconds after which other workers take over the jobs of a worker that fell silent.
         drain: seconds that a warm stop may take; what runs longer is handed back.
+        host: this machine.
+        auto: whether to end, to be started anew, when the schedule says another pair.
     """
 
     def __init__(
@@ -78,9 +81,13 @@ class MillWorker(BaseWorker):
         spool: Path,
         lease: float = 60.0,
         drain: float = 300.0,
+        host: Host | None = None,
+        auto: bool = False,
     ) -> None:
+        host = host or Host.here()
+        name = f"{host.name}-{secrets.token_hex(3)}"  # one that was killed must not stand in its successor's way
         queues = [f"draftmill.{slug(pair)}"]  # as `rq info` shows it: its batches have the queues below this name
-        super().__init__(queues, name=worker_name(), connection=connection, serializer=JsonSerializer)  # type: ignore[arg-type]
+        super().__init__(queues, name=name, connection=connection, serializer=JsonSerializer)
         self.engine = engine
         self.pair = pair
         self.capacity = 2 * engine.max_rows
@@ -88,21 +95,35 @@ class MillWorker(BaseWorker):
         self.queue = JobQueue(connection, self.name, pair, lease)
         self.spool = Spool(spool, self.name)
         self.courier = Courier(self.queue, self.metrics, engine.max_rows, self.spool)
-        self.pulse = Heartbeat(self, self.queue, self.metrics, self.courier.held, self.report, self.request_shutdown)
+        self.pulse = Heartbeat(
+            self,
+            self.queue,
+            self.metrics,
+            self.courier.held,
+            host.name,
+            self.report,
+            self.obey,
+            self.request_shutdown,
+        )
+        self.host = host
+        self.sensors = Sensors(host)
         self.drain = drain
+        self.auto = auto
+        self.duty = UNHEARD
         self.signals = 0
         self._stop_at = math.inf
         self._failures = 0
         self._running: dict[str, Running] = {}
         self._done = self._failed = 0
         self._speed: deque[tuple[float, int]] = deque(maxlen=11)
+        self._joules = 0.0
         self.birth_date = now()
 
     def _set_connection(self, connection: redis_py.Redis) -> redis_py.Redis:
         """RQ would raise the socket timeout to minutes, for blocking pops; this worker makes none."""
         return connection
 
-    def work(self) -> bool:  # type: ignore[override]
+    def work(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] -- RQ's options are of RQ's loop
         """Run until a signal says stop; True after a warm stop, False if jobs were handed back.
 
         The first SIGTERM or SIGINT finishes what is in flight, for `drain` seconds at most; the second hands it
@@ -110,6 +131,7 @@ class MillWorker(BaseWorker):
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request_shutdown)
+        self.sensors.start()
         self.courier.start()
         self.pulse.start()
         ended_well = False
@@ -143,7 +165,7 @@ class MillWorker(BaseWorker):
     def _take(self) -> None:
         """Hand the jobs that have arrived to the engine."""
         ended = []
-        room = 0 if self.signals else self.capacity - len(self._running)
+        room = self.capacity - len(self._running) if self.duty.takes_jobs and not self.signals else 0
         for job in self.courier.exchange(room):
             self.metrics.queue_seconds.observe(job.waited)
             if running := self._running.get(job.id):  # its lease was lost, and it came back while still running
@@ -246,21 +268,39 @@ class MillWorker(BaseWorker):
             self.courier.flush()
             if hand_back and (count := self.queue.release(self.courier.held())):
                 log.warning("handed back %d unfinished jobs", count)
-            self.register_death()
+            self.pulse.sign_off()
         except redis_py.RedisError as error:
             count = self.courier.pending
             log.warning("Redis: %s; %d results wait in %s for the next worker", error, count, self.spool.path)
         self.spool.close()
 
+    def obey(self, orders: Orders) -> None:
+        """Do from now on what operators ask. Called by the heartbeat's thread."""
+        before, self.duty = self.duty, duty(orders, VERSION, self.pair, self.auto)
+        if self.duty != before and self.duty.reason:
+            log.warning("%s: %s", self.duty.state, self.duty.reason)
+
     def report(self) -> dict[str, Any]:
-        """What each heartbeat publishes. Called by the heartbeat's thread."""
-        stats = self.engine.stats
+        """What each heartbeat publishes; `contract.worker_key` describes it. Called by the heartbeat's thread."""
+        stats, reading, held = self.engine.stats, self.sensors.latest, len(self.courier.held())
         self._speed.append((time.monotonic(), stats.generated_tokens))
         (before, then), (after, latest) = self._speed[0], self._speed[-1]
+        if held and reading.power_watts and len(self._speed) > 1:
+            self._joules += reading.power_watts * (after - self._speed[-2][0])
+        state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)
         return {
             "pair": self.pair,
-            "hostname": socket.gethostname(),
+            "host": self.host.name,
+            "chip": self.host.chip,
+            "memory": self.host.memory,
+            "os": self.host.os,
+            "thermal": reading.thermal,
+            "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
             "version": VERSION,
+            "mlx": MLX,
+            "state": "drained" if state == "draining" and not held else state,
+            "reason": reason,
+            "lease": self.queue.lease,
             "in_flight": len(self._running),
             "done": self._done,
             "failed": self._failed,
@@ -270,10 +310,5 @@ class MillWorker(BaseWorker):
             "row_rounds": stats.row_rounds,
             "drafted": stats.drafted,
             "accepted": stats.accepted,
+            "energy_joules": round(self._joules, 1),
         }
-
-
-def worker_name() -> str:
-    """Host and a few random digits: a worker that was killed must not stand in its successor's way."""
-    host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname().partition(".")[0]) or "worker"
-    return f"{host}-{secrets.token_hex(3)}"

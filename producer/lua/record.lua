@@ -37,6 +37,9 @@
 --   draftmill:later                zset    job that is to be tried again -> when, Redis TIME in ms
 --   draftmill:running              hash    user -> how many of that user's jobs run; no field is 0
 --   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
+--   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
+--   draftmill:worker:<worker>      hash    what a worker reports of itself, see contract.py; expires a day after its end
+--   draftmill:fleet                hash    what operators ask of the fleet, see contract.py; `draftmill workers`
 --   draftmill:stale                string  how many commits came too late and were dropped; one number, for ever
 --
 -- The first two arguments are the same everywhere:

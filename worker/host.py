@@ -1,0 +1,160 @@
+"""Facts about this machine for its heartbeats: what it is, how warm it runs and what power it draws, without root.
+
+macOS tells the power to nobody but root; there its operator gives it (`draftmill worker --watts`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
+"""Thermal pressure, in the words of macOS's ProcessInfo; from `serious` on the machine is slowed down."""
+
+PRESSURE: tuple[Thermal, ...] = ("nominal", "fair", "serious", "critical", "critical")
+"""What the levels of `com.apple.system.thermalpressurelevel` mean: nominal, moderate, heavy, trapping, sleeping."""
+
+READ_EVERY = 10.0
+"""Seconds between two readings."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a machine is. `memory` is in bytes; `watts` is what its operator says it draws at work."""
+
+    name: str
+    chip: str
+    memory: int
+    os: str
+    watts: float | None = None
+
+    @classmethod
+    def here(cls, name: str | None = None, watts: float | None = None, chip: str | None = None) -> Host:
+        """This machine, called `name` or by its host name; `chip` is the accelerator's name where MLX knows it."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(name or host_name(), chip or _chip(), memory, _system(), watts)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the machine is at one moment; `power_watts` is None where nobody knows it."""
+
+    thermal: Thermal = "unknown"
+    power_watts: float | None = None
+
+
+class Sensors(threading.Thread):
+    """Reads the sensors every few seconds, so that whoever asks for the `latest` reading never waits."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(name="sensors", daemon=True)
+        self.latest = Reading(power_watts=host.watts)
+        self._host = host
+
+    def run(self) -> None:
+        power = Power(Path("/sys/class"))
+        while True:
+            watts = self._host.watts
+            self.latest = Reading(_thermal(), watts if watts is not None else power.watts())
+            time.sleep(READ_EVERY)
+
+
+class Power:
+    """What Linux says that this machine draws: its processor packages (RAPL), else the sum of its power sensors."""
+
+    def __init__(self, classes: Path) -> None:
+        self._packages = sorted(classes.glob("powercap/intel-rapl:?/energy_uj"))
+        self._sensors = sorted(classes.glob("hwmon/hwmon*/power1_average")) or sorted(
+            classes.glob("hwmon/hwmon*/power1_input")
+        )
+        self._before: tuple[float, int] | None = None
+
+    def watts(self) -> float | None:
+        """Mean power since the last call, or the power now; None if it cannot be known (yet)."""
+        if energy := _numbers(self._packages):
+            before, self._before = self._before, (time.monotonic(), sum(energy))
+            if before is None or self._before[1] < before[1]:  # the first look, or the counter began anew
+                return None
+            return (self._before[1] - before[1]) / 1e6 / (self._before[0] - before[0])
+        power = _numbers(self._sensors)
+        return sum(power) / 1e6 if power else None
+
+
+def host_name() -> str:
+    """This machine's name without its domain, in letters that names of workers may have."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname().partition(".")[0]) or "worker"
+
+
+@cache
+def _chip() -> str:
+    if sys.platform == "darwin":
+        return _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
+@cache
+def _system() -> str:
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _thermal() -> Thermal:
+    if sys.platform == "darwin":
+        return pressure(_said("notifyutil", "-g", "com.apple.system.thermalpressurelevel"))
+    return hottest_zone(Path("/sys/class/thermal"))
+
+
+def pressure(said: str) -> Thermal:
+    """What `notifyutil` means: the key's name and its level."""
+    level = said.rpartition(" ")[2]
+    return PRESSURE[min(int(level), len(PRESSURE) - 1)] if level.isdigit() else "unknown"
+
+
+def hottest_zone(zones: Path) -> Thermal:
+    """The worst of Linux's thermal zones: past its critical, its hot or its passive trip point, or below all."""
+    worst: list[int] = []
+    for zone in zones.glob("thermal_zone*"):
+        for temperature in _numbers([zone / "temp"]):
+            worst.append(0)
+            for trip in zone.glob("trip_point_*_type"):
+                (limit,) = _numbers([zone / trip.name.replace("_type", "_temp")]) or [0]
+                if 0 < limit <= temperature:
+                    worst.append({"passive": 1, "hot": 2, "critical": 3}.get(trip.read_text().strip(), 0))
+    return PRESSURE[max(worst)] if worst else "unknown"
+
+
+def _numbers(files: list[Path]) -> list[int]:
+    """What those of `files` hold that can be read."""
+    found = []
+    for file in files:
+        try:
+            found.append(int(file.read_text()))
+        except (OSError, ValueError):  # only root may read it, or the sensor is off
+            continue
+    return found
+
+
+def _said(*command: str) -> str:
+    """The output of a command, or nothing if it fails or is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
