@@ -18,6 +18,9 @@ WINDOW = 20_000
 """Lines of a batch that may be in Redis without a result: about 60 MB."""
 POLL_SECONDS = 0.25
 
+BEGINNING = 200
+"""Characters by which lines of one template are known: some fifty tokens."""
+
 
 class Cancelled(UserError):
     """The batch was cancelled while it was submitted."""
@@ -32,6 +35,9 @@ def submit(
 ) -> Submitted:
     """Queues every line that has no result yet, waiting while WINDOW lines have none; returns what became of all lines.
 
+    Of every CHUNK lines those that begin alike follow each other, so that a worker claims them together and reads their
+    template once. Batches take turns line by line all the same.
+
     Submitting again queues only what is missing, at any time and however often it was cut; with `retry_failed` also the
     lines that failed. `tick` is called with each new state of the batch; what it raises ends the submission.
     """
@@ -42,13 +48,22 @@ def submit(
         if isinstance(item, JobBody):
             chunk.append(item.model_copy(update={"batch": batch.id}))
         if len(chunk) == CHUNK:
-            sent += batches.submit_chunk(redis, batch, chunk, retry_failed)
+            sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed)
             _wait(redis, batch, tick)
             chunk = []
     if chunk:
-        sent += batches.submit_chunk(redis, batch, chunk, retry_failed)
+        sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed)
         _wait(redis, batch, tick)
     return sent
+
+
+def together(chunk: list[JobBody]) -> list[JobBody]:
+    """Those that begin alike one after another, in the order of the first of each."""
+    alike: dict[str, list[JobBody]] = {}
+    for body in chunk:
+        text = body.prompt or "\n".join(message.content for message in body.messages or ())
+        alike.setdefault(text[:BEGINNING], []).append(body)
+    return [body for bodies in alike.values() for body in bodies]
 
 
 def _wait(redis: redis_py.Redis, batch: BatchInfo, tick: Callable[[BatchStatus], None]) -> None:
