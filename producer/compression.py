@@ -26,7 +26,7 @@ def plain(file: BinaryIO) -> BinaryIO:
     magic = file.read(4)
     file.seek(0)
     if magic.startswith(GZIP):
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), 2**16)
     if magic == ZSTD:
         return io.BufferedReader(_Zstd(file), 2**16)
     return file

@@ -33,7 +33,7 @@ class UserError(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = USAGE) -> None:
         super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue]
+        self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue] -- its base means one per class
 
 
 class Interrupted(UserError):

@@ -11,6 +11,7 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -44,7 +45,8 @@ def batch(server: Server, redis_server: RedisServer) -> None:
     print(f"validated {LINES:,} lines in {time.monotonic() - began:.1f} s")
     with redis_server.connect() as redis:
         while (ended := client.batches.retrieve(made.id)).status not in ENDED:
-            most = max(most, redis.info("memory")["used_memory"])  # pyright: ignore[reportIndexIssue]
+            memory: Any = redis.info("memory")
+            most = max(most, memory["used_memory"])
             time.sleep(0.5)
     print(f"{ended.status} {counts(ended)} after {time.monotonic() - began:.1f} s")
     print(f"memory at most: server {peak(server.process.pid):.0f} MB, Redis {most / 1e6:.0f} MB")

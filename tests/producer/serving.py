@@ -113,8 +113,8 @@ def counts(batch: Batch) -> tuple[int, int, int]:
 
 def refused(error: APIStatusError) -> tuple[int, str | None, str | None]:
     """Status, code and parameter of an error that has OpenAI's form."""
-    assert error.body
-    assert set(error.body) == {"message", "type", "param", "code"}  # pyright: ignore[reportArgumentType]
+    assert isinstance(error.body, dict)
+    assert set(error.body) == {"message", "type", "param", "code"}
     return error.status_code, error.code, error.param
 
 

@@ -193,7 +193,8 @@ def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
     long = Result("2-0", orjson.dumps({"custom_id": "long", "text": "x" * 30_000}), 1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with pytest.raises(UserError, match="cannot write"), Output(path, "b") as output:  # noqa: PT012
+    expected = pytest.raises(UserError, match="cannot write")
+    with expected, Output(path, "b") as output:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
         try:
             output.write(long)

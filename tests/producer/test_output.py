@@ -200,7 +200,8 @@ def test_failures_that_run_again_leave_the_error_file(tmp_path: Path, format: st
 
 def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
-    with pytest.raises(UserError, match="keeps other columns"), Output(path, "b") as output:  # noqa: PT012
+    expected = pytest.raises(UserError, match="keeps other columns")
+    with expected, Output(path, "b") as output:
         output.write(done(0))
         output.write(done(1, keep={"stars": 1}))
     with Output(path, "b") as output:

@@ -148,7 +148,7 @@ def test_a_worker_that_dies_is_named(shell: Shell, model: str) -> None:
     process = shell.start("run", prompts(shell), "-o", "out.jsonl", "--pair", model)
     wait_until_half_done(shell, process)
     with redis_of(shell) as redis:
-        (worker,) = (int(redis.hget(key, "pid")) for key in redis.smembers("rq:workers"))  # type: ignore[arg-type]
+        (worker,) = (int(redis.hget(key, "pid") or 0) for key in redis.smembers("rq:workers"))
     os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 70

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from draftmill.producer import batches, contract
-from draftmill.worker.queue import Claimed, JobQueue, Outcome
+from draftmill.worker.queue import Claimed, JobQueue, Outcome, Status
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
@@ -24,13 +24,13 @@ def submit(mill: Mill, retry_failed: bool = False) -> batches.Submitted:
     return batches.submit_chunk(mill.redis, INFO, bodies(), retry_failed)
 
 
-def ended(job: Claimed, status: str) -> Outcome:
+def ended(job: Claimed, status: Status) -> Outcome:
     error = None if status == "done" else {"code": "x", "message": "y"}
     line = orjson.dumps({"custom_id": job.custom_id, "error": error})
-    return Outcome(job, status, line)  # type: ignore[arg-type]
+    return Outcome(job, status, line)
 
 
-def run(mill: Mill, *statuses: str) -> list[Claimed]:
+def run(mill: Mill, *statuses: Status) -> list[Claimed]:
     """A worker ends the queued lines in these ways."""
     queue = JobQueue(mill.redis, "w", PAIR, 60)
     jobs = queue.claim(len(statuses))
