@@ -13,6 +13,7 @@ from . import models
 from .draft import DFlashDraft, load_draft
 from .families import adapt
 from .families.transformer import Transformer
+from .memory import stay_resident
 from .models import LoadedModel
 from .pairs import Pair
 from .racing import choose
@@ -35,6 +36,7 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
     Raises:
         ModelError: one of them cannot be found, read or served; the message is one line.
     """
+    stay_resident()
     loaded = models.load(pair.target, cache)
     target = adapt(loaded.model)
     draft: Any = None

@@ -10,10 +10,17 @@ import mlx.core as mx
 def default_budget() -> int:
     """Bytes for keys and values when nobody says: what the device recommends less what is in use, with a margin.
 
-    On a CPU, where the machine's memory is everybody's, a sixteenth of it.
+    On a Mac the recommended size follows `sysctl iogpu.wired_limit_mb`. On a CPU, where the machine's memory is
+    everybody's, it is a sixteenth of that.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
     info = mx.device_info()
     limit = int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
     return max(0, int(0.85 * limit) - mx.get_active_memory())
+
+
+def stay_resident() -> None:
+    """Wire what the GPU uses: macOS else takes the weights of a worker that waits out of memory. Elsewhere nothing."""
+    if mx.metal.is_available():
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
