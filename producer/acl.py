@@ -57,7 +57,7 @@ ROLES = {
         "eval time publish subscribe unsubscribe",
         (
             Grant(
-                "exists expire del hget hmget hgetall hset hdel hexists hincrby get incr llen lpop lpush lrem "
+                "exists expire del hget hmget hgetall hset hdel hexists hincrby get incr lindex llen lpop lpush lrem "
                 "sadd srem smembers srandmember scard hscan zadd zrem zrange zrangebyscore zremrangebyscore zscore",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:done:* ~draftmill:failures:* "
                 "~draftmill:turns:* ~draftmill:worker:* ~draftmill:workers ~draftmill:leases ~draftmill:later "

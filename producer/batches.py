@@ -74,7 +74,8 @@ class BatchStatus:
     """How far a batch is. `total` counts its lines, `submitted` those that reached the queue so far.
 
     `collected` is when its results were collected and dropped from Redis, or None. `retries` grows whenever failures
-    were taken back to run again: then what was read of the results before may hold some of them.
+    were taken back to run again: then what was read of the results before may hold some of them. `waiting_since` is
+    when the job that is next in its queue was queued, Redis TIME in seconds; while none is queued it means nothing.
     """
 
     id: str
@@ -94,6 +95,7 @@ class BatchStatus:
     is_cancelled: bool
     collected: float | None
     retries: int
+    waiting_since: float
     parameters: Mapping[str, Any]
 
     @property
@@ -206,6 +208,7 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
         is_cancelled=b"cancelled_at" in raw,
         collected=float(raw[b"collected_at"]) if b"collected_at" in raw else None,
         retries=number("retries"),
+        waiting_since=number("waiting_since") / 1000,
         parameters=orjson.loads(raw.get(b"parameters", b"{}")),
     )
 

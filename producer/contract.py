@@ -122,7 +122,8 @@ BATCHES = "draftmill:batches"
 
 def batch_key(batch: str) -> str:
     """Hash: pair, priority, user, source, parameters, created, cancelled_at, collected_at, and counters: total,
-    submitted, running, done, failed, cancelled, retries, prompt_tokens, completion_tokens.
+    submitted, running, done, failed, cancelled, retries, prompt_tokens, completion_tokens; and `waiting_since`: when
+    the job that is next in its queue was queued, Redis TIME in ms.
     """
     return f"draftmill:batch:{batch}"
 
@@ -175,8 +176,9 @@ def worker_key(worker: str) -> str:
 
     `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `power_watts` (empty
     if unknown), `version`, `mlx`, `pair`; `state` (working, draining, drained, refusing) and its `reason`; `lease`
-    (seconds of silence after which it counts as gone), `seen` and `started` (Redis TIME in seconds); `in_flight`,
-    `done`, `failed`, `tokens_per_second`; and counters since it started: `generated_tokens`, `rounds`, `row_rounds`,
-    `drafted`, `accepted`, `energy_joules` (while jobs were in flight).
+    (seconds of silence after which it counts as gone), `seen` and `started` (Redis TIME in seconds), `metrics`
+    (host:port for Prometheus, or empty); `in_flight`, `done`, `failed`, `tokens_per_second`; and counters since it
+    started: `generated_tokens`, `rounds`, `row_rounds`, `drafted`, `accepted`, `energy_joules` (while jobs were in
+    flight).
     """
     return f"draftmill:worker:{worker}"

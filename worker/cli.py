@@ -59,8 +59,13 @@ class Bytes(click.ParamType):
     show_default=True,
     help="Seconds that a stop may take to finish what runs; then it is handed back.",
 )
-@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
-@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address to serve metrics on.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; 0 takes a free port.")
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve metrics on, and at which Prometheus reaches this machine; at 0.0.0.0 by its host name.",
+)
 @click.option("--until-closed", is_flag=True, hidden=True, help="Hand back and end when standard input closes.")
 def worker(
     pair: str | None,
@@ -85,7 +90,7 @@ def worker(
     \b
     Examples:
       draftmill worker
-      draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9100
+      draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9481
       draftmill worker --target mlx-community/Qwen3-4B-4bit --draft z-lab/Qwen3-4B-DFlash-b16
       draftmill worker --pair qwen3-4b --depth 0 --memory 8G          # plain decoding in 8 GiB
     """
@@ -124,7 +129,8 @@ def worker(
         mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain)
     except OSError as error:
         raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
-    if metrics_port:
+    if metrics_port is not None:
+        mill.metrics.watch_mlx()
         try:
             mill.metrics.serve(metrics_host, metrics_port)
         except OSError as error:

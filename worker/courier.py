@@ -155,7 +155,7 @@ class Courier(threading.Thread):
         if isinstance(reply, redis_py.RedisError):  # its lease will expire, and in the end it fails as poison
             log.error("Redis refuses the result of %s: %s", outcome.job.id, reply)
         elif reply:
-            self.metrics.jobs.labels(outcome.status).inc()
+            self.metrics.observe_outcome(outcome)
         else:
             self.metrics.stale.inc()
 

@@ -109,10 +109,10 @@ class Heartbeat(threading.Thread):
     def _reap(self) -> None:
         for queue in self.worker.queues:
             worker_registration.clean_worker_registry(queue)
-        requeued, poisoned = self.queue.reap()
-        if requeued or poisoned:
-            self.metrics.reaped.inc(requeued + poisoned)
-            log.warning("took back %d expired leases, gave up %d poison jobs", requeued, poisoned)
+        reaped = self.queue.reap()
+        self.metrics.observe_reaped(reaped)
+        if any(reaped):
+            log.warning("took back %d expired leases, gave up %d poison jobs", *reaped)
 
     def _listen(self, seconds: float) -> None:
         """Wait for RQ's commands until the next beat."""

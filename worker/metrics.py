@@ -1,18 +1,29 @@
-"""What Prometheus sees of one worker, in a registry of its own."""
+"""What Prometheus sees of one worker, in a registry of its own: base units, and no job, batch or prompt in a label."""
 
 from __future__ import annotations
 
+import socket
+from functools import partial
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import orjson
 import prometheus_client as prometheus
-from prometheus_client import Counter, Gauge, Histogram
 
 from ..engine.stats import Stats
+from .queue import Outcome, Reaped
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 JOB_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+
+OUTCOMES = ("done", "failed", "cancelled", "retry", "returned")
+REASONS = ("invalid_request", "deadline_exceeded", "engine_failed", "lost_leases")
+"""Codes of error lines."""
+KINDS = ("prompt", "cached", "completion", "drafted", "accepted")
+"""Tokens that the line of a result counts."""
+ANYWHERE = ("", "0.0.0.0", "::")
+"""Addresses to listen on under which nobody can be reached."""
 
 
 class Counts(NamedTuple):
@@ -23,6 +34,7 @@ class Counts(NamedTuple):
     generated: int
     prompt: int
     cached: int
+    prefilled: int
     row_rounds: int
     drafted: int
     accepted: int
@@ -36,6 +48,7 @@ class Counts(NamedTuple):
             stats.generated_tokens,
             stats.prompt_tokens,
             stats.cached_tokens,
+            stats.prefilled_tokens,
             stats.row_rounds,
             stats.drafted,
             stats.accepted,
@@ -44,49 +57,76 @@ class Counts(NamedTuple):
 
 
 class Metrics:
-    """Counters of one worker; base units, no label names a job, a batch or a prompt."""
+    """The counters of one worker.
 
-    def __init__(self, pair: str, worker: str, version: str) -> None:
-        self.registry = registry = prometheus.CollectorRegistry()
-        self.jobs = Counter("draftmill_jobs", "Jobs by outcome.", ["outcome"], registry=registry)
-        self.generated = Counter("draftmill_generated_tokens", "Tokens generated.", registry=registry)
-        self.prompt = Counter("draftmill_prompt_tokens", "Prompt tokens of finished jobs.", registry=registry)
-        self.cached = Counter(
-            "draftmill_cached_tokens", "Prompt tokens of finished jobs that were not prefilled.", registry=registry
+    Tokens are counted twice: round by round as the engine handles them, whatever becomes of their job; and as
+    `result_tokens` once Redis has recorded a result, from its line, so that sums over lines and counters agree.
+
+    Args:
+        info: what else there is to say of the worker.
+    """
+
+    def __init__(self, pair: str, worker: str, version: str, **info: str) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self.address = ""  # host:port under which others find these metrics, if they do
+        counter = partial(prometheus.Counter, registry=self.registry)
+        gauge = partial(prometheus.Gauge, registry=self.registry)
+        histogram = partial(prometheus.Histogram, registry=self.registry)
+        self.jobs = counter("draftmill_jobs", "Tries of jobs by outcome; retry and returned: to run again.", ["outcome"])
+        self.failures = counter("draftmill_failures", "Tries of jobs that failed, by reason.", ["reason"])
+        self.result_tokens = counter(
+            "draftmill_result_tokens", "Tokens of recorded results, as their lines say.", ["kind"]
         )
-        self.rounds = Counter("draftmill_rounds", "Rounds of the engine.", registry=registry)
-        self.spec_rounds = Counter("draftmill_spec_rounds", "Decoding rounds, counted for each row.", registry=registry)
-        self.spec_drafted = Counter("draftmill_spec_draft_tokens", "Draft tokens verified.", registry=registry)
-        self.spec_accepted = Counter("draftmill_spec_accepted_tokens", "Draft tokens accepted.", registry=registry)
-        self.spec_positions = Counter(
+        self.generated = counter("draftmill_generated_tokens", "Tokens generated.")
+        self.prompt = counter("draftmill_prompt_tokens", "Prompt tokens of ended requests.")
+        self.cached = counter("draftmill_cached_tokens", "Prompt tokens of ended requests that were not prefilled.")
+        self.rounds = counter("draftmill_rounds", "Rounds of the engine.")
+        self.spec_rounds = counter("draftmill_spec_rounds", "Decoding rounds, counted for each row.")
+        self.spec_drafted = counter("draftmill_spec_draft_tokens", "Draft tokens verified.")
+        self.spec_accepted = counter("draftmill_spec_accepted_tokens", "Draft tokens accepted.")
+        self.spec_positions = counter(
             "draftmill_spec_accepted_tokens_per_position",
             "Draft tokens accepted, by their place in the block.",
             ["position"],
-            registry=registry,
         )
-        self.batch_size = Histogram("draftmill_batch_size", "Rows in a round.", buckets=ROWS, registry=registry)
-        self.round_seconds = Histogram(
-            "draftmill_round_seconds", "Wall time of a round.", buckets=ROUND_SECONDS, registry=registry
+        self.batch_size = histogram("draftmill_batch_size", "Rows in a round.", buckets=ROWS)
+        self.round_seconds = histogram(
+            "draftmill_round_seconds", "Wall time of a round; prefill: with prompts.", ["phase"], buckets=ROUND_SECONDS
         )
-        self.in_flight = Gauge("draftmill_in_flight", "Jobs claimed and not committed.", registry=registry)
-        self.run_seconds = Histogram(
-            "draftmill_run_seconds", "From claim to end of a job.", buckets=JOB_SECONDS, registry=registry
-        )
-        self.queue_seconds = Histogram(
-            "draftmill_queue_seconds", "From queue to claim of a job.", buckets=JOB_SECONDS, registry=registry
-        )
-        self.commits_pending = Gauge("draftmill_commits_pending", "Outcomes not yet in Redis.", registry=registry)
-        self.redis_errors = Counter("draftmill_redis_errors", "Failed calls of Redis.", registry=registry)
-        self.leases_lost = Counter("draftmill_leases_lost", "Leases lost by this worker.", registry=registry)
-        self.stale = Counter("draftmill_stale_commits", "Commits that came too late.", registry=registry)
-        self.reaped = Counter("draftmill_reaped", "Expired leases taken back.", registry=registry)
-        info = Gauge("draftmill_worker_info", "This worker.", ["pair", "worker", "version"], registry=registry)
-        info.labels(pair, worker, version).set(1)
-        self._seen = Counts(0, 0, 0, 0, 0, 0, 0, 0, ())
+        self.slots = gauge("draftmill_slots", "Rows that the engine runs at a time.")
+        self.in_flight = gauge("draftmill_in_flight", "Jobs that the engine has.")
+        self.run_seconds = histogram("draftmill_run_seconds", "From claim to end of a job.", buckets=JOB_SECONDS)
+        self.queue_seconds = histogram("draftmill_queue_seconds", "From queue to claim of a job.", buckets=JOB_SECONDS)
+        self.commits_pending = gauge("draftmill_commits_pending", "Outcomes not yet in Redis.")
+        self.redis_errors = counter("draftmill_redis_errors", "Failed calls of Redis.")
+        self.leases_lost = counter("draftmill_leases_lost", "Leases lost by this worker.")
+        self.stale = counter("draftmill_stale_commits", "Commits that came too late.")
+        self.reaped = counter("draftmill_reaped", "Expired leases taken back.")
+        self.active_memory = gauge("draftmill_mlx_active_memory_bytes", "Memory that MLX has in use.")
+        self.peak_memory = gauge("draftmill_mlx_peak_memory_bytes", "Most memory that MLX had in use.")
+        labels = {"pair": pair, "worker": worker, "version": version, **info}
+        gauge("draftmill_worker_info", "This worker.", list(labels)).labels(**labels).set(1)
+        for outcome in OUTCOMES:  # a counter that appears with its first event hides it from `rate`
+            self.jobs.labels(outcome)
+        for reason in REASONS:
+            self.failures.labels(reason)
+        for kind in KINDS:
+            self.result_tokens.labels(kind)
+        self._energy: prometheus.Counter | None = None
+        self._seen = Counts.of(Stats())
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on `host:port`; raises OSError if the port is taken."""
-        prometheus.start_http_server(port, addr=host, registry=self.registry)
+        """Answer Prometheus on `host:port`, any free port if it is 0; raises OSError if the port is taken."""
+        server, _ = prometheus.start_http_server(port, addr=host, registry=self.registry)
+        reachable = socket.gethostname() if host in ANYWHERE else host
+        self.address = f"{f'[{reachable}]' if ':' in reachable else reachable}:{server.server_port}"
+
+    def watch_mlx(self) -> None:
+        """From now on read MLX's memory whenever Prometheus asks."""
+        import mlx.core as mx
+
+        self.active_memory.set_function(mx.get_active_memory)
+        self.peak_memory.set_function(mx.get_peak_memory)
 
     def observe_round(self, seconds: float, stats: Stats) -> None:
         """Account for one step of the engine."""
@@ -104,4 +144,42 @@ class Metrics:
         if rounds := now.rounds - before.rounds:
             self.rounds.inc(rounds)
             self.batch_size.observe((now.rows - before.rows) / rounds)
-            self.round_seconds.observe(seconds)
+            phase = "prefill" if now.prefilled > before.prefilled else "decode"
+            self.round_seconds.labels(phase).observe(seconds)
+
+    def observe_outcome(self, outcome: Outcome) -> None:
+        """Account for an outcome that Redis has recorded."""
+        self.jobs.labels(outcome.status).inc()
+        match outcome.status:
+            case "done":
+                self._observe_usage(orjson.loads(outcome.line)["response"]["body"]["usage"])
+            case "failed":
+                self.failures.labels(orjson.loads(outcome.line)["error"]["code"]).inc()
+            case "retry":
+                self.failures.labels("engine_failed").inc()
+
+    def _observe_usage(self, usage: dict[str, Any]) -> None:
+        drafts = usage.get("completion_tokens_details", {})
+        accepted = drafts.get("accepted_prediction_tokens", 0)
+        counts = (
+            usage["prompt_tokens"],
+            usage["prompt_tokens_details"]["cached_tokens"],
+            usage["completion_tokens"],
+            accepted + drafts.get("rejected_prediction_tokens", 0),
+            accepted,
+        )
+        for kind, count in zip(KINDS, counts, strict=True):
+            self.result_tokens.labels(kind).inc(count)
+
+    def observe_reaped(self, reaped: Reaped) -> None:
+        """Account for expired leases that this worker took back."""
+        self.reaped.inc(reaped.requeued + reaped.poisoned)
+        self.jobs.labels("failed").inc(reaped.poisoned)
+        self.failures.labels("lost_leases").inc(reaped.poisoned)
+
+    def add_energy(self, joules: float) -> None:
+        """Account for what the machine drew while jobs were in flight; while that is unknown there is no counter."""
+        if self._energy is None:
+            help = "What the machine drew while jobs were in flight."
+            self._energy = prometheus.Counter("draftmill_energy_joules", help, registry=self.registry)
+        self._energy.inc(joules)

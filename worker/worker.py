@@ -91,7 +91,8 @@ class MillWorker(BaseWorker):
         self.engine = engine
         self.pair = pair
         self.capacity = 2 * engine.max_rows
-        self.metrics = Metrics(pair, self.name, VERSION)
+        self.metrics = Metrics(pair, self.name, VERSION, host=host.name, chip=host.chip, mlx=MLX)
+        self.metrics.slots.set(engine.max_rows)
         self.queue = JobQueue(connection, self.name, pair, lease)
         self.spool = Spool(spool, self.name)
         self.courier = Courier(self.queue, self.metrics, engine.max_rows, self.spool)
@@ -286,7 +287,9 @@ class MillWorker(BaseWorker):
         self._speed.append((time.monotonic(), stats.generated_tokens))
         (before, then), (after, latest) = self._speed[0], self._speed[-1]
         if held and reading.power_watts and len(self._speed) > 1:
-            self._joules += reading.power_watts * (after - self._speed[-2][0])
+            joules = reading.power_watts * (after - self._speed[-2][0])
+            self._joules += joules
+            self.metrics.add_energy(joules)
         state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)
         return {
             "pair": self.pair,
@@ -301,6 +304,7 @@ class MillWorker(BaseWorker):
             "state": "drained" if state == "draining" and not held else state,
             "reason": reason,
             "lease": self.queue.lease,
+            "metrics": self.metrics.address,
             "in_flight": len(self._running),
             "done": self._done,
             "failed": self._failed,

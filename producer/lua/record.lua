@@ -121,7 +121,8 @@ end
 -- Puts a job whose lease was dropped at the front of its queue.
 local function requeue(job)
   redis.call('HSET', job.key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'draftmill_enqueued', NOW)
-  redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id)
+  local alone = redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id) == 1
+  if alone and job.batch ~= '' then redis.call('HSET', 'draftmill:batch:' .. job.batch, 'waiting_since', NOW) end
   take_turns(job.queue)
 end
 

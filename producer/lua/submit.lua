@@ -42,7 +42,7 @@ for _ = 1, tonumber(ARGV[6]) do
     redis.call('HSET', job, 'draftmill_batch', batch, 'draftmill_custom_id', custom_id, 'draftmill_n', n,
       'draftmill_enqueued', NOW, unpack(ARGV, first, first + width - 1))
     if failure then redis.call('HSET', job, 'draftmill_retried', 1) end
-    redis.call('RPUSH', 'rq:queue:' .. queue, id)
+    if redis.call('RPUSH', 'rq:queue:' .. queue, id) == 1 then redis.call('HSET', key, 'waiting_since', NOW) end
   end
 end
 

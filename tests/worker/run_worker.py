@@ -12,6 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from draftmill.worker.host import Host
 from draftmill.worker.worker import MillWorker
 from tests.farm.crash import crash_at
 from tests.worker.set_speed_engine import SetSpeedEngine
@@ -21,7 +22,10 @@ PAIR = "set-speed"
 
 @dataclass(frozen=True)
 class Settings:
-    """`timeout` is the socket's; `crash` names a step at whose `crash_after`th time the process kills itself."""
+    """`timeout` is the socket's; `crash` names a step at whose `crash_after`th time the process kills itself.
+
+    `depth` is that of the engine's drafts. With `metrics` Prometheus finds it on a free port.
+    """
 
     url: str
     spool: str
@@ -32,6 +36,10 @@ class Settings:
     timeout: float = 10
     crash: str = ""
     crash_after: int = 1
+    depth: int = 0
+    host: str | None = None
+    watts: float | None = None
+    metrics: bool = False
 
     def command(self) -> list[str]:
         """What starts such a worker."""
@@ -41,9 +49,13 @@ class Settings:
 def run(settings: Settings) -> bool:
     """Works until a signal; prints `ready` when it is about to claim."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    engine = SetSpeedEngine(settings.rows, settings.round_seconds)
+    engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth)
     client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
-    worker = MillWorker(engine, PAIR, client, Path(settings.spool), settings.lease, settings.drain)
+    host = Host.here(settings.host, settings.watts)
+    worker = MillWorker(engine, PAIR, client, Path(settings.spool), settings.lease, settings.drain, host)
+    if settings.metrics:
+        worker.metrics.watch_mlx()
+        worker.metrics.serve("127.0.0.1", 0)
     if settings.crash:
         crash_at(worker, settings.crash, settings.crash_after)
     print("ready", flush=True)

@@ -1,4 +1,7 @@
-"""An engine of set speed: it has rows, rounds and a clock, and no model. Every token is one word."""
+"""An engine of set speed: it has rows, rounds and a clock, and no model. Every token is one word.
+
+What it says of its drafts is of the same kind: so many are verified each round, and a set pattern of them is accepted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from draftmill.engine.request import Completion, Request, RequestError
 from draftmill.engine.stats import Stats
@@ -14,20 +18,45 @@ from draftmill.engine.stats import Stats
 CONTEXT = 1000
 
 
+@dataclass
+class Row:
+    """A request at work, and what it has come to."""
+
+    request: Request
+    tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.tokens == self.request.sampling.max_tokens
+
+    def completion(self) -> Completion:
+        tokens = tuple(range(self.tokens))
+        text = " ".join(f"word{n}" for n in tokens)
+        of_prompt = len(self.request.tokens)
+        return Completion(
+            self.request.id, text, tokens, "length", of_prompt, 0, self.rounds, self.drafted, self.accepted
+        )
+
+
 class SetSpeedEngine:
-    """Generates one token per row and round; a round takes `round_seconds`.
+    """Generates one token per row and round, and those of `depth` drafted ones that are accepted; a round takes
+    `round_seconds`.
 
     A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "flaky" one round
     fails, with "broken" all of its rounds fail; with "needs:PATH" it is refused while there is no such file.
     `before_round` is called with rows at work.
     """
 
-    def __init__(self, max_rows: int = 8, round_seconds: float = 0.005) -> None:
+    def __init__(self, max_rows: int = 8, round_seconds: float = 0.005, depth: int = 0) -> None:
         self.max_rows = max_rows
         self.round_seconds = round_seconds
-        self.stats = Stats()
+        self.depth = depth
+        self.stats = Stats(accepted_per_position=[0] * depth)
         self._words: dict[int, str] = {}
-        self._rows: dict[str, tuple[Request, int]] = {}
+        self._rows: dict[str, Row] = {}
         self._waiting: deque[Request] = deque()
         self._cancelled: list[Completion] = []
         self._flaked = False
@@ -57,7 +86,7 @@ class SetSpeedEngine:
         waiting = next((request for request in self._waiting if request.id == id), None)
         if waiting:
             self._waiting.remove(waiting)
-        if request := row[0] if row else waiting:
+        if request := row.request if row else waiting:
             self._cancelled.append(Completion(id, "", (), "cancelled", len(request.tokens)))
 
     def _misbehave(self, words: set[str | None]) -> None:
@@ -71,21 +100,32 @@ class SetSpeedEngine:
         finished, self._cancelled = self._cancelled, []
         while self._waiting and len(self._rows) < self.max_rows:
             request = self._waiting.popleft()
-            self._rows[request.id] = (request, 0)
+            self._rows[request.id] = Row(request)
         if not self._rows:
             return finished
         self.before_round()
         time.sleep(self.round_seconds)
         self.stats.rounds += 1
         self.stats.rows += len(self._rows)
-        self.stats.generated_tokens += len(self._rows)
-        for id, (request, count) in list(self._rows.items()):
-            self._misbehave({self._words.get(token) for token in request.tokens})
-            self._rows[id] = (request, count + 1)
-            if count + 1 == request.sampling.max_tokens:
+        for id, row in list(self._rows.items()):
+            self._misbehave({self._words.get(token) for token in row.request.tokens})
+            self._advance(row)
+            if row.done:
                 del self._rows[id]
-                self.stats.prompt_tokens += len(request.tokens)
-                tokens = tuple(range(count + 1))
-                text = " ".join(f"word{n}" for n in tokens)
-                finished.append(Completion(id, text, tokens, "length", len(request.tokens), rounds=count + 1))
+                self.stats.prompt_tokens += len(row.request.tokens)
+                finished.append(row.completion())
         return finished
+
+    def _advance(self, row: Row) -> None:
+        """One round of a row: as in the real engine, what is accepted beyond its last token counts as accepted."""
+        accepted = (row.rounds + len(row.request.tokens)) % (self.depth + 1)
+        tokens = min(accepted + 1, row.request.sampling.max_tokens - row.tokens)
+        row.tokens += tokens
+        row.rounds += 1
+        self.stats.generated_tokens += tokens
+        self.stats.row_rounds += 1
+        for counters in (row, self.stats):
+            counters.drafted += self.depth
+            counters.accepted += accepted
+        for position in range(accepted):
+            self.stats.accepted_per_position[position] += 1

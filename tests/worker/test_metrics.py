@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from urllib.request import urlopen
 
@@ -10,23 +9,25 @@ import click
 import pytest
 
 from draftmill.engine.stats import Stats
+from draftmill.worker import results
 from draftmill.worker.cli import Bytes
 from draftmill.worker.metrics import Metrics
+from draftmill.worker.queue import Claimed
 
 
 def test_rounds_are_counted_from_the_engine_s_counters() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    metrics = Metrics("pair", "host-1", "0")
-    metrics.serve("127.0.0.1", port)
+    metrics = Metrics("pair", "host-1", "0", chip="M4")
+    metrics.serve("127.0.0.1", 0)
     metrics.observe_round(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
     metrics.observe_round(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7, cached_tokens=5))
     speculated = Stats(row_rounds=4, drafted=12, accepted=6, accepted_per_position=[4, 2, 0])
     metrics.observe_round(
         0.02, replace(speculated, rounds=3, rows=20, generated_tokens=20, prompt_tokens=7, cached_tokens=5)
     )
-    metrics.jobs.labels("done").inc()
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+    job = Claimed("b-1", b"", "t.1", "b", "r-1", 0.0)
+    metrics.observe_outcome(results.refused(job, "too long"))
+    metrics.observe_outcome(results.retry(job, RuntimeError()))
+    with urlopen(f"http://{metrics.address}/metrics") as answer:
         text = answer.read().decode()
     assert "draftmill_rounds_total 3.0" in text
     assert "draftmill_generated_tokens_total 20.0" in text
@@ -37,8 +38,12 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     assert "draftmill_prompt_tokens_total 7.0" in text
     assert "draftmill_cached_tokens_total 5.0" in text
     assert 'draftmill_batch_size_bucket{le="4.0"} 1.0' in text
-    assert 'draftmill_jobs_total{outcome="done"} 1.0' in text
-    assert 'draftmill_worker_info{pair="pair",version="0",worker="host-1"} 1.0' in text
+    assert 'draftmill_jobs_total{outcome="failed"} 1.0' in text
+    assert 'draftmill_failures_total{reason="invalid_request"} 1.0' in text
+    assert 'draftmill_failures_total{reason="engine_failed"} 1.0' in text
+    assert 'draftmill_failures_total{reason="lost_leases"} 0.0' in text
+    assert "energy" not in text
+    assert 'draftmill_worker_info{chip="M4",pair="pair",version="0",worker="host-1"} 1.0' in text
 
 
 @pytest.mark.parametrize(("text", "size"), [("900M", 900 * 2**20), ("4G", 2**32), ("1.5GiB", 3 * 2**29), ("100", 100)])

@@ -77,6 +77,13 @@ local function lease_job(job, queue)
   return token
 end
 
+-- Notes since when the next job of a batch waits, if there is one.
+local function note_waiting(queue, batch)
+  local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
+  local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
+  if since then redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since', since) end
+end
+
 local claimed, looked_at, is_alone = {}, 0, false
 while #claimed < wanted and looked_at < MOST_LOOKED_AT and not is_alone do
   local turn = next_turn()
@@ -101,7 +108,7 @@ while #claimed < wanted and looked_at < MOST_LOOKED_AT and not is_alone do
       local token = lease_job(job, turn.queue)
       claimed[#claimed + 1] =
         { id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, is_alone and 1 or 0, job.keep }
-      turn.due = turn.due + turn.cost
+      turn.due, turn.served = turn.due + turn.cost, job.batch
       allowances[turn.user] = allowances[turn.user] - 1
     end
   end
@@ -111,5 +118,6 @@ end
 for _, turn in ipairs(turns) do
   if turn.capped then turn.due = math.max(turn.due, clock) end
   if turn.due ~= turn.was then redis.call('ZADD', TURNS, 'XX', turn.due, turn.queue) end
+  if turn.served and turn.served ~= '' then note_waiting(turn.queue, turn.served) end
 end
 return claimed
