@@ -17,6 +17,7 @@ from .limits import limit_command
 from .redis_commands import redis_group
 from .run import run
 from .status_command import status_command
+from .workers_command import workers_group
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -92,6 +93,9 @@ def main(debug: bool) -> None:
 for command in (run, submit_command, status_command, collect_command, cancel_command, forget_command, limit_command):
     main.add_command(command)
 main.add_command(LazyCommand("serve", "producer.serve.command:serve", "Serve OpenAI's Batch API."))
+main.add_command(
+    LazyCommand("dashboard", "producer.dashboard.command:dashboard", "Show batches and workers on a live page.")
+)
 main.add_command(LazyCommand("worker", "worker.cli:worker", "Load a model and work on its queue."))
 main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pairs of target and draft."))
 main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
@@ -99,4 +103,5 @@ main.add_command(LazyCommand("train", "worker.train:train", "Train a draft for a
 main.add_command(LazyCommand("bench", "worker.bench:bench", "Measure speed beside mlx-lm and other engines."))
 main.add_command(LazyCommand("cron", "producer.cron_commands:cron_group", "Submit at set times."))
 main.add_command(redis_group)
+main.add_command(workers_group)
 main.add_command(completion_command)

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from . import batches
+from . import fleet
 from .batches import BatchStatus
 
 PLAIN_SECONDS = 5.0
@@ -27,47 +27,43 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class WorkerSpeed:
-    """What one live worker reports; `tokens_per_round` is 0 until it has drafted."""
+    """What one live worker reports; `tokens_per_round` is 0 until it has drafted, `watt_hours_per_million` (generated
+    tokens) None unless its power is known.
+    """
 
     name: str
     in_flight: int
     tokens_per_second: float
     tokens_per_round: float
+    watt_hours_per_million: float | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the live workers of a pair report together."""
+    """What the live workers of a pair, or of all pairs, report together."""
 
     workers: tuple[WorkerSpeed, ...] = ()
     tokens_per_second: float = 0.0
     tokens_per_round: float = 0.0
+    watt_hours_per_million: float | None = None
 
 
-def speed(redis: redis_py.Redis, pair: str) -> Speed:
+def speed(redis: redis_py.Redis, pair: str | None = None) -> Speed:
     """The speed of all live workers that serve `pair`."""
-    reports = [report for report in batches.workers(redis) if report.get("pair") == pair]
+    live = [report for report in fleet.reports(redis) if not report.gone and pair in (None, report.text("pair"))]
     workers = [
         WorkerSpeed(
-            report["name"],
-            int(_number(report, "in_flight")),
-            _number(report, "tokens_per_second"),
-            _per_round([report]),
+            report.name,
+            int(report.number("in_flight")),
+            report.tokens_per_second,
+            report.tokens_per_round,
+            report.watt_hours_per_million,
         )
-        for report in reports
+        for report in live
     ]
     workers.sort(key=lambda worker: -worker.tokens_per_second)
-    return Speed(tuple(workers), sum(worker.tokens_per_second for worker in workers), _per_round(reports))
-
-
-def _number(report: dict[str, str], name: str) -> float:
-    return float(report.get(name, 0))
-
-
-def _per_round(reports: Iterable[dict[str, str]]) -> float:
-    reports = list(reports)
-    rounds = sum(_number(report, "row_rounds") for report in reports)
-    return sum(_number(report, "accepted") for report in reports) / rounds + 1 if rounds else 0.0
+    total = sum(worker.tokens_per_second for worker in workers)
+    return Speed(tuple(workers), total, fleet.tokens_per_round(live), fleet.watt_hours_per_million(live))
 
 
 class Meter:
@@ -161,7 +157,7 @@ def describe(state: BatchStatus, speed: Speed, seconds_left: float | None) -> st
         parts.append("waiting for a worker")
     if len(speed.workers) > 1:
         parts.append(f"{len(speed.workers)} workers")
-    parts += _rates(speed)
+    parts += rates(speed)
     if seconds_left is not None:
         parts.append(f"{clock(seconds_left)} left")
     return " · ".join(parts)
@@ -169,15 +165,17 @@ def describe(state: BatchStatus, speed: Speed, seconds_left: float | None) -> st
 
 def describe_worker(worker: WorkerSpeed) -> str:
     """One line: `mini-3-98cdd4 · 32 in flight · 203 tokens/s · 4.1 tokens/round`."""
-    return " · ".join([worker.name, f"{worker.in_flight} in flight", *_rates(worker)])
+    return " · ".join([worker.name, f"{worker.in_flight} in flight", *rates(worker)])
 
 
-def _rates(speed: Speed | WorkerSpeed) -> list[str]:
+def rates(speed: Speed | WorkerSpeed) -> list[str]:
     rates: list[str] = []
     if speed.tokens_per_second:
         rates.append(f"{speed.tokens_per_second:,.0f} tokens/s")
     if speed.tokens_per_round > 1.05:
         rates.append(f"{speed.tokens_per_round:.1f} tokens/round")
+    if speed.watt_hours_per_million:
+        rates.append(f"{speed.watt_hours_per_million:,.0f} Wh/million tokens")
     return rates
 
 

@@ -9,6 +9,7 @@ import click
 import orjson
 
 from .batches import BatchStatus
+from .fleet import Report
 from .output import Output
 from .progress import Speed
 
@@ -70,9 +71,36 @@ def batch_report(state: BatchStatus, live: Speed | None = None) -> dict[str, Any
         report |= {
             "tokens_per_second": live.tokens_per_second,
             "tokens_per_round": live.tokens_per_round,
+            "watt_hours_per_million_tokens": live.watt_hours_per_million,
             "workers": [asdict(worker) for worker in live.workers],
         }
     return report
+
+
+def worker_report(report: Report) -> dict[str, Any]:
+    """A worker for scripts; `heartbeat_seconds` is how long ago its last heartbeat was."""
+    return {
+        "worker": report.name,
+        "host": report.host,
+        "state": report.state,
+        "reason": report.reason,
+        "pair": report.text("pair"),
+        "version": report.text("version"),
+        "mlx": report.text("mlx"),
+        "chip": report.text("chip"),
+        "memory": int(report.number("memory")),
+        "os": report.text("os"),
+        "thermal": report.text("thermal"),
+        "power_watts": report.power_watts,
+        "in_flight": int(report.number("in_flight")),
+        "done": int(report.number("done")),
+        "failed": int(report.number("failed")),
+        "generated_tokens": int(report.number("generated_tokens")),
+        "tokens_per_second": report.tokens_per_second,
+        "tokens_per_round": report.tokens_per_round,
+        "watt_hours_per_million_tokens": report.watt_hours_per_million,
+        "heartbeat_seconds": round(report.age, 1),
+    }
 
 
 def output_report(output: Output) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import redis as redis_py
 
 from . import batches, collect, options, server
 from .batches import BatchStatus
-from .progress import BatchProgress, speed
-from .report import batch_report, print_json, word
+from .progress import BatchProgress, describe_worker, rates, speed
+from .report import batch_report, count, print_json, word
 
 
 @click.command("status")
@@ -41,7 +41,7 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     elif as_json:
         print_json([batch_report(state) for state in batches.list_batches(redis)])
     else:
-        _list(batches.list_batches(redis))
+        _list(redis, batches.list_batches(redis))
 
 
 def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchStatus:
@@ -63,7 +63,7 @@ def _print(redis: redis_py.Redis, state: BatchStatus) -> None:
     print_json(batch_report(state, speed(redis, state.pair)))
 
 
-def _list(states: list[BatchStatus]) -> None:
+def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
     if not states:
         click.echo("No batches here. Make one: draftmill submit prompts.jsonl")
         return
@@ -74,6 +74,8 @@ def _list(states: list[BatchStatus]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if (live := speed(redis)).workers:
+        click.echo(" · ".join([f"{count(len(live.workers), 'worker')} live", *rates(live)]))
 
 
 def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
@@ -92,9 +94,11 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
         "ended": f"{state.done:,} done, {state.failed:,} failed, {state.cancelled:,} cancelled",
         "open": f"{state.running:,} running, {state.queued:,} queued, {missing:,} not submitted yet",
         "tokens": f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} generated",
-        "workers": f"{len(live.workers)} live, {live.tokens_per_second:,.0f} tokens/s" if live.workers else "none live",
+        "workers": " · ".join([f"{len(live.workers)} live", *rates(live)]) if live.workers else "none live",
     }
     if not live.workers and not state.complete:
         lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
     for name, value in lines.items():
         click.echo(f"{name:<10}{value}")
+    for worker in live.workers:
+        click.echo(f"{'':<10}{describe_worker(worker)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import re
 import signal
@@ -15,7 +16,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..producer.contract import DEFAULT_PAIR
-from ..producer.errors import INTERRUPTED, UserError, explain_file
+from ..producer.errors import INTERRUPTED, RESTART, UserError, explain_file
+from ..producer.fleet import scheduled_pair
 from ..producer.paths import cache_dir, data_dir
 from ..producer.server import connect
 
@@ -33,7 +35,7 @@ class Bytes(click.ParamType):
 
 
 @click.command()
-@click.option("--pair", help=f"Pair to serve: a name, or a target's folder or hub id.  [default: {DEFAULT_PAIR}]")
+@click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
 @click.option("--draft", help="Draft of that target: a folder or hub id.")
 @click.option(
@@ -66,6 +68,11 @@ class Bytes(click.ParamType):
     show_default=True,
     help="Address to serve metrics on, and at which Prometheus reaches this machine; at 0.0.0.0 by its host name.",
 )
+@click.option("--host", "host_name", metavar="NAME", help="Name of this machine in the fleet; default: its host name.")
+@click.option("--watts", type=click.FloatRange(0, min_open=True), help="What this machine draws at work, if you know.")
+@click.option(
+    "--log", "log_file", metavar="FILE", help="Log to FILE, which may be moved away; default: standard error."
+)
 @click.option("--until-closed", is_flag=True, hidden=True, help="Hand back and end when standard input closes.")
 def worker(
     pair: str | None,
@@ -80,6 +87,9 @@ def worker(
     drain: float,
     metrics_port: int | None,
     metrics_host: str,
+    host_name: str | None,
+    watts: float | None,
+    log_file: str | None,
     until_closed: bool,
 ) -> None:
     """Load a pair of target and draft, and generate: take its jobs from the queue until stopped.
@@ -87,12 +97,16 @@ def worker(
     SIGTERM or Ctrl-C finishes what is running, for --drain seconds at most, and ends; a second one hands it back to
     the queue and ends at once. A worker that is killed loses nothing: others take over its jobs after --lease seconds.
 
+    With --pair auto the pair is what `draftmill workers pair` says for this machine. When that changes, the worker
+    finishes what runs and ends with exit code 75, for launchd or systemd to start it again.
+
     \b
     Examples:
       draftmill worker
       draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9481
       draftmill worker --target mlx-community/Qwen3-4B-4bit --draft z-lab/Qwen3-4B-DFlash-b16
       draftmill worker --pair qwen3-4b --depth 0 --memory 8G          # plain decoding in 8 GiB
+      draftmill worker --pair auto --watts 65
     """
     if pair and (target or draft):
         raise UserError("--pair names both models: give either --pair or --target and --draft")
@@ -104,7 +118,7 @@ def worker(
     slow = preload()
     if until_closed:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    _log_to(log_file)
     log = logging.getLogger("draftmill.worker")
     if slow:
         log.warning(slow)
@@ -112,12 +126,20 @@ def worker(
     connection = connect(redis_url)
     connection.set_retry(Retry(NoBackoff(), 1))  # the worker waits by itself, and says so
 
+    import mlx.core as mx
+
     from ..engine.boxed import ModelError
     from ..engine.engine import Engine
     from ..engine.pairs import Pair, resolve
+    from .host import Host
     from .spool import spool_folder
     from .worker import MillWorker
 
+    accelerator = None if mx.default_device() == mx.cpu else mx.device_info().get("device_name")
+    host = Host.here(host_name, watts, str(accelerator) if accelerator else None)
+    auto = pair == "auto"
+    if auto and not (pair := scheduled_pair(connection, host.name)):
+        raise UserError(f"no pair is scheduled for {host.name}; say which: draftmill workers pair {host.name} PAIR")
     name = pair or target or DEFAULT_PAIR
     try:
         models = Pair(target, target, draft) if target else resolve(name)
@@ -126,7 +148,7 @@ def worker(
     except ModelError as error:
         raise UserError(str(error)) from error
     try:
-        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain)
+        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain, host, auto)
     except OSError as error:
         raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
     if metrics_port is not None:
@@ -137,10 +159,27 @@ def worker(
             where = f"{metrics_host}:{metrics_port}"
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
     drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
-    click.echo(f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows")
+    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows"
+    click.echo(ready)
     sys.stdout.flush()
-    if not mill.work():
+    log.info(ready)
+    ended_well = mill.work()
+    if mill.restart:
+        sys.exit(RESTART)
+    if not ended_well:
         sys.exit(INTERRUPTED)
+
+
+def _log_to(file: str | None) -> None:
+    """Warnings go to standard error, a little more to a file; that may be rotated at any time."""
+    if file is None:
+        return logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    try:
+        handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot log to", file)) from error
+    logging.basicConfig(format="%(asctime)s %(message)s", handlers=[handler], level=logging.WARNING)
+    logging.getLogger("draftmill").setLevel(logging.INFO)
 
 
 def _end_with_input() -> None:

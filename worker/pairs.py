@@ -8,15 +8,17 @@ import click
 from huggingface_hub import try_to_load_from_cache
 
 from ..engine import boxed
-from ..engine.pairs import PAIRS, Pair
+from ..engine.pairs import PAIRS, Pair, resolve
 from ..producer import options
+from ..producer.errors import UserError
 from ..producer.paths import cache_dir
 from ..producer.report import print_json
 
 
 @click.command()
+@click.option("--fetch", metavar="PAIR", help="Fetch both models of PAIR, unless they are here already.")
 @options.as_json
-def pairs(as_json: bool) -> None:
+def pairs(fetch: str | None, as_json: bool) -> None:
     """List the known pairs of target and draft, and what of them is on this machine.
 
     Any quantisation of a target, by folder or hub id, takes the draft of its pair.
@@ -24,8 +26,11 @@ def pairs(as_json: bool) -> None:
     \b
     Examples:
       draftmill pairs
+      draftmill pairs --fetch qwen3-4b
       draftmill pairs --json | jq -r '.[] | select(.here == ["target", "draft"]).pair'
     """
+    if fetch:
+        return _fetch(fetch)
     if as_json:
         return print_json(
             [{"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p)} for p in PAIRS.values()]
@@ -41,6 +46,18 @@ def pairs(as_json: bool) -> None:
         click.echo(
             "  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[3]]).rstrip()
         )
+
+
+def _fetch(name: str) -> None:
+    """Prints the folder of each model of the pair."""
+    from ..engine.models import ModelError, locate
+
+    try:
+        pair = resolve(name)
+        for model in filter(None, (pair.target, pair.draft)):
+            click.echo(locate(model, cache_dir()))
+    except ModelError as error:
+        raise UserError(str(error)) from error
 
 
 def here(pair: Pair) -> list[str]:

@@ -26,8 +26,8 @@ RETRY_SECONDS = 5.0
 """Until the second try of a job that failed through no fault of its own; the third comes after four times as long."""
 
 
-Status = Literal["done", "failed", "cancelled", "retry"]
-"""How a claimed job ends."""
+Status = Literal["done", "failed", "cancelled", "retry", "returned"]
+"""How a claimed job ends; `returned` ones are handed back unfinished."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,15 @@ class JobQueue:
         with self.redis.pipeline(transaction=False) as pipe:
             for end in outcomes:
                 head = (rq_now(), str(contract.RESULT_TTL), self.worker, end.job.id, end.job.token)
-                if end.status == "retry":
+                if end.status == "returned":
+                    pipe.eval(RELEASE, 0, *head[:2], end.job.id, end.job.token)
+                elif end.status == "retry":
                     pipe.eval(RETRY, 0, *head, end.reason, str(int(RETRY_SECONDS * 1000)), str(contract.MAX_LEASES))
                 else:
                     counts = (str(end.prompt_tokens), str(end.completion_tokens))
                     pipe.eval(COMMIT, 0, *head, end.status, end.line, *counts, end.reason)
             replies = pipe.execute(raise_on_error=False)
-        return [r if isinstance(r, redis_py.RedisError) else r == b"recorded" for r in replies]
+        return [r if isinstance(r, redis_py.RedisError) else r in (b"recorded", 1) for r in replies]
 
     def release(self, jobs: Iterable[Claimed]) -> int:
         """Hand unfinished jobs back to the front of their queue."""

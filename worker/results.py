@@ -63,6 +63,11 @@ def retry(job: Claimed, error: Exception) -> Outcome:
     return Outcome(job, "retry", b"", reason=f"the engine failed with {type(error).__name__}")
 
 
+def returned(job: Claimed) -> Outcome:
+    """A request that a drained worker did not finish in time: it goes back to the front of its queue."""
+    return Outcome(job, "returned", b"")
+
+
 def cancelled(job: Claimed, why: str) -> Outcome:
     """The outcome of a request that was cancelled with its batch, or stopped by RQ's command."""
     code, message = CANCELLED[why]

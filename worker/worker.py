@@ -111,6 +111,8 @@ class MillWorker(BaseWorker):
         self.drain = drain
         self.auto = auto
         self.duty = UNHEARD
+        self.restart = False
+        self._hand_back_at = math.inf
         self.signals = 0
         self._stop_at = math.inf
         self._failures = 0
@@ -128,7 +130,7 @@ class MillWorker(BaseWorker):
         """Run until a signal says stop; True after a warm stop, False if jobs were handed back.
 
         The first SIGTERM or SIGINT finishes what is in flight, for `drain` seconds at most; the second hands it
-        back and ends at once.
+        back and ends at once. `restart` is True if it ended by itself, to serve another pair.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request_shutdown)
@@ -143,6 +145,7 @@ class MillWorker(BaseWorker):
                 self._take()
                 self._drop()
                 self._watch_deadlines()
+                self._watch_duty()
                 if self.engine.busy:
                     self._step()
                 elif self.signals and not self.courier.arrived.is_set():
@@ -207,6 +210,21 @@ class MillWorker(BaseWorker):
                 running.dropped = "overdue"
                 self.engine.cancel(id)
 
+    def _watch_duty(self) -> None:
+        """While the worker takes nothing new: finish what runs, for `drain` seconds at most, then hand it back."""
+        if self.duty.takes_jobs:
+            self._hand_back_at = math.inf
+            return
+        now = time.monotonic()
+        self._hand_back_at = min(self._hand_back_at, now + self.drain)
+        if self.duty.restart and not self.signals:
+            self.restart = True
+            self.request_shutdown()
+        for id, running in self._running.items() if now > self._hand_back_at else ():
+            if not running.dropped:
+                running.dropped = "returned"
+                self.engine.cancel(id)
+
     def _step(self) -> None:
         begin = time.perf_counter()
         try:
@@ -228,6 +246,8 @@ class MillWorker(BaseWorker):
             self.engine.add(running.request)
         elif running.dropped == "overdue":
             return results.overdue(running.job, running.body.sampling.max_seconds or 0)
+        elif running.dropped == "returned":
+            return results.returned(running.job)
         elif running.dropped != "lost":
             return results.cancelled(running.job, running.dropped)
         return None
@@ -253,7 +273,7 @@ class MillWorker(BaseWorker):
         if outcomes:
             statuses = [outcome.status for outcome in outcomes]
             self._done += statuses.count("done")
-            self._failed += len(statuses) - statuses.count("done") - statuses.count("retry")
+            self._failed += statuses.count("failed") + statuses.count("cancelled")
             self.courier.deliver(outcomes)
         self.metrics.in_flight.set(len(self._running))
 
