@@ -125,7 +125,8 @@ def test_json_for_scripts(shell: Shell, worker: Callable[[], None]) -> None:
     worker()
     watched = [orjson.loads(line) for line in shell("status", batch, "--watch", "--json").stdout.splitlines()]
     assert [state["done"] for state in watched] == sorted(state["done"] for state in watched)
-    assert list(watched[-1]) == [*BATCH_KEYS, "tokens_per_second", "tokens_per_round", "workers"]
+    live = ["tokens_per_second", "tokens_per_round", "watt_hours_per_million_tokens", "workers"]
+    assert list(watched[-1]) == [*BATCH_KEYS, *live]
     assert (watched[-1]["complete"], watched[-1]["failed"]) == (True, 1)
     late = orjson.loads(shell("collect", batch, "-o", "out.parquet", "--json").stdout)
     assert late == early | {
