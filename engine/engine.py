@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..kernels.packing import Packing, Span
+from ..kernels.packing import Packing
 from . import models
 from .budget import Budget
 from .calibration import calibrated
+from .constrained import LateChoice
 from .draft import DFlashDraft
 from .drafting import Drafter, DraftRow
 from .families.transformer import Transformer
+from .frontier import Frontier, Share
+from .grammar import GrammarError, Grammars
 from .late_context import Late, LateContext
 from .loading import load_pair
 from .market import Candidate
@@ -24,12 +26,12 @@ from .pairs import Pair
 from .pool import KVPool
 from .prefix import PrefixCache
 from .request import Completion, FinishReason, Request, RequestError
+from .rounds import Round, pack
 from .row import Row
 from .scheduler import Plan, Scheduler, Segment
 from .snapshot import Snapshot
 from .stats import Stats
 from .text import Text
-from .verify import accept
 
 MAX_ROWS = 32
 
@@ -39,15 +41,6 @@ rows, of which each has its own suffix to hold, and its completion."""
 
 LATE = 32
 """One part in so many of the memory is for taps of which the draft has had no need yet."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round in flight: the segments that yield, and what they emit, on the device: counts [M] of tokens [M, W]."""
-
-    yielding: list[Segment]
-    tokens: mx.array
-    counts: mx.array
 
 
 def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
@@ -60,7 +53,9 @@ class Engine:
 
     `step` launches round r + 1 before it reads round r, so the device never waits for the host: anchors, cursors and
     accepted counts stay on the device. The host therefore learns of an end token one round late, and what that row
-    did in the extra round is thrown away. All calls from one thread.
+    did in the extra round is thrown away. A row with a grammar, whose next tokens depend on what the last ones were,
+    takes part in every second round, so that the others need not wait; in every round where all rows are such.
+    All calls from one thread.
 
     Args:
         target: adapter over the loaded target.
@@ -114,9 +109,9 @@ class Engine:
         self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth), prefixes)
         self.budget: Budget | None = None
         self.stats.accepted_per_position = [0] * most
-        self._anchors = mx.zeros(max_rows, mx.int32)
-        self._cursors = mx.zeros(max_rows, mx.int32)
-        self._replay = mx.zeros(max_rows, mx.int32)
+        self._grammars = Grammars(tokenizer, target.vocabulary)
+        self._late_choice = LateChoice()
+        self._frontier = Frontier(max_rows)
         self._in_flight: Round | None = None
         self._rows: dict[str, Row] = {}
         self._finished: list[Row] = []
@@ -180,6 +175,8 @@ class Engine:
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {self.pool.slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
+        if request.schema is not None:
+            row.matcher = self._grammars.matcher(request.schema)
         self._rows[request.id] = row
         self.scheduler.add(row)
 
@@ -198,9 +195,10 @@ class Engine:
     def step(self) -> list[Completion]:
         """Launch the next round, then read the one before it; returns the requests that finished."""
         try:
+            if self._in_flight and self._in_flight.late and not self._in_flight.yielding:
+                self._read_in_flight()  # no row could take part in the next round before
             launched = self._launch(self.scheduler.plan())
-            if self._in_flight:
-                self._read(self._in_flight)
+            self._read_in_flight()
         except Exception:
             self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
             self._late.clear()
@@ -231,7 +229,7 @@ class Engine:
         pending = self._restore(segments)
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
-        tokens, packing = self._pack(segments, drafted)
+        tokens, packing = pack(segments, drafted, self._frontier)
         hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
         pending.append(hidden)
         if self.drafter:
@@ -244,17 +242,14 @@ class Engine:
                 pending += self._extend(self._late.take([s.row]))
                 s.keep.snapshot = Snapshot.take(self._pools, s.extent.start, s.bound, self.state.recurrent, s.slot)
                 pending += s.keep.snapshot.arrays
-        yielding = [segment for segment in segments if segment.yields]
-        emitted = counts = mx.zeros((0,), mx.int32)
-        if yielding:
-            emitted, counts = self._verify(hidden, packing, segments, drafted)
+        launched = self._verify(hidden, packing, segments, drafted)
         # Attention reads what the round wrote, so this evaluates the pools too. Naming them would hold them until
         # the round ends, and the next round's first write would then have to copy a pool.
-        mx.async_eval(*pending, emitted, counts, self._anchors, self._cursors, self._replay)
+        mx.async_eval(*pending, *launched.arrays, *self._frontier.arrays)
         self.stats.rounds += 1
         self.stats.rows += len(segments)
         self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
-        return Round(yielding, emitted, counts)
+        return launched
 
     def _restore(self, segments: list[Segment]) -> list[mx.array]:
         """Let rows go on from the prefixes that they share; returns what to evaluate with the round."""
@@ -270,81 +265,56 @@ class Engine:
         assert self.drafter is not None
         self._extend(self._late.take([s.row for s in segments]))
         rows = [DraftRow(s.row.request, s.slot, s.extent.start, s.first, s.exact, s.depth or 0) for s in segments]
-        return self.drafter.draft_blocks(rows, self._anchors, self._cursors)
+        return self.drafter.draft_blocks(rows, self._frontier.anchors, self._frontier.cursors)
 
     def _extend(self, late: Late | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
         return [self.drafter.extend(*late)] if self.drafter and late else []
 
-    def _verify(
-        self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None
-    ) -> tuple[mx.array, mx.array]:
-        """What the yielding rows emit; moves their anchors and cursors."""
+    def _verify(self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None) -> Round:
+        """What the yielding rows emit; moves the frontier of those that need not wait for a grammar."""
         wanted: list[int] = []  # packed tokens whose logits are needed: a chunk's last, a block's all
         for span, segment in zip(packing.spans, segments, strict=True):
             if segment.yields:
                 end = span.query + span.count
                 wanted.extend(range(end - 1 - (segment.depth or 0), end))
         yielding = [segment for segment in segments if segment.yields]
-        depths = [segment.depth or 0 for segment in yielding]
-        slots = mx.array([segment.slot for segment in yielding])
-        chunk = mx.array([segment.depth is None for segment in yielding])
-        # A chunk's cursor is the host's; a block's is on the device and moves with what is accepted.
-        cursors = mx.where(chunk, mx.array([segment.bound - 1 for segment in yielding]), self._cursors[slots])
-        samplings = [segment.row.request.sampling for segment in yielding]
-        logits = self.target.head(hidden[mx.array(wanted)])
-        emitted, counts = accept(logits, drafted, depths, samplings, cursors + 1)
-        last = mx.take_along_axis(emitted, counts[:, None] - 1, axis=1)[:, 0]
-        self._anchors[slots] = last
-        self._cursors[slots] = cursors + counts
-        self._replay[slots] = mx.where(mx.array([depth > 0 for depth in depths]), counts, 0)
-        return emitted, counts
+        if not yielding:
+            return Round()
+        free, late = Share(yielding, self.target.head(hidden[mx.array(wanted)]), drafted).split()
+        if not free:
+            return Round(late=late)
+        return Round(free.segments, *self._frontier.move(free), late)
 
-    def _pack(self, segments: list[Segment], drafted: mx.array | None) -> tuple[mx.array, Packing]:
-        """Tokens [N] and packing of a round: prompt tokens come from the host, anchors and drafts from the device."""
-        spans: list[Span] = []
-        prompt: list[int] = []
-        source: list[int] = []  # of every packed token, in the anchors followed by the drafts and the prompt tokens
-        offsets: list[int] = []  # from the row's cursor; absolute in a prompt chunk
-        extents: list[int] = []
-        on_device: list[bool] = []
-        drafts = sum(segment.depth or 0 for segment in segments)
-        next_draft, next_prompt = self.max_rows, self.max_rows + drafts
-        for s in segments:
-            final = not s.depth
-            spans.append(
-                Span(len(source), s.count, s.extent.start, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final)
-            )
-            if s.depth is None:
-                source.extend(range(next_prompt, next_prompt + s.count))
-                prompt.extend(s.row.feed[s.first : s.first + s.count])
-                offsets.extend(range(s.first, s.first + s.count))
-                next_prompt += s.count
-            else:
-                source.extend([s.slot, *range(next_draft, next_draft + s.depth)])
-                offsets.extend(range(s.count))
-                next_draft += s.depth
-            extents.extend([s.extent.start] * s.count)
-            on_device.extend([s.depth is not None] * s.count)
-        table = [self._anchors, *([] if drafted is None else [drafted]), mx.array(prompt, mx.int32)]
-        rows = mx.array([s.slot for s in segments for _ in range(s.count)])
-        positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), self._cursors[rows], 0)
-        replay = self._replay[mx.array([s.slot for s in segments])]
-        slots = positions + mx.array(extents, mx.int32)
-        return mx.concatenate(table)[mx.array(source)], Packing(tuple(spans), positions, slots, replay)
-
-    def _read(self, launched: Round) -> None:
-        """Take the tokens of a round that has run."""
+    def _read_in_flight(self) -> None:
+        """Take the tokens of the round in flight, if there is one, as soon as it has run."""
+        launched, self._in_flight = self._in_flight, None
+        if not launched:
+            return
         emitted: Any = launched.tokens.tolist()
         counts: Any = launched.counts.tolist()
         for segment, tokens, count in zip(launched.yielding, emitted, counts, strict=True):
-            row = segment.row
-            row.in_flight.popleft()
-            if row.finish_reason is None:
-                if segment.depth is not None:
-                    row.cursor += count
-                    self._count(row, segment.depth, count - 1)
-                self._emit(row, tokens[:count])
+            self._take(segment, tokens[:count], count - 1)
+        if launched.late:
+            choices = self._late_choice.choose(launched.late)
+            for choice in choices:
+                self._take(choice.segment, choice.tokens, choice.accepted, choice.error)
+            going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
+            self._frontier.put([choice.end for choice in going_on])
+
+    def _take(self, segment: Segment, tokens: list[int], accepted: int, error: GrammarError | None = None) -> None:
+        """A segment has emitted these tokens, or its row cannot go on."""
+        row = segment.row
+        row.in_flight.popleft()
+        if row.finish_reason is not None:
+            return
+        if error:
+            row.error = str(error)
+            return self._finish(row, "error")
+        if segment.depth is not None:
+            row.cursor += len(tokens)
+            self._count(row, segment.depth, accepted)
+        self._emit(row, tokens)
 
     def _count(self, row: Row, depth: int, accepted: int) -> None:
         if self.budget:
@@ -359,12 +329,14 @@ class Engine:
 
     def _emit(self, row: Row, tokens: list[int]) -> None:
         """Append tokens to a row until one of them ends it."""
-        for token in tokens:
+        for place, token in enumerate(tokens, 1):
             if token in self.text.end_tokens:
                 return self._finish(row, "stop")
             row.generated.append(token)
             self.stats.generated_tokens += 1
             if self.text.stopped(row.generated, row.request.sampling.stop):
+                return self._finish(row, "stop")
+            if row.matcher and row.matcher.complete and place == len(tokens):
                 return self._finish(row, "stop")
             if len(row.generated) >= row.limit:
                 return self._finish(row, "length")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class RequestError(ValueError):
@@ -39,11 +39,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, already tokenised, with its sampling parameters."""
+    """One prompt, already tokenised, with its sampling parameters, and the JSON schema that the text must obey."""
 
     id: str
     tokens: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
+    schema: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Completion:
     `tokens` are the generated tokens without the end token; `text` is cut before a stop string.
     Of the prompt's tokens `cached_tokens` were copied from another request's instead of prefilled.
     `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
-    and accepted in them (both 0 at depth 0).
+    and accepted in them (both 0 at depth 0). Of a row that could not go on, and so ended with "error", `error` says in
+    one line why.
     """
 
     id: str
@@ -66,3 +68,4 @@ class Completion:
     drafted: int = 0
     accepted: int = 0
     seconds: float = 0.0
+    error: str | None = None

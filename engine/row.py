@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from .extents import Extent
+from .grammar import Matcher
 from .prefix import Prefix
 from .request import Completion, FinishReason, Request
 
@@ -21,11 +22,12 @@ class Row:
     tokens, how far it may move the cursor.
 
     `cached` prompt tokens were not prefilled but copied; `prefixes` are those that its prefill will reach and that are
-    to be kept, shortest first.
+    to be kept, shortest first. With a `matcher`, tokens obey a grammar: it is always behind those generated.
     """
 
     request: Request
     limit: int
+    matcher: Matcher | None = None
     generated: list[int] = field(default_factory=list)
     feed: tuple[int, ...] = ()
     slot: int = -1
@@ -38,11 +40,17 @@ class Row:
     drafted: int = 0
     accepted: int = 0
     finish_reason: FinishReason | None = None
+    error: str | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
     def prefilling(self) -> bool:
         return self.cursor < len(self.feed)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take part in the next round: a grammar must first know what the last one emits."""
+        return self.left > 0 and not (self.matcher and self.in_flight)
 
     @property
     def bound(self) -> int:
@@ -72,4 +80,5 @@ class Row:
             drafted=self.drafted,
             accepted=self.accepted,
             seconds=time.monotonic() - self.started,
+            error=self.error,
         )

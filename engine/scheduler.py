@@ -97,7 +97,7 @@ class Scheduler:
         """The next round; what it will do to its rows is noted in them."""
         plan = Plan()
         preempted = self.preempted
-        decoding = [row for row in self.rows if not row.prefilling and row.left > 0]
+        decoding = [row for row in self.rows if not row.prefilling and row.ready]
         prompt = min(self.prefill_tokens, sum(len(row.feed) - row.cursor for row in self.rows if row.prefilling))
         for row, depth in zip(decoding, self.depths(decoding, prompt), strict=True):
             depth = min(depth, row.left - 1)

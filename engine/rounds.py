@@ -1,0 +1,62 @@
+"""Rounds: a plan's segments as packed tokens, and what is in flight of them until the host reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ..kernels.packing import Packing, Span
+from .frontier import Frontier, Share
+from .scheduler import Segment
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round in flight: the segments that yield, and what they emit, on the device: counts [M] of tokens [M, W].
+
+    What segments of rows with a grammar emit is chosen of their `late` share once the round has run.
+    """
+
+    yielding: list[Segment] = field(default_factory=list)
+    tokens: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
+    counts: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
+    late: Share | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.tokens, self.counts, *(self.late.arrays if self.late else [])]
+
+
+def pack(segments: list[Segment], drafted: mx.array | None, frontier: Frontier) -> tuple[mx.array, Packing]:
+    """Tokens [N] and packing of a round: prompt tokens come from the host, anchors and drafts from the device."""
+    spans: list[Span] = []
+    prompt: list[int] = []
+    source: list[int] = []  # of every packed token, in the anchors followed by the drafts and the prompt tokens
+    offsets: list[int] = []  # from the row's cursor; absolute in a prompt chunk
+    extents: list[int] = []
+    on_device: list[bool] = []
+    drafts = sum(segment.depth or 0 for segment in segments)
+    next_draft, next_prompt = frontier.anchors.size, frontier.anchors.size + drafts
+    for s in segments:
+        final = not s.depth
+        spans.append(
+            Span(len(source), s.count, s.extent.start, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final)
+        )
+        if s.depth is None:
+            source.extend(range(next_prompt, next_prompt + s.count))
+            prompt.extend(s.row.feed[s.first : s.first + s.count])
+            offsets.extend(range(s.first, s.first + s.count))
+            next_prompt += s.count
+        else:
+            source.extend([s.slot, *range(next_draft, next_draft + s.depth)])
+            offsets.extend(range(s.count))
+            next_draft += s.depth
+        extents.extend([s.extent.start] * s.count)
+        on_device.extend([s.depth is not None] * s.count)
+    table = [frontier.anchors, *([] if drafted is None else [drafted]), mx.array(prompt, mx.int32)]
+    rows = mx.array([s.slot for s in segments for _ in range(s.count)])
+    positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), frontier.cursors[rows], 0)
+    replay = frontier.replay[mx.array([s.slot for s in segments])]
+    slots = positions + mx.array(extents, mx.int32)
+    return mx.concatenate(table)[mx.array(source)], Packing(tuple(spans), positions, slots, replay)
