@@ -114,6 +114,10 @@ ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and canc
         Grant("hsetnx", "%W~draftmill:batch:*"),
     ),
 )
+ROLES["operator"] = Role(  # `draftmill workers` and `draftmill limit`: sees numbers, and says who works and how much
+    "",
+    (*ROLES["metrics"].grants, Grant("hset hdel", "%W~draftmill:fleet %W~draftmill:limits")),
+)
 ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submits, and collects if results are written
     "eval time unwatch",
     (

@@ -5,16 +5,22 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
 import orjson
 import pytest
 import redis as redis_py
+from click.testing import CliRunner
+from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
+from redis.retry import Retry
 
 from draftmill.producer import acl
+from draftmill.producer.cli import main
+from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
@@ -51,7 +57,24 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path, tmp_path)
 
 
-def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
+@pytest.fixture
+def worker(fleet: Fleet, shell: Shell) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a worker when called; it ends with the test."""
+    with ExitStack() as stack:
+
+        def start() -> subprocess.Popen[str]:
+            settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
+            process = subprocess.Popen(
+                settings.command(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callable[[], subprocess.Popen[str]]) -> None:
     lines = [orjson.dumps({"id": f"r-{n}", "prompt": f"say {n}", "max_tokens": 5}) for n in range(40)]
     shell.write("in.jsonl", b"\n".join(lines))
     shell.write("other.jsonl", b"\n".join(lines[:20]))
@@ -61,17 +84,16 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
     batch = done.stdout.strip()
     unwanted = shell("submit", "other.jsonl", "--pair", PAIR, "--priority", "low", *as_producer).stdout.strip()
     assert shell("cancel", unwanted, *as_producer).stdout.startswith("Cancelled")
-    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
-    worker = subprocess.Popen(settings.command(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    working = worker()
     collected = shell("collect", batch, "-o", "out.jsonl", "--follow", "--redis-url", fleet.url("collector"))
     assert collected.returncode == 0, collected.stderr
     assert len(shell.lines("out.jsonl")) == 40
     ended = shell("status", unwanted, "--watch", "--redis-url", fleet.url("metrics"))
     assert "20 cancelled" in ended.stdout, ended.stderr
     assert "1 live" in ended.stdout
-    worker.terminate()
-    _, logged = worker.communicate(timeout=20)
-    assert worker.returncode == 0
+    working.terminate()
+    _, logged = working.communicate(timeout=20)
+    assert working.returncode == 0
     assert "Redis:" not in logged
     listed = shell("status", "--redis-url", fleet.url("metrics"))
     assert "collected" in listed.stdout, listed.stderr
@@ -82,27 +104,48 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
     assert len(denied.stderr.splitlines()) == 1
 
 
-def test_a_scheduler_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
+def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subprocess.Popen[str]]) -> None:
+    working, host = worker(), host_name()
+    for arguments in (
+        f"workers --host {host} --wait 20",
+        f"workers drain {host} --wait 20",
+        f"workers resume {host}",
+        f"workers pair {host} {PAIR}",
+        f"workers pair {host} --clear",
+        "workers require --any",
+        "limit * 0",
+        "status",
+    ):
+        done = CliRunner().invoke(main, arguments.split(), env={"REDIS_URL": fleet.url("operator")})
+        assert (done.exit_code, done.stderr) == (0, "")
+    working.terminate()
+    _, logged = working.communicate(timeout=20)
+    assert "Redis:" not in logged
+
+
+def test_a_scheduler_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callable[[], object]) -> None:
     shell.write("in.jsonl", '{"id": "a", "prompt": "say it", "max_tokens": 5}\n')
     shell.environment["REDIS_URL"] = fleet.url("scheduler")
     out = ("-o", "out/%Y%m%dT%H%M%S.jsonl")
     added = shell("cron", "add", "tick", "--every", "1s", *out, "submit", "in.jsonl", "--pair", PAIR)
     assert added.returncode == 0, added.stderr
-    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
-    worker = subprocess.Popen(settings.command(), cwd=ROOT, stderr=subprocess.DEVNULL)
-    scheduler = shell.start("cron", "run")
-    deadline = time.monotonic() + 60
-    while "1 result in out/20" not in shell("cron", "list").stdout:
-        assert time.monotonic() < deadline
-    assert shell("cron", "remove", "tick").returncode == 0
-    scheduler.terminate()
-    _, said = scheduler.communicate(timeout=20)
-    worker.terminate()
-    worker.wait()
-    assert "denies" not in said
+    worker()
+    with shell.start("cron", "run") as scheduler:
+        try:
+            deadline = time.monotonic() + 60
+            while "1 result in out/20" not in shell("cron", "list").stdout:
+                assert time.monotonic() < deadline
+            assert shell("cron", "remove", "tick").returncode == 0
+            scheduler.terminate()
+            _, said = scheduler.communicate(timeout=20)
+            assert "denies" not in said
+        finally:
+            scheduler.kill()
 
 
-def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(fleet: Fleet, shell: Shell) -> None:
+def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(
+    fleet: Fleet, shell: Shell, worker: Callable[[], object]
+) -> None:
     needed = shell.folder / "needed"
     lines = [
         {"id": "a", "prompt": "say it", "max_tokens": 5},
@@ -112,8 +155,7 @@ def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(flee
     submit = ("submit", "in.jsonl", "--pair", PAIR, "--redis-url", fleet.url("producer"))
     as_collector = ("--redis-url", fleet.url("collector"))
     batch = shell(*submit).stdout.strip()
-    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
-    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker()
     assert shell("collect", batch, "-o", "out.jsonl", "--follow", *as_collector).returncode == 1
     needed.touch()
     again = shell(*submit, "--retry-failed")
@@ -122,8 +164,6 @@ def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(flee
     assert last.stdout == "2 results in out.jsonl\n", last.stderr
     assert not (shell.folder / "out.errors.jsonl").exists()
     assert shell("forget", batch, *as_collector).returncode == 0
-    worker.kill()
-    worker.wait()
 
 
 TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
@@ -150,7 +190,8 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         ("HSETNX", "draftmill:batch:b", "cancelled_at", "0"),
     ),
     "read the latest failures": ({"dashboard"}, ("XREVRANGE", "draftmill:failed", "+", "-")),
-    "raise a limit": (set(), ("HSET", "draftmill:limits", "*", "1000")),
+    "drain the fleet": ({"operator"}, ("HSET", "draftmill:fleet", "drain *", "0")),
+    "raise a limit": ({"operator"}, ("HSET", "draftmill:limits", "*", "1000")),
     "read another application's data": (set(), ("GET", "session:1")),
     "write another application's data": (set(), ("SET", "session:1", "x")),
     "list keys": (set(), ("KEYS", "*")),
@@ -202,7 +243,7 @@ def test_without_selectors_too_nobody_manages_the_server(fleet: Fleet, role: str
 
 def test_nobody_without_a_password(fleet: Fleet) -> None:
     with (
-        redis_py.Redis(unix_socket_path=str(fleet.server.socket)) as client,
+        redis_py.Redis(unix_socket_path=str(fleet.server.socket), retry=Retry(NoBackoff(), 0)) as client,
         pytest.raises(redis_py.AuthenticationError),
     ):
         client.ping()

@@ -1,0 +1,187 @@
+"""What operators do to live workers: drain them, restart them, ask for a version or a pair; and who is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from draftmill.producer import fleet
+from draftmill.producer.cli import main
+from draftmill.producer.fleet import Orders, Shift
+from draftmill.worker.duty import duty
+from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
+from tests.worker.test_worker import all_done, some_done
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def draftmill(mill: Mill) -> Command:
+    """Calls `draftmill workers` within this process."""
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["workers", *arguments], env={"REDIS_URL": mill.server.url, "COLUMNS": "200"})
+
+    return call
+
+
+def workers(mill: Mill) -> dict[str, fleet.Report]:
+    return {report.name: report for report in fleet.reports(mill.redis)}
+
+
+def by_process(mill: Mill, process: subprocess.Popen[str]) -> str:
+    """The name of the worker that this process is."""
+    for name in workers(mill):
+        if int(mill.redis.hget(f"rq:worker:{name}", "pid") or 0) == process.pid:
+            return name
+    raise AssertionError(f"no worker is process {process.pid}")
+
+
+def wait(until: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def joined(mill: Mill, count: int) -> Callable[[], bool]:
+    return lambda: len(workers(mill)) == count
+
+
+def test_two_workers_are_upgraded_one_after_the_other_while_a_batch_runs(mill: Mill, draftmill: Command) -> None:
+    mill.submit(1500, tokens=8)
+    processes = [mill.start(), mill.start()]
+    mill.wait(some_done)
+    wait(joined(mill, 2))
+    for process in processes:
+        name = by_process(mill, process)
+        drained = draftmill("drain", name, "--wait", "20")
+        assert (drained.exit_code, drained.stderr) == (0, "")
+        report = workers(mill)[name]
+        assert (report.state, report.reason) == ("drained", "drained by an operator")
+        done = int(report.number("done"))
+        running = mill.status().done
+        mill.wait(lambda status, running=running: status.done > running + 20)  # the other goes on
+        assert workers(mill)[name].number("done") == done
+        assert mill.stop(process)[0] == 0
+        assert draftmill("resume", name).exit_code == 0
+        mill.start()
+    mill.wait(all_done)
+    assert len(mill.lines()) == 1500
+    assert (mill.status().done, mill.status().failed) == (1500, 0)
+
+
+def test_a_machine_stays_drained_when_its_worker_is_started_again(mill: Mill, draftmill: Command) -> None:
+    first = mill.start()
+    wait(joined(mill, 1))
+    (report,) = workers(mill).values()
+    assert draftmill("drain", report.host).exit_code == 0
+    mill.stop(first)
+    mill.submit(4)
+    mill.start()
+    time.sleep(0.5)
+    assert mill.status().running + mill.status().done == 0
+    assert "drained: " + report.host in draftmill().stdout
+    assert draftmill("resume", "--all").exit_code == 0
+    mill.wait(all_done)
+
+
+def test_what_takes_longer_than_the_drain_time_is_handed_back(mill: Mill) -> None:
+    mill.submit(4, tokens=400)  # 2 s
+    process = mill.start(drain=0.3)
+    mill.wait(lambda status: status.running == 4)
+    fleet.drain(mill.redis, [by_process(mill, process)])
+    mill.wait(lambda status: status.queued == 4, seconds=4)
+    assert mill.redis.zcard("draftmill:leases") == 0
+    (report,) = workers(mill).values()
+    wait(lambda: fleet.reports(mill.redis)[0].state == "drained")
+    assert report.number("failed") == 0
+    fleet.resume(mill.redis, [by_process(mill, process)])
+    mill.wait(all_done, seconds=15)
+
+
+def test_a_killed_worker_is_gone_within_two_leases(mill: Mill, draftmill: Command) -> None:
+    mill.submit(2000)
+    victim, _ = mill.start(lease=1), mill.start(lease=1)
+    wait(lambda: len(workers(mill)) == 2 and all(report.number("rounds") for report in workers(mill).values()))
+    name = by_process(mill, victim)
+    victim.kill()
+    killed = time.monotonic()
+    wait(lambda: workers(mill)[name].gone, seconds=2)
+    assert time.monotonic() - killed < 2
+    listed = draftmill()
+    (row,) = [line for line in listed.stdout.splitlines() if line.startswith(name)]
+    assert row.split()[1] == "gone"
+    assert row.endswith("no heartbeat")
+    states = {row["worker"]: row["state"] for row in orjson.loads(draftmill("--json").stdout)}
+    assert sorted(states.values()) == ["gone", "working"]
+    mill.start(lease=1)
+    wait(lambda: len(workers(mill)) == 2 and name not in workers(mill))
+
+
+def test_a_worker_of_another_version_or_pair_says_so_and_takes_nothing(mill: Mill, draftmill: Command) -> None:
+    assert draftmill("require", "99").exit_code == 0
+    mill.submit(4)
+    mill.start()
+    wait(joined(mill, 1))
+    (report,) = workers(mill).values()
+    wait(lambda: "the fleet requires 99" in fleet.reports(mill.redis)[0].reason)
+    assert draftmill("pair", report.host, "another").stdout == f"{report.host}  another  always\n"
+    assert draftmill("require", "--any").exit_code == 0
+    reason = f"serves {PAIR}, the schedule says another"
+    wait(lambda: fleet.reports(mill.redis)[0].reason == reason)
+    listed = draftmill().stdout
+    assert " refusing " in listed
+    assert reason in listed
+    assert mill.status().running + mill.status().done == 0
+    assert draftmill("pair", report.host, "--clear").stdout == f"{report.host}  any pair\n"
+    mill.wait(all_done)
+
+
+def test_mistakes_are_one_line(mill: Mill, draftmill: Command) -> None:
+    for arguments, said in (
+        (("drain", "nobody"), "no worker and no machine is called 'nobody'"),
+        (("drain",), "name workers or machines, or say --all"),
+        (("resume", "nobody"), "'nobody' is not drained by that name; drained: nothing"),
+        (("pair", "mini", "x", "--from", "22:00"), "--from and --until belong together"),
+        (("pair", "mini", "x", "--from", "25:00", "--until", "6:00"), "'25:00' is no time of day"),
+    ):
+        failed = draftmill(*arguments)
+        assert failed.exit_code == 2
+        assert said in failed.stderr
+        assert len(failed.stderr.splitlines()) == 1
+    absent = draftmill("--host", "mini")
+    assert (absent.exit_code, absent.stdout) == (1, "No workers here. Start one: draftmill worker\n")
+
+
+def test_hours_of_a_pair() -> None:
+    shifts = [Shift("night", "22:00", "06:00"), Shift("day"), Shift("noon", "12:00", "13:00")]
+    said = {clock: fleet.pair_now(shifts, clock) for clock in ("21:59", "22:00", "05:59", "06:00", "12:30")}
+    assert list(said.values()) == ["day", "night", "night", "day", "noon"]
+    assert fleet.pair_now([Shift("night", "22:00", "06:00")], "12:00") == ""
+
+
+def test_what_orders_mean() -> None:
+    assert duty(Orders(), "1", "Qwen3-4B", auto=True).takes_jobs
+    assert duty(Orders("1", "qwen3-4b"), "1", "Qwen3-4B", auto=False).takes_jobs
+    assert duty(Orders(pair="b"), "1", "a", auto=True).restart
+    assert duty(Orders(pair="b"), "1", "a", auto=False).state == "refusing"
+    assert duty(Orders("2", drained=True), "1", "a", auto=False).state == "refusing"
+    assert duty(Orders(drained=True), "1", "a", auto=False).state == "draining"
+
+
+def test_watt_hours() -> None:
+    def report(name: str, speed: float, watts: str) -> fleet.Report:
+        return fleet.Report(name, 0, {"tokens_per_second": str(speed), "power_watts": watts, "lease": "60"})
+
+    one = report("a", 100, "36")
+    assert one.watt_hours_per_million == pytest.approx(100)
+    fleet_of_three = [one, report("b", 300, "36"), report("c", 50, ""), report("d", 0, "36")]
+    assert fleet.watt_hours_per_million(fleet_of_three) == pytest.approx(50)
+    assert fleet.watt_hours_per_million([report("c", 50, "")]) is None

@@ -1,0 +1,69 @@
+"""Facts of a machine: read from files as Linux writes them, and from what macOS's commands print."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from draftmill.worker.host import Host, Power, Sensors, Thermal, hottest_zone, pressure
+
+
+def write(folder: Path, files: dict[str, int | str]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{content}\n")
+
+
+def test_this_machine() -> None:
+    host = Host.here()
+    assert host.chip
+    assert host.os
+    assert host.memory > 2**28
+    assert Host.here("mini-3", 40, "Apple M4") == Host("mini-3", "Apple M4", host.memory, host.os, 40)
+    sensors = Sensors(Host.here(watts=40))
+    assert sensors.latest.power_watts == 40
+    sensors.start()
+    assert sensors.latest.power_watts == 40
+
+
+@pytest.mark.parametrize(
+    ("said", "thermal"),
+    [
+        ("com.apple.system.thermalpressurelevel 0", "nominal"),
+        ("com.apple.system.thermalpressurelevel 2", "serious"),
+        ("com.apple.system.thermalpressurelevel 4", "critical"),
+        ("com.apple.system.thermalpressurelevel 30", "critical"),
+        ("", "unknown"),
+    ],
+)
+def test_thermal_pressure_of_a_mac(said: str, thermal: Thermal) -> None:
+    assert pressure(said) == thermal
+
+
+def test_thermal_zones_of_linux(tmp_path: Path) -> None:
+    assert hottest_zone(tmp_path) == "unknown"
+    trips = {"trip_point_0_type": "passive", "trip_point_0_temp": 80_000}
+    trips |= {"trip_point_1_type": "critical", "trip_point_1_temp": 95_000}
+    write(tmp_path / "thermal_zone0", {"temp": 50_000} | trips)
+    write(tmp_path / "thermal_zone1", {"temp": 50_000, "trip_point_0_type": "hot", "trip_point_0_temp": -1})
+    assert hottest_zone(tmp_path) == "nominal"
+    for temperature, thermal in ((80_000, "fair"), (96_000, "critical")):
+        write(tmp_path / "thermal_zone0", {"temp": temperature})
+        assert hottest_zone(tmp_path) == thermal
+
+
+def test_power_of_linux(tmp_path: Path) -> None:
+    assert Power(tmp_path).watts() is None
+    write(tmp_path, {"hwmon/hwmon0/power1_input": 11_500_000, "hwmon/hwmon1/power1_input": 500_000})
+    assert Power(tmp_path).watts() == 12
+    energy = "powercap/intel-rapl:0/energy_uj"
+    write(tmp_path, {energy: 1_000_000})
+    power = Power(tmp_path)
+    assert power.watts() is None
+    time.sleep(0.1)
+    write(tmp_path, {energy: 2_000_000})
+    assert 5 < (power.watts() or 0) <= 10
+    write(tmp_path, {energy: 5})
+    assert power.watts() is None
