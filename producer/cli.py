@@ -101,6 +101,7 @@ main.add_command(LazyCommand("pairs", "worker.pairs:pairs", "List the known pair
 main.add_command(LazyCommand("doctor", "worker.doctor:doctor", "Check this machine and say what is missing."))
 main.add_command(LazyCommand("train", "worker.train:train", "Train a draft for a target."))
 main.add_command(LazyCommand("bench", "worker.bench:bench", "Measure speed beside mlx-lm and other engines."))
+main.add_command(LazyCommand("exporter", "producer.exporter:exporter", "Serve the farm's metrics to Prometheus."))
 main.add_command(LazyCommand("cron", "producer.cron_commands:cron_group", "Submit at set times."))
 main.add_command(redis_group)
 main.add_command(workers_group)

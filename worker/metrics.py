@@ -25,6 +25,8 @@ KINDS = ("prompt", "cached", "completion", "drafted", "accepted")
 ANYWHERE = ("", "0.0.0.0", "::")
 """Addresses to listen on under which nobody can be reached."""
 
+prometheus.disable_created_metrics()  # when a series began is of no use here, and doubles what a scrape carries
+
 
 class Counts(NamedTuple):
     """The engine's counters at one moment."""
@@ -72,7 +74,9 @@ class Metrics:
         counter = partial(prometheus.Counter, registry=self.registry)
         gauge = partial(prometheus.Gauge, registry=self.registry)
         histogram = partial(prometheus.Histogram, registry=self.registry)
-        self.jobs = counter("draftmill_jobs", "Tries of jobs by outcome; retry and returned: to run again.", ["outcome"])
+        self.jobs = counter(
+            "draftmill_jobs", "Tries of jobs by outcome; retry and returned: to run again.", ["outcome"]
+        )
         self.failures = counter("draftmill_failures", "Tries of jobs that failed, by reason.", ["reason"])
         self.result_tokens = counter(
             "draftmill_result_tokens", "Tokens of recorded results, as their lines say.", ["kind"]

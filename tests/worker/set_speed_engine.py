@@ -101,6 +101,7 @@ class SetSpeedEngine:
         while self._waiting and len(self._rows) < self.max_rows:
             request = self._waiting.popleft()
             self._rows[request.id] = Row(request)
+            self.stats.prefilled_tokens += len(request.tokens)
         if not self._rows:
             return finished
         self.before_round()
