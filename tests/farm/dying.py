@@ -202,13 +202,14 @@ def clocks(full: bool) -> Figure:
         library = farm.folder / "clock.so"
         source = Path(__file__).with_name("shifted_clock.c")
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-        farm.submit(jobs)
         farm.shift_clocks(library, 120)
         farm.start()
         farm.shift_clocks(library, -120)
         farm.start()
         victim = farm.start()
-        farm.wait(lambda: farm.status().done > jobs // 4, 60)
+        assert farm.wait(lambda: farm.redis.scard("rq:workers") == 3, 20)  # else one could do all the work
+        farm.submit(jobs)
+        assert farm.wait(lambda: farm.status().done > jobs // 4, 60)
         workers: Any = farm.redis.smembers("rq:workers")
         beats: list[Any] = [farm.redis.hget(key, "last_heartbeat") for key in workers]
         minutes = {beat.decode()[:16] for beat in beats if beat}

@@ -30,7 +30,7 @@ def test_a_shape_at_two_acceptances(tmp_path: Path) -> None:
 
 
 def test_a_dataset_and_a_template(tmp_path: Path) -> None:
-    done = bench(tmp_path, *TINY, "--dataset", "4", "--rows", "2", "--accept", "4", "--arms", "mlx-batch,adaptive")
+    done = bench(tmp_path, *TINY, "--dataset", "4", "--rows", "2", "--accept", "4", "--arms", "mlx-batch,full-depth")
     assert done.returncode == 0, done.stderr
     assert "whole run of 4 requests" in done.stdout
     done = bench(tmp_path, *TINY, "--dataset", "4", "--template", "30", "--rows", "2", "--accept", "4")
