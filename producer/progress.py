@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import click
 import redis as redis_py
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
 
 from . import fleet
 from .batches import BatchStatus
+
+if TYPE_CHECKING:
+    from .bar import Bar
 
 PLAIN_SECONDS = 5.0
 """Seconds between two lines in a pipe."""
@@ -83,65 +87,62 @@ class Meter:
         return (now - since) / (state.ended - ended) * (state.total - state.ended)
 
 
-class Display(Progress):
-    """A bar with a line of text, and below it a line for each worker."""
-
-    workers: tuple[WorkerSpeed, ...] = ()
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        for worker in self.workers[:MOST_WORKERS]:
-            yield Text(f"  {describe_worker(worker)}", style="dim")
-        if len(self.workers) > MOST_WORKERS:
-            yield Text(f"  and {len(self.workers) - MOST_WORKERS} more workers", style="dim")
-
-
 class BatchProgress:
     """A context manager; call it with each new state of the batch."""
 
     def __init__(self, redis: redis_py.Redis, pair: str) -> None:
         self.redis, self.pair = redis, pair
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bar: Display | None = None
+        self._bar: Bar | None = None
         self._meter = Meter()
         self._speed = Speed()
         self._speed_at = self._line_at = 0.0
         self._last_line = ""
 
     def __enter__(self) -> BatchProgress:
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.bar = Display(BarColumn(), TextColumn("{task.description}"), console=self.console)
-            self.bar.add_task("", total=None)
-            self.bar.start()
+        if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            from .bar import Bar
+
+            self._bar = Bar()
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.workers = ()
-            self.bar.stop()
+        if self._bar:
+            self._bar.below = ()
+            self._bar.stop()
 
     def say(self, text: str) -> None:
         """Shows `text` until the next state."""
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], description=text)
+        if self._bar:
+            self._bar.say(text)
         else:
-            self.console.print(text)
+            click.echo(text, err=True)
 
     def note(self, text: str) -> None:
         """Leaves a line standing above the bar."""
-        (self.bar.console if self.bar else self.console).print(text, highlight=False)
+        if self._bar:
+            self._bar.note(text)
+        else:
+            click.echo(text, err=True)
 
     def __call__(self, state: BatchStatus) -> None:
         now = time.monotonic()
         if now - self._speed_at > REPORT_SECONDS:
             self._speed, self._speed_at = speed(self.redis, self.pair), now
         text = describe(state, self._speed, self._meter.seconds_left(state, now))
-        if self.bar:
-            self.bar.workers = self._speed.workers
-            self.bar.update(self.bar.task_ids[0], description=text, completed=state.ended, total=state.total)
+        if self._bar:
+            self._bar.show(text, state.ended, state.total, below(self._speed.workers))
         elif (state.complete or now - self._line_at > PLAIN_SECONDS) and text != self._last_line:
-            self.console.print(text)
+            click.echo(text, err=True)
             self._line_at, self._last_line = now, text
+
+
+def below(workers: Sequence[WorkerSpeed]) -> list[str]:
+    """A line for each worker, as far as there is room."""
+    lines = [describe_worker(worker) for worker in workers[:MOST_WORKERS]]
+    if len(workers) > MOST_WORKERS:
+        lines.append(f"and {len(workers) - MOST_WORKERS} more workers")
+    return lines
 
 
 def describe(state: BatchStatus, speed: Speed, seconds_left: float | None) -> str:

@@ -212,8 +212,8 @@ import sys
 import draftmill.producer
 heavy = {"redis", "rq", "click", "pydantic", "orjson", "rich", "mlx"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
-from draftmill.producer import Client
-assert not {"mlx", "mlx_lm", "transformers", "pyarrow", "croniter"} & sys.modules.keys()
+from draftmill.producer import Client, cli
+assert not {"rich", "mlx", "mlx_lm", "transformers", "pyarrow", "croniter"} & sys.modules.keys()
 try:
     from draftmill.producer import Nothing
 except ImportError as error:
