@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Never
 
 import click
-import uvicorn
 
-from .. import options, server
+from .. import options, server, web
 from ..errors import UserError, explain_file
 from ..paths import data_dir
 from . import keys
@@ -97,30 +93,16 @@ def serve(
     Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 wrong usage, 3 cannot use Redis.
     """
     accepted = keys.read(api_key_file)
-    if not accepted and not keys.is_loopback(host):
-        raise UserError(
-            f"to listen on {host} others must show an API key: name a file of keys with --api-key-file "
-            f"or set {keys.VARIABLE}"
-        )
+    accepted.suffice_for(host, "--api-key-file")
     folder = folder or data_dir() / "serve"
     redis = server.connect(redis_url)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     LOG.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _stop)
-    with _own(folder), _listen(host, port) as listener:
+    with _own(folder), web.listen(host, port) as listener:
         app = create_app(redis, folder, accepted, server.user(redis), pairs, timeout)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
-        )
-        LOG.info("serving %s, files in %s", _url(listener), folder)
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            LOG.info("stopped; started again, unfinished batches go on")
-
-
-def _stop(*_: object) -> Never:
-    raise KeyboardInterrupt
+        LOG.info("serving %s/v1, files in %s", web.url(listener), folder)
+        web.run(app, listener, SHUTDOWN_SECONDS)
+        LOG.info("stopped; started again, unfinished batches go on")
 
 
 @contextmanager
@@ -138,17 +120,3 @@ def _own(folder: Path) -> Iterator[None]:
             raise UserError(f"another server uses {str(folder)!r}; name another folder with --files") from None
         tempfile.tempdir = str(folder)
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

@@ -41,6 +41,13 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._users)
 
+    def suffice_for(self, host: str, option: str) -> None:
+        """Raises UserError if a server must not listen on `host` because there are none; `option` names their file."""
+        if not self._users and not is_loopback(host):
+            raise UserError(
+                f"to listen on {host} others must show an API key: name a file of keys with {option} or set {VARIABLE}"
+            )
+
     def user(self, key: str) -> str | None:
         """Whose key it is. Digests of equal length are compared, all of them, in constant time."""
         given, found = _digest(key), None
@@ -76,11 +83,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_this_machine(headers: Headers) -> bool:
+    """Whether a request names this machine itself as its host.
+
+    A page of the web, open in a browser here, could reach a server on the loopback address under a name of its own.
+    """
+    return re.sub(r":\d+$", "", headers.get("host", "")) in LOCAL_HOSTS
+
+
 class Guard:
     """Lets a request through with its user as `request.state.user`, or answers it with an error.
 
-    Without keys everybody is `nobody`, and only requests for this machine by name are taken: else a page of the web,
-    open in a browser here, could reach the server under a name of its own.
+    Without keys everybody is `nobody`, and only requests for this machine by name are taken.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, nobody: str) -> None:
@@ -97,7 +111,7 @@ class Guard:
 
     def _user(self, headers: Headers) -> str:
         if not self.keys:
-            if re.sub(r":\d+$", "", headers.get("host", "")) not in LOCAL_HOSTS:
+            if not is_this_machine(headers):
                 raise ApiError(403, "Without API keys this server answers to localhost only.")
             return self.nobody
         scheme, _, key = headers.get("authorization", "").partition(" ")
