@@ -19,7 +19,7 @@ from .batches import BatchInfo, BatchStatus
 from .contract import DEFAULT_PAIR, batch_of_slot
 from .dataset import BadLine, Dataset
 from .errors import UserError, denied
-from .lines import SAMPLING, Defaults, Fault, sampling
+from .lines import SAMPLING, Defaults, Fault, sampling, schema_text
 from .result import Result
 from .rows import RowOptions
 from .run import refuse_cancelled
@@ -45,6 +45,7 @@ class Options(TypedDict, total=False):
     stop: str | list[str]
     max_seconds: float
     system: str
+    schema: Mapping[str, Any]
     template: str
     id_column: str
     where: str
@@ -233,10 +234,11 @@ class Client:
         values = {name: given[name] for name in SAMPLING if name in given}
         try:
             sampling({}, values)
+            schema = schema_text(given["schema"], "schema") if "schema" in given else None
         except Fault as fault:
             raise UserError(str(fault)) from None
         options = RowOptions(**{f.name: given[f.name] for f in fields(RowOptions) if f.name in given})
-        pair, defaults = given["pair"], Defaults(values, given.get("system"))
+        pair, defaults = given["pair"], Defaults(values, given.get("system"), schema)
         if isinstance(source, str | PathLike):
             return Dataset(fspath(source), pair, defaults, options)
         with tempfile.NamedTemporaryFile(prefix="draftmill-", suffix=".jsonl") as file:

@@ -32,6 +32,9 @@ MOST_LINES = 1_000_000
 MOST_ID_CHARACTERS = 512
 """Characters of a custom_id."""
 
+MOST_SCHEMA_CHARACTERS = 2**17
+"""A JSON schema as text."""
+
 RESULT_TTL = 14 * 24 * 3600
 """Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
 
@@ -79,7 +82,8 @@ class JobBody(BaseModel):
     """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set.
 
     `line` is the request's line number in the dataset; the result carries it so that output can be put in
-    input order. `keep` has the columns of the dataset's row that the result line hands back.
+    input order. `keep` has the columns of the dataset's row that the result line hands back. `json_schema` is the text
+    of a JSON schema that the completion must obey.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +96,7 @@ class JobBody(BaseModel):
     sampling: Sampling = Sampling()
     line: Annotated[int, Field(ge=0)] = 0
     keep: dict[str, Any] | None = None
+    json_schema: Annotated[str, Field(max_length=MOST_SCHEMA_CHARACTERS)] | None = None
 
 
 def job_id(batch: str, custom_id: str) -> str:

@@ -91,7 +91,8 @@ class Dataset:
 
     def _keeping(self, body: JobBody, keep: dict[str, Any] | None) -> JobBody:
         """The job with the columns that it hands back. What templates and columns add may have made it too large."""
-        if keep is None and self.options.template is None and self.defaults.system is None:
+        defaults = self.defaults
+        if keep is None and self.options.template is None and defaults.system is None and defaults.schema is None:
             return body
         body = body.model_copy(update={"keep": keep})
         if len(_identity(body)) > MOST_BODY_BYTES:
@@ -133,7 +134,7 @@ class Dataset:
 
 def _identity(body: JobBody) -> bytes:
     """What of a job its batch's id derives from."""
-    exclude = NOT_IN_ID if body.keep else NOT_IN_ID | {"keep": True}
+    exclude = NOT_IN_ID | {name: True for name in ("keep", "json_schema") if not getattr(body, name)}
     return body.model_dump_json(exclude=exclude).encode()
 
 

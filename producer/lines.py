@@ -15,12 +15,15 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from .contract import MOST_ID_CHARACTERS, JobBody, Message, Sampling
+from .contract import MOST_ID_CHARACTERS, MOST_SCHEMA_CHARACTERS, JobBody, Message, Sampling
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "max_seconds")
-SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "messages"))
+SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "messages", "response_format"))
+
+ANY_OBJECT = '{"type":"object"}'
+"""The schema of response_format's type json_object."""
 
 MUST_BE: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -34,7 +37,6 @@ MUST_BE: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -70,10 +72,11 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What applies where a line says nothing: sampling parameters by name, and a system message."""
+    """What applies where a line says nothing: sampling parameters by name, a system message, a JSON schema's text."""
 
     sampling: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
+    schema: str | None = None
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -123,6 +126,7 @@ def job_body(
         prompt=None if chat else _prompt(asked),
         sampling=sampling(_given(asked), defaults.sampling),
         line=number,
+        json_schema=_schema(asked, defaults.schema),
     )
 
 
@@ -135,6 +139,35 @@ def sampling(given: dict[str, Any], defaults: dict[str, Any]) -> Sampling:
         return Sampling.model_validate(values, strict=True)
     except ValidationError as error:
         raise Fault(_reason(error)) from None
+
+
+def schema_text(schema: Any, name: str) -> str:
+    """The JSON schema that stands under `name`, as text. Whether it can be enforced is seen by those who do."""
+    if not isinstance(schema, dict):
+        raise Fault(f"{name} is {_kind(schema)} instead of a JSON schema, an object")
+    text = orjson.dumps(schema).decode()
+    if len(text) > MOST_SCHEMA_CHARACTERS:
+        raise Fault(f"{name} has {len(text):,} characters; at most {MOST_SCHEMA_CHARACTERS:,} are allowed")
+    return text
+
+
+def _schema(asked: dict[str, Any], default: str | None) -> str | None:
+    """The JSON schema that the completion must obey."""
+    match asked.get("response_format"):
+        case None:
+            return default
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return ANY_OBJECT
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return schema_text(schema, "response_format.json_schema.schema")
+        case {"type": "json_schema"}:
+            raise Fault("response_format has no json_schema.schema")
+        case {"type": kind}:
+            raise Fault(f'response_format.type is {_show(kind)}; it must be "json_schema", "json_object" or "text"')
+        case other:
+            raise Fault(f"response_format is {_show(other)}; it must be an object with a type")
 
 
 def _openai(line: dict[str, Any]) -> tuple[bool, dict[str, Any]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 
 from .completion import batch_ids
 from .contract import DEFAULT_PAIR, batch_of_slot
 from .dataset import Dataset, Survey
 from .errors import UserError, explain_file
-from .lines import SAMPLING, Defaults, Fault, sampling
+from .lines import SAMPLING, Defaults, Fault, sampling, schema_text
 from .rows import RowOptions
 from .sources import FORMATS
 
@@ -51,6 +52,18 @@ def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> s
         raise UserError(explain_file(error, "cannot read", value[1:])) from error
 
 
+def _schema(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
+    """The text of the JSON schema in a file."""
+    if path is None:
+        return None
+    try:
+        return schema_text(orjson.loads(Path(path).read_bytes()), "--schema")
+    except (orjson.JSONDecodeError, Fault) as error:
+        raise UserError(f"{path!r} does not hold a JSON schema: {error}") from None
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot read", path)) from error
+
+
 _dataset = (
     click.argument("input", metavar="INPUT"),
     click.option(
@@ -73,6 +86,12 @@ _dataset = (
         metavar="TEXT",
         callback=_text_or_file,
         help="System message for chats that have none; a template, or @FILE, as well.",
+    ),
+    click.option(
+        "--schema",
+        metavar="FILE",
+        callback=_schema,
+        help="JSON schema that completions must obey, where a line has no response_format of its own.",
     ),
     click.option("--where", metavar="EXPRESSION", help="Run only rows for which it holds: 'stars | int > 3'."),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Run the first N of these rows."),
@@ -105,7 +124,7 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
         sampling({}, values)
     except Fault as fault:
         raise UserError(f"--{fault}") from None
-    dataset = Dataset(input, pair, Defaults(values, given.get("system")), _row_options(given))
+    dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
     survey = dataset.survey()
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")

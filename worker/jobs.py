@@ -58,7 +58,7 @@ def request(job: Claimed, body: JobBody, engine: Engine) -> Request:
         seed=derived_seed(job.id) if given.seed is None else given.seed,
         stop=given.stop,
     )
-    return Request(job.id, tuple(engine.encode(messages, body.prompt)), sampling)
+    return Request(job.id, tuple(engine.encode(messages, body.prompt)), sampling, body.json_schema)
 
 
 def derived_seed(id: str) -> int:

@@ -238,6 +238,8 @@ class MillWorker(BaseWorker):
 
     def _ended(self, completion: Completion) -> results.Outcome | None:
         running = self._running.pop(completion.id)
+        if completion.error:
+            return results.refused(running.job, completion.error)
         if completion.finish_reason != "cancelled":
             self.metrics.run_seconds.observe(time.monotonic() - running.since)
             return results.completed(running.job, running.body, completion)

@@ -121,6 +121,28 @@ FAULTS: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "temperature": "hot"}', 'temperature is "hot"; it must be a number'),
     (b'{"prompt": "x", "top_p": 0}', "top_p is 0; it must be more than 0"),
     (b'{"prompt": "x", "stop": 7}', "stop is 7; it must be a text or a list of texts"),
+    (
+        b'{"prompt": "x", "response_format": {"type": "xml"}}',
+        'response_format.type is "xml"; it must be "json_schema", "json_object" or "text"',
+    ),
+    (
+        b'{"prompt": "x", "response_format": "json"}',
+        'response_format is "json"; it must be an object with a type',
+    ),
+    (
+        b'{"prompt": "x", "response_format": {"type": "json_schema", "schema": {}}}',
+        "response_format has no json_schema.schema",
+    ),
+    (
+        b'{"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": [1]}}}',
+        "response_format.json_schema.schema is a list instead of a JSON schema, an object",
+    ),
+    (
+        b'{"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "'
+        + b"x" * 2**17
+        + b'"}}}}',
+        "response_format.json_schema.schema has 131,084 characters; at most 131,072 are allowed",
+    ),
     (b'{"prompt": "x", "n": 2}', "n = 2 is not supported; remove it"),
     (b'{"prompt": "x", "stream": true}', "stream = true is not supported; remove it"),
     (b'{"prompt": "x", "logprobs": true}', "logprobs = true is not supported; remove it"),
@@ -142,6 +164,24 @@ def test_a_fault_is_named_and_harms_no_other_line(line: bytes, reason: str) -> N
     assert isinstance(after, JobBody)
     assert isinstance(bad, BadLine)
     assert str(bad) == f"line 2: {reason}"
+
+
+def test_a_response_format_becomes_the_text_of_a_schema() -> None:
+    schema = {"type": "object", "properties": {"z": {"enum": ["é", None]}, "a": {"type": "integer"}}, "required": ["z"]}
+    strict = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    text = orjson.dumps(schema).decode()
+    default = '{"type":"array"}'
+    for response_format, expected in (
+        (strict, text),
+        ({"type": "json_object"}, '{"type":"object"}'),
+        ({"type": "text"}, None),
+        (None, default),
+    ):
+        line = {"prompt": "a", "response_format": response_format}
+        assert job(line, schema=default).json_schema == expected
+        assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
+    assert job({"prompt": "a"}).json_schema is None
+    assert dataset({"prompt": "a"}).survey().batch != dataset({"prompt": "a", "response_format": strict}).survey().batch
 
 
 def test_a_custom_id_is_used_once() -> None:
