@@ -20,8 +20,11 @@ from redis.retry import Retry
 
 from draftmill.producer import acl
 from draftmill.producer.cli import main
+from draftmill.producer.dashboard.view import Observer
+from draftmill.producer.serve.cancel import cancel
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
+from tests.producer.serving import wait_until
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
 
@@ -164,6 +167,28 @@ def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(
     assert last.stdout == "2 results in out.jsonl\n", last.stderr
     assert not (shell.folder / "out.errors.jsonl").exists()
     assert shell("forget", batch, *as_collector).returncode == 0
+
+
+def test_a_dashboard_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
+    lines = [
+        {"id": "a", "prompt": "x " * 1200, "max_tokens": 5},
+        {"id": "b", "prompt": "say it", "max_tokens": 100_000},
+    ]
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    batch = shell("submit", "in.jsonl", "--pair", PAIR, "--redis-url", fleet.url("producer")).stdout.strip()
+    settings = Settings(fleet.url("worker"), str(shell.folder / "spool"), round_seconds=0.001)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with fleet.connect("dashboard") as client:
+            observer = Observer(client)
+            wait_until(lambda: [found["state"] for found in observer.look().parts["workers"]] == ["working"])
+            wait_until(lambda: [found["custom_id"] for found in observer.look().parts["failures"]] == ["a"])
+            cancel(client, batch)
+            wait_until(lambda: observer.look().parts["batches"][0]["cancelled"] == 1)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert shell("forget", batch, "--redis-url", fleet.url("collector")).returncode == 0
 
 
 TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
