@@ -1,0 +1,77 @@
+"""Every file in deploy/ is one that its program takes: parsed here, or run by the test that this page names."""
+
+from __future__ import annotations
+
+import plistlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.producer.conftest import ROOT
+from tests.redis_server import RedisServer
+
+DEPLOY = ROOT / "deploy"
+SCRIPTS = sorted(DEPLOY.glob("*.sh"))
+UNIT = "draftmill-worker.service"
+
+
+def test_each_file_is_told_of_in_a_test() -> None:
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    files = [path.relative_to(DEPLOY) for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".md"]
+    assert [str(path) for path in files if not any(part in tests for part in path.parts)] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse(script: Path) -> None:
+    """setup.sh is run by no test: it made the environment that they run in."""
+    shell = script.read_text("utf-8").splitlines()[0].rpartition("/")[2].split()[-1]
+    assert subprocess.run([shell, "-n", script]).returncode == 0
+    if checker := shutil.which("shellcheck"):
+        assert subprocess.run([checker, script]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["org.draftmill.worker.plist", "org.draftmill.wired-limit.plist"])
+def test_property_lists(name: str, tmp_path: Path) -> None:
+    text = (DEPLOY / name).read_text("utf-8")
+    filled = re.sub(r"@(STOP_SECONDS|WIRED_LIMIT)@", "330", text)
+    plist = plistlib.loads(filled.encode())
+    assert f"{plist['Label']}.plist" == name
+    if checker := shutil.which("plutil"):
+        (tmp_path / name).write_text(filled)
+        assert subprocess.run([checker, "-lint", tmp_path / name]).returncode == 0
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    if not (checker := shutil.which("systemd-analyze")):
+        pytest.skip("no systemd here; test_join.py parses the unit")
+    words = {"@USER@": "root", "@PREFIX@": "/tmp", "@STOP_SECONDS@": "330"}
+    unit = re.sub("@[A-Z_]+@", lambda word: words[word[0]], (DEPLOY / UNIT).read_text("utf-8"))
+    (tmp_path / UNIT).write_text(unit)
+    checked = subprocess.run([checker, "verify", "--man=no", tmp_path / UNIT], capture_output=True, text=True)
+    assert UNIT not in checked.stderr
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_server_s_configuration() -> None:
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        settings = ["--port", "0", "--unixsocket", str(server.socket), "--dir", folder]
+        with subprocess.Popen([server.program, DEPLOY / "redis.conf", *settings], stdout=subprocess.DEVNULL) as process:
+            server.process = process
+            server.wait()
+            with server.connect() as redis:
+                names = ("appendonly", "appendfsync", "maxmemory-policy")
+                kept = [redis.config_get(name)[name] for name in names]
+            server.kill()
+    assert kept == ["yes", "everysec", "noeviction"]
+
+
+def test_the_guides_name_files_that_are_there() -> None:
+    file = re.compile(r"`(?:deploy/)?([\w./-]+\.(?:sh|conf|plist|service|crontab|yml|yaml))\b")
+    for page in DEPLOY.glob("*.md"):
+        named = file.findall(page.read_text("utf-8"))
+        assert [name for name in named if not any(DEPLOY.rglob(Path(name).name))] == []
