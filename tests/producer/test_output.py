@@ -268,13 +268,15 @@ def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path, format: str) -> 
 
 def test_without_pyarrow_parquet_is_one_line(shell: Shell) -> None:
     """A package of that name that is not there, as Python says it."""
-    shell.write("pyarrow.py", 'raise ModuleNotFoundError("No module named \'pyarrow\'", name="pyarrow")')
-    shell.environment["PYTHONPATH"] = str(shell.folder)
+    packages = shell.folder / "packages"
+    packages.mkdir()
+    shell.write("packages/pyarrow.py", 'raise ModuleNotFoundError("No module named \'pyarrow\'", name="pyarrow")')
+    shell.environment["PYTHONPATH"] = str(packages)
     shell.write("in.jsonl", '{"prompt": "a"}')
     done = shell("run", "in.jsonl", "-o", "out.parquet")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install 'draftmill[data]'" in done.stderr
-    assert stray(shell.folder) == {"in.jsonl", "pyarrow.py"}
+    assert stray(shell.folder) == {"in.jsonl", "packages"}
 
 
 def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
