@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -22,6 +23,8 @@ from draftmill.engine.drafting import Drafter
 from draftmill.engine.engine import Engine
 from draftmill.engine.families import adapt
 from draftmill.engine.grammar import Grammars, masked
+from draftmill.engine.loading import load_pair
+from draftmill.engine.pairs import resolve
 from draftmill.engine.request import Completion, Request, RequestError, Sampling
 
 from .small import llama_model, qwen3_5_model, requests, run, with_snapshots
@@ -42,7 +45,7 @@ REVIEW = {
 }
 
 
-@cache
+@functools.cache
 def tokenizer() -> TokenizerWrapper:
     """Bytes and a few longer tokens, the last of them the end token."""
     units = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES), "<end>"]
@@ -62,7 +65,7 @@ BUILDERS = {
 }
 
 
-@cache
+@functools.cache
 def small_model(family: str) -> Any:
     return BUILDERS[family]()
 
@@ -284,3 +287,34 @@ def test_a_random_model_under_any_schema_gives_valid_json(given: list[Any], temp
     done = run(engine(draft=draft), asked)
     for request, schema in zip(asked, given, strict=True):
         assert_valid(done[request.id], schema)
+
+
+SHORT = (
+    ({"enum": ["good", "bad", "so so"]}, "The {} was {}. Mood:"),
+    ({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}, "Is a {} {}?"),
+    ({"type": "array", "items": {"type": "string", "pattern": "^[a-z]{2,5}$"}, "maxItems": 1}, "A {} {} word:"),
+    (
+        {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]}
+        | {"additionalProperties": False},
+        "How {} is {}?",
+    ),
+)
+THINGS = ("room", "soup", "film", "book", "train", "lake", "song")
+
+
+def test_200_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
+    parts = load_pair(resolve("smollm2-135m"), cache)
+    made = Engine(parts.target, parts.loaded.tokenizer, 512, draft=parts.draft, depth=2, memory=2**30)
+    asked = {
+        Request(
+            f"r{i}",
+            tuple(made.encode(None, SHORT[i % 4][1].format(THINGS[i % 7], THINGS[i % 6]))),
+            Sampling(max_tokens=40, temperature=0.7 * (i % 2), seed=i),
+            json.dumps(SHORT[i % 4][0]),
+        ): SHORT[i % 4][0]
+        for i in range(200)
+    }
+    done = run(made, list(asked))
+    for request, schema in asked.items():
+        assert_valid(done[request.id], schema)
+    assert made.stats.accepted > 0

@@ -109,6 +109,43 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
     assert ids(shell) == ["line-1", "b"]
 
 
+def test_answers_obey_schemas_and_one_that_cannot_be_enforced_fails_alone(shell: Shell, model: str) -> None:
+    mood = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    other = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array", "maxItems": 0}}}
+    never = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {"type": "null"}}}}
+    lines = [{"id": f"r-{n}", "prompt": f"Mood of {n}?"} for n in range(9)]
+    lines += [{"id": "own", "prompt": "a", "response_format": other}]
+    lines += [{"id": "never", "prompt": "a", "response_format": never}]
+    lines += [{"id": "free", "prompt": "a", "response_format": {"type": "text"}, "max_tokens": 5}]
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    shell.write("mood.json", orjson.dumps({**mood, "additionalProperties": False}))
+    command = ["run", "in.jsonl", "-o", "out.jsonl", "--pair", model, "--schema"]
+    for path, message in (
+        ("none.json", "cannot read 'none.json': no such file"),
+        ("in.jsonl", "'in.jsonl' does not hold a JSON schema: "),
+    ):
+        refused = shell(*command, path)
+        assert (refused.returncode, refused.stderr[: 7 + len(message)]) == (2, f"Error: {message}")
+        assert refused.stderr.count("\n") == 1
+
+    done = shell(*command, "mood.json")
+    assert done.returncode == 1, done.stderr
+    answers = {
+        line["custom_id"]: line["response"]["body"]["choices"][0]
+        for line in map(orjson.loads, shell.lines("out.jsonl"))
+    }
+    assert answers["free"]["finish_reason"] == "length"
+    assert orjson.loads(answers["own"]["message"]["content"]) == []
+    for n in range(9):
+        assert answers[f"r-{n}"]["finish_reason"] == "stop"
+        assert orjson.loads(answers[f"r-{n}"]["message"]["content"])["mood"] in ("good", "bad")
+    (failed,) = (orjson.loads(line) for line in shell.lines("out.errors.jsonl"))
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("never", 400)
+    assert failed["error"]["message"] == (
+        'the JSON schema of response_format cannot be enforced: Unimplemented keys: ["not"]'
+    )
+
+
 def test_an_interrupted_run_goes_on(shell: Shell, model: str) -> None:
     command = ["run", prompts(shell), "-o", "out.jsonl", "--pair", model]
     process = shell.start(*command)
