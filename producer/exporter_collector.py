@@ -26,7 +26,7 @@ WORKER = ("worker", "host", "pair")
 
 
 class FarmCollector(Collector):
-    """Reads Redis anew for each scrape; while Redis does not answer there is `draftmill_redis_up 0` and nothing else."""
+    """Reads Redis anew for each scrape; while it does not answer there is `draftmill_redis_up 0` and nothing else."""
 
     def __init__(self, redis: redis_py.Redis) -> None:
         self._redis = redis

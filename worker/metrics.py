@@ -74,9 +74,7 @@ class Metrics:
         counter = partial(prometheus.Counter, registry=self.registry)
         gauge = partial(prometheus.Gauge, registry=self.registry)
         histogram = partial(prometheus.Histogram, registry=self.registry)
-        self.jobs = counter(
-            "draftmill_jobs", "Tries of jobs by outcome; retry and returned: to run again.", ["outcome"]
-        )
+        self.jobs = counter("draftmill_jobs", "Tries of jobs by outcome; retry, returned: to run again.", ["outcome"])
         self.failures = counter("draftmill_failures", "Tries of jobs that failed, by reason.", ["reason"])
         self.result_tokens = counter(
             "draftmill_result_tokens", "Tokens of recorded results, as their lines say.", ["kind"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from urllib.request import urlopen
 
 import click
+import orjson
 import pytest
 
 from draftmill.engine.stats import Stats
+from draftmill.producer.contract import JobBody
 from draftmill.worker import results
 from draftmill.worker.cli import Bytes
 from draftmill.worker.metrics import Metrics
 from draftmill.worker.queue import Claimed
+from tests.engine.small import llama_model, requests
+from tests.engine.test_speculation import replaying
 
 
 def test_rounds_are_counted_from_the_engine_s_counters() -> None:
@@ -44,6 +49,37 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     assert 'draftmill_failures_total{reason="lost_leases"} 0.0' in text
     assert "energy" not in text
     assert 'draftmill_worker_info{chip="M4",pair="pair",version="0",worker="host-1"} 1.0' in text
+
+
+def test_the_real_engine_s_counters_are_the_sums_over_its_result_lines() -> None:
+    """With fewer rows than requests, a draft that is wrong now and then, and texts that end within a block."""
+    asked = requests(8, max_tokens=21)
+    engine = replaying(llama_model(), asked, lambda place: place % 3 == 0, max_rows=3, end=tuple(range(8)))
+    metrics = Metrics("pair", "host-1", "0")
+    sums: Counter[str] = Counter()
+    for request in asked:
+        engine.add(request)
+    while engine.busy:
+        ended = engine.step()
+        metrics.observe_round(0.01, engine.stats)
+        for completion in ended:
+            body = JobBody(batch="b", custom_id="r-1", pair="pair", prompt="x")
+            outcome = results.completed(Claimed("b-1", b"", "t.1", "b", "r-1", 0.0), body, completion)
+            metrics.observe_outcome(outcome)
+            usage = orjson.loads(outcome.line)["response"]["body"]["usage"]
+            sums["prompt"] += usage["prompt_tokens"]
+            sums["generated"] += usage["completion_tokens"]
+            if drafts := usage.get("completion_tokens_details"):
+                sums["spec_accepted"] += drafts["accepted_prediction_tokens"]
+                sums["spec_draft"] += drafts["accepted_prediction_tokens"] + drafts["rejected_prediction_tokens"]
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"draftmill_{name}_tokens_total", labels)
+
+    assert sums["spec_draft"] > sums["spec_accepted"] > 0
+    assert {name: value(name) for name in sums} == sums
+    kinds = {"prompt": "prompt", "generated": "completion", "spec_accepted": "accepted", "spec_draft": "drafted"}
+    assert {name: value("result", kind=kinds[name]) for name in sums} == sums
 
 
 @pytest.mark.parametrize(("text", "size"), [("900M", 900 * 2**20), ("4G", 2**32), ("1.5GiB", 3 * 2**29), ("100", 100)])
