@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.producer.conftest import ROOT
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, fresh_server
 
 DEPLOY = ROOT / "deploy"
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
@@ -75,3 +75,20 @@ def test_the_guides_name_files_that_are_there() -> None:
     for page in DEPLOY.glob("*.md"):
         named = file.findall(page.read_text("utf-8"))
         assert [name for name in named if not any(DEPLOY.rglob(Path(name).name))] == []
+
+
+def test_a_backup_as_the_guide_says(tmp_path: Path) -> None:
+    with fresh_server() as server:
+        with server.connect() as redis:
+            redis.config_set("auto-aof-rewrite-percentage", 0)
+            for n in range(100):
+                redis.rpush("kept", n)
+            assert redis.info("persistence")["aof_rewrite_in_progress"] == 0
+            shutil.copytree(server.folder / "appendonlydir", tmp_path / "appendonlydir")
+            redis.rpush("kept", "later")
+        server.kill()
+        shutil.rmtree(server.folder / "appendonlydir")
+        shutil.copytree(tmp_path / "appendonlydir", server.folder / "appendonlydir")
+        server.start()
+        with server.connect() as redis:
+            assert redis.llen("kept") == 100
