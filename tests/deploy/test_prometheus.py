@@ -91,7 +91,7 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    """Two workers, which tests share in this order: at rest, at work, and one of them killed; each does with a new farm."""
+    """Two workers, which the tests share in this order: at rest, at work, one killed. Each does with a new farm."""
     with fresh_server() as server, farm(server, tmp_path_factory.mktemp("farm")) as made:
         made.start_exporter()
         made.start_prometheus()
