@@ -6,11 +6,14 @@ const HOUR = 3600;
 const LEAST_SPAN = 300; // seconds that a chart shows at least
 
 const $ = (id) => document.getElementById(id);
-const whole = new Intl.NumberFormat("en");
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-const figure = (value) => (value === null ? "–" : value && value < 100 ? tenths.format(value) : whole.format(Math.round(value)));
+const number = (value) => (value && value < 100 ? tenths : whole).format(value);
+const figure = (value) => (value === null ? "–" : number(value));
+const perRound = (value) => (value ? value.toFixed(2) : "–");
 const count = (number, noun) => `${whole.format(number)} ${noun}${number === 1 ? "" : "s"}`;
-const time = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const hours = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const time = (seconds) => hours.format(seconds * 1000);
 
 let account = {};
 let now = 0; // the server's clock, Unix seconds
@@ -68,6 +71,12 @@ function list(parent, items, key, create, update) {
     update(child, item);
   }
   for (const child of known.values()) child.remove();
+}
+
+// The same, or a line that says that there is nothing.
+function listOr(nothing, parent, items, key, create, update) {
+  if (items.length) return list(parent, items, (item) => item[key], create, update);
+  list(parent, [nothing], () => "", () => make("li", "empty"), write);
 }
 
 // A child of `element` by its class.
@@ -129,11 +138,17 @@ function createBatch() {
   return row;
 }
 
+function timeOf(batch, open) {
+  if (batch.complete) return `submitted ${ago(now - batch.created)}`;
+  return open && batch.seconds_left !== null ? `${clock(batch.seconds_left)} left` : "";
+}
+
 function updateBatch(row, batch) {
   const name = batch.source || batch.batch;
   const open = !batch.complete && batch.state !== "cancelled";
   write(part(row, "name"), name);
-  write(part(row, "about"), joined(batch.batch, batch.pair, batch.user, batch.priority !== "normal" && `${batch.priority} priority`));
+  const priority = batch.priority !== "normal" && `${batch.priority} priority`;
+  write(part(row, "about"), joined(batch.batch, batch.pair, batch.user, priority));
   const bar = row.querySelector("progress");
   bar.max = Math.max(1, batch.lines);
   bar.value = batch.ended;
@@ -141,7 +156,7 @@ function updateBatch(row, batch) {
   write(part(row, "done"), `${whole.format(batch.ended)} of ${whole.format(batch.lines)}`);
   write(part(row, "running"), batch.running ? `${whole.format(batch.running)} running` : "");
   write(part(row, "failed"), batch.failed ? `${whole.format(batch.failed)} failed` : "");
-  write(part(row, "left"), batch.complete ? `submitted ${ago(now - batch.created)}` : !open || batch.seconds_left === null ? "" : `${clock(batch.seconds_left)} left`);
+  write(part(row, "left"), timeOf(batch, open));
   writeState(part(row, "state"), batch.state);
   let button = row.querySelector("button");
   if (open && account.token && !button) {
@@ -158,10 +173,8 @@ function updateBatch(row, batch) {
 }
 
 function showBatches(batches) {
-  list($("batches"), batches.length ? batches : [null], (batch) => (batch ? batch.batch : ""), (batch) => (batch ? createBatch() : make("li", "empty")), (row, batch) => {
-    if (batch) updateBatch(row, batch);
-    else write(row, "No batches. Make one: draftmill submit prompts.jsonl");
-  });
+  const nothing = "No batches. Make one: draftmill submit prompts.jsonl";
+  listOr(nothing, $("batches"), batches, "batch", createBatch, updateBatch);
 }
 
 // Of how many batches or workers only the first are listed.
@@ -171,7 +184,8 @@ function note(id, shown, all) {
 
 function askToCancel(batch) {
   const left = batch.lines - batch.ended;
-  write($("confirm-text"), `${batch.source || batch.batch}: ${count(left, "line")} without a result will not run. What has a result keeps it. This cannot be undone.`);
+  const loss = `${count(left, "line")} without a result will not run. What has a result keeps it.`;
+  write($("confirm-text"), `${batch.source || batch.batch}: ${loss} This cannot be undone.`);
   write($("confirm-error"), "");
   $("confirm").dataset.batch = batch.batch;
   $("confirm").showModal();
@@ -195,7 +209,7 @@ async function cancel() {
 const FIGURES = [
   ["In flight", (worker) => whole.format(worker.in_flight)],
   ["Tokens/s", (worker) => figure(worker.tokens_per_second)],
-  ["Tokens/round", (worker) => (worker.tokens_per_round ? worker.tokens_per_round.toFixed(2) : "–")],
+  ["Tokens/round", (worker) => perRound(worker.tokens_per_round)],
   ["Heartbeat", (worker) => ago(worker.age)],
   ["Power", (worker) => power(worker)],
 ];
@@ -220,7 +234,8 @@ function createWorker() {
 function updateWorker(row, worker) {
   const heat = ["serious", "critical"].includes(worker.thermal) && `thermal ${worker.thermal}`;
   write(part(row, "name"), worker.name);
-  write(part(row, "about"), joined(worker.chip, size(worker.memory), worker.os, worker.version && `v${worker.version}`));
+  const version = worker.version && `v${worker.version}`;
+  write(part(row, "about"), joined(worker.chip, size(worker.memory), worker.os, version));
   writeState(part(row, "state"), worker.state);
   write(part(row, "reason"), joined(worker.reason, heat));
   write(part(row, "pair"), worker.pair);
@@ -239,12 +254,13 @@ function createFailure() {
   return row;
 }
 
+function updateFailure(row, failure) {
+  write(part(row, "reason"), failure.reason);
+  write(part(row, "about"), joined(time(failure.at), failure.custom_id, failure.batch, failure.worker));
+}
+
 function showFailures(failures) {
-  list($("failures"), failures.length ? failures : [null], (failure) => (failure ? failure.id : ""), (failure) => (failure ? createFailure() : make("li", "empty")), (row, failure) => {
-    if (!failure) return write(row, "None within a day.");
-    write(part(row, "reason"), failure.reason);
-    write(part(row, "about"), joined(time(failure.at), failure.custom_id, failure.batch, failure.worker));
-  });
+  listOr("None within a day.", $("failures"), failures, "id", createFailure, updateFailure);
 }
 
 // ---- charts
@@ -252,8 +268,8 @@ function showFailures(failures) {
 const upTo = (most) => [0, Math.max(1, most * 1.1)];
 const CHARTS = [
   { title: "Tokens per second", colour: "--tokens", text: figure, range: upTo },
-  { title: "Tokens per round", colour: "--rounds", text: (value) => (value === null ? "–" : value.toFixed(2)), range: (most) => [1, Math.max(2, most * 1.05)] },
-  { title: "Jobs queued", colour: "--queue", text: (value) => whole.format(value), range: upTo },
+  { title: "Tokens per round", colour: "--rounds", text: perRound, range: (most) => [1, Math.max(2, most * 1.05)] },
+  { title: "Jobs queued", colour: "--queue", text: whole.format, range: upTo },
 ];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const short = (value) => (value >= 10000 ? `${whole.format(value / 1000)}k` : whole.format(value));
@@ -321,14 +337,22 @@ function addSample(sample) {
 // ---- the server's events
 
 const HANDLERS = {
-  history: (history) => { columns = history; for (const chart of charts) chart.show(); },
+  history: (history) => {
+    columns = history;
+    for (const chart of charts) chart.show();
+  },
   sample: addSample,
   totals: showTotals,
   batches: showBatches,
   workers: showWorkers,
   failures: showFailures,
-  trouble: (text) => { $("trouble").hidden = !text; write($("trouble"), text ?? ""); },
-  now: (seconds) => { now = seconds; },
+  trouble: (text) => {
+    $("trouble").hidden = !text;
+    write($("trouble"), text ?? "");
+  },
+  now: (seconds) => {
+    now = seconds;
+  },
 };
 
 let heard = 0; // when the last event came, 0 before the first
@@ -365,10 +389,12 @@ async function start() {
   document.body.classList.toggle("may-cancel", Boolean(account.token));
   $("account").hidden = !account.token;
   write($("user"), account.user ?? "");
-  write($("footer"), account.token ? "" : "Read-only. Started with --key-file, the dashboard lets those who sign in cancel batches.");
+  const readOnly = "Read-only. Started with --key-file, the dashboard lets those who sign in cancel batches.";
+  write($("footer"), account.token ? "" : readOnly);
   $("confirm-yes").addEventListener("click", cancel);
   charts = CHARTS.map((chart, index) => drawChart(chart, index + 1));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const { plot } of charts) plot.redraw(); });
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => charts.forEach(({ plot }) => plot.redraw()));
   listen();
   setInterval(showConnection, 1000);
 }
