@@ -139,6 +139,7 @@ mill() {
 # The virtual environment. It is filled from a copy, so that no build is left in the checkout.
 
 newest_python() {
+    PATH=$PATH:/opt/homebrew/bin # sudo may leave it out
     for name in python3.13 python3.12 python3.11 python3; do
         if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
             command -v "$name"

@@ -98,7 +98,7 @@ def host_name() -> str:
 @cache
 def _chip() -> str:
     if sys.platform == "darwin":
-        return _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+        return _said("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -118,7 +118,7 @@ def _system() -> str:
 
 def _thermal() -> Thermal:
     if sys.platform == "darwin":
-        return pressure(_said("notifyutil", "-g", "com.apple.system.thermalpressurelevel"))
+        return pressure(_said("/usr/bin/notifyutil", "-g", "com.apple.system.thermalpressurelevel"))
     return hottest_zone(Path("/sys/class/thermal"))
 
 
@@ -153,8 +153,11 @@ def _numbers(files: list[Path]) -> list[int]:
 
 
 def _said(*command: str) -> str:
-    """The output of a command, or nothing if it fails or is not there."""
+    """The output of a command, or nothing if it fails or is not there.
+
+    With a whole path and `close_fds=False` Python does not fork on macOS, which a process that uses Metal must not.
+    """
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, close_fds=False).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import plistlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,7 +32,8 @@ def test_scripts_parse(script: Path) -> None:
     """setup.sh is run by no test: it made the environment that they run in."""
     shell = script.read_text("utf-8").splitlines()[0].rpartition("/")[2].split()[-1]
     assert subprocess.run([shell, "-n", script]).returncode == 0
-    if checker := shutil.which("shellcheck"):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if checker := shutil.which("shellcheck", path=path):
         assert subprocess.run([checker, script]).returncode == 0
 
 
