@@ -416,3 +416,11 @@ def test_tokens_per_round_of_a_fleet_are_sums_over_sums() -> None:
     history.add(0, 0, 0, [at("a", 1000, 1000), at("b", 0, 0)])
     history.add(5, 90, 7, [at("a", 1300, 1100), at("b", 0, 300), at("new", 9, 9)])
     assert history.columns == [[0, 5], [0, 90], [None, 1.75], [0, 7]]
+
+
+@pytest.mark.parametrize("name", ["dashboard-light.png", "dashboard-dark-phone.png"])
+def test_pictures_of_the_readme_are_small(name: str) -> None:
+    picture = (ROOT / "deploy" / "screenshots" / name).read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 150_000
+    assert f'"deploy/screenshots/{name}"' in (ROOT / "README.md").read_text("utf-8")
