@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import redis as redis_py
+from pydantic import TypeAdapter
 
 from .contract import FLEET, WORKERS, worker_key
 
@@ -132,6 +132,10 @@ class Shift:
         return clock >= self.start or clock < self.end
 
 
+SHIFTS = TypeAdapter(list[Shift])
+"""The pairs of one machine, as they stand in Redis."""
+
+
 @dataclass(frozen=True)
 class Orders:
     """What operators ask of one worker: a `version` and a `pair`, both empty if any will do, or to be drained."""
@@ -142,7 +146,7 @@ class Orders:
 
     @classmethod
     def read(cls, values: Sequence[bytes | None]) -> Orders:
-        """The orders in the values of `fields`."""
+        """The orders in the values of `fields`; raises ValueError if somebody wrote there what makes no sense."""
         version, mine, everybody, *drains = values
         return cls((version or b"").decode(), pair_now(_shifts(mine or everybody)), any(drains))
 
@@ -173,13 +177,13 @@ def schedule(redis: redis_py.Redis, host: str) -> list[Shift]:
 
 def set_schedule(redis: redis_py.Redis, host: str, shifts: Sequence[Shift]) -> None:
     if shifts:
-        redis.hset(FLEET, f"pairs {host}", orjson.dumps(shifts).decode())
+        redis.hset(FLEET, f"pairs {host}", SHIFTS.dump_json(list(shifts)).decode())
     else:
         redis.hdel(FLEET, f"pairs {host}")
 
 
 def _shifts(raw: bytes | None) -> list[Shift]:
-    return [Shift(**shift) for shift in orjson.loads(raw or b"[]")]
+    return SHIFTS.validate_json(raw or b"[]")
 
 
 def require(redis: redis_py.Redis, version: str | None) -> None:

@@ -20,6 +20,7 @@ from ..producer.errors import INTERRUPTED, RESTART, UserError, explain_file
 from ..producer.fleet import scheduled_pair
 from ..producer.paths import cache_dir, data_dir
 from ..producer.server import connect
+from .host import Host, host_name
 
 
 class Bytes(click.ParamType):
@@ -68,7 +69,7 @@ class Bytes(click.ParamType):
     show_default=True,
     help="Address to serve metrics on, and at which Prometheus reaches this machine; at 0.0.0.0 by its host name.",
 )
-@click.option("--host", "host_name", metavar="NAME", help="Name of this machine in the fleet; default: its host name.")
+@click.option("--host", metavar="NAME", help="Name of this machine in the fleet; default: its host name.")
 @click.option("--watts", type=click.FloatRange(0, min_open=True), help="What this machine draws at work, if you know.")
 @click.option(
     "--log", "log_file", metavar="FILE", help="Log to FILE, which may be moved away; default: standard error."
@@ -87,7 +88,7 @@ def worker(
     drain: float,
     metrics_port: int | None,
     metrics_host: str,
-    host_name: str | None,
+    host: str | None,
     watts: float | None,
     log_file: str | None,
     until_closed: bool,
@@ -126,20 +127,20 @@ def worker(
     connection = connect(redis_url)
     connection.set_retry(Retry(NoBackoff(), 1))  # the worker waits by itself, and says so
 
+    machine, auto = host or host_name(), pair == "auto"
+    if auto and not (pair := scheduled_pair(connection, machine)):
+        raise UserError(f"no pair is scheduled for {machine}; say which: draftmill workers pair {machine} PAIR")
+
     import mlx.core as mx
 
     from ..engine.boxed import ModelError
     from ..engine.engine import Engine
     from ..engine.pairs import Pair, resolve
-    from .host import Host
     from .spool import spool_folder
     from .worker import MillWorker
 
     accelerator = None if mx.default_device() == mx.cpu else mx.device_info().get("device_name")
-    host = Host.here(host_name, watts, str(accelerator) if accelerator else None)
-    auto = pair == "auto"
-    if auto and not (pair := scheduled_pair(connection, host.name)):
-        raise UserError(f"no pair is scheduled for {host.name}; say which: draftmill workers pair {host.name} PAIR")
+    facts = Host.here(machine, watts, str(accelerator) if accelerator else None)
     name = pair or target or DEFAULT_PAIR
     try:
         models = Pair(target, target, draft) if target else resolve(name)
@@ -148,7 +149,7 @@ def worker(
     except ModelError as error:
         raise UserError(str(error)) from error
     try:
-        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain, host, auto)
+        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain, facts, auto)
     except OSError as error:
         raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
     if metrics_port is not None:

@@ -104,7 +104,11 @@ class Heartbeat(threading.Thread):
             report = [part for field in self.report().items() for part in field]
             head = (rq_now(), contract.RESULT_TTL, REPORT_TTL, self.worker.name)
             pipe.eval(BEAT, 0, *head, len(self._order_fields), *self._order_fields, *report)
-            self.on_orders(Orders.read(pipe.execute()[-1]))
+            orders = pipe.execute()[-1]
+        try:
+            self.on_orders(Orders.read(orders))
+        except ValueError:
+            log.error("what operators ask of this worker makes no sense: HGETALL %s", contract.FLEET)
 
     def _reap(self) -> None:
         for queue in self.worker.queues:

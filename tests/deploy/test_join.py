@@ -115,6 +115,9 @@ def test_a_linux_machine_joins_changes_its_pair_and_leaves(machine: Machine, red
     command = shlex.split(unit["Service"]["ExecStart"])
 
     environment = {"PATH": os.environ["PATH"], "HOME": str(machine.root)}
+    early = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert early.returncode == 2
+    assert f"no pair is scheduled for {HOST}; say which: draftmill workers pair {HOST} PAIR" in early.stderr
     fleet.set_schedule(redis, HOST, [fleet.Shift(model)])
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as worker:
         report = wait_for(redis, model)

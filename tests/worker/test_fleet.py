@@ -10,7 +10,7 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
-from draftmill.producer import fleet
+from draftmill.producer import contract, fleet
 from draftmill.producer.cli import main
 from draftmill.producer.fleet import Orders, Shift
 from draftmill.worker.duty import duty
@@ -142,6 +142,16 @@ def test_a_worker_of_another_version_or_pair_says_so_and_takes_nothing(mill: Mil
     assert mill.status().running + mill.status().done == 0
     assert draftmill("pair", report.host, "--clear").stdout == f"{report.host}  any pair\n"
     mill.wait(all_done)
+
+
+def test_orders_that_make_no_sense_stop_nobody(mill: Mill) -> None:
+    process = mill.start()
+    wait(joined(mill, 1))
+    mill.redis.hset(contract.FLEET, "pairs *", "qwen3-4b")
+    time.sleep(1.2)
+    mill.submit(4)
+    mill.wait(all_done)
+    assert "makes no sense: HGETALL draftmill:fleet" in mill.stop(process)[1]
 
 
 def test_mistakes_are_one_line(mill: Mill, draftmill: Command) -> None:
