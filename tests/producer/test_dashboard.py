@@ -27,7 +27,7 @@ from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
 
-LEASE = 2.0
+LEASE = 3.0
 KEY = "key-of-ann"
 
 in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: apt-get install chromium")
