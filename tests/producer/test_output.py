@@ -40,9 +40,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """The content of a complete OUT, by the columns of a table."""
     match path.suffix:
         case ".csv":
-            csv.field_size_limit(2**31 - 1)
+            limit = csv.field_size_limit(2**31 - 1)
             with path.open(encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
+                found = list(csv.DictReader(file))
+            csv.field_size_limit(limit)
+            return found
         case ".parquet":
             return pq.read_table(BytesIO(path.read_bytes())).to_pylist()
         case _:
