@@ -22,6 +22,7 @@ from draftmill.producer.dashboard.view import MOST_BATCHES, Observer
 from draftmill.producer.errors import UserError
 from draftmill.producer.fleet import Report
 from draftmill.producer.serve.keys import Keys
+from draftmill.worker.queue import JobQueue
 from tests.producer.browser import DESK, PHONE, PROGRAM, Page, browser
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer, fresh_server
@@ -398,6 +399,24 @@ def test_it_says_so_while_redis_is_away(folder: Shell, page: Page) -> None:
         page.wait("document.getElementById('trouble').hidden")
         assert dashboard.stop() == 0
         page.wait("document.getElementById('connection').dataset.state === 'lost'", 3)
+
+
+def test_failures_are_told_with_their_reasons_and_no_more_than_a_hundred(redis: redis_py.Redis) -> None:
+    submit(redis, 130)
+    queue = JobQueue(redis, "mini-1", PAIR, lease=0.001)
+    for _ in range(contract.MAX_LEASES):
+        while queue.claim(50):
+            pass
+        time.sleep(0.01)
+        while queue.reap() != (0, 0):
+            pass
+    assert status(redis).failed == 130
+    assert redis.xlen(contract.FAILED) == 100
+    failure, *others = Observer(redis).look().parts["failures"]
+    assert len(others) == 19
+    assert failure["reason"] == "given up after 3 workers took this request and died or lost it"
+    assert (failure["batch"], failure["worker"]) == ("batch_a", "mini-1")
+    assert failure["custom_id"].startswith("r-")
 
 
 def test_forgotten_batches_leave_no_failures(redis: redis_py.Redis) -> None:
