@@ -12,9 +12,11 @@ run: setup
 	@.venv/bin/python producer/examples/show.py $(RESULTS)
 	@echo "These answers, with their token counts, are in $(RESULTS)."
 
-# One BLAS thread: the models of the tests are so small that a second one only waits.
+# Two processes, for many tests wait on others' processes, and one BLAS thread in each: the models of the tests are so
+# small that a second one only waits.
 test: lint
-	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest
+	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 \
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 soak: setup
 	.venv/bin/python -m tests.farm.soak
