@@ -1,6 +1,6 @@
 """Asks a pair for JSON under schemas, and counts how much of it is valid; with and without schemas, draft or none.
 
-    python -m tests.benchmarks.structured --requests 200
+    python -m tests.benchmarks.structured --requests 200 --depth 2
 
 Half of the requests are greedy, half sampled.
 """
@@ -55,7 +55,7 @@ def asking(engine: Engine, count: int) -> Iterator[tuple[Request, Any]]:
         schema, question = QUESTIONS[i % len(QUESTIONS)]
         text = question.format(THINGS[i % len(THINGS)], KINDS[i % len(KINDS)])
         prompt = engine.encode([{"role": "user", "content": text}], None)
-        sampling = Sampling(max_tokens=120, temperature=0.8 * (i % 2), seed=i)
+        sampling = Sampling(max_tokens=80, temperature=0.8 * (i % 2), seed=i)
         yield Request(f"r{i}", tuple(prompt), sampling, json.dumps(schema)), schema
 
 
@@ -94,8 +94,9 @@ def run(engine: Engine, requests: Sequence[Request]) -> Outcome:
 @click.option("--pair", default="smollm2-135m", show_default=True)
 @click.option("--requests", "count", default=200, show_default=True)
 @click.option("--rows", default=32, show_default=True)
-def main(pair: str, count: int, rows: int) -> None:
-    engine = Engine.load(resolve(pair), cache_dir(), max_rows=rows)
+@click.option("--depth", type=int, help="Drafted tokens to verify; by default as many as pay.")
+def main(pair: str, count: int, rows: int, depth: int | None) -> None:
+    engine = Engine.load(resolve(pair), cache_dir(), max_rows=rows, depth=depth)
     asked = list(asking(engine, count))
     free = [replace(request, schema=None) for request, _ in asked]
     plain = Engine(engine.target, engine.text.tokenizer, engine.context_length, rows)
@@ -111,7 +112,8 @@ def main(pair: str, count: int, rows: int) -> None:
         accepted = sum(completion.accepted for completion in outcome.completions.values())
         print(
             f"{name}: {good} of {count} valid, {outcome.tokens:,} tokens in {outcome.seconds:.1f} s "
-            f"({outcome.tokens / outcome.seconds:.0f} tokens/s), {1 + accepted / max(1, rounds):.2f} tokens a round"
+            f"({outcome.tokens / outcome.seconds:.0f} tokens/s), {1 + accepted / max(1, rounds):.2f} tokens a round",
+            flush=True,
         )
 
 
