@@ -117,7 +117,12 @@ def drain(names: tuple[str, ...], everybody: bool, wait: float | None, redis_url
 @click.option("--all", "everybody", is_flag=True, help="All that is drained.")
 @options.redis_url
 def resume(names: tuple[str, ...], everybody: bool, redis_url: str | None) -> None:
-    """Let what `drain` stopped take jobs again."""
+    """Let what `drain` stopped take jobs again.
+
+    \b
+    Example:
+      draftmill workers resume mini-3
+    """
     redis = _connect(redis_url)
     wanted = _named(names, everybody)
     drained = fleet.drained(redis)
