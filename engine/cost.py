@@ -109,7 +109,7 @@ class Curve:
         for rise in rises:
             seconds.append(seconds[-1] + rise)
         errors = [abs(sum(x * c for x, c in zip(xs, found, strict=True)) / y - 1) for xs, y in rows]
-        return cls(knots, tuple(seconds), *found[-3:], median(errors))
+        return cls(knots, tuple(seconds), found[-3], found[-2], found[-1], median(errors))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Curve:
