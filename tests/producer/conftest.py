@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +14,7 @@ import pytest
 import redis as redis_py
 
 from tests.redis_server import RedisServer, fresh_server
+from tests.worker.run_worker import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +71,21 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield shell
         if Path(home, "redis").exists():
             shell("redis", "stop")
+
+
+@pytest.fixture
+def worker(redis: redis_py.Redis, redis_server: RedisServer, shell: Shell) -> Iterator[Callable[[], None]]:
+    """Starts a worker of set speed when called; commands use its Redis."""
+    shell.environment["REDIS_URL"] = redis_server.url
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
+        processes.append(
+            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()

@@ -18,29 +18,12 @@ import redis as redis_py
 from draftmill.producer.batches import Result
 from draftmill.producer.errors import UserError
 from draftmill.producer.output import Output
-from tests.producer.conftest import ROOT, Shell
+from tests.producer.conftest import Shell
 from tests.producer.test_output import rows
 from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR, Settings
+from tests.worker.run_worker import PAIR
 
 LINES = 240
-
-
-@pytest.fixture
-def worker(redis: redis_py.Redis, redis_server: RedisServer) -> Iterator[Callable[[], None]]:
-    """Starts a worker of set speed when called."""
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
-        processes.append(
-            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
-import redis as redis_py
 
-from tests.producer.conftest import ROOT, Shell
+from tests.producer.conftest import Shell
 from tests.producer.test_output import FORMATS, rows, stray
 from tests.producer.test_run import model as model  # the fixture
-from tests.redis_server import RedisServer
-from tests.worker.run_worker import PAIR, Settings
+from tests.worker.run_worker import PAIR
 
 LINES = 400
-
-
-@pytest.fixture
-def worker(redis: redis_py.Redis, redis_server: RedisServer, shell: Shell) -> Iterator[Callable[[], None]]:
-    """Starts a worker of set speed when called; commands use its Redis."""
-    shell.environment["REDIS_URL"] = redis_server.url
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
-        processes.append(
-            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
 
 
 def prompts(shell: Shell, count: int, prompt: str = "say it") -> list[str]:
