@@ -28,6 +28,13 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {str(path)!r}: permission denied; choose another place")
 
 
+def check_apart(source: str, out: Path, errors: Path) -> None:
+    """Refuses to write results over what they are made of, whatever names lead there."""
+    for path in (out, errors):
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise UserError(f"{str(path)!r} would be written over and is INPUT; name another OUT")
+
+
 def open_locked(path: Path) -> BinaryIO:
     """Opens for appending; no second process may write the same file."""
     try:

@@ -30,6 +30,11 @@ CHUNK = 500
 """Lines of the error file that are looked at together."""
 
 
+def errors_of(out: Path) -> Path:
+    """The error file of OUT."""
+    return out.with_name(f"{out.stem}.errors.jsonl")
+
+
 class Output:
     """OUT, its error file `<stem>.errors.jsonl` and its manifest, for one batch; a context manager.
 
@@ -46,7 +51,7 @@ class Output:
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
-        self.errors_path = path.with_name(f"{path.stem}.errors.jsonl")
+        self.errors_path = errors_of(path)
         self._format = format_of(path)
         if self._format.packed:
             from . import output_parquet  # says at once that its package is missing

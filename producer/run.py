@@ -19,9 +19,9 @@ from .contract import PRIORITIES, JobBody
 from .dataset import BadLine, Dataset, Survey
 from .dry_run import preview
 from .errors import FAILED_ITEMS, Interrupted, UserError
-from .files import check_writable
+from .files import check_apart, check_writable
 from .local_worker import LocalWorker
-from .output import Output
+from .output import Output, errors_of
 from .progress import BatchProgress
 from .report import count, output_report, print_json, where
 from .submit import submit
@@ -120,6 +120,7 @@ def run(
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
     """
     check_writable(out)
+    check_apart(input, out, errors_of(out))
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)

@@ -42,10 +42,11 @@ def submit(
     lines that failed. `tick` is called with each new state of the batch; what it raises ends the submission.
     """
     batches.create(redis, batch)
-    sent = Submitted()
+    sent, read = Submitted(), 0
     chunk: list[JobBody] = []
     for item in dataset:
         if isinstance(item, JobBody):
+            read += 1
             chunk.append(item.model_copy(update={"batch": batch.id}))
         if len(chunk) == CHUNK:
             sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed)
@@ -54,6 +55,11 @@ def submit(
     if chunk:
         sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed)
         _wait(redis, batch, tick)
+    if read != batch.total:
+        raise UserError(
+            f"{dataset.name} changed while it was submitted: {batch.total:,} lines at first, then {read:,}; "
+            f"draftmill cancel {batch.id}, and submit the file as it is now"
+        )
     return sent
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 import redis as redis_py
 
 from draftmill.producer import contract
 from draftmill.producer.batches import BatchInfo
 from draftmill.producer.dataset import Dataset
+from draftmill.producer.errors import UserError
 from draftmill.producer.lines import Defaults
 from draftmill.producer.submit import BEGINNING, submit
+from tests.producer.conftest import Shell
 
 
 def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path: Path) -> None:
@@ -27,3 +30,25 @@ def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path
     queued: Any = redis.lrange(f"rq:queue:{contract.queue_name('some-pair', 'normal', batch.id)}", 0, -1)
     names = {contract.job_id(batch.id, line["id"]): line["id"] for line in lines}
     assert [names[job.decode()] for job in queued] == ["0", "2", "4", "1", "3", "5", "alone"]
+
+
+def test_a_file_that_changes_meanwhile_is_told(redis: redis_py.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"".join(orjson.dumps({"id": f"{n}", "prompt": "hello"}) + b"\n" for n in range(9)))
+    dataset = Dataset(str(path), "some-pair", Defaults())
+    batch = BatchInfo(dataset.survey().batch, "some-pair", "normal", 9)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
+    with pytest.raises(UserError, match="changed while it was submitted: 9 lines at first, then 4"):
+        submit(redis, dataset, batch, lambda state: None)
+
+
+def test_results_are_not_written_over_their_input(shell: Shell) -> None:
+    shell.write("in.jsonl", b'{"prompt": "hello"}\n')
+    shell.write("q.errors.jsonl", b'{"prompt": "hello"}\n')
+    (shell.folder / "link.jsonl").symlink_to("in.jsonl")
+    for source, out in (("in.jsonl", "in.jsonl"), ("in.jsonl", "link.jsonl"), ("q.errors.jsonl", "q.jsonl")):
+        run = shell("run", source, "-o", out, "--force")
+        assert run.returncode == 2
+        assert run.stderr.startswith("Error: '")
+        assert run.stderr.endswith("would be written over and is INPUT; name another OUT\n")
+        assert shell.lines(source) == [b'{"prompt": "hello"}']
