@@ -18,7 +18,6 @@ import pytest
 from draftmill.producer.cli import LazyCommand, main
 from tests.producer.conftest import Shell
 from tests.producer.test_resume import prompts
-from tests.producer.test_resume import worker as worker  # the fixture
 
 COLOUR = re.compile(r"\x1b\[(?!0m)[\d;]+m")
 DRAFTMILL = Path(sys.executable).with_name("draftmill")
