@@ -26,6 +26,8 @@ class Share:
 
     def split(self) -> tuple[Share | None, Share | None]:
         """The segments whose rows are free, and those whose rows have a grammar; None if there are none."""
+        if all(segment.row.matcher is None for segment in self.segments):
+            return self, None
         return self._only(False), self._only(True)
 
     def _only(self, constrained: bool) -> Share | None:

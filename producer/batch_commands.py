@@ -10,7 +10,7 @@ from typing import Any
 import click
 import redis as redis_py
 
-from . import batches, collect, options, parameters, server
+from . import batches, collect, options, pairs, parameters, server
 from .batches import BatchInfo, BatchStatus, Submitted
 from .contract import PRIORITIES
 from .dataset import BadLine
@@ -82,7 +82,8 @@ def submit_command(
     else:
         if not speed(redis, dataset.pair).workers:
             start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
-            click.echo(f"Note: no live worker serves {dataset.pair}; start one with: {start}", err=True)
+            note = f"Note: no live worker serves {dataset.pair}; start one with: {start}"
+            click.echo(f"{note}{pairs.hint(dataset.pair)}", err=True)
         batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, server.user(redis), about)
         try:
             sent = submit(redis, dataset, batch, Patience(), retry_failed)

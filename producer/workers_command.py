@@ -11,7 +11,7 @@ import click
 import redis as redis_py
 
 from .. import __version__
-from . import fleet, options, server
+from . import fleet, options, pairs, server
 from .errors import FAILED_ITEMS, UserError
 from .fleet import Report, Shift
 from .report import print_json, worker_report
@@ -165,6 +165,10 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
         shifts = [new, *(shift for shift in shifts if (shift.start, shift.end) != (new.start, new.end))]
     if pair or clear:
         fleet.set_schedule(redis, host, shifts)
+    if pair and host != "*" and host not in {report.host for report in fleet.reports(redis)}:
+        click.echo(f"Note: no worker of a machine called {host} is known yet; `draftmill workers` lists them", err=True)
+    if pair and (hint := pairs.hint(pair)):
+        click.echo(f"Note: {pair} is no pair that is known by name{hint}", err=True)
     for shift in shifts:
         click.echo(f"{host}  {shift.pair}  {'always' if shift.always else f'{shift.start} to {shift.end}'}")
     if not shifts:

@@ -300,8 +300,8 @@ class MillWorker(BaseWorker):
     def obey(self, orders: Orders) -> None:
         """Do from now on what operators ask. Called by the heartbeat's thread."""
         before, self.duty = self.duty, duty(orders, VERSION, self.pair, self.auto)
-        if self.duty != before and self.duty.reason:
-            log.warning("%s: %s", self.duty.state, self.duty.reason)
+        if self.duty != before and (self.duty.reason or before != UNHEARD):
+            log.warning("%s%s", self.duty.state, f": {self.duty.reason}" if self.duty.reason else "")
 
     def report(self) -> dict[str, Any]:
         """What each heartbeat publishes; `contract.worker_key` describes it. Called by the heartbeat's thread."""

@@ -12,22 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .. import batches
+from .. import batches, pairs
 from .errors import ApiError
-
-PAIRS = (
-    "smollm2-135m",
-    "qwen3-4b",
-    "qwen3-8b",
-    "qwen3.5-4b",
-    "qwen3.5-9b",
-    "qwen3.5-27b",
-    "qwen3.5-35b-a3b",
-    "qwen3.6-27b",
-    "qwen3.6-35b-a3b",
-    "qwen3-coder-30b-a3b",
-)
-"""The names of `engine/pairs.py`, which a producer does not import; a test compares them."""
 
 
 class Models:
@@ -35,7 +21,7 @@ class Models:
 
     def __init__(self, redis: redis_py.Redis, more: Sequence[str]) -> None:
         self._redis = redis
-        self._known = (*more, *PAIRS)
+        self._known = (*more, *pairs.KNOWN)
         self._since = int(time.time())
 
     @property

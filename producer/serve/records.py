@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,16 +17,16 @@ from ..files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(ABC):
     """What every object has: an id, the user who owns it, and when it was made (Unix seconds)."""
 
     id: str
     user: str
     created: float = field(default_factory=time.time)
 
+    @abstractmethod
     def public(self) -> dict[str, Any]:
         """The object as the API shows it."""
-        raise NotImplementedError
 
 
 R = TypeVar("R", bound=Record)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -106,8 +107,8 @@ def test_a_linux_machine_joins_changes_its_pair_and_leaves(machine: Machine, red
     assert "nothing to change" in again.stdout
     assert machine.files() == before
 
-    unit = configparser.ConfigParser(strict=True, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment]
+    unit: Any = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.optionxform = str  # names keep their case
     unit.read(machine.root / "etc/systemd/system/draftmill-worker.service")
     assert "@" not in " ".join(unit["Service"].values())
     assert int(unit["Service"]["TimeoutStopSec"]) == 330

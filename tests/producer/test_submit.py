@@ -16,6 +16,7 @@ from draftmill.producer.errors import UserError
 from draftmill.producer.lines import Defaults
 from draftmill.producer.submit import BEGINNING, submit
 from tests.producer.conftest import Shell
+from tests.redis_server import RedisServer
 
 
 def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path: Path) -> None:
@@ -52,3 +53,13 @@ def test_results_are_not_written_over_their_input(shell: Shell) -> None:
         assert run.stderr.startswith("Error: '")
         assert run.stderr.endswith("would be written over and is INPUT; name another OUT\n")
         assert shell.lines(source) == [b'{"prompt": "hello"}']
+
+
+def test_a_mistyped_pair_is_noticed(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> None:
+    shell.environment["REDIS_URL"] = redis_server.url
+    shell.write("in.jsonl", b'{"prompt": "hello"}\n')
+    assert shell("submit", "in.jsonl", "--pair", "qwen3-4bb").stderr.endswith("; did you mean 'qwen3-4b'?\n")
+    scheduled = shell("workers", "pair", "mini-3", "qwen3-4bb")
+    assert scheduled.returncode == 0
+    assert "no worker of a machine called mini-3 is known yet" in scheduled.stderr
+    assert "did you mean 'qwen3-4b'?" in scheduled.stderr
