@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 
 import mlx.core as mx
 
@@ -25,10 +25,10 @@ from .operations import (
     recurrence_key,
     rotary_key,
 )
-from .packing import Packing, Span
+from .packing import FEW, Packing, Span
 from .quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from .race import Heat, Run
+from .race import Call, Form, Heat
 from .ragged_attention import fits as attention_fits
 from .ragged_attention import ragged_attention
 from .recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
@@ -40,7 +40,7 @@ from .steps import Steps
 from .stock_attention import attention_by_row, attention_together
 
 NEW_LENGTHS = 128
-"""Slots beyond an extent's keys, so that every call of a race can have a length of its own."""
+"""Slots beyond an extent's keys, so that every round of a race can have a length of its own."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,22 @@ def heats(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Heat]:
 
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Heat]:
-    for rows, queries, keys in product((1, 8), (1, 16, 256), (512, 8192)):
+    for rows, queries, keys in (*product((1, 8, 32), (1, 16), (512, 4096)), *product((1, 2), (256,), (512, 4096))):
         empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype), mx.zeros((1, shape.kv_heads, shape.dim))
         key = attention_key(*empty, _packing(rows, queries, keys, 0))
         yield Heat(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
 
 
-def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Run]:
+def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
     slots = rows * (keys + NEW_LENGTHS)
-    q = mx.random.normal((rows * queries, shape.heads, shape.dim)).astype(shape.dtype)
+    q = mx.random.normal((rows * (queries + NEW_LENGTHS), shape.heads, shape.dim)).astype(shape.dtype)
     k, v = (mx.random.normal((slots, shape.kv_heads, shape.dim)).astype(shape.dtype) for _ in range(2))
     mx.eval(q, k, v)
 
-    def run(form: Callable[..., mx.array], call: int) -> list[mx.array]:
-        return [form(q, k, v, _packing(rows, queries, keys, call), shape.dim**-0.5)]
+    def run(form: Callable[..., mx.array], round: int) -> Call:
+        packing = _packing(rows, queries, keys, round)
+        own = q[: packing.positions.size]
+        return lambda: [form(own, k, v, packing, shape.dim**-0.5)]
 
     forms = {STOCK: attention_by_row}
     if rows > 1:
@@ -132,38 +134,45 @@ def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: 
     return {name: partial(run, form) for name, form in forms.items()}
 
 
-def _packing(rows: int, queries: int, keys: int, call: int) -> Packing:
-    """Rows that each have so many keys, and a few more at every call."""
-    extent, length = keys + NEW_LENGTHS, keys + call
-    spans = tuple(Span(row * queries, queries, row * extent, length) for row in range(rows))
-    positions = mx.array([length - queries + i for _ in range(rows) for i in range(queries)], mx.int32)
-    return Packing(spans, positions, positions)
+def _packing(rows: int, queries: int, keys: int, round: int) -> Packing:
+    """Rows that each have so many keys, and one more in every round. Prompts end anywhere, so no two chunks of them, in
+    whatever round, have as many queries.
+    """
+    extent, length = keys + NEW_LENGTHS, keys + round
+    counts = [queries + (rows * round + row if queries > FEW else 0) for row in range(rows)]
+    begins = accumulate(counts, initial=0)
+    spans = tuple(
+        Span(begin, count, row * extent, max(length, count))
+        for row, (begin, count) in enumerate(zip(begins, counts, strict=False))
+    )
+    positions = [span.length - span.count + i for span in spans for i in range(span.count)]
+    return Packing(spans, mx.array(positions, mx.int32), mx.array(positions, mx.int32))
 
 
 TOKENS = 16
 """Tokens of a round in the heats of operations that know of no rows."""
 
 
-def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Run]:
+def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
     layout, dtype = shape.layout, shape.dtype
     projected = mx.random.normal((TOKENS, layout.width)).astype(dtype)
     turns = mx.random.uniform(-1, 1, (TOKENS, 2, layout.rotated // 2))
     weight = mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype)
     norms = None if layout.epsilon is None else (weight, weight)
     mx.eval(projected, turns, weight)
-    forms: dict[str, Run] = {STOCK: lambda call: rotate(projected, turns, norms, layout)}
+    forms: dict[str, Form] = {STOCK: lambda round: lambda: rotate(projected, turns, norms, layout)}
     if rotary_fits(layout, dtype):
-        forms[KERNEL] = lambda call: rotate_by_kernel(projected, turns, norms, layout, launch)
+        forms[KERNEL] = lambda round: lambda: rotate_by_kernel(projected, turns, norms, layout, launch)
     return forms
 
 
-def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Run]:
+def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Form]:
     x, y = (mx.random.normal((TOKENS, shape.size)).astype(shape.dtype) for _ in range(2))
     weight = mx.random.uniform(0.5, 1.5, (shape.size,)).astype(shape.dtype)
     mx.eval(x, y, weight)
-    forms: dict[str, Run] = {STOCK: lambda call: add_norm(x, y, weight, 1e-6)}
+    forms: dict[str, Form] = {STOCK: lambda round: lambda: add_norm(x, y, weight, 1e-6)}
     if norm_fits(x):
-        forms[KERNEL] = lambda call: add_norm_by_kernel(x, y, weight, 1e-6, launch)
+        forms[KERNEL] = lambda round: lambda: add_norm_by_kernel(x, y, weight, 1e-6, launch)
     return forms
 
 
@@ -185,7 +194,7 @@ def _steps(rows: int, count: int, taps: int) -> Steps:
     return Steps.of(spans, before.places, None, taps - 1)
 
 
-def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Run]:
+def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
     rows, count, heads = len(steps.seats), sum(span.count for span in steps.seats), shape.heads
     q, k = (mx.random.normal((count, heads.keys, heads.key_dim)) for _ in range(2))
     q, k = ((a / mx.linalg.norm(a, axis=-1, keepdims=True)).astype(shape.dtype) for a in (q, k))
@@ -198,9 +207,8 @@ def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     tape = Tape(*(mx.zeros((0, *sizes), dtype) for sizes, dtype in zip(none, dtypes, strict=True)))
     mx.eval(q, k, v, decay, beta, state)
 
-    def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], call: int) -> list[mx.array]:
-        output, left, _ = form(q, k, v, decay, beta, state, tape, steps)
-        return [output, left]
+    def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], round: int) -> Call:
+        return lambda: form(q, k, v, decay, beta, state, tape, steps)[:2]
 
     forms = {STOCK: gated_delta}
     if recurrence_fits(k):
@@ -208,7 +216,7 @@ def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     return {name: partial(run, form) for name, form in forms.items()}
 
 
-def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Run]:
+def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
     rows, count = len(steps.seats), sum(span.count for span in steps.seats)
     channels = shape.heads.channels
     x = mx.random.normal((count, channels)).astype(shape.dtype)
@@ -218,7 +226,10 @@ def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     forms = {STOCK: convolved_heads}
     if convolution_fits(shape.heads, shape.dtype):
         forms[KERNEL] = partial(convolved_heads_by_kernel, launch=launch)
-    return {name: lambda call, form=form: form(x, weight, inputs, steps, shape.heads) for name, form in forms.items()}
+    return {
+        name: lambda round, form=form: lambda: form(x, weight, inputs, steps, shape.heads)
+        for name, form in forms.items()
+    }
 
 
 def _products(shape: ProductShape, launch: Launch) -> Iterator[Heat]:
@@ -228,7 +239,7 @@ def _products(shape: ProductShape, launch: Launch) -> Iterator[Heat]:
         yield Heat(key, shape.dtype, partial(_product_forms, shape, launch, rows))
 
 
-def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Run]:
+def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Form]:
     x = mx.random.normal((rows, shape.length)).astype(shape.dtype)
     weight = mx.random.normal((shape.lines, shape.length)).astype(shape.dtype)
     quantized = mx.quantize(weight, shape.group_size, shape.bits)
@@ -237,6 +248,6 @@ def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[st
     if mx.metal.is_available():
         forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
     return {
-        name: lambda call, form=form: [form(x, *quantized, shape.group_size, shape.bits)]
+        name: lambda round, form=form: lambda: [form(x, *quantized, shape.group_size, shape.bits)]
         for name, form in forms.items()
     }

@@ -82,13 +82,11 @@ class Packing:
     @cached_property
     def kind(self) -> tuple[int, int, int]:
         """Roughly how many rows there are, how many queries each has, and how many keys: the nearest raced numbers."""
-        queries = max(span.count for span in self.spans)
+        rows, queries = len(self.spans), max(span.count for span in self.spans)
+        few = 1 if queries == 1 else 16
+        many = 2 if queries > FEW else 8 if rows <= 16 else 32
         keys = max(span.length for span in self.spans)
-        return (
-            1 if len(self.spans) == 1 else 8,
-            1 if queries == 1 else 16 if queries <= FEW else 256,
-            512 if keys <= 2048 else 8192,
-        )
+        return (1 if rows == 1 else many, few if queries <= FEW else 256, 512 if keys <= 2048 else 4096)
 
     @cached_property
     def halves(self) -> tuple[tuple[Packing, mx.array], tuple[Packing, mx.array]] | None:

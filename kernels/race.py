@@ -13,7 +13,9 @@ import mlx.core as mx
 
 from . import kept
 
-CALLS, REPEATS = 4, 5
+CALLS, REPEATS = 16, 5
+"""Calls of an operation in a round, about as many as a model has layers; and the rounds that are timed."""
+
 HOPELESS = 3.0
 """A form that has taken so many times as long as another one, twice, is not timed again."""
 
@@ -21,8 +23,13 @@ BOUNDS = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2}
 """The error that each type of number excuses, relative to the largest output; float32 may go through TF32 units."""
 
 Key = tuple[str | int, ...]
-Run = Callable[[int], Sequence[mx.array]]
-"""The outputs of an operation's i-th call; later calls have lengths that earlier ones had not, as real rounds do."""
+Call = Callable[[], Sequence[mx.array]]
+"""The outputs of an operation, in one of a round's layers."""
+
+Form = Callable[[int], Call]
+"""An operation in the i-th round. Rounds have lengths that earlier ones had not; what a form prepares of them it
+prepares once for all calls, as in real rounds.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +40,7 @@ class Heat:
 
     key: Key
     dtype: mx.Dtype
-    make: Callable[[], Mapping[str, Run]]
+    make: Callable[[], Mapping[str, Form]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def run(heat: Heat, force: str | None = None) -> Result:
     """Check every form of a heat against the first one, then time those that are right, in turn."""
     forms = dict(heat.make())
     reference = next(iter(forms))
-    expected = [array.astype(mx.float32) for array in forms[reference](0)]
+    expected = [array.astype(mx.float32) for array in forms[reference](0)()]
     dropped: dict[str, str] = {}
     for name in list(forms)[1:]:
         if reason := wrong(forms[name], expected, BOUNDS[heat.dtype]):
@@ -85,16 +92,16 @@ def run(heat: Heat, force: str | None = None) -> Result:
         best = min(min(taken, default=float("inf")) for taken in times.values())
         for name, form in forms.items():
             if len(times[name]) < 2 or min(times[name]) < HOPELESS * best:
-                times[name].append(_milliseconds(form, 1 + repeat * CALLS))
+                times[name].append(_milliseconds(form, 1 + repeat))
     # One interruption must not decide: it is outvoted where a form was timed often, and left out where only twice.
     medians = {name: round(statistics.median_low(taken), 4) for name, taken in times.items()}
     return Result(min(medians, key=lambda name: medians[name]), medians, dropped)
 
 
-def wrong(form: Run, expected: Sequence[mx.array], bound: float) -> str | None:
+def wrong(form: Form, expected: Sequence[mx.array], bound: float) -> str | None:
     """Why a form cannot run here, in one line; None if its first call gives what is expected."""
     try:
-        outputs = [array.astype(mx.float32) for array in form(0)]
+        outputs = [array.astype(mx.float32) for array in form(0)()]
         mx.eval(outputs)
     except Exception as error:  # whatever a compiler or driver objects to
         return f"it fails: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
@@ -120,11 +127,12 @@ def write(cache: Path, results: Mapping[Key, Result]) -> None:
     kept.write(cache, kept.machine(), [{"key": key, "result": asdict(result)} for key, result in results.items()])
 
 
-def _milliseconds(form: Run, first: int) -> float:
-    """A call's milliseconds, from calls that follow each other as a round's layers do."""
+def _milliseconds(form: Form, round: int) -> float:
+    """A call's milliseconds, in a round of them."""
     mx.synchronize()
     start = time.perf_counter()
-    for call in range(first, first + CALLS):
-        mx.async_eval(form(call))
+    call = form(round)
+    for _ in range(CALLS):
+        mx.async_eval(call())
     mx.synchronize()
     return (time.perf_counter() - start) / CALLS * 1000
