@@ -18,8 +18,8 @@ T = TypeVar("T")
 REFILL = 2
 """Rounds after a pause that are not timed: engines run one round ahead, so the first ones find theirs done."""
 
-WARM = 16
-"""Tokens of each row before anything is timed."""
+WARM = 64
+"""Tokens of each row before anything is timed: the row budget learns, as it would in the first seconds of a night."""
 
 ENOUGH = 8
 """Rounds of a sample, if they take longer than `PATIENCE` together."""
