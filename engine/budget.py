@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .cost import Cost
-from .market import Candidate, Market
+from .market import Candidate, Choice, Market
 from .probing import Probing
+from .surcharge import ENOUGH, MEMORY, Forecast, Surcharges
 from .survival import Survival
 
 REUSE = 32
 """Rounds with the same number of tokens over which what the first of them takes is spread."""
+
+PLAUSIBLE = 2.0
+"""How many times as fast as priced rounds without drafts might be, if none was timed for long."""
+
+TRIAL = ENOUGH + 1
+"""Rounds without drafts in a row, to time them: enough, and one more, whose neighbour drafts."""
 
 
 class Budget:
@@ -28,23 +35,70 @@ class Budget:
     def __init__(self, cost: Cost, block: int):
         self.cost, self.block = cost, block
         self.survival = Survival(block - 1)
+        self.surcharges = Surcharges()
+        self.forecast: Forecast | None = None
+        """Of the round whose depths were chosen last; None if it has prompts, or no row that decodes."""
         self._probing = Probing(self.survival)
         self._extra: list[float] = []  # by packed tokens: a share of what a first round takes, 0 after it
+        self._round = 0
+        self._timed = False
+        self._trials: dict[int, int] = {}  # by rows, the round in which one began
 
     def depths(self, rows: Sequence[Candidate], prompt: int = 0) -> list[int]:
         """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts."""
+        self.forecast = None
         if not rows:
             return []
+        self._round += 1
         self.survival.next_round()
+        self.surcharges.next_round()
         chances = [self.survival.chances(row.key, min(row.left, self.block) - 1) for row in rows]
+        most = len(rows) * self.block
         if self.cost.first:
-            most = len(rows) * self.block + prompt
-            self._extra += [self.cost.first / REUSE] * (most + 1 - len(self._extra))
-        market = Market(self.cost, self.block, rows, chances, prompt, self._extra)
-        depths = self._probing.add(market, market.best())
+            self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
+        surcharges = self.surcharges.listed(len(rows), most)
+        market = Market(self.cost, self.block, rows, chances, prompt, self._extra, surcharges)
+        choice = market.best()
+        if not prompt and self._tries_without(market, choice):
+            choice, depths = market.plain, market.plain.depths
+        else:
+            depths = self._probing.add(market, choice)
+        drafted, tokens = sum(depths), len(rows) + prompt + sum(depths)
+        if not prompt:
+            once = REUSE * self._extra[tokens] if self.cost.first else 0.0
+            seconds = market.seconds(drafted, sum(depth > 0 for depth in depths)) - once / REUSE
+            seconds -= surcharges[drafted] if surcharges else 0.0
+            probe = depths != choice.depths
+            self.forecast = Forecast(tokens, drafted > 0, probe, seconds, market.plain.seconds, once)
         if self.cost.first:
-            self._extra[len(rows) + prompt + sum(depths)] = 0.0
+            self._extra[tokens] = 0.0
         return depths
+
+    def _tries_without(self, market: Market, choice: Choice) -> bool:
+        """Whether to leave drafts out, because what rounds take without them was not timed for long and may matter."""
+        rows = len(market.rows)
+        if not any(choice.depths) or not self._timed or self.surcharges.known(False, rows):
+            return False
+        size = rows.bit_length()
+        if size in self._trials and (since := self._round - self._trials[size]) <= MEMORY:
+            return since < TRIAL
+        if PLAUSIBLE * market.plain.rate > choice.rate:
+            self._trials[size] = self._round
+            return True
+        return False
+
+    def ran(self, read: Forecast | None, launched: Forecast | None, seconds: float) -> None:
+        """So long after the round before it the round `read` was there, and `launched` had been handed over.
+
+        Whichever of the two took the time: where the device is slower it was the one, where the host is, the other.
+        """
+        self._timed = True
+        if not read or not launched:
+            return
+        if read.probe or launched.probe:
+            self._probing.took(max(0.0, seconds / self.surcharges.pace - launched.plain))
+        elif read.drafting == launched.drafting:
+            self.surcharges.learn(read, seconds)
 
     def observe(self, key: str, depth: int, accepted: int) -> None:
         """A round verified `depth` drafted tokens of a row and accepted the first `accepted` of them."""

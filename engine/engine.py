@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,7 @@ class Engine:
         self._late_choice = LateChoice()
         self._frontier = Frontier(max_rows)
         self._in_flight: Round | None = None
+        self._read_at: float | None = None  # when the round before it was there
         self._rows: dict[str, Row] = {}
         self._finished: list[Row] = []
 
@@ -196,9 +199,9 @@ class Engine:
         """Launch the next round, then read the one before it; returns the requests that finished."""
         try:
             if self._in_flight and self._in_flight.late and not self._in_flight.yielding:
-                self._read_in_flight()  # no row could take part in the next round before
+                self._read_in_flight(None)  # no row could take part in the next round before
             launched = self._launch(self.scheduler.plan())
-            self._read_in_flight()
+            self._read_in_flight(launched)
         except Exception:
             self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
             self._late.clear()
@@ -243,6 +246,8 @@ class Engine:
                 s.keep.snapshot = Snapshot.take(self._pools, s.extent.start, s.bound, self.state.recurrent, s.slot)
                 pending += s.keep.snapshot.arrays
         launched = self._verify(hidden, packing, segments, drafted)
+        if self.budget:
+            launched = replace(launched, forecast=self.budget.forecast)
         # Attention reads what the round wrote, so this evaluates the pools too. Naming them would hold them until
         # the round ends, and the next round's first write would then have to copy a pool.
         mx.async_eval(*pending, *launched.arrays, *self._frontier.arrays)
@@ -286,21 +291,29 @@ class Engine:
             return Round(late=late)
         return Round(free.segments, *self._frontier.move(free), late)
 
-    def _read_in_flight(self) -> None:
-        """Take the tokens of the round in flight, if there is one, as soon as it has run."""
-        launched, self._in_flight = self._in_flight, None
-        if not launched:
+    def _read_in_flight(self, launched: Round | None) -> None:
+        """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
+        read, self._in_flight = self._in_flight, None
+        if not read:
             return
-        emitted: Any = launched.tokens.tolist()
-        counts: Any = launched.counts.tolist()
-        for segment, tokens, count in zip(launched.yielding, emitted, counts, strict=True):
+        emitted: Any = read.tokens.tolist()
+        counts: Any = read.counts.tolist()
+        self._time(read, launched)
+        for segment, tokens, count in zip(read.yielding, emitted, counts, strict=True):
             self._take(segment, tokens[:count], count - 1)
-        if launched.late:
-            choices = self._late_choice.choose(launched.late)
+        if read.late:
+            choices = self._late_choice.choose(read.late)
             for choice in choices:
                 self._take(choice.segment, choice.tokens, choice.accepted, choice.error)
             going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
             self._frontier.put([choice.end for choice in going_on])
+
+    def _time(self, read: Round, launched: Round | None) -> None:
+        """Tell the budget what a round took that was there just now, if nothing came between it and its neighbours."""
+        before, now = self._read_at, time.perf_counter()
+        self._read_at = now if launched else None
+        if self.budget and launched and before is not None and not read.late and not launched.late:
+            self.budget.ran(read.forecast, launched.forecast, now - before)
 
     def _take(self, segment: Segment, tokens: list[int], accepted: int, error: GrammarError | None = None) -> None:
         """A segment has emitted these tokens, or its row cannot go on."""

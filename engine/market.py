@@ -47,6 +47,7 @@ class Market:
         prompt: tokens of prompts in the same round. What they take is no reason to draft more, as it must be spent in
             any case: it is left out of prices, but a round with many of them is past its knee.
         extra: seconds by which a round of 0, 1, 2, … packed tokens is dearer, as far as any is.
+        surcharges: likewise, of 0, 1, 2, … drafted tokens.
     """
 
     def __init__(
@@ -57,24 +58,39 @@ class Market:
         chances: Sequence[Sequence[float]],
         prompt: int = 0,
         extra: Sequence[float] = (),
+        surcharges: Sequence[float] = (),
     ):
         self.block, self.rows, self.chances = block, rows, chances
         self._rising = [list(map(neg, own)) for own in chances]  # negative, as bisection wants them rising
         count, context = len(rows), sum(row.context for row in rows)
-        rounds = cost.rounds(count * block + prompt)
-        per_token = cost.round.per_pair * context / count  # of a row with as much context as the average
-        fixed = rounds[count] - rounds[count + prompt] + cost.round.per_row * count
+        begin, reach = count + prompt, 1 + count * max(map(len, chances))
+        self._curve, self._extra, self._surcharges = cost.rounds(count * block + prompt), extra, surcharges
+        self._begin, self._per_token = begin, cost.round.per_pair * context / count  # of a row with average context
+        fixed = self._curve[count] - self._curve[begin] + cost.round.per_row * count
         fixed += (cost.round.per_context + cost.round.per_pair) * context  # the anchors' pairs
-        priced = list(map(add, rounds, extra)) + rounds[len(extra) :]
-        drafted = range(count * block)
-        self.rounds = [seconds + per_token * n for seconds, n in zip(priced[count + prompt :], drafted, strict=False)]
+        self.rounds = self._rounds(0, reach)  # as far as tokens may be worth something
         per_draft = (cost.draft.per_context + cost.draft.per_pair * block) * context / count
         drafts = cost.drafts(count, block)
         self.drafts = [fixed + drafts[drafting] + per_draft * drafting for drafting in range(count + 1)]
 
+    def _rounds(self, first: int, end: int) -> list[float]:
+        """What depends on the number of drafted tokens, from `first` of them on."""
+        packed = slice(self._begin + first, self._begin + end)
+        rounds = [seconds + self._per_token * tokens for tokens, seconds in enumerate(self._curve[packed], first)]
+        for more in (self._extra[packed], self._surcharges[first:end]):
+            if more:
+                rounds = list(map(add, rounds, more))
+        return rounds
+
     def seconds(self, tokens: int, drafting: int) -> float:
         """Of a round with so many drafted tokens, of so many rows."""
-        return self.rounds[tokens] + self.drafts[drafting]
+        rounds = self.rounds[tokens] if tokens < len(self.rounds) else self._rounds(tokens, tokens + 1)[0]
+        return rounds + self.drafts[drafting]
+
+    @property
+    def plain(self) -> Choice:
+        """No drafts."""
+        return Choice([0] * len(self.rows), len(self.rows), self.seconds(0, 0))
 
     def best(self) -> Choice:
         """The depths that yield most tokens a second.
@@ -83,8 +99,7 @@ class Market:
         round's price has a knee and steps. Because each row that drafts also pays for its whole block, this is done
         for a few numbers of the best rows.
         """
-        count = len(self.rows)
-        choice = Choice([0] * count, count, self.seconds(0, 0))
+        count, choice = len(self.rows), self.plain
         worth = list(map(sum, self.chances))
         order = sorted((row for row in range(count) if worth[row]), key=worth.__getitem__, reverse=True)
         if not order:

@@ -30,7 +30,7 @@ class Probing:
         self._purse: float | None = None
         self._failures = 0
         self._pending: dict[str, float] = {}  # rows under way, and the seconds that a token was worth
-        self._balance = 0.0
+        self._price = self._balance = 0.0
 
     def add(self, market: Market, choice: Choice) -> list[int]:
         """The choice's depths, with a probe if none of its rows drafts and the purse allows."""
@@ -61,13 +61,22 @@ class Probing:
         count, depth = max(
             (size for size, loss in losses.items() if loss <= allowed), key=lambda size: size[0] * known[size[1] - 1]
         )
-        self._balance = -price(count, depth)
+        self._price = price(count, depth)
+        self._balance = -self._price
         self._purse += self._balance
         depths = list(choice.depths)
         for row in rows[:count]:
             depths[row] = min(depth, market.rows[row].left - 1)
             self._pending[market.rows[row].key] = worth
         return depths
+
+    def took(self, seconds: float) -> None:
+        """A probe has made a round so much longer: what goes beyond its price is paid too."""
+        assert self._purse is not None
+        paid = min(self._price, seconds)
+        self._price -= paid
+        self._purse -= seconds - paid
+        self._balance -= seconds - paid
 
     def observe(self, key: str, accepted: int) -> None:
         """A round accepted so many drafted tokens of a row."""

@@ -9,19 +9,22 @@ import mlx.core as mx
 from ..kernels.packing import Packing, Span
 from .frontier import Frontier, Share
 from .scheduler import Segment
+from .surcharge import Forecast
 
 
 @dataclass(frozen=True)
 class Round:
     """A round in flight: the segments that yield, and what they emit, on the device: counts [M] of tokens [M, W].
 
-    What segments of rows with a grammar emit is chosen of their `late` share once the round has run.
+    What segments of rows with a grammar emit is chosen of their `late` share once the round has run. `forecast` is how
+    the round was priced, if it was.
     """
 
     yielding: list[Segment] = field(default_factory=list)
     tokens: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
     counts: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
     late: Share | None = None
+    forecast: Forecast | None = None
 
     @property
     def arrays(self) -> list[mx.array]:

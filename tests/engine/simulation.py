@@ -6,19 +6,26 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from draftmill.engine.budget import Budget
 from draftmill.engine.cost import Cost, Point, plan
 from draftmill.engine.market import Candidate
+from draftmill.engine.surcharge import Forecast
 
 BLOCK = 16
+
+STRETCH = 0.3
+"""Seconds."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """A cost curve: weights are read in `base` seconds, arithmetic binds from `knee` packed tokens on, and tokens are
     computed partly by tiles. A verified token costs the more of `flat`, even where arithmetic does not bind.
+
+    What no measurement of the models shows: each drafted token takes `host` seconds more; with `noise` rounds scatter,
+    and one in a hundred is interrupted; and every other stretch of time all rounds take `slow` times as long.
     """
 
     name: str
@@ -29,6 +36,9 @@ class Machine:
     draft: float = 0.15
     per_row: float = 0.0
     per_context: float = 0.0
+    host: float = 0.0
+    noise: float = 0.0
+    slow: float = 1.0
 
     def _curve(self, tokens: int) -> float:
         tiled = (tokens + math.ceil(tokens / self.tile) * self.tile) / 2
@@ -61,6 +71,7 @@ M4_PRO = Machine("M4 Pro", 0.010, 8, 8, per_row=0.002, per_context=2e-6)
 M5_MAX = Machine("M5 Max", 0.006, 30, 16, per_row=0.002, per_context=2e-6)
 H200 = Machine("H200", 0.004, 200, 64, per_row=0.001, per_context=1e-6)
 REFERENCE_BLAS = Machine("reference BLAS", 0.020, 1, 1, flat=0.0, draft=0.1)
+BUSY_HOST = replace(H200, name="H200, busy host", host=5e-5, noise=0.1, slow=1.6)
 MACHINES = (M4_PRO, M5_MAX, H200)
 
 
@@ -132,12 +143,16 @@ def work(machine: Machine, rows: int, requests: Sequence[Job], chooser: Budget |
     running: list[tuple[Job, int]] = []
     outcome = Outcome()
     late: list[tuple[str, int, int]] = []
+    launched: Forecast | None = None
+    seconds, chance = 0.0, random.Random(1)
     while waiting or running:
         while waiting and len(running) < rows:
             running.append((waiting.popleft(), 0))
         candidates = [Candidate(job.key, len(job.draws) - done, job.prompt + done) for job, done in running]
         if isinstance(chooser, Budget):
             depths = chooser.depths(candidates)
+            chooser.ran(launched, chooser.forecast, seconds)
+            launched = chooser.forecast
             for key, depth, accepted in late:
                 chooser.observe(key, depth, accepted)
         else:
@@ -154,8 +169,13 @@ def work(machine: Machine, rows: int, requests: Sequence[Job], chooser: Budget |
             outcome.tokens += accepted + 1
         context = sum(candidate.context for candidate in candidates)
         drafting = [candidate.context for candidate, depth in zip(candidates, depths, strict=True) if depth]
-        outcome.seconds += machine.round(len(depths) + sum(depths), len(depths), context)
-        outcome.seconds += machine.drafting(len(drafting), sum(drafting))
+        seconds = machine.round(len(depths) + sum(depths), len(depths), context)
+        seconds += machine.drafting(len(drafting), sum(drafting))
+        seconds += machine.host * sum(depths)
+        if machine.noise:
+            seconds *= math.exp(chance.gauss(0, machine.noise)) * (5 if chance.random() < 0.01 else 1)
+        seconds *= machine.slow if outcome.seconds // STRETCH % 2 else 1
+        outcome.seconds += seconds
         outcome.rounds += 1
         outcome.drafted += sum(depths)
         running = following

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ from draftmill.engine.market import Candidate, Choice, Market
 
 from .simulation import (
     BLOCK,
+    BUSY_HOST,
     H200,
     M4_PRO,
     M5_MAX,
@@ -169,6 +171,24 @@ def test_a_draft_that_becomes_useful_is_noticed():
 
     for machine in (M4_PRO, H200):
         assert ratio(machine, 1, chance, 16) > 1.0
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("rows", [8, 32])
+def test_learns_what_rounds_take_beyond_the_model(rows: int, chance: float):
+    machine = BUSY_HOST
+    requests = jobs(4 * rows, equal(chance))
+    outcome = work(machine, rows, requests, Budget(measured(H200, rows), BLOCK))
+    assert outcome.rate > 0.95 * hindsight(machine, rows, requests, DEPTHS).rate
+
+
+def test_finds_out_that_rounds_without_drafts_take_less_than_the_model_says():
+    machine = replace(H200, base=0.65 * H200.base, draft=1.6)
+    requests = jobs(12, equal(0.5))
+    found = work(machine, 1, requests, Budget(measured(H200, 1), BLOCK)).rate
+    plain, *fixed = (work(machine, 1, requests, depth).rate for depth in DEPTHS)
+    assert 0.9 * plain > max(fixed)
+    assert found > 0.92 * plain
 
 
 def test_takes_little_of_the_host():
