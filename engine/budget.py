@@ -52,27 +52,33 @@ class Budget:
         self._round += 1
         self.survival.next_round()
         self.surcharges.next_round()
-        chances = [self.survival.chances(row.key, min(row.left, self.block) - 1) for row in rows]
-        most = len(rows) * self.block
-        if self.cost.first:
-            self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
-        surcharges = self.surcharges.listed(len(rows), most)
-        market = Market(self.cost, self.block, rows, chances, prompt, self._extra, surcharges)
+        market = self._market(rows, prompt)
         choice = market.best()
         if not prompt and self._tries_without(market, choice):
             choice, depths = market.plain, market.plain.depths
         else:
             depths = self._probing.add(market, choice)
-        drafted, tokens = sum(depths), len(rows) + prompt + sum(depths)
         if not prompt:
-            once = REUSE * self._extra[tokens] if self.cost.first else 0.0
-            seconds = market.seconds(drafted, sum(depth > 0 for depth in depths)) - once / REUSE
-            seconds -= surcharges[drafted] if surcharges else 0.0
-            probe = depths != choice.depths
-            self.forecast = Forecast(tokens, drafted > 0, probe, seconds, market.plain.seconds, once)
+            self.forecast = self._forecast(market, choice, depths)
         if self.cost.first:
-            self._extra[tokens] = 0.0
+            self._extra[len(rows) + prompt + sum(depths)] = 0.0
         return depths
+
+    def _market(self, rows: Sequence[Candidate], prompt: int) -> Market:
+        chances = [self.survival.chances(row.key, min(row.left, self.block) - 1) for row in rows]
+        most = len(rows) * self.block
+        if self.cost.first:
+            self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
+        surcharges = self.surcharges.listed(len(rows), most)
+        return Market(self.cost, self.block, rows, chances, prompt, self._extra, surcharges)
+
+    def _forecast(self, market: Market, choice: Choice, depths: Sequence[int]) -> Forecast:
+        """How a round without prompts is priced in which rows verify so many drafted tokens."""
+        drafted, tokens = sum(depths), len(depths) + sum(depths)
+        share = self._extra[tokens] if self.cost.first else 0.0
+        seconds = market.seconds(drafted, sum(depth > 0 for depth in depths)) - share
+        seconds -= self.surcharges.of(drafted > 0, tokens)
+        return Forecast(tokens, drafted > 0, depths != choice.depths, seconds, market.plain.seconds, REUSE * share)
 
     def _tries_without(self, market: Market, choice: Choice) -> bool:
         """Whether to leave drafts out, because what rounds take without them was not timed for long and may matter."""
