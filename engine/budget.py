@@ -40,8 +40,6 @@ class Budget:
         """Of the round whose depths were chosen last; None if it has prompts, or no row that decodes."""
         self._probing = Probing(self.survival)
         self._extra: list[float] = []  # by packed tokens: a share of what a first round takes, 0 after it
-        self._round = 0
-        self._timed = False
         self._trials: dict[int, int] = {}  # by rows, the round in which one began
 
     def depths(self, rows: Sequence[Candidate], prompt: int = 0) -> list[int]:
@@ -49,7 +47,6 @@ class Budget:
         self.forecast = None
         if not rows:
             return []
-        self._round += 1
         self.survival.next_round()
         self.surcharges.next_round()
         market = self._market(rows, prompt)
@@ -78,18 +75,18 @@ class Budget:
         share = self._extra[tokens] if self.cost.first else 0.0
         seconds = market.seconds(drafted, sum(depth > 0 for depth in depths)) - share
         seconds -= self.surcharges.of(drafted > 0, tokens)
-        return Forecast(tokens, drafted > 0, depths != choice.depths, seconds, market.plain.seconds, REUSE * share)
+        return Forecast(tokens, drafted > 0, depths != choice.depths, seconds, market.seconds(0, 0), REUSE * share)
 
     def _tries_without(self, market: Market, choice: Choice) -> bool:
         """Whether to leave drafts out, because what rounds take without them was not timed for long and may matter."""
         rows = len(market.rows)
-        if not any(choice.depths) or not self._timed or self.surcharges.known(False, rows):
+        if not any(choice.depths) or self.surcharges.known(False, rows):
             return False
-        size = rows.bit_length()
-        if size in self._trials and (since := self._round - self._trials[size]) <= MEMORY:
+        size, now = rows.bit_length(), self.surcharges.round
+        if size in self._trials and (since := now - self._trials[size]) <= MEMORY:
             return since < TRIAL
         if PLAUSIBLE * market.plain.rate > choice.rate:
-            self._trials[size] = self._round
+            self._trials[size] = now
             return True
         return False
 
@@ -98,7 +95,6 @@ class Budget:
 
         Whichever of the two took the time: where the device is slower it was the one, where the host is, the other.
         """
-        self._timed = True
         if not read or not launched:
             return
         if read.probe or launched.probe:

@@ -72,11 +72,11 @@ class Surcharges:
         self._paces: deque[float] = deque(maxlen=PACE)
         self._timed: dict[bool, dict[int, Timed]] = {False: {}, True: {}}
         self._known: dict[bool, dict[int, tuple[float, float]]] = {False: {}, True: {}}  # tokens and seconds by size
-        self._round = 0
+        self.round = 0
 
     def next_round(self) -> None:
         """A round begins: what drafting took long ago is forgotten."""
-        self._round += 1
+        self.round += 1
         timed = self._timed[True]
         for size in [size for size, own in timed.items() if self._old(own)]:
             del timed[size]
@@ -91,6 +91,8 @@ class Surcharges:
         """A round like this took so long."""
         size, model = _size(forecast.tokens), forecast.seconds
         known, seconds = self._known[forecast.drafting], seconds - forecast.once
+        if seconds <= 0:  # it was not the first of its size after all: another had its kernels planned
+            return
         if size in known:
             self._paces.append(seconds / max(LEAST * model, model + self.of(forecast.drafting, forecast.tokens)))
         timed = self._timed[forecast.drafting].setdefault(size, Timed())
@@ -99,7 +101,7 @@ class Surcharges:
             timed.seconds.clear()
         timed.tokens.append(forecast.tokens)
         timed.seconds.append(max(LEAST * model, seconds / self.pace) - model)
-        timed.last = self._round
+        timed.last = self.round
         if len(timed.seconds) >= ENOUGH:
             known[size] = fmean(timed.tokens), median_low(timed.seconds)
 
@@ -131,7 +133,7 @@ class Surcharges:
         return line + [points[-1][1]] * (end - begin - len(line))
 
     def _old(self, timed: Timed) -> bool:
-        return self._round - timed.last > MEMORY
+        return self.round - timed.last > MEMORY
 
 
 def _size(tokens: int) -> int:

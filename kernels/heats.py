@@ -142,8 +142,7 @@ def _packing(rows: int, queries: int, keys: int, round: int) -> Packing:
     counts = [queries + (rows * round + row if queries > FEW else 0) for row in range(rows)]
     begins = accumulate(counts, initial=0)
     spans = tuple(
-        Span(begin, count, row * extent, max(length, count))
-        for row, (begin, count) in enumerate(zip(begins, counts, strict=False))
+        Span(begin, count, row * extent, length) for row, (begin, count) in enumerate(zip(begins, counts, strict=False))
     )
     positions = [span.length - span.count + i for span in spans for i in range(span.count)]
     return Packing(spans, mx.array(positions, mx.int32), mx.array(positions, mx.int32))

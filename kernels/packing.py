@@ -83,10 +83,10 @@ class Packing:
     def kind(self) -> tuple[int, int, int]:
         """Roughly how many rows there are, how many queries each has, and how many keys: the nearest raced numbers."""
         rows, queries = len(self.spans), max(span.count for span in self.spans)
-        few = 1 if queries == 1 else 16
-        many = 2 if queries > FEW else 8 if rows <= 16 else 32
-        keys = max(span.length for span in self.spans)
-        return (1 if rows == 1 else many, few if queries <= FEW else 256, 512 if keys <= 2048 else 4096)
+        keys = 512 if max(span.length for span in self.spans) <= 2048 else 4096
+        if queries > FEW:
+            return min(rows, 2), 256, keys
+        return 1 if rows == 1 else 8 if rows <= 16 else 32, 1 if queries == 1 else 16, keys
 
     @cached_property
     def halves(self) -> tuple[tuple[Packing, mx.array], tuple[Packing, mx.array]] | None:

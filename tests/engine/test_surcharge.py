@@ -34,9 +34,17 @@ def test_what_comes_once_is_left_out_and_no_round_is_free():
     surcharges = Surcharges()
     for _ in range(ENOUGH):
         surcharges.learn(forecast(20, once=0.020), 0.033)
-        surcharges.learn(forecast(8, drafting=False), 0.0)
+        surcharges.learn(forecast(8, drafting=False), 0.001)
     assert surcharges.of(True, 20) == pytest.approx(0.003)
     assert surcharges.of(False, 8) == pytest.approx(-0.004)
+
+
+def test_what_came_once_already_teaches_nothing():
+    surcharges = taught(20, 0.013)
+    for _ in range(LATEST):
+        surcharges.learn(forecast(20, once=0.020), 0.012)
+    assert surcharges.of(True, 20) == pytest.approx(0.003)
+    assert surcharges.pace == 1
 
 
 def test_what_was_not_timed_may_be_as_good_as_what_was_allows():
