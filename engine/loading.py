@@ -13,19 +13,25 @@ from . import models
 from .draft import DFlashDraft, load_draft
 from .families import adapt
 from .families.transformer import Transformer
+from .load_check import assure, fingerprint
 from .memory import stay_resident
 from .models import LoadedModel
 from .pairs import Pair
 from .racing import choose
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A pair ready to generate: the adapter over the `loaded` target, and the draft, if there is one."""
+    """A pair ready to generate: the adapter over the `loaded` target, and the draft, if there is one.
+
+    `verdict` says how near the target's logits are to mlx-lm's on this machine.
+    """
 
     loaded: LoadedModel
     target: Transformer
     draft: DFlashDraft | None
+    verdict: Verdict
 
 
 def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedPair:
@@ -34,7 +40,8 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
     `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
     Raises:
-        ModelError: one of them cannot be found, read or served; the message is one line.
+        ModelError: one of them cannot be found, read or served, or the target's logits are not mlx-lm's on this
+            machine; the message is one line.
     """
     stay_resident()
     loaded = models.load(pair.target, cache)
@@ -46,4 +53,5 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
     choose(target, draft, cache)
-    return LoadedPair(loaded, target, draft)
+    verdict = assure(target, f"{pair.target} {fingerprint(models.locate(pair.target, cache))}", cache)
+    return LoadedPair(loaded, target, draft, verdict)
