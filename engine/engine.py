@@ -11,27 +11,27 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.packing import Packing
-from . import models
-from .budget import Budget
-from .calibration import calibrated
-from .constrained import LateChoice
-from .draft import DFlashDraft
-from .drafting import Drafter, DraftRow
-from .families.transformer import Transformer
-from .frontier import Frontier, Share
-from .grammar import GrammarError, Grammars
-from .late_context import Late, LateContext
-from .loading import load_pair
-from .market import Candidate
-from .memory import default_budget
-from .pairs import Pair
-from .pool import KVPool
-from .prefix import PrefixCache
+from .choose.constrained import LateChoice
+from .choose.grammar import GrammarError, Grammars
+from .depth.budget import Budget
+from .depth.calibration import calibrated
+from .depth.depth_choice import Candidate
+from .drafting.context import Late, LateContext
+from .drafting.dflash import DFlashDraft
+from .drafting.drafter import Drafter, DraftRow
+from .models.folder import ModelError
+from .models.load import load_pair
+from .models.pairs import Pair
+from .models.targets.transformer import Transformer
 from .request import Completion, FinishReason, Request, RequestError
 from .rounds import Round, pack
-from .row import Row
-from .scheduler import Plan, Scheduler, Segment
-from .snapshot import Snapshot
+from .schedule.prefix import PrefixCache
+from .schedule.row import Row
+from .schedule.scheduler import Plan, Scheduler, Segment
+from .state.kv_pool import KVPool
+from .state.memory import default_budget
+from .state.row_ends import Frontier, Share
+from .state.snapshot import Snapshot
 from .stats import Stats
 from .text import Text
 
@@ -90,7 +90,7 @@ class Engine:
         block = draft.config.block_size if draft else 0
         most = max(0, block - 1)
         if depth is not None and depth > most:
-            raise models.ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
+            raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
         per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
         per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
@@ -98,7 +98,7 @@ class Engine:
         late = budget // LATE if draft else 0
         slots = min((budget - snapshots - late - max_rows * per_row) // per_slot, max_rows * (context_length + block))
         if slots < 1:
-            raise models.ModelError(
+            raise ModelError(
                 f"no memory for keys and values: {budget:,} bytes allowed, {snapshots:,} of them for shared prefixes; "
                 f"a token needs {per_slot:,}, each of {max_rows} rows {per_row:,} besides: "
                 "raise --memory or lower --max-rows"

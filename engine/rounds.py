@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
-from .frontier import Frontier, Share
-from .scheduler import Segment
-from .surcharge import Forecast
+from .depth.round_timing import Forecast
+from .schedule.scheduler import Segment
+from .state.row_ends import Frontier, Share
 
 
 @dataclass(frozen=True)

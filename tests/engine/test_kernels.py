@@ -8,16 +8,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from draftmill.engine.families import adapt
-from draftmill.engine.racing import shapes
-from draftmill.kernels.heats import heats
+from draftmill.engine.models.kernels_for import shapes
+from draftmill.engine.models.targets import adapt
+from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import KERNEL, Operations
-from draftmill.kernels.source import Kernel
+from draftmill.kernels.race.contestants import heats
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
+from .drafting.test_speculation import random_draft, replaying
 from .small import llama_model, quantised, qwen3_5_model, qwen3_model, reference, requests, run
-from .test_speculation import random_draft, replaying
 
 BUILDERS = {
     "llama-sliding": lambda: llama_model(
