@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..schedule.scheduler import Segment
-from ..state.row_ends import End, Share
+from ..state.row_ends import End, Scored
 from .grammar import GrammarError, masked
 from .sampling import choose
 
@@ -40,20 +40,20 @@ class Choice:
         return End(segment.slot, self.tokens[-1], segment.row.cursor, count if segment.depth else 0)
 
 
-class LateChoice:
+class Chooser:
     """Chooses for rounds that have run. While another round runs, it computes beside it: on a stream of its own."""
 
     def __init__(self) -> None:
         self._stream: mx.Stream | None = None
 
-    def choose(self, share: Share) -> list[Choice]:
+    def choose(self, scored: Scored) -> list[Choice]:
         """What the segments of rows with a grammar emit; the grammars are then behind it.
 
         As in `verify`, the target chooses its own token for every slot, here among those that the grammar allows there,
         and drafts are accepted as long as they are that token.
         """
-        drafts = iter([] if share.drafts is None else tokens_of(share.drafts))
-        choices = [Choice(segment, list(islice(drafts, segment.depth or 0))) for segment in share.segments]
+        drafts = iter([] if scored.drafts is None else tokens_of(scored.drafts))
+        choices = [Choice(segment, list(islice(drafts, segment.depth or 0))) for segment in scored.segments]
         for choice in choices:
             row = choice.segment.row
             if row.matcher and row.finish_reason is None:
@@ -61,7 +61,7 @@ class LateChoice:
                     choice.masks = row.matcher.masks(choice.drafted)
                 except GrammarError as error:
                     choice.error = error
-        chosen = iter(self._choose(share.logits, choices))
+        chosen = iter(self._choose(scored.logits, choices))
         for choice in choices:
             row = choice.segment.row
             if row.matcher and choice.masks:

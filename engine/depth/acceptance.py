@@ -65,7 +65,7 @@ class Rating:
         self.judged = round
 
 
-class Survival:
+class Acceptance:
     """Estimates for rows by their keys. A new row begins with what the others taught about the positions.
 
     Args:

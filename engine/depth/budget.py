@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .acceptance import Survival
-from .depth_choice import Candidate, Choice, Market
-from .exploration import Probing
+from .acceptance import Acceptance
+from .depth_choice import Candidate, Chosen, DepthChoice
+from .exploration import Exploration
 from .round_cost import Cost
-from .round_timing import ENOUGH, MEMORY, Forecast, Surcharges
+from .round_timing import ENOUGH, MEMORY, Forecast, RoundTiming
 
 REUSE = 32
 """Rounds with the same number of tokens over which what the first of them takes is spread."""
@@ -34,11 +34,11 @@ class Budget:
 
     def __init__(self, cost: Cost, block: int):
         self.cost, self.block = cost, block
-        self.survival = Survival(block - 1)
-        self.surcharges = Surcharges()
+        self.acceptance = Acceptance(block - 1)
+        self.timing = RoundTiming()
         self.forecast: Forecast | None = None
         """Of the round whose depths were chosen last; None if it has prompts, or no row that decodes."""
-        self._probing = Probing(self.survival)
+        self._exploration = Exploration(self.acceptance)
         self._extra: list[float] = []  # by packed tokens: a share of what a first round takes, 0 after it
         self._trials: dict[int, int] = {}  # by rows, the round in which one began
 
@@ -47,45 +47,45 @@ class Budget:
         self.forecast = None
         if not rows:
             return []
-        self.survival.next_round()
-        self.surcharges.next_round()
-        market = self._market(rows, prompt)
-        choice = market.best()
-        if not prompt and self._tries_without(market, choice):
-            choice, depths = market.plain, market.plain.depths
+        self.acceptance.next_round()
+        self.timing.next_round()
+        choice = self._choice(rows, prompt)
+        chosen = choice.best()
+        if not prompt and self._tries_without(choice, chosen):
+            chosen, depths = choice.plain, choice.plain.depths
         else:
-            depths = self._probing.add(market, choice)
+            depths = self._exploration.add(choice, chosen)
         if not prompt:
-            self.forecast = self._forecast(market, choice, depths)
+            self.forecast = self._forecast(choice, chosen, depths)
         if self.cost.first:
             self._extra[len(rows) + prompt + sum(depths)] = 0.0
         return depths
 
-    def _market(self, rows: Sequence[Candidate], prompt: int) -> Market:
-        chances = [self.survival.chances(row.key, min(row.left, self.block) - 1) for row in rows]
+    def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
+        chances = [self.acceptance.chances(row.key, min(row.left, self.block) - 1) for row in rows]
         most = len(rows) * self.block
         if self.cost.first:
             self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
-        surcharges = self.surcharges.listed(len(rows), most)
-        return Market(self.cost, self.block, rows, chances, prompt, self._extra, surcharges)
+        timed = self.timing.listed(len(rows), most)
+        return DepthChoice(self.cost, self.block, rows, chances, prompt, self._extra, timed)
 
-    def _forecast(self, market: Market, choice: Choice, depths: Sequence[int]) -> Forecast:
+    def _forecast(self, choice: DepthChoice, chosen: Chosen, depths: Sequence[int]) -> Forecast:
         """How a round without prompts is priced in which rows verify so many drafted tokens."""
         drafted, tokens = sum(depths), len(depths) + sum(depths)
         share = self._extra[tokens] if self.cost.first else 0.0
-        seconds = market.seconds(drafted, sum(depth > 0 for depth in depths)) - share
-        seconds -= self.surcharges.of(drafted > 0, tokens)
-        return Forecast(tokens, drafted > 0, depths != choice.depths, seconds, market.seconds(0, 0), REUSE * share)
+        seconds = choice.seconds(drafted, sum(depth > 0 for depth in depths)) - share
+        seconds -= self.timing.of(drafted > 0, tokens)
+        return Forecast(tokens, drafted > 0, depths != chosen.depths, seconds, choice.seconds(0, 0), REUSE * share)
 
-    def _tries_without(self, market: Market, choice: Choice) -> bool:
+    def _tries_without(self, choice: DepthChoice, chosen: Chosen) -> bool:
         """Whether to leave drafts out, because what rounds take without them was not timed for long and may matter."""
-        rows = len(market.rows)
-        if not any(choice.depths) or self.surcharges.known(False, rows):
+        rows = len(choice.rows)
+        if not any(chosen.depths) or self.timing.known(False, rows):
             return False
-        size, now = rows.bit_length(), self.surcharges.round
+        size, now = rows.bit_length(), self.timing.round
         if size in self._trials and (since := now - self._trials[size]) <= MEMORY:
             return since < TRIAL
-        if PLAUSIBLE * market.plain.rate > choice.rate:
+        if PLAUSIBLE * choice.plain.rate > chosen.rate:
             self._trials[size] = now
             return True
         return False
@@ -98,17 +98,17 @@ class Budget:
         if not read or not launched:
             return
         if read.probe or launched.probe:
-            self._probing.took(max(0.0, seconds / self.surcharges.pace - launched.plain))
+            self._exploration.took(max(0.0, seconds / self.timing.pace - launched.plain))
         elif read.drafting == launched.drafting:
-            self.surcharges.learn(read, seconds)
+            self.timing.learn(read, seconds)
 
     def observe(self, key: str, depth: int, accepted: int) -> None:
         """A round verified `depth` drafted tokens of a row and accepted the first `accepted` of them."""
         if depth:
-            self.survival.observe(key, depth, accepted)
-            self._probing.observe(key, accepted)
+            self.acceptance.observe(key, depth, accepted)
+            self._exploration.observe(key, accepted)
 
     def forget(self, key: str) -> None:
         """The row is done."""
-        self.survival.forget(key)
-        self._probing.forget(key)
+        self.acceptance.forget(key)
+        self._exploration.forget(key)

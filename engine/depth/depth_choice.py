@@ -1,4 +1,4 @@
-"""One round's market: what drafted tokens are worth, what they cost, and which of them to buy. Knows no MLX."""
+"""The depths of one round: what drafted tokens are worth, what they cost, and which to verify. Knows no MLX."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """Depths of the rows, the tokens that they are expected to emit in all, and the seconds that takes."""
 
     depths: list[int]
@@ -36,7 +36,7 @@ class Choice:
         return self.tokens / self.seconds
 
 
-class Market:
+class DepthChoice:
     """Rows and prices of one round.
 
     Args:
@@ -47,7 +47,7 @@ class Market:
         prompt: tokens of prompts in the same round. What they take is no reason to draft more, as it must be spent in
             any case: it is left out of prices, but a round with many of them is past its knee.
         extra: seconds by which a round of 0, 1, 2, … packed tokens is dearer, as far as any is.
-        surcharges: likewise, of 0, 1, 2, … drafted tokens.
+        timed: likewise, of 0, 1, 2, … drafted tokens.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Market:
         chances: Sequence[Sequence[float]],
         prompt: int = 0,
         extra: Sequence[float] = (),
-        surcharges: Sequence[float] = (),
+        timed: Sequence[float] = (),
     ):
         self.block, self.rows, self.chances = block, rows, chances
         self._rising = [list(map(neg, own)) for own in chances]  # negative, as bisection wants them rising
         count, context = len(rows), sum(row.context for row in rows)
         begin, reach = count + prompt, 1 + count * max(map(len, chances))
-        self._curve, self._extra, self._surcharges = cost.rounds(count * block + prompt), extra, surcharges
+        self._curve, self._extra, self._timed = cost.rounds(count * block + prompt), extra, timed
         self._begin, self._per_token = begin, cost.round.per_pair * context / count  # of a row with average context
         fixed = self._curve[count] - self._curve[begin] + cost.round.per_row * count
         fixed += (cost.round.per_context + cost.round.per_pair) * context  # the anchors' pairs
@@ -77,7 +77,7 @@ class Market:
         """What depends on the number of drafted tokens, from `first` of them on."""
         packed = slice(self._begin + first, self._begin + end)
         rounds = [seconds + self._per_token * tokens for tokens, seconds in enumerate(self._curve[packed], first)]
-        for more in (self._extra[packed], self._surcharges[first:end]):
+        for more in (self._extra[packed], self._timed[first:end]):
             if more:
                 rounds = list(map(add, rounds, more))
         return rounds
@@ -88,24 +88,24 @@ class Market:
         return rounds + self.drafts[drafting]
 
     @property
-    def plain(self) -> Choice:
+    def plain(self) -> Chosen:
         """No drafts."""
-        return Choice([0] * len(self.rows), len(self.rows), self.seconds(0, 0))
+        return Chosen([0] * len(self.rows), len(self.rows), self.seconds(0, 0))
 
-    def best(self) -> Choice:
+    def best(self) -> Chosen:
         """The depths that yield most tokens a second.
 
         Tokens are bought in falling order of their chances, and every prefix of that order is priced, because a
         round's price has a knee and steps. Because each row that drafts also pays for its whole block, this is done
         for a few numbers of the best rows.
         """
-        count, choice = len(self.rows), self.plain
+        count, chosen = len(self.rows), self.plain
         worth = list(map(sum, self.chances))
         order = sorted((row for row in range(count) if worth[row]), key=worth.__getitem__, reverse=True)
         if not order:
-            return choice
+            return chosen
         found = (self._prefix(order[:drafting]) for drafting in self._counts(order))
-        return max((choice, *found), key=lambda choice: choice.rate)
+        return max((chosen, *found), key=lambda depths: depths.rate)
 
     def _counts(self, order: Sequence[int]) -> set[int]:
         """The most promising numbers of rows from the head of the order, as if their depths were the same."""
@@ -119,7 +119,7 @@ class Market:
             highest[drafting] = max(most, highest.get(drafting, 0.0))
         return set(sorted(highest, key=highest.__getitem__, reverse=True)[:PROMISING])
 
-    def _prefix(self, order: Sequence[int]) -> Choice:
+    def _prefix(self, order: Sequence[int]) -> Chosen:
         """The best prefix of these rows' drafted tokens in falling order of their chances; at least one token."""
         values = sorted(chain.from_iterable([self._rising[row] for row in order]))
         gains = list(accumulate(values, sub, initial=float(len(self.rows))))
@@ -140,4 +140,4 @@ class Market:
             while surplus and depths[row] and self._rising[row][depths[row] - 1] == least:
                 depths[row] -= 1
                 surplus -= 1
-        return Choice(depths, gains[bought], prices[bought - 1])
+        return Chosen(depths, gains[bought], prices[bought - 1])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from .acceptance import Survival
-from .depth_choice import Choice, Market
+from .acceptance import Acceptance
+from .depth_choice import Chosen, DepthChoice
 
 SHARE = 0.01
-"""Of the time, what probing may take."""
+"""Of the time, what probes may take."""
 
 PATIENCE = 0.25
 """By how much of the first interval each probe that did not pay lengthens the one to the next."""
@@ -17,7 +17,7 @@ LONGEST = 4.0
 """How many times the first interval it may become."""
 
 
-class Probing:
+class Exploration:
     """Lets a few rows draft now and then while no row does.
 
     A share of each round's time goes into a purse, and probes are paid from it. What their accepted tokens were worth
@@ -25,49 +25,49 @@ class Probing:
     pay, they cost less and less.
     """
 
-    def __init__(self, survival: Survival):
-        self._survival = survival
+    def __init__(self, acceptance: Acceptance):
+        self._acceptance = acceptance
         self._purse: float | None = None
         self._failures = 0
         self._pending: dict[str, float] = {}  # rows under way, and the seconds that a token was worth
         self._price = self._balance = 0.0
 
-    def add(self, market: Market, choice: Choice) -> list[int]:
-        """The choice's depths, with a probe if none of its rows drafts and the purse allows."""
-        rows = [row for row, candidate in enumerate(market.rows) if candidate.left > 1]
-        if any(choice.depths) or self._pending or not rows:
-            return choice.depths
-        worth = choice.seconds / choice.tokens
-        rows.sort(key=lambda row: self._survival.judged(market.rows[row].key))
+    def add(self, choice: DepthChoice, chosen: Chosen) -> list[int]:
+        """The chosen depths, with a probe if none of its rows drafts and the purse allows."""
+        rows = [row for row, candidate in enumerate(choice.rows) if candidate.left > 1]
+        if any(chosen.depths) or self._pending or not rows:
+            return chosen.depths
+        worth = chosen.seconds / chosen.tokens
+        rows.sort(key=lambda row: self._acceptance.judged(choice.rows[row].key))
         # The chance that a position is judged, and how many are, summed over positions.
-        judged = [1.0, *market.chances[rows[0]]] + [0.0] * market.block
+        judged = [1.0, *choice.chances[rows[0]]] + [0.0] * choice.block
         known = list(accumulate(judged))
 
         def price(count: int, depth: int) -> float:
-            return market.seconds(count * depth, count) - market.seconds(0, 0)
+            return choice.seconds(count * depth, count) - choice.seconds(0, 0)
 
         # What is left of the price of so many rows at such a depth after the tokens that are expected.
         losses = {
             (count, depth): price(count, depth) - count * (known[depth] - 1) * worth
             for count in _doubling(len(rows))
-            for depth in range(1, market.block)
+            for depth in range(1, choice.block)
         }
         # Saving up for twice the cheapest probe: for little more, several rows or deeper drafts tell much more.
         needed = 2 * max(0.0, min(losses.values()))
-        self._purse = needed if self._purse is None else self._purse + SHARE * choice.seconds
+        self._purse = needed if self._purse is None else self._purse + SHARE * chosen.seconds
         allowed = self._purse / min(LONGEST, 1 + PATIENCE * self._failures)
         if allowed < needed:
-            return choice.depths
+            return chosen.depths
         count, depth = max(
             (size for size, loss in losses.items() if loss <= allowed), key=lambda size: size[0] * known[size[1] - 1]
         )
         self._price = price(count, depth)
         self._balance = -self._price
         self._purse += self._balance
-        depths = list(choice.depths)
+        depths = list(chosen.depths)
         for row in rows[:count]:
-            depths[row] = min(depth, market.rows[row].left - 1)
-            self._pending[market.rows[row].key] = worth
+            depths[row] = min(depth, choice.rows[row].left - 1)
+            self._pending[choice.rows[row].key] = worth
         return depths
 
     def took(self, seconds: float) -> None:

@@ -65,7 +65,7 @@ class Timed:
     last: int = 0
 
 
-class Surcharges:
+class RoundTiming:
     """Seconds beyond the cost model's, for rounds with drafts and without, at the pace of the first rounds."""
 
     def __init__(self) -> None:

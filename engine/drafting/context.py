@@ -15,7 +15,7 @@ ROUNDS = 16
 
 
 @dataclass(eq=False)
-class Taps:
+class RoundTaps:
     """A round's taps [N, hidden] of each tapped layer and positions [N], for which so many rows still have a use."""
 
     states: list[mx.array]
@@ -23,14 +23,14 @@ class Taps:
     rows: int
 
 
-class Share(NamedTuple):
+class RowTaps(NamedTuple):
     """A row's tokens in a round."""
 
-    taps: Taps
+    taps: RoundTaps
     tokens: range
 
 
-class Late(NamedTuple):
+class ContextWrite(NamedTuple):
     """Tokens whose context is to be written: taps [N, taps * hidden], positions [N] and slots [N]."""
 
     taps: mx.array
@@ -38,7 +38,7 @@ class Late(NamedTuple):
     slots: mx.array
 
 
-class LateContext:
+class WaitingContext:
     """The taps of tokens whose context is not written yet, row by row; no two of a row at one position.
 
     Args:
@@ -48,21 +48,21 @@ class LateContext:
     def __init__(self, most: int):
         self.most = most
         self.held = self.rounds = 0
-        self._shares: dict[Row, list[Share]] = {}
+        self._rows: dict[Row, list[RowTaps]] = {}
 
     def hold(self, states: list[mx.array], positions: mx.array, rows: Sequence[tuple[Row, int]]) -> None:
         """Keep a round's taps: of each row so many tokens, one row after another."""
-        taps, first = Taps(states, positions, len(rows)), 0
+        taps, first = RoundTaps(states, positions, len(rows)), 0
         for row, count in rows:
-            self._shares.setdefault(row, []).append(Share(taps, range(first, first + count)))
+            self._rows.setdefault(row, []).append(RowTaps(taps, range(first, first + count)))
             first += count
         self.held += first
         self.rounds += 1
 
-    def take(self, rows: Sequence[Row]) -> Late | None:
+    def take(self, rows: Sequence[Row]) -> ContextWrite | None:
         """What these rows lack, to be written to the extents that they have now."""
-        indices: dict[Taps, list[int]] = {}
-        extents: dict[Taps, list[int]] = {}
+        indices: dict[RoundTaps, list[int]] = {}
+        extents: dict[RoundTaps, list[int]] = {}
         for row in rows:
             for taps, tokens in self.drop(row):
                 assert row.extent
@@ -82,23 +82,23 @@ class LateContext:
                 positions.append(taps.positions[some])
         starts = mx.array([start for own in extents.values() for start in own], mx.int32)
         places = mx.concatenate(positions)
-        return Late(mx.concatenate(states), places, places + starts)
+        return ContextWrite(mx.concatenate(states), places, places + starts)
 
-    def take_if_full(self) -> Late | None:
+    def take_if_full(self) -> ContextWrite | None:
         """What all rows lack, if there is too much of it."""
-        return self.take(list(self._shares)) if self.held > self.most or self.rounds > ROUNDS else None
+        return self.take(list(self._rows)) if self.held > self.most or self.rounds > ROUNDS else None
 
-    def drop(self, row: Row) -> list[Share]:
+    def drop(self, row: Row) -> list[RowTaps]:
         """Hold nothing more of a row; returns what there was."""
-        shares = self._shares.pop(row, [])
-        for share in shares:
-            share.taps.rows -= 1
-            if not share.taps.rows:
-                self.held -= share.taps.positions.size
+        held = self._rows.pop(row, [])
+        for taps, _ in held:
+            taps.rows -= 1
+            if not taps.rows:
+                self.held -= taps.positions.size
                 self.rounds -= 1
-        return shares
+        return held
 
     def clear(self) -> None:
         """Hold nothing."""
-        for row in list(self._shares):
+        for row in list(self._rows):
             self.drop(row)

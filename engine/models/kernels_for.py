@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ...kernels.operations import KERNEL, STOCK, Operations
-from ...kernels.race.contestants import AttentionShape, RotaryShape, Shape, heats
+from ...kernels.race.contestants import AttentionShape, RotaryShape, Shape, contests
 from ...kernels.race.race import race
 from ..drafting.dflash import DFlashDraft
 from .boxed import ModelError
@@ -32,7 +32,7 @@ def choose(target: Transformer, draft: DFlashDraft | None, cache: Path) -> None:
         return
     if draft:
         draft.join()  # joint products are those that run
-    results = race(heats(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
+    results = race(contests(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
     target.operations = Operations({key: result.winner for key, result in results.items()})
 
 

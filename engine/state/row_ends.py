@@ -13,7 +13,7 @@ from ..schedule.scheduler import Segment
 
 
 @dataclass(frozen=True)
-class Share:
+class Scored:
     """Segments that yield, with the logits [S, vocabulary] of their slots (depth + 1 of each) and their drafts [F]."""
 
     segments: list[Segment]
@@ -24,13 +24,13 @@ class Share:
     def arrays(self) -> list[mx.array]:
         return [self.logits] if self.drafts is None else [self.logits, self.drafts]
 
-    def split(self) -> tuple[Share | None, Share | None]:
+    def split(self) -> tuple[Scored | None, Scored | None]:
         """The segments whose rows are free, and those whose rows have a grammar; None if there are none."""
         if all(segment.row.matcher is None for segment in self.segments):
             return self, None
         return self._only(False), self._only(True)
 
-    def _only(self, constrained: bool) -> Share | None:
+    def _only(self, constrained: bool) -> Scored | None:
         own: list[Segment] = []
         slots: list[int] = []
         drafts: list[int] = []
@@ -45,7 +45,7 @@ class Share:
         if len(own) in (0, len(self.segments)):
             return self if own else None
         some = self.drafts[mx.array(drafts)] if self.drafts is not None and drafts else None
-        return Share(own, self.logits[mx.array(slots)], some)
+        return Scored(own, self.logits[mx.array(slots)], some)
 
 
 class End(NamedTuple):
@@ -57,7 +57,7 @@ class End(NamedTuple):
     replay: int
 
 
-class Frontier:
+class RowEnds:
     """The ends of all rows [max_rows], by slot. A row's anchor is its last token, of which nothing is computed yet;
     its cursor is the anchor's position; of its last tape so many steps are to be replayed.
     """
@@ -71,16 +71,16 @@ class Frontier:
     def arrays(self) -> list[mx.array]:
         return [self.anchors, self.cursors, self.replay]
 
-    def move(self, share: Share) -> tuple[mx.array, mx.array]:
+    def move(self, scored: Scored) -> tuple[mx.array, mx.array]:
         """What these segments emit: counts [M] of tokens [M, W]. Their rows then end there."""
-        segments = share.segments
+        segments = scored.segments
         depths = [segment.depth or 0 for segment in segments]
         slots = mx.array([segment.slot for segment in segments])
         chunk = mx.array([segment.depth is None for segment in segments])
         # A chunk's cursor is the host's; a block's is on the device and moves with what is accepted.
         cursors = mx.where(chunk, mx.array([segment.bound - 1 for segment in segments]), self.cursors[slots])
         samplings = [segment.row.request.sampling for segment in segments]
-        emitted, counts = accept(share.logits, share.drafts, depths, samplings, cursors + 1)
+        emitted, counts = accept(scored.logits, scored.drafts, depths, samplings, cursors + 1)
         last = mx.take_along_axis(emitted, counts[:, None] - 1, axis=1)[:, 0]
         self.anchors[slots] = last
         self.cursors[slots] = cursors + counts

@@ -37,7 +37,7 @@ from ..recurrent.gated_delta import Tape, gated_delta
 from ..recurrent.plan import Steps
 from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from ..recurrent.recurrence import fits as recurrence_fits
-from .race import Call, Form, Heat
+from .race import Call, Contest, Form
 
 NEW_LENGTHS = 128
 """Slots beyond an extent's keys, so that every round of a race can have a length of its own."""
@@ -92,27 +92,27 @@ class ProductShape:
 Shape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
 
 
-def heats(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Heat]:
-    """The heats of a model's shapes, in which `launch` runs the kernels."""
+def contests(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Contest]:
+    """The contests of a model's shapes, in which `launch` runs the kernels."""
     for shape in shapes:
         match shape:
             case AttentionShape():
                 yield from _attention(shape, launch)
             case RotaryShape(layout, dtype):
-                yield Heat(rotary_key(layout, dtype), dtype, partial(_rotary_forms, shape, launch))
+                yield Contest(rotary_key(layout, dtype), dtype, partial(_rotary_forms, shape, launch))
             case NormShape(size, dtype):
-                yield Heat(norm_key(size, dtype), dtype, partial(_norm_forms, shape, launch))
+                yield Contest(norm_key(size, dtype), dtype, partial(_norm_forms, shape, launch))
             case RecurrentShape():
                 yield from _recurrent(shape, launch)
             case ProductShape():
                 yield from _products(shape, launch)
 
 
-def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Heat]:
+def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
     for rows, queries, keys in (*product((1, 8, 32), (1, 16), (512, 4096)), *product((1, 2), (256,), (512, 4096))):
         empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype), mx.zeros((1, shape.kv_heads, shape.dim))
         key = attention_key(*empty, _packing(rows, queries, keys, 0))
-        yield Heat(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
+        yield Contest(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
 
 
 def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
@@ -149,7 +149,7 @@ def _packing(rows: int, queries: int, keys: int, round: int) -> Packing:
 
 
 TOKENS = 16
-"""Tokens of a round in the heats of operations that know of no rows."""
+"""Tokens of a round in the contests of operations that know of no rows."""
 
 
 def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
@@ -175,15 +175,15 @@ def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Form]:
     return forms
 
 
-def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Heat]:
+def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
     heads = shape.heads
     keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
     for rows, count in ((8, 16), (1, 256)):
         steps = _steps(rows, count, shape.taps)
         key = recurrence_key("gated delta", keys, values, shape.dtype, steps)
-        yield Heat(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
+        yield Contest(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
         key = recurrence_key("convolution", (heads.channels, shape.taps), heads, shape.dtype, steps)
-        yield Heat(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
+        yield Contest(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
 
 
 def _steps(rows: int, count: int, taps: int) -> Steps:
@@ -231,11 +231,11 @@ def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     }
 
 
-def _products(shape: ProductShape, launch: Launch) -> Iterator[Heat]:
+def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
     for rows in (4, 16, 64):
         x = mx.zeros((rows, shape.length), shape.dtype)
         key = product_key(x, mx.zeros((shape.lines, 1)), shape.group_size, shape.bits)
-        yield Heat(key, shape.dtype, partial(_product_forms, shape, launch, rows))
+        yield Contest(key, shape.dtype, partial(_product_forms, shape, launch, rows))
 
 
 def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Form]:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Heat:
+class Contest:
     """One operation at one shape. `key` begins with the operation's name; `make` sets up its forms, reference first."""
 
     key: Key
@@ -45,44 +45,44 @@ class Heat:
 
 @dataclass(frozen=True)
 class Result:
-    """Which form won a heat, what each one took, and why others were dropped."""
+    """Which form won a contest, what each one took, and why others were dropped."""
 
     winner: str
     milliseconds: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
 
 
-def race(heats: Iterable[Heat], cache: Path, force: str | None = None) -> dict[Key, Result]:
-    """The result of every heat: from `cache`, a JSON file, if this machine has run it before with these kernels.
+def race(contests: Iterable[Contest], cache: Path, force: str | None = None) -> dict[Key, Result]:
+    """The result of every contest: from `cache`, a JSON file, if this machine has run it before with these kernels.
 
     `force` names the form that wins wherever it runs right.
     """
     known = read(cache)
     results: dict[Key, Result] = {}
     warned: set[tuple[str | int, str]] = set()
-    for heat in heats:
-        result = known.get(heat.key)
+    for contest in contests:
+        result = known.get(contest.key)
         if result is None or (force and result.winner != force and force not in result.dropped):
-            result = run(heat, force)
+            result = run(contest, force)
             if not force:
-                known[heat.key] = result
+                known[contest.key] = result
                 write(cache, known)
         for form, reason in result.dropped.items():
-            if (operation := heat.key[0], form) not in warned:
+            if (operation := contest.key[0], form) not in warned:
                 log.warning("%s: %s is dropped, stock MLX runs: %s", operation, form, reason)
                 warned.add((operation, form))
-        results[heat.key] = result
+        results[contest.key] = result
     return results
 
 
-def run(heat: Heat, force: str | None = None) -> Result:
-    """Check every form of a heat against the first one, then time those that are right, in turn."""
-    forms = dict(heat.make())
+def run(contest: Contest, force: str | None = None) -> Result:
+    """Check every form of a contest against the first one, then time those that are right, in turn."""
+    forms = dict(contest.make())
     reference = next(iter(forms))
     expected = [array.astype(mx.float32) for array in forms[reference](0)()]
     dropped: dict[str, str] = {}
     for name in list(forms)[1:]:
-        if reason := wrong(forms[name], expected, BOUNDS[heat.dtype]):
+        if reason := wrong(forms[name], expected, BOUNDS[contest.dtype]):
             dropped[name] = reason
             del forms[name]
     if force in forms:

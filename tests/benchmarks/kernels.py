@@ -27,7 +27,7 @@ from draftmill.kernels.operations import KERNEL, Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from draftmill.kernels.products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from draftmill.kernels.race.contestants import heats
+from draftmill.kernels.race.contestants import contests
 from draftmill.kernels.recurrent.convolution import Heads, convolved_heads
 from draftmill.kernels.recurrent.gated_delta import Tape, gated_delta
 from draftmill.kernels.recurrent.plan import Steps
@@ -174,7 +174,7 @@ def bench_rounds(name: str, bits: int) -> None:
     target = adapt(model)
     arms: dict[str, Operations] = {
         "stock": Operations(),
-        "kernels": Operations({heat.key: KERNEL for heat in heats(target.shapes)}),
+        "kernels": Operations({contest.key: KERNEL for contest in contests(target.shapes)}),
     }
     for rows in (1, 8, 32):
         for tokens in (1, 4, 16):

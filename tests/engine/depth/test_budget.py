@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 
 from draftmill.engine.depth.budget import Budget
-from draftmill.engine.depth.depth_choice import Candidate, Choice, Market
+from draftmill.engine.depth.depth_choice import Candidate, Chosen, DepthChoice
 from draftmill.engine.depth.round_cost import Cost
 
 from .simulation import (
@@ -40,10 +40,10 @@ def measured(machine: Machine, rows: int) -> Cost:
     return machine.measure(rows, noise=0.02)
 
 
-def market(machine: Machine, chances: list[float], left: int = 1000, prompt: int = 0) -> Market:
+def choice(machine: Machine, chances: list[float], left: int = 1000, prompt: int = 0) -> DepthChoice:
     rows = [Candidate(str(row), left, 600) for row in range(len(chances))]
     survival = [[chance**place for place in range(1, min(left, BLOCK))] for chance in chances]
-    return Market(measured(machine, len(rows)), BLOCK, rows, survival, prompt)
+    return DepthChoice(measured(machine, len(rows)), BLOCK, rows, survival, prompt)
 
 
 def ratio(machine: Machine, rows: int, chance: Callable[[int, float], float], count: int) -> float:
@@ -54,19 +54,19 @@ def ratio(machine: Machine, rows: int, chance: Callable[[int, float], float], co
 
 
 def test_one_good_row_drafts_deep_and_useless_drafts_are_not_verified():
-    assert market(H200, [0.95]).best().depths == [15]
-    assert market(H200, [0.02]).best().depths == [0]
-    assert market(M4_PRO, [0.6] * 64).best().depths == [0] * 64
+    assert choice(H200, [0.95]).best().depths == [15]
+    assert choice(H200, [0.02]).best().depths == [0]
+    assert choice(M4_PRO, [0.6] * 64).best().depths == [0] * 64
 
 
 def test_drafts_of_good_rows_only():
-    depths = market(M5_MAX, [0.95, 0.95, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]).best().depths
+    depths = choice(M5_MAX, [0.95, 0.95, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]).best().depths
     assert min(depths[:2]) >= 4
     assert depths[2:] == [0] * 6
 
 
 def test_limits_of_rows():
-    depths = market(H200, [0.9] * 4, left=3).best().depths
+    depths = choice(H200, [0.9] * 4, left=3).best().depths
     assert max(depths) <= 2
     assert Budget(measured(H200, 1), BLOCK).depths([Candidate("row", 1, 100)]) == [0]
     assert Budget(measured(H200, 1), BLOCK).depths([]) == []
@@ -74,7 +74,7 @@ def test_limits_of_rows():
 
 def test_a_prompt_in_the_round_is_no_reason_to_draft_more():
     for machine in MACHINES:
-        alone, beside = (sum(market(machine, [0.8] * 4, prompt=prompt).best().depths) for prompt in (0, 512))
+        alone, beside = (sum(choice(machine, [0.8] * 4, prompt=prompt).best().depths) for prompt in (0, 512))
         assert beside <= alone
 
 
@@ -110,7 +110,7 @@ def test_close_to_exhaustive_search(machine: Machine, rows: int):
     source = random.Random(rows)
     for _ in range(4):
         low, high = sorted((source.uniform(0.02, 0.97), source.uniform(0.02, 0.97)))
-        here = market(machine, sorted((source.uniform(low, high) for _ in range(rows)), reverse=True))
+        here = choice(machine, sorted((source.uniform(low, high) for _ in range(rows)), reverse=True))
         best = rows / here.seconds(0, 0)
         for drafting in range(1, rows + 1):
             values = sorted((value for own in here.chances[:drafting] for value in own), reverse=True)
@@ -118,7 +118,7 @@ def test_close_to_exhaustive_search(machine: Machine, rows: int):
             for taken, value in enumerate(values, 1):
                 tokens += value
                 best = max(best, tokens / here.seconds(taken, drafting))
-        found: Choice = here.best()
+        found: Chosen = here.best()
         tokens = rows + sum(sum(own[:depth]) for own, depth in zip(here.chances, found.depths, strict=True))
         drafting = sum(depth > 0 for depth in found.depths)
         assert found.tokens == pytest.approx(tokens)

@@ -53,7 +53,7 @@ def drafts(begin: int, template: int = 0, most: int | None = None, slots: int = 
     assert engine.drafter
     engine.drafter = noting = Noting(engine.drafter.draft, engine.target, engine.pool.slots).begin()
     if most is not None:
-        engine._late.most = most
+        engine._context.most = most
 
     def depths(rows: Sequence[Row], prompt: int) -> list[int]:
         return [3 if row.rounds >= begin and (row.rounds + begin) % 3 else 0 for row in rows]

@@ -9,7 +9,7 @@ import pytest
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.kernels_for import choose, results_file, shapes
 from draftmill.engine.models.targets import adapt
-from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, heats
+from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, contests
 from tests.engine.drafting.test_speculation import random_draft
 from tests.engine.small import quantised, qwen3_5_model, qwen3_model
 
@@ -19,7 +19,7 @@ def test_each_shape_of_a_pair_is_raced_once() -> None:
     draft = random_draft(head_dim=64, num_target_layers=len(model.layers))
     found = shapes(adapt(model), draft)
     assert len(found) == len(set(found))
-    assert {heat.key[0] for heat in heats(found)} == {"attention", "rotary", "add norm", "quantised product"}
+    assert {contest.key[0] for contest in contests(found)} == {"attention", "rotary", "add norm", "quantised product"}
     heads = {(shape.heads, shape.dim) for shape in found if isinstance(shape, AttentionShape)}
     assert heads == {(4, 64)} | {(draft.layout.heads, 64)}
     lines = {shape.lines for shape in found if isinstance(shape, ProductShape)}

@@ -15,13 +15,13 @@ import pytest
 
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import KERNEL, STOCK
-from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, Shape, heats
-from draftmill.kernels.race.race import Call, Form, Heat, race, read, run
+from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, Shape, contests
+from draftmill.kernels.race.race import Call, Contest, Form, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
-SHAPES = [  # and how many heats they have
+SHAPES = [  # and how many contests they have
     (AttentionShape(2, 1, 64, mx.float32), 16),
     (RecurrentShape(Heads(1, 2, 32, 16), 4, mx.float32), 4),
     (ProductShape(64, 24, 32, 4, mx.float32), 3),
@@ -36,8 +36,8 @@ def sleeping(seconds: float, value: float = 1.0) -> Form:
     return lambda round: call
 
 
-def heat(**forms: Form) -> Heat:
-    return Heat(("sleep", 4), mx.float32, lambda: forms)
+def contest(**forms: Form) -> Contest:
+    return Contest(("sleep", 4), mx.float32, lambda: forms)
 
 
 def test_the_fastest_wins_and_the_hopeless_run_twice() -> None:
@@ -47,7 +47,7 @@ def test_the_fastest_wins_and_the_hopeless_run_twice() -> None:
         calls.append(round)
         return sleeping(0.02)(round)
 
-    result = run(heat(stock=sleeping(0.004), slow=hopeless, fast=sleeping(0.001)))
+    result = run(contest(stock=sleeping(0.004), slow=hopeless, fast=sleeping(0.001)))
     assert result.winner == "fast"
     assert result.milliseconds["fast"] < result.milliseconds["stock"] < result.milliseconds["slow"]
     assert calls == [0, 1, 2]  # one to check, two to time
@@ -57,7 +57,7 @@ def test_an_interruption_does_not_decide() -> None:
     def interrupted(round: int) -> Call:
         return sleeping(0.05 if round == 1 else 0.001)(round)
 
-    assert run(heat(stock=sleeping(0.004), fast=interrupted)).winner == "fast"
+    assert run(contest(stock=sleeping(0.004), fast=interrupted)).winner == "fast"
 
 
 def test_what_is_prepared_once_a_round_counts_once_a_round() -> None:
@@ -65,7 +65,7 @@ def test_what_is_prepared_once_a_round_counts_once_a_round() -> None:
         time.sleep(0.005)
         return sleeping(0.001)(round)
 
-    result = run(heat(stock=sleeping(0.002), prepared=preparing))
+    result = run(contest(stock=sleeping(0.002), prepared=preparing))
     assert result.winner == "prepared"
 
 
@@ -80,7 +80,7 @@ def test_what_is_prepared_once_a_round_counts_once_a_round() -> None:
 def test_what_disagrees_is_dropped_with_one_warning(
     form: Form, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    several = [replace(heat(stock=sleeping(0.001), kernel=form), key=("sleep", i)) for i in range(3)]
+    several = [replace(contest(stock=sleeping(0.001), kernel=form), key=("sleep", i)) for i in range(3)]
     with caplog.at_level(logging.WARNING):
         results = race(several, tmp_path / "races.json")
     assert {result.winner for result in results.values()} == {"stock"}
@@ -93,7 +93,7 @@ def test_a_kernel_that_does_not_compile_is_dropped() -> None:
     def launch(kernel: Kernel, *given):
         return on_cpu(replace(kernel, body=kernel.body.replace("=", "= nonsense +", 1)), *given)
 
-    for one in heats([AttentionShape(2, 1, 64, mx.float32)], launch):
+    for one in contests([AttentionShape(2, 1, 64, mx.float32)], launch):
         result = run(one)
         assert result.winner != KERNEL
         assert result.dropped[KERNEL].startswith("it fails: ")
@@ -110,7 +110,7 @@ def test_results_are_kept_and_a_forced_form_is_not(tmp_path: Path) -> None:
         return forms
 
     forms = {"stock": sleeping(0.001), "kernel": sleeping(0.003)}
-    one = Heat(("sleep", 4), mx.float32, partial(make, forms))
+    one = Contest(("sleep", 4), mx.float32, partial(make, forms))
     assert race([one], cache, force="kernel")[one.key].winner == "kernel"
     assert race([one], cache)[one.key].winner == "stock"
     first = race([one], cache)[one.key]
@@ -122,14 +122,14 @@ def test_results_are_kept_and_a_forced_form_is_not(tmp_path: Path) -> None:
 
 
 def test_a_forced_form_that_disagrees_does_not_run(tmp_path: Path) -> None:
-    one = heat(stock=sleeping(0.001), kernel=sleeping(0, 2.0))
+    one = contest(stock=sleeping(0.001), kernel=sleeping(0, 2.0))
     assert race([one], tmp_path / "races.json", force="kernel")[one.key].winner == "stock"
 
 
 @EMULATED
 @pytest.mark.parametrize(("shape", "count"), SHAPES, ids=lambda value: type(value).__name__)
 def test_every_kernel_agrees_with_its_reference_in_a_heat(shape: Shape, count: int) -> None:
-    every = list(heats([shape], on_cpu))
+    every = list(contests([shape], on_cpu))
     assert len({one.key for one in every}) == count
     for one in every:
         assert next(iter(one.make())) == STOCK
