@@ -178,9 +178,11 @@ def whole(
                 continue
             cell.samples.append(Sample(sum(map(len, texts)), 0, seconds))
             cell.tokens_per_round = arm.tokens_per_round
-            wrong = other_tokens(requests, texts, expected) or attempt(cell, lambda run=run: run.flaw(requests))
-            if wrong or cell.error:
-                cell.fail(wrong or cell.error)
+            wrong = other_tokens(requests, texts, expected)
+            if run and not wrong:
+                wrong = attempt(cell, lambda run=run: run.flaw(requests)) or cell.error
+            if wrong:
+                cell.fail(wrong)
                 failed.add(name)
             del run
             mx.clear_cache()

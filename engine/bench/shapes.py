@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models import qwen3, qwen3_5, qwen3_5_moe
 
-from ..draft import DFlashDraft, DraftConfig, default_taps
+from ..drafting.dflash import DFlashDraft, DraftConfig, default_taps
 
 LOUD = 1 / 12
 """Weights after attention, which averages over random values, are multiplied by so many times the root of the hidden

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from draftmill.engine.families.transformer import Transformer
+from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
 
