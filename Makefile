@@ -21,7 +21,7 @@ test: lint
 # What generates, on the GPU that MLX finds here: whole outputs against mlx-lm. Kernels run as they are, not emulated.
 test-gpu: setup
 	.venv/bin/python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() == mx.cpu and "MLX finds no GPU here")'
-	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -n 4 --dist worksteal -k "not emulated" tests/engine tests/kernels
+	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -n auto --dist worksteal -k "not emulated" tests/engine tests/kernels
 
 soak: setup
 	.venv/bin/python -m tests.farm.soak

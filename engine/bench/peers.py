@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.utils import dequantize_model
 
 from ..drafting.dflash import DFlashDraft, arrays
 from ..request import Request
@@ -74,7 +75,8 @@ def zlab_draft(package: Any, draft: DFlashDraft, continuation: Continuation | No
             return mx.where(mx.arange(logits.shape[-1]) == tokens[:, None], mx.inf, logits)
 
     made = Replay(package.DFlashConfig(**asdict(draft.config)))
-    made.load_weights(arrays(draft))
+    plain: Any = dequantize_model(twin(draft))  # it knows no quantised weights
+    made.load_weights(arrays(plain))
     made.eval()
     return made
 

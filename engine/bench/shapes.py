@@ -143,6 +143,7 @@ LINEAR = dict(linear_num_key_heads=16, linear_num_value_heads=32, linear_key_hea
 TINY = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=512)
 TINY_LINEAR = dict(
     full_attention_interval=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 1.0},
     linear_num_key_heads=2,
     linear_num_value_heads=4,
     linear_key_head_dim=32,

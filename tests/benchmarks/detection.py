@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import mlx.core as mx
 
-from draftmill.engine.bench.arms import EngineSession
 from draftmill.engine.bench.synthetic import Synthetic
-from tests.engine.planted import ShiftedMask, ahead, one_place
+from tests.engine.planted import ShiftedMask, ahead, one_place, open_session, spoil
 
 
 @click.command()
@@ -70,22 +68,6 @@ def main(shape: str, rows: int, context: int, trials: int, cache: Path) -> None:
         noticed += session.flaw() is not None
         session.close()
     print(f"{'stale slot, one layer':<32} {'':<14} {noticed} of {trials}", flush=True)
-
-
-def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:
-    requests = bench.rows(rows, context, 96, 4, 1, seed)
-    continuation = bench.continuation(requests, 4)
-    return EngineSession(bench.engine(rows, context + 1024, continuation, bench.block - 1), requests)
-
-
-def spoil(session: EngineSession, draw: random.Random) -> None:
-    """Let one slot of a row hold what another one holds."""
-    pool, row = session.engine.state.pool, draw.choice(session.rows)
-    assert row.extent
-    one, other = draw.sample(range(len(row.request.tokens) + len(row.generated) - 1), 2)
-    arrays = draw.choice([pool.keys, pool.values])
-    layer = draw.randrange(len(arrays))
-    arrays[layer][row.extent.start + one] = mx.contiguous(arrays[layer][row.extent.start + other])
 
 
 if __name__ == "__main__":

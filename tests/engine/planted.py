@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from draftmill.engine.bench.arms import EngineSession
+from draftmill.engine.bench.synthetic import Synthetic
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
@@ -44,3 +47,20 @@ class ShiftedMask(Operations):
         spans = tuple(replace(span, exact=False) for span in packing.spans)
         shifted = Packing(spans, packing.positions, packing.slots, limits=mx.maximum(packing.seen + self.by, 0))
         return super().attention(queries, keys, values, shifted, scale, window)
+
+
+def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:
+    """Rows that have been prefilled and decode with whole blocks of drafts, of which a part is right."""
+    requests = bench.rows(rows, context, 96, 4, 1, seed)
+    continuation = bench.continuation(requests, 4)
+    return EngineSession(bench.engine(rows, context + 1024, continuation, bench.block - 1), requests)
+
+
+def spoil(session: EngineSession, draw: random.Random) -> None:
+    """Let one slot of a row hold the key or the value that another one holds, in one layer."""
+    pool, row = session.engine.state.pool, draw.choice(session.rows)
+    assert row.extent
+    one, other = draw.sample(range(len(row.request.tokens) + len(row.generated) - 1), 2)
+    arrays = draw.choice([pool.keys, pool.values])
+    layer, start = draw.randrange(len(arrays)), row.extent.start
+    arrays[layer][start + one] = mx.contiguous(arrays[layer][start + other])

@@ -11,7 +11,7 @@ import pytest
 
 from draftmill.engine.request import Request, RequestError, Sampling
 
-from .small import VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
+from .small import ON_CPU, VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
 
 BUILDERS = {
     "llama": llama_model,
@@ -151,6 +151,7 @@ def test_max_tokens_is_cut_to_the_context() -> None:
     assert done["x"].finish_reason == "length"
 
 
+@ON_CPU
 def test_no_round_copies_a_pool() -> None:
     # Wide enough that rounds outlast their launch: only then could the next write meet a pool that is still held.
     engine = small_engine(llama_model(hidden_size=256), slots=60_000, context=20_000)

@@ -18,6 +18,7 @@ from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.engine.schedule.row import Row
 from tests.engine.small import (
+    ON_CPU,
     VOCABULARY,
     NumberTokenizer,
     llama_model,
@@ -224,6 +225,7 @@ def test_counters_agree_with_results() -> None:
     assert engine.stats.generated_tokens == sum(len(completion.tokens) for completion in done)
 
 
+@ON_CPU
 def test_no_round_copies_a_pool() -> None:
     model = llama_model(hidden_size=256)
     draft = random_draft(hidden_size=256, num_attention_heads=4, head_dim=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from draftmill.engine.models.folder import ModelError
@@ -32,6 +33,7 @@ def test_a_hybrid_races_its_recurrent_layers() -> None:
     assert [type(shape).__mro__[1] for shape in found].count(RecurrentShape) == 1
 
 
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="there is a GPU")
 @pytest.mark.parametrize("wish", ["race", "kernel", "stock"])
 def test_without_a_gpu_nothing_is_raced(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAFTMILL_KERNELS", wish)

@@ -34,14 +34,20 @@ HYBRIDS = {
     "qwen3_5-equal-heads": lambda: qwen3_5_model(linear_num_key_heads=4, num_hidden_layers=4),
     "qwen3_5_moe": qwen3_5_moe_model,
     "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
-    "qwen3_5_moe-quantised": lambda: quantised(qwen3_5_moe_model(head_dim=64, linear_value_head_dim=16), group_size=64),
+    "qwen3_5_moe-quantised": lambda: quantised(
+        qwen3_5_moe_model(
+            hidden_size=128, moe_intermediate_size=128, shared_expert_intermediate_size=128, linear_value_head_dim=32
+        ),
+        group_size=64,
+    ),
 }
 
+# A quantised layer is longer than one group: with a single one, MLX's products on CUDA give zeros.
 OTHERS = {
     "qwen3_moe": qwen3_moe_model,
     "qwen3_moe-quantised": lambda: quantised(qwen3_moe_model()),
     "llama-quantised": lambda: quantised(llama_model()),
-    "qwen3-quantised": lambda: quantised(qwen3_model(head_dim=32, intermediate_size=128), group_size=64),
+    "qwen3-quantised": lambda: quantised(qwen3_model(hidden_size=128, intermediate_size=128), group_size=64),
 }
 
 
