@@ -28,6 +28,7 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --project .
+	.venv/bin/actionlint .github/workflows/*.yml
 
 lock: .venv/dev
 	.venv/bin/python deploy/lock/renew.py $(OPTIONS)
