@@ -46,7 +46,7 @@ make_venv() {
 # Modules are compiled when they are first imported: most of them never are.
 install() {
     if command -v uv >/dev/null; then
-        uv pip install --quiet --python .venv "$@"
+        uv pip install --quiet --python .venv/bin/python "$@"
     else
         .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile "$@"
     fi
