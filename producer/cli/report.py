@@ -87,6 +87,8 @@ def worker_report(report: Report) -> dict[str, Any]:
         "pair": report.text("pair"),
         "version": report.text("version"),
         "mlx": report.text("mlx"),
+        "rq": report.text("rq"),
+        "wire": int(report.number("wire")) or None,
         "chip": report.text("chip"),
         "memory": int(report.number("memory")),
         "os": report.text("os"),

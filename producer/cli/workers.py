@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import Any
 
 import click
 import redis as redis_py
@@ -15,6 +18,7 @@ from ..queue import fleet
 from ..queue.connect import connect
 from ..queue.errors import FAILED_ITEMS, UserError
 from ..queue.fleet import Report, Shift
+from ..queue.wire import WIRE
 from . import options, pairs
 from .report import print_json, worker_report
 
@@ -178,22 +182,44 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
 
 
 @workers_group.command("require")
-@click.argument("version", metavar="[VERSION]", required=False)
+@click.argument("draftmill", metavar="[VERSION]", required=False)
+@click.option("--mlx", metavar="VERSION", help="Of MLX, too.")
+@click.option("--rq", metavar="VERSION", help="Of RQ, too.")
+@click.option("--wire", type=click.IntRange(1), metavar="NUMBER", help="Of what stands in Redis, too.")
 @click.option("--any", "anything", is_flag=True, help="Let workers of all versions work again.")
 @options.redis_url
-def require(version: str | None, anything: bool, redis_url: str | None) -> None:
-    """Let only workers of VERSION take jobs; the others say so and wait. Without VERSION, show it.
+def require(anything: bool, redis_url: str | None, **given: Any) -> None:
+    """Let only workers with draftmill VERSION and these other versions take jobs; the others say so and wait.
+
+    Each call says all that is required: what it does not name may have any version. Without versions it shows what is
+    required, and what this machine has.
 
     \b
-    Example:
+    Examples:
       draftmill workers require 0.2.0
+      draftmill workers require 0.2.0 --mlx 0.32.4
+      draftmill workers require --wire 1
     """
-    if version and anything:
-        raise click.UsageError("give a VERSION or --any")
+    wanted = {name: str(given[name]) for name in fleet.VERSIONED if given[name]}
+    if wanted and anything:
+        raise click.UsageError("give versions or --any")
     redis = _connect(redis_url)
-    if version or anything:
-        fleet.require(redis, version)
-    click.echo(f"required: {fleet.required(redis) or 'any version'}; this is {__version__}")
+    if wanted or anything:
+        fleet.require(redis, wanted)
+    click.echo(f"required: {_versions(fleet.required(redis)) or 'any version'}; here: {_versions(_here())}")
+
+
+def _here() -> dict[str, str]:
+    """The versions of this machine; producers have no MLX."""
+    found = {"draftmill": __version__}
+    for name in ("mlx", "rq"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found | {"wire": str(WIRE)}
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _named(names: Sequence[str], everybody: bool) -> list[str]:
@@ -253,7 +279,7 @@ def ago(seconds: float) -> str:
 
 def _tell_orders(redis: redis_py.Redis) -> None:
     """What operators ask for, where it is not the usual."""
-    if version := fleet.required(redis):
-        click.echo(f"required version: {version}")
+    if required := fleet.required(redis):
+        click.echo(f"required: {_versions(required)}")
     if drained := fleet.drained(redis):
         click.echo(f"drained: {', '.join('all' if name == fleet.EVERYBODY else name for name in drained)}")

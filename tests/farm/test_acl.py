@@ -115,6 +115,7 @@ def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subpr
         f"workers resume {host}",
         f"workers pair {host} {PAIR}",
         f"workers pair {host} --clear",
+        "workers require --wire 1",
         "workers require --any",
         "limit * 0",
         "status",
