@@ -38,7 +38,7 @@ class Clock(click.ParamType):
 
 @click.group("workers", invoke_without_command=True)
 @click.option("--host", metavar="NAME", help="Only those of this machine.")
-@click.option("--wait", type=click.FloatRange(0), metavar="S", help="Wait for a live one, S seconds at most.")
+@click.option("--wait", type=options.Duration(), metavar="TIME", help="Wait for a live one, so long at most.")
 @options.as_json
 @options.redis_url
 @click.pass_context
@@ -54,7 +54,7 @@ def workers_group(
     Examples:
       draftmill workers
       draftmill workers --json | jq -r '.[] | select(.state == "gone").host'
-      draftmill workers --host mini-3 --wait 120
+      draftmill workers --host mini-3 --wait 2m
     """
     if context.invoked_subcommand:
         return
@@ -87,17 +87,17 @@ def _connect(redis_url: str | None) -> redis_py.Redis:
 @workers_group.command("drain")
 @click.argument("names", metavar="NAME…", nargs=-1)
 @click.option("--all", "everybody", is_flag=True, help="The whole fleet, and who joins it.")
-@click.option("--wait", type=click.FloatRange(0), metavar="S", help="Wait until they are drained, S seconds at most.")
+@click.option("--wait", type=options.Duration(), metavar="TIME", help="Wait until they are drained, so long at most.")
 @options.redis_url
 def drain(names: tuple[str, ...], everybody: bool, wait: float | None, redis_url: str | None) -> None:
     """Let the worker or the machine NAME take nothing new until `resume`.
 
-    What runs is finished; what takes longer than the worker's own --drain seconds goes back to the queue. A machine
+    What runs is finished; what takes longer than the worker's own --drain goes back to the queue. A machine
     stays drained when its worker is started again. With --wait the exit code is 1 if they are not drained in time.
 
     \b
     Examples:
-      draftmill workers drain mini-3 --wait 600
+      draftmill workers drain mini-3 --wait 10m
       draftmill workers drain --all
     """
     redis = _connect(redis_url)
@@ -114,7 +114,7 @@ def drain(names: tuple[str, ...], everybody: bool, wait: float | None, redis_url
         return all(report.state in ("drained", "gone") for report in meant)
 
     if not _within(wait, drained):
-        click.echo(f"not drained after {wait:g} s; `draftmill workers` shows what runs", err=True)
+        click.echo(f"not drained after {options.duration(wait)}; `draftmill workers` shows what runs", err=True)
         sys.exit(FAILED_ITEMS)
 
 

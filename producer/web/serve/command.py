@@ -50,10 +50,10 @@ SHUTDOWN_SECONDS = 5
 )
 @click.option(
     "--timeout",
-    type=click.IntRange(1),
-    default=600,
+    type=options.Duration(1),
+    default="10m",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long /v1/chat/completions waits for its result.",
 )
 @options.redis_url
@@ -63,7 +63,7 @@ def serve(
     api_key_file: Path | None,
     pairs: tuple[str, ...],
     folder: Path | None,
-    timeout: int,
+    timeout: float,
     redis_url: str | None,
 ) -> None:
     """Serve OpenAI's Batch API, for its official clients as they are.
