@@ -25,6 +25,7 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --project .
+	.venv/bin/lint-imports --no-cache
 
 setup: .venv/ready
 
