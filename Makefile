@@ -28,6 +28,7 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --project .
+	.venv/bin/lint-imports --no-cache
 	.venv/bin/actionlint .github/workflows/*.yml
 
 lock: .venv/dev

@@ -18,7 +18,15 @@ from ..fused.rotary import Layout, rotate, rotate_by_kernel
 from ..fused.rotary import fits as rotary_fits
 from ..gpu.launch import on_gpu
 from ..gpu.source import Launch
-from ..operations import (
+from ..packing import FEW, Packing, Span
+from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from ..recurrent.convolution import Heads, convolved_heads
+from ..recurrent.gated_delta import Tape, gated_delta
+from ..recurrent.plan import Steps
+from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
+from ..recurrent.recurrence import fits as recurrence_fits
+from .keys import (
     KERNEL,
     SIMDGROUPS,
     STOCK,
@@ -29,14 +37,6 @@ from ..operations import (
     recurrence_key,
     rotary_key,
 )
-from ..packing import FEW, Packing, Span
-from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from ..recurrent.convolution import Heads, convolved_heads
-from ..recurrent.gated_delta import Tape, gated_delta
-from ..recurrent.plan import Steps
-from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
-from ..recurrent.recurrence import fits as recurrence_fits
 from .race import Call, Contest, Form
 
 NEW_LENGTHS = 128

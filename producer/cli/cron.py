@@ -6,19 +6,24 @@ import logging
 import re
 import shlex
 import signal
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
-from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, spoken
+from ..cron import entries
+from ..cron.entries import Entry
+from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside
 from ..cron.scheduler import Scheduler
 from ..queue import schedules as store
 from ..queue.connect import connect, resolve
 from ..queue.errors import INTERRUPTED, UserError, masked
-from ..queue.schedules import Entry
+from ..queue.schedules import spoken
 from . import options
+from .batches import submit_command
 from .report import print_json
 
 
@@ -97,8 +102,8 @@ def add(name: str, arguments: tuple[str, ...], every: float | None, redis_url: s
         raise click.UsageError("say what to submit: `… submit INPUT` with the options of `draftmill submit`")
     every_ms = None if every is None else round(every * 1000)
     schedule = Schedule(name=name, arguments=arguments[1:], every_ms=every_ms, **given)
-    schedule.check()
-    first = store.add(connect(redis_url), schedule)
+    schedule.check(check_arguments)
+    first = entries.add(connect(redis_url), schedule)
     click.echo(f"Added {name}: first slot {schedule.local(first):%Y-%m-%d %H:%M:%S %Z}; `draftmill cron run` runs it")
 
 
@@ -113,7 +118,7 @@ def list_command(as_json: bool, redis_url: str | None) -> None:
       draftmill cron list
       draftmill cron list --json | jq '.[].last.batch'
     """
-    schedules = store.read(connect(redis_url))
+    schedules = entries.read(connect(redis_url), check_arguments)
     if as_json:
         print_json([_report(entry) for entry in schedules.entries.values()])
         return
@@ -195,10 +200,41 @@ def run(folder: Path, lease: float, redis_url: str | None) -> None:
       draftmill cron run --folder ~/work
     """
     url = resolve(redis_url)
-    scheduler = Scheduler(connect(url), url, folder.resolve(), lease)
+    scheduler = Scheduler(connect(url), url, folder.resolve(), lease, check_arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: scheduler.stop.set())
     click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {scheduler.folder}")
     if not scheduler.run():
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)
+
+
+def check_arguments(arguments: tuple[str, ...]) -> None:
+    """Refuses what `submit` would not take, and what a schedule must not do."""
+    command = copy(submit_command)
+    command.params = [copy(parameter) for parameter in command.params]
+    for parameter in command.params:
+        parameter.callback = None  # they would read files here and now
+    try:
+        context = command.make_context("draftmill submit", list(arguments), help_option_names=[])
+    except click.UsageError as error:
+        raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
+    for parameter in command.params:
+        given: Any = context.params.get(parameter.name or "")
+        if context.get_parameter_source(parameter.name or "") != ParameterSource.COMMANDLINE or given is None:
+            continue
+        if parameter.name in OWN:
+            raise UserError(f"a schedule cannot have {parameter.opts[0]}: {OWN[parameter.name]}")
+        if parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
+            check_inside("INPUT" if parameter.name == "input" else parameter.opts[0], str(given))
+        elif isinstance(given, str) and given.startswith("@"):
+            check_inside(f"{parameter.opts[0]} @", given[1:])
+
+
+OWN = {
+    "slot": "each slot is a batch of its own already",
+    "redis_url": "it is submitted to the Redis that keeps it",
+    "as_json": "the scheduler reads what submit prints",
+    "dry_run": "it is there to submit",
+}
+"""Options of `submit` that make no sense in a schedule, and why."""

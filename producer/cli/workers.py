@@ -14,12 +14,12 @@ import click
 import redis as redis_py
 
 from ... import __version__
-from ..queue import fleet
+from ..queue import fleet, pair_names
 from ..queue.connect import connect
 from ..queue.errors import FAILED_ITEMS, UserError
 from ..queue.fleet import Report, Shift
 from ..queue.wire import WIRE
-from . import options, pairs
+from . import options
 from .report import print_json, worker_report
 
 POLL_SECONDS = 0.25
@@ -173,7 +173,7 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
         fleet.set_schedule(redis, host, shifts)
     if pair and host != "*" and host not in {report.host for report in fleet.reports(redis)}:
         click.echo(f"Note: no worker of a machine called {host} is known yet; `draftmill workers` lists them", err=True)
-    if pair and (hint := pairs.hint(pair)):
+    if pair and (hint := pair_names.hint(pair)):
         click.echo(f"Note: {pair} is no pair that is known by name{hint}", err=True)
     for shift in shifts:
         click.echo(f"{host}  {shift.pair}  {'always' if shift.always else f'{shift.start} to {shift.end}'}")

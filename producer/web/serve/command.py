@@ -15,8 +15,7 @@ from ...cli import options
 from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
 from ...queue.paths import data_dir
-from .. import listen
-from . import keys
+from .. import keys, listen
 from .app import create_app
 from .errors import LOG
 

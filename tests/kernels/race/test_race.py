@@ -14,8 +14,8 @@ import mlx.core as mx
 import pytest
 
 from draftmill.kernels.gpu.source import Kernel
-from draftmill.kernels.operations import KERNEL, STOCK
 from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, Shape, contests
+from draftmill.kernels.race.keys import KERNEL, STOCK
 from draftmill.kernels.race.race import Call, Contest, Form, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
 from tests.kernels.emulator import on_cpu
