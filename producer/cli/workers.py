@@ -20,7 +20,7 @@ from ..queue.errors import FAILED_ITEMS, UserError
 from ..queue.fleet import Report, Shift
 from ..queue.wire import WIRE
 from . import options
-from .report import print_json, worker_report
+from .report import print_json, print_table, worker_report
 
 POLL_SECONDS = 0.25
 
@@ -242,30 +242,41 @@ def _list(reports: Sequence[Report]) -> None:
     if not reports:
         click.echo("No workers here. Start one: draftmill worker")
         return
-    head = ["WORKER", "STATE", "CHIP", "PAIR", "VERSION", "TOKENS/S", "TOKENS/ROUND", "IN FLIGHT", "WH/MTOKEN", "BEAT"]
-    rows = [[*head, ""]]
+    rows = []
     for report in reports:
         speed, per_round, energy = report.tokens_per_second, report.tokens_per_round, report.watt_hours_per_million
-        row = [
-            report.name,
-            report.state,
-            report.text("chip"),
-            report.text("pair"),
-            report.text("version"),
-            f"{speed:,.0f}",
-            f"{per_round:.1f}" if per_round else "",
-            f"{report.number('in_flight'):.0f}",
-            f"{energy:,.0f}" if energy else "",
-            ago(report.age),
-        ]
         heat = report.text("thermal")
-        rows.append([*row, "; ".join(filter(None, (report.reason, f"heat: {heat}" if heat in HOT else "")))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+        rows.append(
+            [
+                report.name,
+                report.state,
+                report.text("chip"),
+                report.text("pair"),
+                report.text("version"),
+                f"{speed:,.0f}",
+                f"{per_round:.1f}" if per_round else "",
+                f"{report.number('in_flight'):.0f}",
+                f"{energy:,.0f}" if energy else "",
+                ago(report.age),
+                "; ".join(filter(None, (report.reason, f"heat: {heat}" if heat in HOT else ""))),
+            ]
+        )
+    print_table(HEAD, rows)
 
 
+HEAD = (
+    "WORKER",
+    "STATE",
+    "CHIP",
+    "PAIR",
+    "VERSION",
+    "TOKENS/S",
+    "TOKENS/ROUND",
+    "IN FLIGHT",
+    "WH/MTOKEN",
+    "BEAT",
+    "",
+)
 HOT = ("fair", "serious", "critical")
 
 
