@@ -38,6 +38,7 @@ class Layer(NamedTuple):
 RUN = ("worker", "serve", "data", "embedded")
 LAYERS = (
     Layer("producer", ()),
+    Layer("serve", ("serve",), "producer"),
     Layer("worker", ("worker",), "producer"),
     Layer("run", RUN, "worker"),
     Layer("dev", (*RUN, "dev"), "run"),

@@ -60,7 +60,7 @@ def asked(extras: Iterable[str]) -> list[Requirement]:
 
 
 def test_the_layers_serve_all_extras() -> None:
-    files = {"producer.txt", "worker.txt", "run.txt", "dev.txt", "bench.txt"}
+    files = {"producer.txt", "serve.txt", "worker.txt", "run.txt", "dev.txt", "bench.txt"}
     assert {path.name for path in LOCK.glob("*.txt")} == {f"{name}.txt" for name in LAYERS} == files
     assert {extra for layer in LAYERS.values() for extra in layer.extras} == ABOUT["optional-dependencies"].keys()
     assert LAYERS["producer"].extras == ()
