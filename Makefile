@@ -5,7 +5,7 @@
 # `make lock` renews deploy/lock after a change of dependencies; deploy/lock/renew.py tells of its OPTIONS.
 
 RESULTS := out/results.jsonl
-RUN := producer worker run
+RUN := tools producer worker run
 
 .PHONY: run test soak lint lock setup clean
 

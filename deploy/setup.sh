@@ -53,8 +53,11 @@ install() {
 }
 
 install_packages() {
+    local file
     say "installing the packages of deploy/lock/$stage.txt"
-    install --no-deps --require-hashes --only-binary :all: -r "deploy/lock/$stage.txt"
+    for file in tools "$stage"; do # the tools first: a new pip is twice as quick as one that Python brings
+        install --no-deps --require-hashes --only-binary :all: -r "deploy/lock/$file.txt"
+    done
     install --no-deps --no-build-isolation --editable .
     # Type checkers do not see editable installs: show them this folder under the package's name.
     mkdir -p .venv/src

@@ -36,15 +36,17 @@ class Layer(NamedTuple):
 
 
 RUN = ("worker", "serve", "data", "embedded")
+TOOLS = Layer("tools", ())
 LAYERS = (
-    Layer("producer", ()),
+    TOOLS,
+    Layer("producer", (), "tools"),
     Layer("serve", ("serve",), "producer"),
     Layer("worker", ("worker",), "producer"),
     Layer("run", RUN, "worker"),
     Layer("dev", (*RUN, "dev"), "run"),
     Layer("bench", ("worker", "bench"), "worker"),
 )
-"""From the lowest upwards."""
+"""From the lowest upwards. The tools install the rest: setuptools, and a pip that is quicker than those of older Pythons."""
 
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
@@ -68,7 +70,7 @@ PLATFORMS = ("x86_64-manylinux_2_36", "aarch64-manylinux_2_36", "aarch64-apple-d
 OLDEST_MACOS = "14.0"
 
 HEADER = """\
-# Pinned packages for {extras}. Written by `make lock`; deploy/lock/renew.py says how.
+# Pinned packages for {whom}. Written by `make lock`; deploy/lock/renew.py says how.
 # pip install --no-deps --require-hashes --only-binary :all: -r deploy/lock/{name}.txt
 """
 
@@ -78,7 +80,7 @@ def main(options: list[str]) -> None:
     pinned = [pin for path in sorted(LOCK.glob("*.txt")) for pin in read(path)]
     with tempfile.TemporaryDirectory() as scratch:
         build, pins = Path(scratch, "build.in"), Path(scratch, "pins.txt")
-        build.write_text("\n".join(tomllib.loads(PROJECT.read_text("utf-8"))["build-system"]["requires"]))
+        build.write_text("\n".join(["pip", *tomllib.loads(PROJECT.read_text("utf-8"))["build-system"]["requires"]]))
         wanted = [str(PROJECT), str(build)]
         pins.write_text("".join(resolve(pinned, [*wanted, "--all-extras", *options])))
         # What we compare with pins other versions of what we use: of it only the package itself is installed.
@@ -86,7 +88,8 @@ def main(options: list[str]) -> None:
         held: dict[str, set[str]] = {"": set()}
         for layer in LAYERS:
             extras = [option for extra in layer.extras for option in ("--extra", extra)]
-            found = resolve([], [*wanted, *extras, "--constraints", str(pins)])
+            sources = [str(build)] if layer is TOOLS else [*wanted, *extras]
+            found = resolve([], [*sources, "--constraints", str(pins)])
             if layer.name == "dev":
                 found += peers
             write(layer, [pin for pin in found if pin not in held[layer.below]])
@@ -127,10 +130,10 @@ def for_us(pin: str) -> str:
 
 
 def write(layer: Layer, pins: list[str]) -> None:
-    extras = f"draftmill[{','.join(layer.extras)}]" if layer.extras else "draftmill without extras"
-    below = f"-r {layer.below}.txt\n" if layer.below else ""
-    text = HEADER.format(extras=extras, name=layer.name) + below + "".join(pins)
-    (LOCK / f"{layer.name}.txt").write_text(text, "utf-8")
+    whom = f"draftmill[{','.join(layer.extras)}]" if layer.extras else "draftmill without extras"
+    text = HEADER.format(whom="what installs the rest" if layer is TOOLS else whom, name=layer.name)
+    text += f"-r {layer.below}.txt\n" if layer.below else ""
+    (LOCK / f"{layer.name}.txt").write_text(text + "".join(pins), "utf-8")
 
 
 def check(layer: Layer) -> None:

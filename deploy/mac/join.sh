@@ -161,7 +161,9 @@ install_package() {
         worker) | tar -xf - -C "$copy"
     # The same versions on all machines of a fleet: those of the lock.
     install="$venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps"
-    $install --require-hashes --only-binary :all: -r "$source/deploy/lock/worker.txt"
+    for file in tools worker; do
+        $install --require-hashes --only-binary :all: -r "$source/deploy/lock/$file.txt"
+    done
     $install --no-build-isolation "$copy"
     printf '%s\n' "$code" >"$venv/installed"
     changed=yes

@@ -53,14 +53,15 @@ def applies(requirement: Requirement, environment: Environment, extras: Iterable
     return marker is None or any(marker.evaluate({**environment, "extra": extra}) for extra in (*extras, ""))
 
 
-def asked(extras: Iterable[str]) -> list[Requirement]:
-    """What pyproject.toml asks for directly, to build draftmill and to run it with these extras."""
-    optional = [text for extra in extras for text in ABOUT["optional-dependencies"][extra]]
-    return [Requirement(text) for text in (*PROJECT["build-system"]["requires"], *ABOUT["dependencies"], *optional)]
+def asked(name: str) -> list[Requirement]:
+    """What pyproject.toml asks for directly, to build draftmill and to run it with the extras of this file."""
+    optional = [text for extra in LAYERS[name].extras for text in ABOUT["optional-dependencies"][extra]]
+    required = [] if name == "tools" else ABOUT["dependencies"]
+    return [Requirement(text) for text in ("pip", *PROJECT["build-system"]["requires"], *required, *optional)]
 
 
 def test_the_layers_serve_all_extras() -> None:
-    files = {"producer.txt", "serve.txt", "worker.txt", "run.txt", "dev.txt", "bench.txt"}
+    files = {"tools.txt", "producer.txt", "serve.txt", "worker.txt", "run.txt", "dev.txt", "bench.txt"}
     assert {path.name for path in LOCK.glob("*.txt")} == {f"{name}.txt" for name in LAYERS} == files
     assert {extra for layer in LAYERS.values() for extra in layer.extras} == ABOUT["optional-dependencies"].keys()
     assert LAYERS["producer"].extras == ()
@@ -70,7 +71,7 @@ def test_the_layers_serve_all_extras() -> None:
 def test_what_is_asked_for_is_pinned_within_its_bounds(name: str) -> None:
     for environment in ENVIRONMENTS:
         locked = versions(name, environment)
-        for requirement in asked(LAYERS[name].extras):
+        for requirement in asked(name):
             if applies(requirement, environment):
                 version = locked[canonicalize_name(requirement.name)]
                 assert requirement.specifier.contains(version, prereleases=True), requirement
@@ -98,7 +99,7 @@ def needed(requirements: Iterable[Requirement], environment: Environment) -> Ite
 def test_what_that_needs_is_pinned_too(name: str) -> None:
     for environment in ENVIRONMENTS:
         locked = versions(name, environment)
-        for requirement in needed(asked(LAYERS[name].extras), environment):
+        for requirement in needed(asked(name), environment):
             version = locked[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version, prereleases=True), requirement
 
@@ -161,6 +162,7 @@ def test_a_machine_that_joins_installs_from_the_lock(tmp_path: Path) -> None:
     first, second = (subprocess.run(command, env=environment, capture_output=True, text=True) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert "nothing to change" in second.stdout
-    packages, package = [call for call in calls.read_text().splitlines() if "pip install" in call]
-    assert f"--no-deps --require-hashes --only-binary :all: -r {LOCK}/worker.txt" in packages
+    *packages, package = [call for call in calls.read_text().splitlines() if "pip install" in call]
+    for call, name in zip(packages, ("tools", "worker"), strict=True):
+        assert f"--no-deps --require-hashes --only-binary :all: -r {LOCK}/{name}.txt" in call
     assert "--no-deps --no-build-isolation /" in package
