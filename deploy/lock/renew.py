@@ -46,7 +46,7 @@ LAYERS = (
     Layer("dev", (*RUN, "dev"), "run"),
     Layer("bench", ("worker", "bench"), "worker"),
 )
-"""From the lowest upwards. The tools install the rest: setuptools, and a pip that is quicker than those of older Pythons."""
+"""From the lowest upwards. The tools install the rest: setuptools, and a pip quicker than those of older Pythons."""
 
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
