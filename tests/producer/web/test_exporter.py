@@ -139,8 +139,8 @@ def test_it_stops_when_told_and_says_why_it_cannot_begin(server: RedisServer) ->
     assert process.stdout
     port = process.stdout.readline().removesuffix("/metrics\n").rpartition(":")[2]
     refused = shell(*arguments, port)
+    process.terminate()
+    assert process.wait(20) == 0
     assert refused.returncode == 2
     why = f"cannot listen on 127.0.0.1:{port}: address already in use; choose another --host or --port"
     assert refused.stderr == f"Error: {why}\n"
-    process.terminate()
-    assert process.wait(20) == 0
