@@ -4,7 +4,7 @@
 
 RESULTS := out/results.jsonl
 
-.PHONY: run test soak lint setup clean
+.PHONY: run test test-gpu soak lint setup clean
 
 run: setup
 	@mkdir -p $(dir $(RESULTS))
@@ -17,6 +17,11 @@ run: setup
 test: lint
 	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 \
 	.venv/bin/python -m pytest -n 2 --dist worksteal
+
+# What generates, on the GPU that MLX finds here: whole outputs against mlx-lm. Kernels run as they are, not emulated.
+test-gpu: setup
+	.venv/bin/python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() == mx.cpu and "MLX finds no GPU here")'
+	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -n 4 --dist worksteal -k "not emulated" tests/engine tests/kernels
 
 soak: setup
 	.venv/bin/python -m tests.farm.soak

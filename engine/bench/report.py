@@ -68,10 +68,10 @@ class Table:
             ]
             out += columns(rows)
             out += [
-                f"  {line.label} {arm}: {cell.error or cell.note}"
+                f"  {line.label} {arm}: {cell.error}"
                 for line in self.lines
                 for arm, cell in line.cells.items()
-                if cell.error or cell.note
+                if cell.error
             ]
         if self.facts:
             names = list(dict.fromkeys(name for fact in self.facts for name in fact if not name.startswith("_")))
@@ -91,7 +91,7 @@ class Table:
             middle, low, high = ratios(cell, base)
             text += f" {middle:.2f}x"
             text += f" [{low:.2f} {high:.2f}]" if len(cell.samples) > 1 else ""
-        return text + (" *" if cell.note else "")
+        return text
 
     def record(self) -> dict[str, Any]:
         """Everything, for JSON: medians and ratios beside the samples they come from."""

@@ -106,6 +106,14 @@ class Recurrent:
         self._layers[layer] = memory = Memory(state, old.inputs, tape)
         return mx.depends([output], memory.arrays)[0]
 
+    def taped(self, row: int) -> bool:
+        """Whether the steps of the row's last round wait on its tape; else its states have taken them."""
+        return self._places[row].length > 0
+
+    def states(self, row: int) -> list[mx.array]:
+        """The row's state [Hv, Dv, Dk] in each layer, as the last round left it."""
+        return [memory.state[self._places[row].seat] for memory in self._layers]
+
     def save(self, row: int) -> Saved:
         """A copy of what the last round left of a row. Until it is evaluated it holds all rows' memory."""
         place = self._places[row]

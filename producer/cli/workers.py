@@ -232,8 +232,12 @@ def _list(reports: Sequence[Report]) -> None:
             f"{energy:,.0f}" if energy else "",
             ago(report.age),
         ]
-        heat = report.text("thermal")
-        rows.append([*row, "; ".join(filter(None, (report.reason, f"heat: {heat}" if heat in HOT else "")))])
+        remarks = [report.reason] if report.reason else []
+        if (heat := report.text("thermal")) in HOT:
+            remarks.append(f"heat: {heat}")
+        if stock := report.text("stock"):
+            remarks.append(f"stock MLX runs: {stock}")
+        rows.append([*row, "; ".join(remarks)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
