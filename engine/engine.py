@@ -237,7 +237,7 @@ class Engine:
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = pack(segments, drafted, self._ends)
-        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
+        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
         pending.append(hidden)
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
