@@ -7,7 +7,7 @@
 RESULTS := out/results.jsonl
 RUN := tools producer worker run
 
-.PHONY: run test soak lint lock setup clean
+.PHONY: run test test-gpu soak lint lock setup clean
 
 run: setup
 	@mkdir -p $(dir $(RESULTS))
@@ -20,6 +20,11 @@ run: setup
 test: lint
 	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 \
 	.venv/bin/python -m pytest -n 2 --dist worksteal
+
+# What generates, on the GPU that MLX finds here: whole outputs against mlx-lm. Kernels run as they are, not emulated.
+test-gpu: .venv/dev
+	.venv/bin/python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() == mx.cpu and "MLX finds no GPU here")'
+	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -n 4 --dist worksteal -k "not emulated" tests/engine tests/kernels
 
 soak: .venv/dev
 	.venv/bin/python -m tests.farm.soak

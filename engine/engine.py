@@ -35,6 +35,7 @@ from .state.row_ends import RowEnds
 from .state.snapshot import Snapshot
 from .stats import Stats
 from .text import Text
+from .verdict import Verdict
 
 MAX_ROWS = 32
 
@@ -111,6 +112,7 @@ class Engine:
         prefixes = PrefixCache(snapshots, per_slot, target.bytes_per_row(0))
         self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth), prefixes)
         self.budget: Budget | None = None
+        self.verdict: Verdict | None = None
         self.stats.accepted_per_position = [0] * most
         self._grammars = Grammars(tokenizer, target.vocabulary)
         self._chooser = Chooser()
@@ -138,6 +140,7 @@ class Engine:
         parts = load_pair(pair, cache, draft_bits)
         target, tokenizer = parts.target, parts.loaded.tokenizer
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
+        engine.verdict = parts.verdict
         if engine.drafter and depth is None:
             name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
             cost = calibrated(name, cache, target, engine.drafter, engine.state, max_rows)
@@ -234,7 +237,7 @@ class Engine:
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = pack(segments, drafted, self._ends)
-        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
+        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
         pending.append(hidden)
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])

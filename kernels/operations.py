@@ -69,10 +69,10 @@ class Operations:
         self, queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, scale: float, window: int | None
     ) -> mx.array:
         heads = ("form", queries.shape[1:], keys.shape[1], queries.dtype)
-        form = packing.plans.get(heads)
+        form = packing.kept.get(heads)
         if form is None:
             form = self.winners.get(attention_key(queries, keys, packing), STOCK)
-            packing.plans[heads] = form
+            packing.kept[heads] = form
         if form == KERNEL:
             return ragged_attention(queries, keys, values, packing, scale, window, self.launch)
         stock = attention_together if form == TOGETHER else attention_by_row

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,12 @@ def test_a_planted_import_is_seen(house: Path, module: str, planted: str, contra
         assert contract in lint(house)
     finally:
         path.write_text(sound, "utf-8")
+
+
+def test_the_wheel_has_every_package() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    found = [path.parent for name in FOLDERS for path in (ROOT / name).rglob("__init__.py")]
+    assert sorted(packages) == [
+        "draftmill",
+        *sorted(".".join(("draftmill", *p.relative_to(ROOT).parts)) for p in found),
+    ]

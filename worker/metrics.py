@@ -11,6 +11,7 @@ import orjson
 import prometheus_client as prometheus
 
 from ..engine.stats import Stats
+from ..engine.verdict import Verdict
 from ..producer.queue.leases import Outcome, Reaped
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -106,6 +107,13 @@ class Metrics:
         self.reaped = counter("draftmill_reaped", "Expired leases taken back.")
         self.active_memory = gauge("draftmill_mlx_active_memory_bytes", "Memory that MLX has in use.")
         self.peak_memory = gauge("draftmill_mlx_peak_memory_bytes", "Most memory that MLX had in use.")
+        self.check_error = gauge(
+            "draftmill_load_check_error_ratio", "Distance of the engine's logits from mlx-lm's at load, relative."
+        )
+        self.check_excused = gauge("draftmill_load_check_excused_ratio", "The largest such distance that is excused.")
+        self.check_dropped = gauge(
+            "draftmill_load_check_dropped_operations", "Operations that were wrong here and run as stock MLX."
+        )
         labels = {"pair": pair, "worker": worker, "version": version, **info}
         gauge("draftmill_worker_info", "This worker.", list(labels)).labels(**labels).set(1)
         for outcome in OUTCOMES:  # a counter that appears with its first event hides it from `rate`
@@ -126,6 +134,12 @@ class Metrics:
         server, _ = prometheus.start_http_server(port, addr=host, registry=self.registry)
         reachable = socket.gethostname() if host in ANYWHERE else host
         self.address = f"{f'[{reachable}]' if ':' in reachable else reachable}:{server.server_port}"
+
+    def observe_check(self, verdict: Verdict) -> None:
+        """Tell what the load check found."""
+        self.check_error.set(verdict.error)
+        self.check_excused.set(verdict.excused)
+        self.check_dropped.set(len(verdict.dropped))
 
     def watch_mlx(self) -> None:
         """From now on read MLX's memory whenever Prometheus asks."""

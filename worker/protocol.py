@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..engine.request import Completion, Request
 from ..engine.stats import Stats
+from ..engine.verdict import Verdict
 
 
 class Engine(Protocol):
@@ -17,6 +18,11 @@ class Engine(Protocol):
 
     @property
     def stats(self) -> Stats: ...
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """How near its logits are to mlx-lm's on this machine; None if nobody has looked."""
+        ...
 
     @property
     def busy(self) -> bool:

@@ -94,6 +94,8 @@ class MillWorker(BaseWorker):
         about = {"host": host.name, "chip": host.chip, "mlx": VERSIONS["mlx"]}
         self.metrics = Metrics(pair, self.name, VERSIONS["draftmill"], **about)
         self.metrics.slots.set(engine.max_rows)
+        if engine.verdict:
+            self.metrics.observe_check(engine.verdict)
         self.queue = JobQueue(connection, self.name, pair, lease)
         self.spool = Spool(spool, self.name)
         self.courier = Courier(self.queue, self.metrics, engine.max_rows, self.spool)
@@ -323,6 +325,8 @@ class MillWorker(BaseWorker):
             "thermal": reading.thermal,
             "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
             **{VERSIONED[name]: version for name, version in VERSIONS.items()},
+            "check": str(self.engine.verdict or ""),
+            "stock": ", ".join(self.engine.verdict.dropped) if self.engine.verdict else "",
             "state": "drained" if state == "draining" and not held else state,
             "reason": reason,
             "lease": self.queue.lease,

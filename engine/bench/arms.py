@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..engine import Engine
 from ..request import Request
+from .proof import SAMPLE, flaw
 
 PREFILL = 8192
 """Prompt tokens in a round of a session, so that its rows start decoding at nearly the same time."""
@@ -41,11 +43,22 @@ class Session(Protocol):
         """
         ...
 
+    def flaw(self) -> str | None:
+        """What is wrong with what its rows hold, in one line; None if nothing is, or nobody can see it."""
+        ...
+
     def close(self) -> None: ...
 
 
-Run = Callable[[Sequence[Request]], list[list[int]]]
-"""Runs requests, however many there are; returns the tokens of each, without the end token."""
+@dataclass(frozen=True)
+class Run:
+    """Runs requests, however many there are: `run` returns the tokens of each, without the end token.
+
+    Afterwards `flaw` says what is wrong with what computed them, if that can be seen.
+    """
+
+    run: Callable[[Sequence[Request]], list[list[int]]]
+    flaw: Callable[[Sequence[Request]], str | None] = lambda requests: None
 
 
 class Arm(Protocol):
@@ -86,7 +99,7 @@ class OneByOne(ABC):
         return StreamSession(self.stream(requests[0]))
 
     def runner(self) -> Run:
-        return self._run
+        return Run(self._run)
 
     def _run(self, requests: Sequence[Request]) -> list[list[int]]:
         rounds = [[tokens for tokens in self.stream(request) if tokens] for request in requests]
@@ -128,6 +141,9 @@ class StreamSession:
         self.texts[0] += tokens
         return len(tokens)
 
+    def flaw(self) -> None:
+        return None
+
     def close(self) -> None:
         self.stream.close()
 
@@ -147,7 +163,7 @@ class MlxBatch:
         return MlxBatchSession(generator, requests)
 
     def runner(self) -> Run:
-        return self._run
+        return Run(self._run)
 
     def _run(self, requests: Sequence[Request]) -> list[list[int]]:
         done = batch_generate(
@@ -180,6 +196,9 @@ class MlxBatchSession:
             self.texts[self.places[response.uid]].append(int(response.token))
         return len(responses)
 
+    def flaw(self) -> None:
+        return None
+
     def close(self) -> None:
         self.generator.close()
 
@@ -209,7 +228,14 @@ class Draftmill:
                 self.tokens_per_round = 1 + engine.stats.accepted / rounds
             return [done[request.id] for request in requests]
 
-        return run
+        def flaw(requests: Sequence[Request]) -> str | None:
+            longest = sorted(requests, key=lambda request: request.sampling.max_tokens)[-min(SAMPLE, engine.max_rows) :]
+            session = EngineSession(engine, longest)
+            found = session.flaw()
+            session.close()
+            return found
+
+        return Run(run, flaw)
 
 
 class EngineSession:
@@ -233,6 +259,9 @@ class EngineSession:
         if self.engine.step():
             raise BenchError("a request ended too early")
         return self.engine.stats.generated_tokens - before
+
+    def flaw(self) -> str | None:
+        return flaw(self.engine, self.rows)
 
     def close(self) -> None:
         for row in self.rows:

@@ -54,7 +54,6 @@ class Cell:
         tokens_per_round: of a row, where it is known.
         error: why the arm was not timed, in one line.
         missing: that is because it is not installed.
-        note: what to know about the samples.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -62,7 +61,11 @@ class Cell:
     tokens_per_round: float | None = None
     error: str | None = None
     missing: bool = False
-    note: str | None = None
+
+    def fail(self, reason: str) -> None:
+        """Its tokens were wrong, or what they were computed from: how fast that went is of no interest."""
+        self.error = reason
+        self.samples.clear()
 
     @property
     def rate(self) -> float:
@@ -113,11 +116,8 @@ def steady(
             cell = cells[name]
             cell.tokens_per_round = sum(s.tokens for s in cell.samples) / len(requests)
             cell.tokens_per_round /= sum(s.rounds for s in cell.samples)
-            if expected and any(
-                list(expected(request, len(text))) != text
-                for request, text in zip(requests, session.texts, strict=True)
-            ):
-                cell.note = "generated other tokens than expected"
+            if wrong := other_tokens(requests, session.texts, expected) or session.flaw():
+                cell.fail(wrong)
             session.close()
         sessions.clear()
         mx.clear_cache()
@@ -164,25 +164,37 @@ def whole(
     cells = {name: Cell() for name in arms}
     made = {name: arm for name in arms if (arm := attempt(cells[name], arms[name]))}
     few = [replace(r, sampling=replace(r.sampling, max_tokens=min(WARM, r.sampling.max_tokens))) for r in requests[:2]]
-    failed = {name for name, arm in made.items() if attempt(cells[name], lambda arm=arm: arm.runner()(few)) is None}
+    failed = {name for name, arm in made.items() if attempt(cells[name], lambda arm=arm: arm.runner().run(few)) is None}
     for _ in range(repeats):
         for name in [name for name in made if name not in failed]:
             cell, arm = cells[name], made[name]
             run = attempt(cell, arm.runner)
             synchronize()
             begin = time.perf_counter()
-            texts = attempt(cell, lambda run=run: run(requests)) if run else None
+            texts = attempt(cell, lambda run=run: run.run(requests)) if run else None
             seconds = time.perf_counter() - begin
             if texts is None:
                 failed.add(name)
                 continue
             cell.samples.append(Sample(sum(map(len, texts)), 0, seconds))
             cell.tokens_per_round = arm.tokens_per_round
-            if expected and any(list(expected(r, len(t))) != t for r, t in zip(requests, texts, strict=True)):
-                cell.note = "generated other tokens than expected"
+            wrong = other_tokens(requests, texts, expected)
+            if run and not wrong:
+                wrong = attempt(cell, lambda run=run: run.flaw(requests)) or cell.error
+            if wrong:
+                cell.fail(wrong)
+                failed.add(name)
             del run
             mx.clear_cache()
     return cells
+
+
+def other_tokens(requests: Sequence[Request], texts: Sequence[list[int]], expected: Expected | None) -> str | None:
+    """Which of the texts is not what was expected; None if none is, or nobody knows."""
+    for request, text in zip(requests, texts, strict=True):
+        if expected and list(expected(request, len(text))) != text:
+            return f"request {request.id} generated other tokens than expected"
+    return None
 
 
 def attempt(cell: Cell, action: Callable[[], T]) -> T | None:

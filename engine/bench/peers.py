@@ -107,7 +107,7 @@ class DFlashMlx:
         raise BenchError("runs whole requests only")
 
     def runner(self) -> Run:
-        return self._run
+        return Run(self._run)
 
     def _run(self, requests: Sequence[Request]) -> list[list[int]]:
         asked = [[list(request.tokens), request.sampling.max_tokens] for request in requests]

@@ -71,13 +71,10 @@ class Table:
         return found
 
     @property
-    def notes(self) -> list[str]:
-        """Why cells failed, and what else there is to say of them."""
+    def failures(self) -> list[str]:
+        """Why cells failed."""
         return [
-            f"{line.label} {arm}: {cell.error or cell.note}"
-            for line in self.lines
-            for arm, cell in line.cells.items()
-            if cell.error or cell.note
+            f"{line.label} {arm}: {cell.error}" for line in self.lines for arm, cell in line.cells.items() if cell.error
         ]
 
     def _cell(self, line: Line, arm: str) -> str:
@@ -93,7 +90,7 @@ class Table:
             middle, low, high = ratios(cell, base)
             text += f" {middle:.2f}x"
             text += f" [{low:.2f} {high:.2f}]" if len(cell.samples) > 1 else ""
-        return text + (" *" if cell.note else "")
+        return text
 
     def record(self) -> dict[str, Any]:
         """Everything, for JSON: medians and ratios beside the samples they come from."""

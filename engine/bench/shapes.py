@@ -1,9 +1,10 @@
 """Targets and drafts with random weights in published shapes, whose continuation is known in advance.
 
-The output projections of all blocks are scaled down, so that the last token's embedding is nearly all that reaches the
-head, whatever a backend's rounding: a model with a tied head repeats its last token for ever; an untied head is the
-embedding rolled by one, which counts upwards and so sends a mixture of experts through different ones. The arithmetic
-costs what it always costs.
+The last token's embedding is what decides at the head: a model with a tied head repeats its last token for ever; an
+untied head is the embedding rolled by one, which counts upwards and so sends a mixture of experts through different
+ones. The layers add about as much to the hidden state as the embedding does, so keys, values and recurrent memory
+depend on all that a row has attended to; but they add it at random, and in so many dimensions that hardly moves the
+token. So tokens are known in advance, and `proof` finds out from the state whether the arithmetic was right.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from mlx_lm.models import qwen3, qwen3_5, qwen3_5_moe
 
 from ..drafting.dflash import DFlashDraft, DraftConfig, default_taps
 
-QUIET = 0.02
-"""Factor of the weights of output projections."""
-
-OUTPUTS = ("o_proj", "out_proj", "down_proj")
+LOUD = 1 / 12
+"""Weights after attention, which averages over random values, are multiplied by so many times the root of the hidden
+size: in more dimensions more can be added at random before it decides over tokens.
+"""
 
 MODULES: Any = {"qwen3": qwen3, "qwen3_5": qwen3_5, "qwen3_5_moe": qwen3_5_moe}
 
@@ -63,8 +64,8 @@ class Shape:
         keep = getattr(model, "cast_predicate", lambda name: True)
 
         def prepare(name: str, weight: mx.array) -> mx.array:
-            if name.split(".")[-2] in OUTPUTS:
-                weight = weight * QUIET
+            if name.split(".")[-2] == "o_proj":
+                weight = weight * LOUD * weight.shape[0] ** 0.5
             return weight.astype(dtype) if keep(name) else weight
 
         body.embed_tokens.weight = mx.random.normal(body.embed_tokens.weight.shape)

@@ -16,6 +16,7 @@ from ..depth.calibration import measure_alone
 from ..depth.round_cost import Cost
 from ..engine import Engine
 from ..models.kernels_for import choose_kernels
+from ..models.load_check import assure
 from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
@@ -35,7 +36,10 @@ SINGLE = ("mlx-stream", "dflash")
 class Synthetic:
     """Models of a shape. On a CPU they are float32, as the engine's own are there.
 
-    `cache` is where the engine remembers which operations win on this machine.
+    `cache` is where the engine remembers which operations win on this machine, and that they are right together.
+
+    Raises:
+        ModelError: logits are not mlx-lm's on this machine.
     """
 
     def __init__(self, shape: str, bits: int, cache: Path):
@@ -47,6 +51,7 @@ class Synthetic:
         self.target = adapt(model)
         self.model = twin(model)  # for the others, whose layers stay mlx-lm's own
         choose_kernels(self.target, self.draft, cache)
+        assure(self.target, f"{shape} of {bits} bits", cache)
         wrapped: Any = Numbers()
         self.tokenizer = TokenizerWrapper(wrapped)
 

@@ -119,7 +119,7 @@ def template_table(bench: Synthetic, count: int, template: int, rows: int, accep
     cell = Cell()
     run = attempt(cell, Draftmill(lambda: bench.engine(rows, longest(requests), continuation, target=counted)).runner)
     begin = time.perf_counter()
-    texts = attempt(cell, lambda: run(requests)) if run else None
+    texts = attempt(cell, lambda: run.run(requests)) if run else None
     if texts is None:
         table.facts.append({"failed": cell.error})
         return table

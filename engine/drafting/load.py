@@ -11,20 +11,26 @@ from mlx_lm.utils import dequantize_model
 
 from ..models.folder import LoadedModel, load, locate
 from ..models.kernels_for import choose_kernels
+from ..models.load_check import assure, fingerprint
 from ..models.pairs import Pair
 from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
 from ..state.memory import stay_resident
+from ..verdict import Verdict
 from .dflash import DFlashDraft, load_draft
 
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A pair ready to generate: the adapter over the `loaded` target, and the draft, if there is one."""
+    """A pair ready to generate: the adapter over the `loaded` target, and the draft, if there is one.
+
+    `verdict` says how near the target's logits are to mlx-lm's on this machine.
+    """
 
     loaded: LoadedModel
     target: Transformer
     draft: DFlashDraft | None
+    verdict: Verdict
 
 
 def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedPair:
@@ -33,7 +39,8 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
     `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
     Raises:
-        ModelError: one of them cannot be found, read or served; the message is one line.
+        ModelError: one of them cannot be found, read or served, or the target's logits are not mlx-lm's on this
+            machine; the message is one line.
     """
     stay_resident()
     loaded = load(pair.target, cache)
@@ -45,4 +52,5 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
     choose_kernels(target, draft, cache)
-    return LoadedPair(loaded, target, draft)
+    verdict = assure(target, f"{pair.target} {fingerprint(locate(pair.target, cache))}", cache)
+    return LoadedPair(loaded, target, draft, verdict)

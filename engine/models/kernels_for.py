@@ -10,7 +10,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from ...kernels.operations import Operations
-from ...kernels.race.contestants import Shape, contests
+from ...kernels.race.contestants import OperationShape, contests
 from ...kernels.race.keys import KERNEL, STOCK
 from ...kernels.race.race import race
 from .boxed import ModelError
@@ -27,7 +27,7 @@ class Raced(Protocol):
         """Join the products that run as one."""
         ...
 
-    def shapes(self, dtype: mx.Dtype) -> Sequence[Shape]:
+    def shapes(self, dtype: mx.Dtype) -> Sequence[OperationShape]:
         """What its operations work on, with numbers of this type."""
         ...
 
@@ -49,9 +49,9 @@ def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> Non
     target.operations = Operations({key: result.winner for key, result in results.items()})
 
 
-def shapes(target: Transformer, draft: Raced | None) -> list[Shape]:
+def shapes(target: Transformer, draft: Raced | None) -> list[OperationShape]:
     """What a pair's operations work on, each shape once."""
-    found: list[Shape] = list(target.shapes)
+    found: list[OperationShape] = list(target.shapes)
     if draft:
         found += draft.shapes(target.dtype)
     return list(dict.fromkeys(found))

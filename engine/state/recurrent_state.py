@@ -15,7 +15,7 @@ from ...kernels.recurrent.plan import Place, Steps
 
 
 @dataclass(frozen=True)
-class Shape(RecurrentShape):
+class RecurrentLayers(RecurrentShape):
     """The recurrent layers of a model, and how many there are."""
 
     layers: int
@@ -24,7 +24,7 @@ class Shape(RecurrentShape):
         """Memory of one row whose tapes have so many steps."""
         heads, size = self.heads, self.dtype.size
         state = 4 * heads.values * heads.value_dim * heads.key_dim
-        inputs = size * (self.taps - 1 + taped) * heads.channels
+        inputs = size * (self.looks - 1 + taped) * heads.channels
         step = size * heads.keys * heads.key_dim + 4 * heads.values * (heads.value_dim + 1)
         return self.layers * (state + inputs + taped * step)
 
@@ -67,8 +67,8 @@ class Recurrent:
     shelf, by itself, until it comes back; a finished one lies there until its number is given to another.
     """
 
-    def __init__(self, shape: Shape, operations: Operations):
-        self.window = shape.taps - 1
+    def __init__(self, shape: RecurrentLayers, operations: Operations):
+        self.window = shape.looks - 1
         self._operations = operations
         self._heads = heads = shape.heads
         state = mx.zeros((0, heads.values, heads.value_dim, heads.key_dim), mx.float32)
@@ -105,6 +105,14 @@ class Recurrent:
         output, state, tape = self._operations.gated_delta(q, k, v, decay, beta, old.state, old.tape, self._steps)
         self._layers[layer] = memory = Memory(state, old.inputs, tape)
         return mx.depends([output], memory.arrays)[0]
+
+    def taped(self, row: int) -> bool:
+        """Whether the steps of the row's last round wait on its tape; else its states have taken them."""
+        return self._places[row].length > 0
+
+    def states(self, row: int) -> list[mx.array]:
+        """The row's state [Hv, Dv, Dk] in each layer, as the last round left it."""
+        return [memory.state[self._places[row].seat] for memory in self._layers]
 
     def save(self, row: int) -> Saved:
         """A copy of what the last round left of a row. Until it is evaluated it holds all rows' memory."""

@@ -68,7 +68,7 @@ def _kernel(match: re.Match[str], header: str) -> Kernel:
 
 
 @cache
-def digest() -> str:
-    """Stands for everything that the kernels of this version are made of: sources, preludes and launchers."""
-    files = sorted(file for file in Path(__file__).parents[1].rglob("*") if file.suffix in (".metal", ".h", ".py"))
+def digest(folder: Path = Path(__file__).parents[1]) -> str:
+    """Stands for everything that the code in a folder is made of: by default, what the kernels of this version are."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".metal", ".h", ".py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -245,22 +245,24 @@ def _list(reports: Sequence[Report]) -> None:
     rows = []
     for report in reports:
         speed, per_round, energy = report.tokens_per_second, report.tokens_per_round, report.watt_hours_per_million
-        heat = report.text("thermal")
-        rows.append(
-            [
-                report.name,
-                report.state,
-                report.text("chip"),
-                report.text("pair"),
-                report.text("version"),
-                f"{speed:,.0f}",
-                f"{per_round:.1f}" if per_round else "",
-                f"{report.number('in_flight'):.0f}",
-                f"{energy:,.0f}" if energy else "",
-                ago(report.age),
-                "; ".join(filter(None, (report.reason, f"heat: {heat}" if heat in HOT else ""))),
-            ]
-        )
+        row = [
+            report.name,
+            report.state,
+            report.text("chip"),
+            report.text("pair"),
+            report.text("version"),
+            f"{speed:,.0f}",
+            f"{per_round:.1f}" if per_round else "",
+            f"{report.number('in_flight'):.0f}",
+            f"{energy:,.0f}" if energy else "",
+            ago(report.age),
+        ]
+        remarks = [report.reason] if report.reason else []
+        if (heat := report.text("thermal")) in HOT:
+            remarks.append(f"heat: {heat}")
+        if stock := report.text("stock"):
+            remarks.append(f"stock MLX runs: {stock}")
+        rows.append([*row, "; ".join(remarks)])
     print_table(HEAD, rows)
 
 

@@ -27,7 +27,7 @@ BUILDERS = {
     "qwen3": lambda: qwen3_model(head_dim=64),
     "llama": lambda: llama_model(head_dim=64),
     "qwen3-4bit": lambda: quantised(qwen3_model(head_dim=64, hidden_size=64)),
-    "qwen3.5": lambda: qwen3_5_model(head_dim=256, linear_key_head_dim=32),  # of which a quarter turns
+    "qwen3.5": lambda: qwen3_5_model(head_dim=256, linear_key_head_dim=32),  # of which half turns
 }
 
 

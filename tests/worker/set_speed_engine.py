@@ -50,6 +50,8 @@ class SetSpeedEngine:
     `before_round` is called with rows at work.
     """
 
+    verdict = None
+
     def __init__(self, max_rows: int = 8, round_seconds: float = 0.005, depth: int = 0) -> None:
         self.max_rows = max_rows
         self.round_seconds = round_seconds

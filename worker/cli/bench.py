@@ -123,8 +123,8 @@ def _show(table: Table) -> None:
     click.echo(table.title)
     for head, *rows in table.grids:
         print_table(head, rows, numbers=True)
-    for note in table.notes:
-        click.echo(f"  {note}")
+    for failure in table.failures:
+        click.echo(f"  {failure}")
     click.echo()
 
 

@@ -89,6 +89,7 @@ def examine_engine() -> Iterator[Finding]:
     here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
     yield Finding(boxed.NAME, here)
     yield from examine_kernels(backend)
+    yield from examine_checks()
     yield from examine_costs()
 
 
@@ -107,6 +108,14 @@ def examine_kernels(backend: str) -> Iterator[Finding]:
         yield Finding(
             str(operation), f"{' '.join(map(str, shape)):<32} {', '.join(times + reasons)}", "slow" if reasons else "ok"
         )
+
+
+def examine_checks() -> Iterator[Finding]:
+    """How far each model's logits were from mlx-lm's when a worker first loaded it here."""
+    from ...engine.models.load_check import known_verdicts
+
+    for name, verdict in known_verdicts(paths.cache_dir()).items():
+        yield Finding("load check", f"{name.rpartition(' ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
 
 
 def examine_costs() -> Iterator[Finding]:

@@ -16,8 +16,8 @@ from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
 from ...queue.paths import data_dir
 from .. import keys, listen
+from .api_errors import LOG
 from .app import create_app
-from .errors import LOG
 
 SHUTDOWN_SECONDS = 5
 """How long requests may go on once the server is told to stop."""

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..keys import Keys, is_this_machine
-from .errors import ApiError
+from .api_errors import ApiError
 
 
 class Guard:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...queue import batches, pair_names
-from .errors import ApiError
+from .api_errors import ApiError
 
 
 class Models:

@@ -60,7 +60,7 @@ def random_draft(**changes) -> DFlashDraft:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=32,
         intermediate_size=96,
         vocab_size=VOCABULARY,
         num_target_layers=3,

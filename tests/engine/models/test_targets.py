@@ -34,7 +34,7 @@ HYBRIDS = {
     "qwen3_5-equal-heads": lambda: qwen3_5_model(linear_num_key_heads=4, num_hidden_layers=4),
     "qwen3_5_moe": qwen3_5_moe_model,
     "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
-    "qwen3_5_moe-quantised": lambda: quantised(qwen3_5_moe_model(head_dim=32, linear_value_head_dim=16), group_size=64),
+    "qwen3_5_moe-quantised": lambda: quantised(qwen3_5_moe_model(head_dim=64, linear_value_head_dim=16), group_size=64),
 }
 
 OTHERS = {
