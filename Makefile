@@ -1,10 +1,13 @@
 # draftmill in two commands: `make run` runs the example prompts, `make test` runs every test.
-# Both first make .venv ready (`make setup`), which takes a while once and nothing afterwards.
+# `make run` first fills .venv with what running needs (`make setup`); `make test` and `make lint` add their tools to it.
+# Both take a while once and nothing afterwards.
 # `make soak` runs the fault suite of queue and workers at full size (about 25 minutes) and prints its table.
+# `make lock` renews deploy/lock after a change of dependencies; deploy/lock/renew.py tells of its OPTIONS.
 
 RESULTS := out/results.jsonl
+RUN := tools producer worker run
 
-.PHONY: run test test-gpu soak lint setup clean
+.PHONY: run test test-gpu soak lint lock setup clean
 
 run: setup
 	@mkdir -p $(dir $(RESULTS))
@@ -19,22 +22,31 @@ test: lint
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 # What generates, on the GPU that MLX finds here: whole outputs against mlx-lm. Kernels run as they are, not emulated.
-test-gpu: setup
+test-gpu: .venv/dev
 	.venv/bin/python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() == mx.cpu and "MLX finds no GPU here")'
 	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -n auto --dist worksteal -k "not emulated" tests/engine tests/kernels
 
-soak: setup
+soak: .venv/dev
 	.venv/bin/python -m tests.farm.soak
 
-lint: setup
+lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --project .
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/actionlint .github/workflows/*.yml
+
+lock: .venv/dev
+	.venv/bin/python deploy/lock/renew.py $(OPTIONS)
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml deploy/setup.sh
-	@deploy/setup.sh
+.venv/ready: pyproject.toml deploy/setup.sh $(RUN:%=deploy/lock/%.txt)
+	@deploy/setup.sh run
+	@touch $@
+
+.venv/dev: .venv/ready deploy/lock/dev.txt
+	@deploy/setup.sh dev
 	@touch $@
 
 clean:

@@ -13,14 +13,15 @@ import mlx.core as mx
 from ..kernels.packing import Packing
 from .choose.constrained import Chooser
 from .choose.grammar import GrammarError, Grammars
+from .choose.scored import Scored
 from .depth.budget import Budget
 from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
 from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
+from .drafting.load import load_pair
 from .models.folder import ModelError
-from .models.load import load_pair
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .request import Completion, FinishReason, Request, RequestError
@@ -30,7 +31,7 @@ from .schedule.row import Row
 from .schedule.scheduler import Plan, Scheduler, Segment
 from .state.kv_pool import KVPool
 from .state.memory import default_budget
-from .state.row_ends import RowEnds, Scored
+from .state.row_ends import RowEnds
 from .state.snapshot import Snapshot
 from .stats import Stats
 from .text import Text
@@ -236,7 +237,7 @@ class Engine:
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = pack(segments, drafted, self._ends)
-        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
+        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
         pending.append(hidden)
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
@@ -292,7 +293,7 @@ class Engine:
         free, late = Scored(yielding, self.target.head(hidden[mx.array(wanted)]), drafted).split()
         if not free:
             return Round(late=late)
-        return Round(free.segments, *self._ends.move(free), late)
+        return Round(free.segments, *free.accept(self._ends), late)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""

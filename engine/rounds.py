@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
+from .choose.scored import Scored
 from .depth.round_timing import Forecast
 from .schedule.scheduler import Segment
-from .state.row_ends import RowEnds, Scored
+from .state.row_ends import RowEnds
 
 
 @dataclass(frozen=True)

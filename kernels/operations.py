@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import mlx.core as mx
 
@@ -14,17 +13,25 @@ from .fused.add_norm import add_norm, add_norm_by_kernel
 from .fused.rotary import Layout, Norms, rotate, rotate_by_kernel
 from .gpu.launch import on_gpu
 from .gpu.source import Launch
-from .packing import FEW, Packing
+from .packing import Packing
 from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from .race.race import Key
+from .race.keys import (
+    KERNEL,
+    SIMDGROUPS,
+    STOCK,
+    TOGETHER,
+    Key,
+    attention_key,
+    norm_key,
+    product_key,
+    recurrence_key,
+    rotary_key,
+)
 from .recurrent.convolution import Convolved, Heads, convolved_heads
 from .recurrent.gated_delta import Tape, gated_delta
 from .recurrent.plan import Steps
 from .recurrent.recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
-
-STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "simdgroups"
-"""Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,10 @@ class Operations:
         self, queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, scale: float, window: int | None
     ) -> mx.array:
         heads = ("form", queries.shape[1:], keys.shape[1], queries.dtype)
-        form = packing.plans.get(heads)
+        form = packing.kept.get(heads)
         if form is None:
             form = self.winners.get(attention_key(queries, keys, packing), STOCK)
-            packing.plans[heads] = form
+            packing.kept[heads] = form
         if form == KERNEL:
             return ragged_attention(queries, keys, values, packing, scale, window, self.launch)
         stock = attention_together if form == TOGETHER else attention_by_row
@@ -118,39 +125,3 @@ class Operations:
         if form == SIMDGROUPS:
             return quantized_matmul_by_simdgroups(x, w, scales, biases, group_size, bits, self.launch)
         return quantized_matmul(x, w, scales, biases, group_size, bits)
-
-
-def attention_key(queries: mx.array, keys: mx.array, packing: Packing) -> Key:
-    """The raced shape that stands for a call: heads, their size, type; then rows, queries of each, keys of each."""
-    (heads, dim), kv_heads = queries.shape[1:], keys.shape[1]
-    return ("attention", heads, kv_heads, dim, _name(queries.dtype), *packing.kind)
-
-
-def rotary_key(layout: Layout, dtype: mx.Dtype) -> Key:
-    """Likewise: heads, their size, how much of it turns, from one head to the next, whether normed, type."""
-    normed = "normed" if layout.epsilon is not None else "plain"
-    heads = layout.heads, layout.kv_heads, layout.dim, layout.rotated, layout.step
-    return ("rotary", *heads, normed, _name(dtype))
-
-
-def norm_key(size: int, dtype: mx.Dtype) -> Key:
-    """Likewise: size and type."""
-    return ("add norm", size, _name(dtype))
-
-
-def recurrence_key(
-    operation: str, shape: tuple[int, ...], other: tuple[int, ...], dtype: mx.Dtype, steps: Steps
-) -> Key:
-    """Likewise, for an operation of recurrent layers: shapes of what it reads without the tokens, type, steps a row."""
-    return (operation, *shape, *other, _name(dtype), 16 if steps.seats[0].count <= FEW else 256)
-
-
-def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
-    """Likewise, for a product of x [N, K] with a weight of so many lines; one row is left to stock."""
-    rows = next((rows for rows, most in ((1, 1), (4, 5), (16, 24)) if x.shape[0] <= most), 64)
-    return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x.dtype), rows)
-
-
-@cache
-def _name(dtype: mx.Dtype) -> str:
-    return str(dtype).rpartition(".")[2]

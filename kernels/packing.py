@@ -77,7 +77,7 @@ class Packing:
     _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
     _sees: dict[int | None, mx.array] = field(default_factory=dict)
     _tiles: dict[int, mx.array] = field(default_factory=dict)
-    plans: dict[Hashable, Any] = field(default_factory=dict)  # kernels' own, of how this packing is launched
+    kept: dict[Hashable, Any] = field(default_factory=dict)  # by operations: how this packing is launched
 
     @cached_property
     def kind(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,10 +30,12 @@ UNHEARD = Duty("refusing", "has not heard from Redis yet")
 """Until the first heartbeat: nobody knows whether the worker is drained."""
 
 
-def duty(orders: Orders, version: str, pair: str, auto: bool) -> Duty:
-    """What `orders` mean for a worker of this version that has loaded `pair`; `auto` if its pair is by schedule."""
-    if orders.version and orders.version != version:
-        return Duty("refusing", f"is version {version}, the fleet requires {orders.version}")
+def duty(orders: Orders, versions: Mapping[str, str], pair: str, auto: bool) -> Duty:
+    """What `orders` mean for a worker of these `versions` that serves `pair`; `auto` if its pair is by schedule."""
+    wrong = {name: wanted for name, wanted in orders.versions.items() if versions[name] != wanted}
+    if wrong:
+        has = " and ".join(f"{name} {versions[name]}" for name in wrong)
+        return Duty("refusing", f"has {has}; the fleet requires {' and '.join(wrong.values())}")
     if orders.pair and slug(orders.pair) != slug(pair):
         if auto:
             return Duty("draining", f"the schedule says {orders.pair}", restart=True)

@@ -126,7 +126,11 @@ class Metrics:
         self._seen = Counts.of(Stats())
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on `host:port`, any free port if it is 0; raises OSError if the port is taken."""
+        """Answer Prometheus on `host:port`, any free port if it is 0; raises OSError if the port is taken.
+
+        The library's own server will do: a worker has no other pages, is installed without the web commands' packages,
+        and its main thread belongs to the engine.
+        """
         server, _ = prometheus.start_http_server(port, addr=host, registry=self.registry)
         reachable = socket.gethostname() if host in ANYWHERE else host
         self.address = f"{f'[{reachable}]' if ':' in reachable else reachable}:{server.server_port}"

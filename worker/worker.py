@@ -20,9 +20,9 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, Request, RequestError
-from ..producer.queue.fleet import Orders
+from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import Claimed, JobQueue
-from ..producer.queue.wire import JobBody, JsonSerializer, slug
+from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, slug
 from . import jobs, results
 from .courier import Courier
 from .duty import UNHEARD, duty
@@ -34,7 +34,7 @@ from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")
 
-VERSION, MLX = version("draftmill"), version("mlx")
+VERSIONS = {name: version(name) for name in ("draftmill", "mlx", "rq")} | {"wire": str(WIRE)}
 
 MOST_FAILURES = 3
 """Rounds that may fail one after the other before the worker ends."""
@@ -91,7 +91,8 @@ class MillWorker(BaseWorker):
         self.engine = engine
         self.pair = pair
         self.capacity = 2 * engine.max_rows
-        self.metrics = Metrics(pair, self.name, VERSION, host=host.name, chip=host.chip, mlx=MLX)
+        about = {"host": host.name, "chip": host.chip, "mlx": VERSIONS["mlx"]}
+        self.metrics = Metrics(pair, self.name, VERSIONS["draftmill"], **about)
         self.metrics.slots.set(engine.max_rows)
         if engine.verdict:
             self.metrics.observe_check(engine.verdict)
@@ -301,7 +302,7 @@ class MillWorker(BaseWorker):
 
     def obey(self, orders: Orders) -> None:
         """Do from now on what operators ask. Called by the heartbeat's thread."""
-        before, self.duty = self.duty, duty(orders, VERSION, self.pair, self.auto)
+        before, self.duty = self.duty, duty(orders, VERSIONS, self.pair, self.auto)
         if self.duty != before and (self.duty.reason or before != UNHEARD):
             log.warning("%s%s", self.duty.state, f": {self.duty.reason}" if self.duty.reason else "")
 
@@ -323,8 +324,7 @@ class MillWorker(BaseWorker):
             "os": self.host.os,
             "thermal": reading.thermal,
             "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
-            "version": VERSION,
-            "mlx": MLX,
+            **{VERSIONED[name]: version for name, version in VERSIONS.items()},
             "check": str(self.engine.verdict or ""),
             "stock": ", ".join(self.engine.verdict.dropped) if self.engine.verdict else "",
             "state": "drained" if state == "draining" and not held else state,

@@ -150,7 +150,7 @@ newest_python() {
 }
 
 install_package() {
-    code=$(cd "$source" && find pyproject.toml ./*.py kernels engine producer worker -type f ! -name '*.pyc' \
+    code=$(cd "$source" && find pyproject.toml ./*.py kernels engine producer worker deploy/lock -type f ! -name '*.pyc' \
         -exec cksum {} + | sort -k 3 | cksum)
     if [ -x "$venv/bin/draftmill" ] && [ "$code" = "$(cat "$venv/installed" 2>/dev/null)" ]; then return; fi
     say "installing draftmill into $venv"
@@ -159,7 +159,12 @@ install_package() {
     trap 'rm -rf "$copy"' EXIT
     (cd "$source" && tar -cf - --exclude '*.pyc' pyproject.toml README.md LICENSE py.typed ./*.py kernels engine producer \
         worker) | tar -xf - -C "$copy"
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "${copy}[worker]"
+    # The same versions on all machines of a fleet: those of the lock.
+    install="$venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps"
+    for file in tools worker; do
+        $install --require-hashes --only-binary :all: -r "$source/deploy/lock/$file.txt"
+    done
+    $install --no-build-isolation "$copy"
     printf '%s\n' "$code" >"$venv/installed"
     changed=yes
 }

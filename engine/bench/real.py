@@ -10,9 +10,9 @@ from typing import Any
 from ..depth.budget import Budget
 from ..depth.calibration import measure_alone
 from ..depth.round_cost import Cost
+from ..drafting.load import load_pair
 from ..engine import Engine
 from ..models.folder import locate
-from ..models.load import load_pair
 from ..models.pairs import Pair
 from ..request import Request, Sampling
 from ..text import Text

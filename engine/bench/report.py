@@ -58,25 +58,24 @@ class Table:
         cells = [cell for line in self.lines for cell in line.cells.values()]
         return any(cell.error and not cell.missing for cell in cells) or any("failed" in fact for fact in self.facts)
 
-    def text(self) -> str:
-        """The table for a terminal: median tokens/s and the ratio to the base, reasons of failed cells below it."""
-        out = [self.title]
+    @property
+    def grids(self) -> list[list[list[str]]]:
+        """What to show, as rows of text below a head: median tokens/s and the ratio to the base, and the facts."""
+        found = []
         if self.lines:
-            rows = [
-                [self.axis, *self.arms],
-                *([line.label, *(self._cell(line, a) for a in self.arms)] for line in self.lines),
-            ]
-            out += columns(rows)
-            out += [
-                f"  {line.label} {arm}: {cell.error}"
-                for line in self.lines
-                for arm, cell in line.cells.items()
-                if cell.error
-            ]
+            rows = ([line.label, *(self._cell(line, arm) for arm in self.arms)] for line in self.lines)
+            found.append([[self.axis, *self.arms], *rows])
         if self.facts:
             names = list(dict.fromkeys(name for fact in self.facts for name in fact if not name.startswith("_")))
-            out += columns([names, *([show(fact.get(name, "")) for name in names] for fact in self.facts)])
-        return "\n".join(out)
+            found.append([names, *([show(fact.get(name, "")) for name in names] for fact in self.facts)])
+        return found
+
+    @property
+    def failures(self) -> list[str]:
+        """Why cells failed."""
+        return [
+            f"{line.label} {arm}: {cell.error}" for line in self.lines for arm, cell in line.cells.items() if cell.error
+        ]
 
     def _cell(self, line: Line, arm: str) -> str:
         cell = line.cells.get(arm)
@@ -107,11 +106,6 @@ class Table:
                         cells[arm]["ratio"] = dict(zip(("median", "least", "most"), ratios(cell, base), strict=True))
             lines.append({"label": line.label, "at": line.at, "cells": cells})
         return {"title": self.title, "axis": self.axis, "base": self.base, "lines": lines, "facts": self.facts}
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def show(value: Any) -> str:

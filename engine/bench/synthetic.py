@@ -15,7 +15,7 @@ from ..depth.budget import Budget
 from ..depth.calibration import measure_alone
 from ..depth.round_cost import Cost
 from ..engine import Engine
-from ..models.kernels_for import choose
+from ..models.kernels_for import choose_kernels
 from ..models.load_check import assure
 from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
@@ -50,7 +50,7 @@ class Synthetic:
         self.draft = self.shape.build_draft(dtype)
         self.target = adapt(model)
         self.model = twin(model)  # for the others, whose layers stay mlx-lm's own
-        choose(self.target, self.draft, cache)
+        choose_kernels(self.target, self.draft, cache)
         assure(self.target, f"{shape} of {bits} bits", cache)
         wrapped: Any = Numbers()
         self.tokenizer = TokenizerWrapper(wrapped)

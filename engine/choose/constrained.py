@@ -9,9 +9,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..schedule.scheduler import Segment
-from ..state.row_ends import End, Scored
+from ..state.row_ends import End
 from .grammar import GrammarError, masked
 from .sampling import choose
+from .scored import Scored
 
 
 @dataclass

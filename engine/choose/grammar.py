@@ -37,14 +37,14 @@ class Grammars:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._compiled: dict[str, Any] = {}
 
-    def matcher(self, schema: str) -> Matcher:
+    def matcher(self, schema: str) -> SchemaMatcher:
         """A matcher at the beginning of a text; raises RequestError."""
         if schema not in self._compiled:
             compiled = self._compile(schema)
             if len(self._compiled) == KEPT:
                 del self._compiled[next(iter(self._compiled))]
             self._compiled[schema] = compiled
-        return Matcher(self._compiled[schema].deep_copy(), frozenset(self._tokenizer.eos_token_ids))
+        return SchemaMatcher(self._compiled[schema].deep_copy(), frozenset(self._tokenizer.eos_token_ids))
 
     def _compile(self, schema: str) -> Any:
         from llguidance import LLMatcher, LLParserLimits
@@ -75,7 +75,7 @@ class Grammars:
         return LLTokenizer(backend.to_str(), n_vocab=max(self._vocabulary, backend.get_vocab_size()), eos_token=ends)
 
 
-class Matcher:
+class SchemaMatcher:
     """One row's place in its grammar: behind the tokens that it has generated.
 
     Args:

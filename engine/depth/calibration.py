@@ -18,7 +18,7 @@ from ..drafting.drafter import Drafter, DraftRow
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from ..state.state import State
-from .round_cost import Cost, Point, Shape, plan
+from .round_cost import Cost, Point, RoundShape, shapes_to_time
 
 SECONDS = 8.0
 """Longest to measure; the cost of larger rounds is then extrapolated. The first run of a shape does not count: a GPU
@@ -65,7 +65,7 @@ def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) 
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
     left = SECONDS
-    for shape in plan(max_rows, drafter.block, state.pool.slots):
+    for shape in shapes_to_time(max_rows, drafter.block, state.pool.slots):
         if len(rounds) > 2 and len(drafts) > 1 and left < 0:
             break
         run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
@@ -106,7 +106,7 @@ def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
     return first, statistics.median(times)
 
 
-def _round(shape: Shape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
+def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
     """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
     room = shape.context + drafter.block
     counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
@@ -123,13 +123,13 @@ def _round(shape: Shape, target: Transformer, drafter: Drafter, state: State) ->
 
     def run() -> list[mx.array]:
         packing = Packing(spans, positions, slots, replay)
-        hidden, taps = target.forward(tokens, packing, state, drafter.taps)
+        hidden, taps = target.forward(tokens, packing, state, drafter.tapped)
         return [mx.argmax(target.head(hidden), axis=-1), *taps]
 
     return run
 
 
-def _draft_pass(shape: Shape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
+def _draft_pass(shape: RoundShape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
     """Whole blocks drafted for some rows, once the context of as many tokens is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
     room, depth = shape.context + drafter.block, drafter.block - 1
@@ -137,7 +137,7 @@ def _draft_pass(shape: Shape, drafter: Drafter, max_rows: int) -> Callable[[], l
     anchors, cursors = mx.zeros(max_rows, mx.int32), mx.full(max_rows, shape.context, mx.int32)
     places = mx.array([row * room + ahead for row in range(shape.rows) for ahead in range(drafter.block)], mx.int32)
     target = drafter.target
-    taps = mx.zeros((places.size, len(drafter.taps) * target.hidden_size), target.dtype)
+    taps = mx.zeros((places.size, len(drafter.tapped) * target.hidden_size), target.dtype)
 
     def run() -> list[mx.array]:
         drafter.extend(taps, places, places)

@@ -25,7 +25,7 @@ SWEEPS = 2000
 
 
 @dataclass(frozen=True)
-class Shape:
+class RoundShape:
     """What is timed: a round of `tokens` that decoding rows share as evenly as they can, or one draft pass for the
     rows, `tokens` in all of their blocks. Each row has `context` tokens behind it.
     """
@@ -51,7 +51,7 @@ class Point:
         return self.tokens * self.context / self.rows
 
 
-def plan(max_rows: int, block: int, slots: int = 1 << 30) -> list[Shape]:
+def shapes_to_time(max_rows: int, block: int, slots: int = 1 << 30) -> list[RoundShape]:
     """What to time, cheapest first: whoever times may stop when it takes too long, the curve goes on beyond.
 
     Each shape should run once for its kernels to be built, then a few times: of points at the same shape the median
@@ -64,16 +64,16 @@ def plan(max_rows: int, block: int, slots: int = 1 << 30) -> list[Shape]:
     sizes = {1, most, *(tile + 1 for tile in TILES)}
     for power in range(1, most.bit_length()):
         sizes |= {1 << power, 3 << power}
-    shapes: set[Shape] = set()
+    shapes: set[RoundShape] = set()
     for tokens in (size for size in sizes if size <= most):
         few, many = -(-tokens // block), min(tokens, max_rows)
-        shapes |= {Shape(few, tokens, short), Shape(many, tokens, short)}
+        shapes |= {RoundShape(few, tokens, short), RoundShape(many, tokens, short)}
     ends = {1, max(1, min(max_rows, slots // (long + block)))}
-    shapes |= {Shape(rows, rows * each, long) for rows in ends for each in (1, block)}
+    shapes |= {RoundShape(rows, rows * each, long) for rows in ends for each in (1, block)}
     if block > 1:
         rows = {max_rows, *(1 << power for power in range(max_rows.bit_length()))}
-        shapes |= {Shape(count, count * block, short, draft=True) for count in rows}
-        shapes |= {Shape(count, count * block, long, draft=True) for count in ends}
+        shapes |= {RoundShape(count, count * block, short, draft=True) for count in rows}
+        shapes |= {RoundShape(count, count * block, long, draft=True) for count in ends}
     shapes = {shape for shape in shapes if shape.rows * (shape.context + block) <= slots}
     return sorted(shapes, key=lambda shape: (shape.tokens, shape.rows, shape.context, shape.draft))
 

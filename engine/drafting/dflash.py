@@ -20,9 +20,10 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from ...kernels.fused.rotary import Layout
 from ...kernels.operations import Operations
+from ...kernels.race.contestants import AttentionShape, OperationShape, RotaryShape
 from ..models.folder import ModelError
 from ..models.layers import swiglu, turns
-from ..models.linear import Beside, apply, join
+from ..models.linear import Beside, apply, join, products
 
 ARCHITECTURE = "DFlashDraftModel"
 STOCK_OPERATIONS = Operations()
@@ -224,6 +225,12 @@ class DFlashDraft(nn.Module):
         """Whether block tokens see only the block tokens before them."""
         causal = self.config.is_causal
         return self.window(layer) is not None if causal is None else causal
+
+    def shapes(self, dtype: mx.Dtype) -> list[OperationShape]:
+        """What its operations work on, for the race of their forms."""
+        layout = self.layout
+        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, dtype)
+        return [attention, RotaryShape(layout, dtype), *products(self.linears, dtype)]
 
     @property
     def linears(self) -> list[nn.Module]:

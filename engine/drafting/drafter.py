@@ -40,10 +40,10 @@ class Drafter:
     """
 
     def __init__(self, draft: DFlashDraft, target: Transformer, slots: int):
-        fit(draft, target)
+        check_fit(draft, target)
         draft.join()
         self.draft, self.target = draft, target
-        self.taps = draft.config.target_layer_ids
+        self.tapped = draft.config.target_layer_ids
         self.block = draft.config.block_size
         config = draft.config
         self.pool = KVPool(config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim, target.dtype)
@@ -103,7 +103,7 @@ class Drafter:
         return mx.stack([pool[0, 0, 0] for pool in self.pool.keys + self.pool.values])
 
 
-def fit(draft: DFlashDraft, target: Transformer) -> None:
+def check_fit(draft: DFlashDraft, target: Transformer) -> None:
     """Check that a draft belongs to a target. Raises ModelError with the reason."""
     config = draft.config
     checks = [

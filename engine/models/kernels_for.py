@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 
-from ...kernels.operations import KERNEL, STOCK, Operations
-from ...kernels.race.contestants import AttentionShape, RotaryShape, Shape, contests
+from ...kernels.operations import Operations
+from ...kernels.race.contestants import OperationShape, contests
+from ...kernels.race.keys import KERNEL, STOCK
 from ...kernels.race.race import race
-from ..drafting.dflash import DFlashDraft
 from .boxed import ModelError
-from .linear import products
 from .targets.transformer import Transformer
 
 VARIABLE = "DRAFTMILL_KERNELS"
 """Environment variable: `race` (the default), or the form that runs wherever it can: `kernel` or `stock`."""
 
 
-def choose(target: Transformer, draft: DFlashDraft | None, cache: Path) -> None:
+class Raced(Protocol):
+    """A draft, as far as the race knows it."""
+
+    def join(self) -> None:
+        """Join the products that run as one."""
+        ...
+
+    def shapes(self, dtype: mx.Dtype) -> Sequence[OperationShape]:
+        """What its operations work on, with numbers of this type."""
+        ...
+
+
+def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> None:
     """Give a pair the operations that win on this machine. Without a GPU, which kernels need, everything is stock.
 
     Raises:
@@ -36,13 +49,11 @@ def choose(target: Transformer, draft: DFlashDraft | None, cache: Path) -> None:
     target.operations = Operations({key: result.winner for key, result in results.items()})
 
 
-def shapes(target: Transformer, draft: DFlashDraft | None) -> list[Shape]:
+def shapes(target: Transformer, draft: Raced | None) -> list[OperationShape]:
     """What a pair's operations work on, each shape once."""
-    found: list[Shape] = list(target.shapes)
+    found: list[OperationShape] = list(target.shapes)
     if draft:
-        layout = draft.layout
-        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, target.dtype)
-        found += [attention, RotaryShape(layout, target.dtype), *products(draft.linears, target.dtype)]
+        found += draft.shapes(target.dtype)
     return list(dict.fromkeys(found))
 
 

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from ..choose.grammar import Matcher
 from ..request import Completion, FinishReason, Request
 from .extents import Extent
 from .prefix import Prefix
+
+
+class Matcher(Protocol):
+    """A row's place in the grammar that its text must obey, behind the tokens that it has generated."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow any more."""
+        ...
+
+    def masks(self, drafts: Sequence[int]) -> list[bytes]:
+        """What may come next, and what after each drafted token that is allowed: a bit for each token."""
+        ...
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """The row emits these tokens, which are allowed."""
+        ...
 
 
 @dataclass(eq=False)

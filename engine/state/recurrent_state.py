@@ -15,7 +15,7 @@ from ...kernels.recurrent.plan import Place, Steps
 
 
 @dataclass(frozen=True)
-class Shape(RecurrentShape):
+class RecurrentLayers(RecurrentShape):
     """The recurrent layers of a model, and how many there are."""
 
     layers: int
@@ -24,7 +24,7 @@ class Shape(RecurrentShape):
         """Memory of one row whose tapes have so many steps."""
         heads, size = self.heads, self.dtype.size
         state = 4 * heads.values * heads.value_dim * heads.key_dim
-        inputs = size * (self.taps - 1 + taped) * heads.channels
+        inputs = size * (self.looks - 1 + taped) * heads.channels
         step = size * heads.keys * heads.key_dim + 4 * heads.values * (heads.value_dim + 1)
         return self.layers * (state + inputs + taped * step)
 
@@ -67,8 +67,8 @@ class Recurrent:
     shelf, by itself, until it comes back; a finished one lies there until its number is given to another.
     """
 
-    def __init__(self, shape: Shape, operations: Operations):
-        self.window = shape.taps - 1
+    def __init__(self, shape: RecurrentLayers, operations: Operations):
+        self.window = shape.looks - 1
         self._operations = operations
         self._heads = heads = shape.heads
         state = mx.zeros((0, heads.values, heads.value_dim, heads.key_dim), mx.float32)

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..drafting.dflash import DFlashDraft
 from ..models.targets.transformer import Transformer
-from .batches import WIDTHS, pad
 from .blocks import block_labels, block_logits, compiled, matches, target_taps
+from .minibatches import WIDTHS, pad
 from .responses import Transcript
 
 ANCHORS = 32

@@ -9,8 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..engine import Engine
-from .batches import split, usable
 from .export import Story, count_tokens, export, write_card
+from .minibatches import split, usable
 from .prompts import TrainingError, encode_prompts, read_prompts, write_prompts
 from .recipe import Recipe, draft_config, new_draft, unused_token
 from .replay import Replay

@@ -18,8 +18,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..drafting.dflash import DFlashDraft
 from ..models.targets.transformer import Transformer
-from .batches import Batch, Batches
 from .blocks import block_labels, block_logits, block_loss, compiled, target_taps
+from .minibatches import Minibatch, Minibatches
 from .prompts import TrainingError
 from .recipe import Recipe
 from .replay import Replay
@@ -62,7 +62,7 @@ class Trainer:
     ):
         self.target, self.draft, self.recipe = target, draft, recipe
         self.folder, self.steps, self.max_seconds, self.report = folder, steps, max_seconds, report
-        self.batches = Batches(sequences, recipe)
+        self.batches = Minibatches(sequences, recipe)
         self.held_back = held_back
         self.progress = Progress()
         self.optimizer = optim.AdamW(
@@ -157,7 +157,7 @@ class Trainer:
         self.progress = Progress(**progress)
         self.report(f"going on from step {self.progress.step:,}")
 
-    def _advance(self, batch: Batch) -> tuple[mx.array, mx.array]:
+    def _advance(self, batch: Minibatch) -> tuple[mx.array, mx.array]:
         self.optimizer.learning_rate = self.learning_rate()
         arrays = (mx.array(each) for each in (batch.tokens, batch.lengths, batch.anchors))
         loss, hits = self._step(*arrays)

@@ -43,25 +43,25 @@ def ragged_attention(
     """As `stock_attention.attention_by_row`, of arrays that `fits`."""
     (count, heads, dim), dtype = queries.shape, queries.dtype
     key = (heads, keys.shape[1], dim, dtype, window)
-    if key not in packing.plans:
-        packing.plans[key] = _plan(queries, keys.shape[1], packing, window)
-    plan: Plan = packing.plans[key]
+    if key not in packing.kept:
+        packing.kept[key] = _tiling(queries, keys.shape[1], packing, window)
+    tiling: Tiling = packing.kept[key]
     attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
-    inputs = [queries, keys, values, plan.tiles, packing.sees(window), real(scale)]
-    if plan.splits == 1:
+    inputs = [queries, keys, values, tiling.tiles, packing.sees(window), real(scale)]
+    if tiling.splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
-        outputs, _ = launch(attend, inputs, plan.constants, plan.groups, THREADS, made)
+        outputs, _ = launch(attend, inputs, tiling.constants, tiling.groups, THREADS, made)
         return outputs.reshape(count, -1)
-    made = [((count, heads, plan.splits, width), mx.float32) for width in (dim, 2)]
-    sums, shares = launch(attend, inputs, plan.constants, plan.groups, THREADS, made)
-    inputs = [sums, shares, numbers(count * heads, plan.splits)]
+    made = [((count, heads, tiling.splits, width), mx.float32) for width in (dim, 2)]
+    sums, shares = launch(attend, inputs, tiling.constants, tiling.groups, THREADS, made)
+    inputs = [sums, shares, numbers(count * heads, tiling.splits)]
     made = [((count, heads, dim), dtype)]
     (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
     return outputs.reshape(count, -1)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How a packing is launched: the same for all layers with one kind of heads."""
 
     tiles: mx.array
@@ -70,7 +70,7 @@ class Plan:
     constants: dict[str, int | bool | mx.Dtype]
 
 
-def _plan(queries: mx.array, kv_heads: int, packing: Packing, window: int | None) -> Plan:
+def _tiling(queries: mx.array, kv_heads: int, packing: Packing, window: int | None) -> Tiling:
     (_, heads, dim), dtype = queries.shape, queries.dtype
     group = heads // kv_heads
     most = max(span.count for span in packing.spans) * group
@@ -80,4 +80,4 @@ def _plan(queries: mx.array, kv_heads: int, packing: Packing, window: int | None
     splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (tiles.shape[0] * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
     split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
-    return Plan(tiles, splits, (tiles.shape[0], kv_heads, splits), constants | split)
+    return Tiling(tiles, splits, (tiles.shape[0], kv_heads, splits), constants | split)

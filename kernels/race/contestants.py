@@ -18,7 +18,15 @@ from ..fused.rotary import Layout, rotate, rotate_by_kernel
 from ..fused.rotary import fits as rotary_fits
 from ..gpu.launch import on_gpu
 from ..gpu.source import Launch
-from ..operations import (
+from ..packing import FEW, Packing, Span
+from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from ..recurrent.convolution import Heads, convolved_heads
+from ..recurrent.gated_delta import Tape, gated_delta
+from ..recurrent.plan import Steps
+from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
+from ..recurrent.recurrence import fits as recurrence_fits
+from .keys import (
     KERNEL,
     SIMDGROUPS,
     STOCK,
@@ -29,14 +37,6 @@ from ..operations import (
     recurrence_key,
     rotary_key,
 )
-from ..packing import FEW, Packing, Span
-from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from ..recurrent.convolution import Heads, convolved_heads
-from ..recurrent.gated_delta import Tape, gated_delta
-from ..recurrent.plan import Steps
-from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
-from ..recurrent.recurrence import fits as recurrence_fits
 from .race import Call, Contest, Form
 
 NEW_LENGTHS = 128
@@ -71,10 +71,10 @@ class NormShape:
 
 @dataclass(frozen=True)
 class RecurrentShape:
-    """Recurrent layers: their heads, and the convolution's `taps`."""
+    """Recurrent layers: their heads, and how many inputs the convolution looks at."""
 
     heads: Heads
-    taps: int
+    looks: int
     dtype: mx.Dtype
 
 
@@ -89,10 +89,10 @@ class ProductShape:
     dtype: mx.Dtype
 
 
-Shape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
+OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
 
 
-def contests(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Contest]:
+def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Iterator[Contest]:
     """The contests of a model's shapes, in which `launch` runs the kernels."""
     for shape in shapes:
         match shape:
@@ -179,18 +179,18 @@ def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
     heads = shape.heads
     keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
     for rows, count in ((8, 16), (1, 256)):
-        steps = _steps(rows, count, shape.taps)
+        steps = _steps(rows, count, shape.looks)
         key = recurrence_key("gated delta", keys, values, shape.dtype, steps)
         yield Contest(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
-        key = recurrence_key("convolution", (heads.channels, shape.taps), heads, shape.dtype, steps)
+        key = recurrence_key("convolution", (heads.channels, shape.looks), heads, shape.dtype, steps)
         yield Contest(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
 
 
-def _steps(rows: int, count: int, taps: int) -> Steps:
+def _steps(rows: int, count: int, looks: int) -> Steps:
     """Rows that have a state each, and no tape."""
-    before = Steps.of([Span(row, 1, 0, 0, row=row, fresh=True) for row in range(rows)], {}, None, taps - 1)
+    before = Steps.of([Span(row, 1, 0, 0, row=row, fresh=True) for row in range(rows)], {}, None, looks - 1)
     spans = [Span(row * count, count, 0, 0, row=row, final=count > 16) for row in range(rows)]
-    return Steps.of(spans, before.places, None, taps - 1)
+    return Steps.of(spans, before.places, None, looks - 1)
 
 
 def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
@@ -219,8 +219,8 @@ def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     rows, count = len(steps.seats), sum(span.count for span in steps.seats)
     channels = shape.heads.channels
     x = mx.random.normal((count, channels)).astype(shape.dtype)
-    weight = mx.random.normal((channels, shape.taps)).astype(shape.dtype)
-    inputs = mx.random.normal((rows * (shape.taps - 1), channels)).astype(shape.dtype)
+    weight = mx.random.normal((channels, shape.looks)).astype(shape.dtype)
+    inputs = mx.random.normal((rows * (shape.looks - 1), channels)).astype(shape.dtype)
     mx.eval(x, weight, inputs)
     forms = {STOCK: convolved_heads}
     if convolution_fits(shape.heads, shape.dtype):

@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import measurements
+from .keys import Key
 
 CALLS, REPEATS = 16, 5
 """Calls of an operation in a round, about as many as a model has layers; and the rounds that are timed."""
@@ -22,7 +23,6 @@ HOPELESS = 3.0
 BOUNDS = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2}
 """The error that each type of number excuses, relative to the largest output; float32 may go through TF32 units."""
 
-Key = tuple[str | int, ...]
 Call = Callable[[], Sequence[mx.array]]
 """The outputs of an operation, in one of a round's layers."""
 

@@ -3,7 +3,7 @@
 // input that the round leaves.
 //
 // Constants: the type T; WIDTH of a token's projection, which begins with its channels: KEYS of queries, as many of keys,
-// VALUES of values; DK, the size of a head of keys, a power of two from 16 to 128; TAPS, of which the last is a token's
+// VALUES of values; DK, the size of a head of keys, a power of two from 16 to 128; LOOKS, of which the last is a token's
 // own input.
 
 METAL_FUNC float silu(float x) {
@@ -12,9 +12,9 @@ METAL_FUNC float silu(float x) {
 
 kernel void convolve(
     const device T* x,          // [N, WIDTH]
-    const device T* weight,     // [CHANNELS, TAPS]
+    const device T* weight,     // [CHANNELS, LOOKS]
     const device T* inputs,     // [P, CHANNELS]
-    const device int* looks,    // [N, TAPS]: what a token looks at: seat * (TAPS - 1) + place in the seat's window, and
+    const device int* looks,    // [N, LOOKS]: what a token looks at: seat * (LOOKS - 1) + place in the seat's window, and
                                 // behind all windows the round's own inputs
     const device int* kept,     // [P']: the inputs that the round leaves, counted likewise
     const device int* table,    // [B, 9]: Steps.table
@@ -25,7 +25,7 @@ kernel void convolve(
     device T* values,           // [N, VALUES]
     device T* next_inputs) {    // [P', CHANNELS]
   constexpr int CHANNELS = 2 * KEYS + VALUES;
-  constexpr int WINDOW = TAPS - 1;
+  constexpr int WINDOW = LOOKS - 1;
   const int four = int(threadgroup_position_in_grid.x * threads_per_threadgroup.x + thread_position_in_threadgroup.x);
   const bool mine = four * 4 < CHANNELS;  // a thread too many goes along, for the lanes' sums, and writes nothing
   const int channel = min(four * 4, CHANNELS - 4);
@@ -36,9 +36,9 @@ kernel void convolve(
   float4 sum;
   sum.x = sum.y = sum.z = sum.w = 0.0f;
 #pragma unroll
-  for (int tap = 0; tap < TAPS; tap++) {
+  for (int tap = 0; tap < LOOKS; tap++) {
     if (!copies || tap == 0) {
-      const int look = copies ? kept[row - tokens] : looks[row * TAPS + tap];
+      const int look = copies ? kept[row - tokens] : looks[row * LOOKS + tap];
       float4 value;
       value.x = value.y = value.z = value.w = 0.0f;
       if (look >= own) {
@@ -53,10 +53,10 @@ kernel void convolve(
       if (copies) {
         sum = value;
       } else {
-        sum.x += value.x * float(weight[channel * TAPS + tap]);
-        sum.y += value.y * float(weight[(channel + 1) * TAPS + tap]);
-        sum.z += value.z * float(weight[(channel + 2) * TAPS + tap]);
-        sum.w += value.w * float(weight[(channel + 3) * TAPS + tap]);
+        sum.x += value.x * float(weight[channel * LOOKS + tap]);
+        sum.y += value.y * float(weight[(channel + 1) * LOOKS + tap]);
+        sum.z += value.z * float(weight[(channel + 2) * LOOKS + tap]);
+        sum.w += value.w * float(weight[(channel + 3) * LOOKS + tap]);
       }
     }
   }

@@ -81,7 +81,7 @@ def convolved_heads_by_kernel(
     q, k, v, left = launch(
         read_kernels(_HERE / "convolution.metal")["convolve"],
         [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.accepted, steps.sizes],
-        {"T": x.dtype, "WIDTH": width, **sizes, "TAPS": weight.shape[1]},
+        {"T": x.dtype, "WIDTH": width, **sizes, "LOOKS": weight.shape[1]},
         (-(-channels // (4 * THREADS)), count + kept, 1),
         THREADS,
         made,

@@ -10,23 +10,22 @@ from typing import Any
 import click
 import redis as redis_py
 
-from ..client.submission import WINDOW, submit
+from ..client.submission import WINDOW, refuse_cancelled, submit
 from ..input import parameters
 from ..input.dataset import BadLine
 from ..output import collect
 from ..output.files import check_writable
 from ..output.manifest import difference
 from ..output.output import Output
-from ..queue import batches
+from ..queue import batches, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user
 from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied
 from ..queue.wire import PRIORITIES
-from . import options, pairs
+from . import options
 from .dry_run import preview
 from .progress import BatchProgress, speed
 from .report import count, output_report, print_json, where
-from .run import refuse_cancelled
 
 
 @click.command("submit")
@@ -87,7 +86,7 @@ def submit_command(
         if not speed(redis, dataset.pair).workers:
             start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
             note = f"Note: no live worker serves {dataset.pair}; start one with: {start}"
-            click.echo(f"{note}{pairs.hint(dataset.pair)}", err=True)
+            click.echo(f"{note}{pair_names.hint(dataset.pair)}", err=True)
         batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, user(redis), about)
         try:
             sent = submit(redis, dataset, batch, Patience(), retry_failed)

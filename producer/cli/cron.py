@@ -6,35 +6,25 @@ import logging
 import re
 import shlex
 import signal
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
-from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, spoken
+from ..cron import entries
+from ..cron.entries import Entry
+from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside
 from ..cron.scheduler import Scheduler
 from ..queue import schedules as store
 from ..queue.connect import connect, resolve
 from ..queue.errors import INTERRUPTED, UserError, masked
-from ..queue.schedules import Entry
+from ..queue.schedules import spoken
 from . import options
+from .batches import submit_command
 from .report import print_json
-
-UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 24 * 3_600_000}
-
-
-class Interval(click.ParamType):
-    """A length of time such as 30s, 15m, 1h or 1d, as milliseconds."""
-
-    name = "interval"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value)
-        length = round(float(match[1]) * UNITS[match[2]]) if match else 0
-        if not SHORTEST_MS <= length <= LONGEST_MS:
-            self.fail(f"{value!r} is no length of time; write for example 30s, 15m, 1h or 1d", param, ctx)
-        return length
 
 
 class Name(click.ParamType):
@@ -71,7 +61,12 @@ def cron_group() -> None:
 @cron_group.command("add", cls=BeforeSubmit)
 @click.argument("name", metavar="NAME", type=Name())
 @click.argument("arguments", metavar="submit INPUT [OPTIONS OF SUBMIT]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--every", "every_ms", type=Interval(), metavar="TIME", help="Such as 30s, 15m, 1h, 1d: from 00:00 UTC.")
+@click.option(
+    "--every",
+    type=options.Duration(SHORTEST_MS / 1000, LONGEST_MS / 1000),
+    metavar="TIME",
+    help="Such as 30s, 15m, 1h, 1d: from 00:00 UTC.",
+)
 @click.option("--cron", metavar="EXPRESSION", help='Minute, hour, day, month, weekday, such as "0 9 * * mon-fri".')
 @click.option("--timezone", default="UTC", show_default=True, metavar="ZONE", help="Of --cron and -o.")
 @click.option(
@@ -85,7 +80,7 @@ def cron_group() -> None:
     "-o", "--output", default="", metavar="OUT", help="Write each slot's results; OUT has its time, see below."
 )
 @options.redis_url
-def add(name: str, arguments: tuple[str, ...], redis_url: str | None, **given: Any) -> None:
+def add(name: str, arguments: tuple[str, ...], every: float | None, redis_url: str | None, **given: Any) -> None:
     """Add the schedule NAME: submit INPUT at each of its slots, each time as a batch of its own.
 
     \b
@@ -105,9 +100,10 @@ def add(name: str, arguments: tuple[str, ...], redis_url: str | None, **given: A
     """
     if arguments[:1] != ("submit",):
         raise click.UsageError("say what to submit: `… submit INPUT` with the options of `draftmill submit`")
-    schedule = Schedule(name=name, arguments=arguments[1:], **given)
-    schedule.check()
-    first = store.add(connect(redis_url), schedule)
+    every_ms = None if every is None else round(every * 1000)
+    schedule = Schedule(name=name, arguments=arguments[1:], every_ms=every_ms, **given)
+    schedule.check(check_arguments)
+    first = entries.add(connect(redis_url), schedule)
     click.echo(f"Added {name}: first slot {schedule.local(first):%Y-%m-%d %H:%M:%S %Z}; `draftmill cron run` runs it")
 
 
@@ -122,7 +118,7 @@ def list_command(as_json: bool, redis_url: str | None) -> None:
       draftmill cron list
       draftmill cron list --json | jq '.[].last.batch'
     """
-    schedules = store.read(connect(redis_url))
+    schedules = entries.read(connect(redis_url), check_arguments)
     if as_json:
         print_json([_report(entry) for entry in schedules.entries.values()])
         return
@@ -143,7 +139,7 @@ def _report(entry: Entry) -> dict[str, Any]:
 
 def _told(entry: Entry) -> list[str]:
     schedule, last = entry.schedule, entry.last
-    when = f"cron {schedule.cron!r}" if schedule.cron else f"every {_length(schedule.every_ms or 0)}"
+    when = f"cron {schedule.cron!r}" if schedule.cron else f"every {options.duration((schedule.every_ms or 0) / 1000)}"
     missed = {
         "skip": "missed slots are left out",
         "one": "of missed slots the last runs",
@@ -161,11 +157,6 @@ def _told(entry: Entry) -> list[str]:
         result = last.said if last.batch in last.said else f"{last.said} ({last.batch})"
         lines.append(f"  last    {spoken(last.at)}: {result}")
     return lines
-
-
-def _length(ms: int) -> str:
-    unit = next(unit for unit in ("d", "h", "m", "s") if ms % UNITS[unit] == 0 or unit == "s")
-    return f"{ms / UNITS[unit]:g}{unit}"
 
 
 @cron_group.command("remove")
@@ -191,10 +182,11 @@ def remove(name: str, redis_url: str | None) -> None:
 )
 @click.option(
     "--lease",
-    type=click.FloatRange(1, 3600),
-    default=60.0,
+    type=options.Duration(1, 3600),
+    default="1m",
     show_default=True,
-    help="Seconds after which others take over the slots of a scheduler that fell silent.",
+    metavar="TIME",
+    help="After which others take over the slots of a scheduler that fell silent.",
 )
 @options.redis_url
 def run(folder: Path, lease: float, redis_url: str | None) -> None:
@@ -208,10 +200,41 @@ def run(folder: Path, lease: float, redis_url: str | None) -> None:
       draftmill cron run --folder ~/work
     """
     url = resolve(redis_url)
-    scheduler = Scheduler(connect(url), url, folder.resolve(), lease)
+    scheduler = Scheduler(connect(url), url, folder.resolve(), lease, check_arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: scheduler.stop.set())
     click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {scheduler.folder}")
     if not scheduler.run():
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)
+
+
+def check_arguments(arguments: tuple[str, ...]) -> None:
+    """Refuses what `submit` would not take, and what a schedule must not do."""
+    command = copy(submit_command)
+    command.params = [copy(parameter) for parameter in command.params]
+    for parameter in command.params:
+        parameter.callback = None  # they would read files here and now
+    try:
+        context = command.make_context("draftmill submit", list(arguments), help_option_names=[])
+    except click.UsageError as error:
+        raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
+    for parameter in command.params:
+        given: Any = context.params.get(parameter.name or "")
+        if context.get_parameter_source(parameter.name or "") != ParameterSource.COMMANDLINE or given is None:
+            continue
+        if parameter.name in OWN:
+            raise UserError(f"a schedule cannot have {parameter.opts[0]}: {OWN[parameter.name]}")
+        if parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
+            check_inside("INPUT" if parameter.name == "input" else parameter.opts[0], str(given))
+        elif isinstance(given, str) and given.startswith("@"):
+            check_inside(f"{parameter.opts[0]} @", given[1:])
+
+
+OWN = {
+    "slot": "each slot is a batch of its own already",
+    "redis_url": "it is submitted to the Redis that keeps it",
+    "as_json": "the scheduler reads what submit prints",
+    "dry_run": "it is there to submit",
+}
+"""Options of `submit` that make no sense in a schedule, and why."""

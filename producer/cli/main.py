@@ -11,9 +11,9 @@ import click
 
 from ... import __version__
 from ..queue.errors import explain, usage_in_one_line
-from ..queue.limits import limit_command
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
+from .limit import limit_command
 from .redis import redis_group
 from .run import run
 from .status import status_command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +21,44 @@ from ..queue.wire import DEFAULT_PAIR, batch_of_slot
 from .completion import batch_ids
 
 Command = Callable[..., Any]
+
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+NUMBER = r"\d+(?:\.\d+)?|\.\d+"
+
+
+class Duration(click.ParamType):
+    """A length of time such as 90, 30s, 2h30m or 1.5d, as seconds; a bare number counts seconds.
+
+    `least` and `most` are the seconds that it may have.
+    """
+
+    name = "time"
+
+    def __init__(self, least: float = 0.0, most: float = math.inf) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        parts = "".join(rf"(?:({NUMBER}){unit})?" for unit in UNITS)
+        match = re.fullmatch(parts, f"{value}s" if re.fullmatch(NUMBER, value) else value)
+        if not value or match is None:
+            self.fail(f"{value!r} is no length of time; write for example 90, 30s, 15m or 2h30m", param, ctx)
+        seconds = sum(float(part) * length for part, length in zip(match.groups(), UNITS.values(), strict=True) if part)
+        if not self.least <= seconds <= self.most:
+            most = "" if self.most == math.inf else f" and at most {duration(self.most)}"
+            self.fail(f"{value!r} is not at least {duration(self.least)}{most}", param, ctx)
+        return seconds
+
+
+def duration(seconds: float) -> str:
+    """As `Duration` reads it: `2h30m`, `0.5s`."""
+    text, left = "", seconds
+    for unit, length in UNITS.items():
+        count = left if unit == "s" else left // length
+        if count:
+            text += f"{count:g}{unit}"
+            left -= count * length
+    return text or "0s"
+
 
 redis_url = click.option(
     "--redis-url",
@@ -74,7 +114,7 @@ _dataset = (
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
     click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
-    click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Default: no limit."),
+    click.option("--max-seconds", type=Duration(0.001), metavar="TIME", help="Default: no limit."),
     click.option(
         "--template",
         metavar="TEXT",

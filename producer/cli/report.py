@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,48 @@ from .progress import Speed
 def print_json(report: dict[str, Any] | list[dict[str, Any]]) -> None:
     """One line on standard output."""
     click.echo(orjson.dumps(report))
+
+
+GAP = 2
+"""Spaces between columns."""
+
+NARROW = 24
+"""Characters that the last column of a table keeps on a narrow terminal, if it needs so many."""
+
+
+def print_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: Mapping[str, str] | None = None,
+    numbers: bool = False,
+) -> None:
+    """A table of texts on standard output, below a `head` unless that is empty.
+
+    In a pipe each row is one line, and nothing is cut. On a terminal the last column is folded to fit; the others are
+    not, for people copy names from there. `styles` are Rich's, by the text of a cell; `numbers` aligns to the right.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    widths = [max(map(cell_len, column)) for column in zip(*([head] if head else []), *rows, strict=True)]
+    *others, last = widths
+    fixed = sum(others) + GAP * len(others)
+    if console.is_terminal and not numbers:
+        last = min(last, max(NARROW, console.width - fixed))
+    console.width = fixed + last
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=bool(head))
+    for name, width in zip(head or [""] * len(widths), [*others, last], strict=True):
+        table.add_column(Text(name), width=width, overflow="fold", justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*(Text(cell, (styles or {}).get(cell, "")) for cell in row))
+    with console.capture() as shown:
+        console.print(table)
+    for line in shown.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def count(number: int, noun: str) -> str:
@@ -87,6 +130,8 @@ def worker_report(report: Report) -> dict[str, Any]:
         "pair": report.text("pair"),
         "version": report.text("version"),
         "mlx": report.text("mlx"),
+        "rq": report.text("rq"),
+        "wire": int(report.number("wire")) or None,
         "chip": report.text("chip"),
         "memory": int(report.number("memory")),
         "os": report.text("os"),

@@ -13,7 +13,7 @@ from typing import Any, Never
 import click
 import redis as redis_py
 
-from ..client.submission import submit
+from ..client.submission import refuse_cancelled, submit
 from ..input import parameters
 from ..input.dataset import BadLine, Dataset, Survey
 from ..output import collect
@@ -153,15 +153,6 @@ def run(
             click.echo(where(output))
         if output.manifest.failed or output.manifest.bad:
             context.exit(FAILED_ITEMS)
-
-
-def refuse_cancelled(state: BatchStatus | None) -> None:
-    """A cancelled batch stays cancelled."""
-    if state and state.is_cancelled:
-        raise UserError(
-            f"{state.id} was cancelled; `draftmill collect {state.id} -o OUT` writes what it has, "
-            "a change to the file or its parameters makes a new batch"
-        )
 
 
 def _run(job: Run, redis_url: str | None) -> Generated:

@@ -14,7 +14,7 @@ from ..queue.batches import BatchStatus
 from ..queue.connect import connect
 from . import options
 from .progress import BatchProgress, describe_worker, rates, speed
-from .report import batch_report, count, print_json, word
+from .report import batch_report, count, print_json, print_table, word
 
 
 @click.command("status")
@@ -70,13 +70,11 @@ def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
     if not states:
         click.echo("No batches here. Make one: draftmill submit prompts.jsonl")
         return
-    rows = [("BATCH", "STATE", "ENDED", "FAILED", "PAIR", "SOURCE")]
-    for state in states:
-        ended = f"{state.ended:,}/{state.total:,}"
-        rows.append((state.id, word(state), ended, f"{state.failed:,}", state.pair, state.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = [
+        (state.id, word(state), f"{state.ended:,}/{state.total:,}", f"{state.failed:,}", state.pair, state.source)
+        for state in states
+    ]
+    print_table(("BATCH", "STATE", "ENDED", "FAILED", "PAIR", "SOURCE"), rows)
     if (live := speed(redis)).workers:
         click.echo(" · ".join([f"{count(len(live.workers), 'worker')} live", *rates(live)]))
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import Any
 
 import click
 import redis as redis_py
 
 from ... import __version__
-from ..queue import fleet
+from ..queue import fleet, pair_names
 from ..queue.connect import connect
 from ..queue.errors import FAILED_ITEMS, UserError
 from ..queue.fleet import Report, Shift
-from . import options, pairs
-from .report import print_json, worker_report
+from ..queue.wire import WIRE
+from . import options
+from .report import print_json, print_table, worker_report
 
 POLL_SECONDS = 0.25
 
@@ -34,7 +38,7 @@ class Clock(click.ParamType):
 
 @click.group("workers", invoke_without_command=True)
 @click.option("--host", metavar="NAME", help="Only those of this machine.")
-@click.option("--wait", type=click.FloatRange(0), metavar="S", help="Wait for a live one, S seconds at most.")
+@click.option("--wait", type=options.Duration(), metavar="TIME", help="Wait for a live one, so long at most.")
 @options.as_json
 @options.redis_url
 @click.pass_context
@@ -50,7 +54,7 @@ def workers_group(
     Examples:
       draftmill workers
       draftmill workers --json | jq -r '.[] | select(.state == "gone").host'
-      draftmill workers --host mini-3 --wait 120
+      draftmill workers --host mini-3 --wait 2m
     """
     if context.invoked_subcommand:
         return
@@ -83,17 +87,17 @@ def _connect(redis_url: str | None) -> redis_py.Redis:
 @workers_group.command("drain")
 @click.argument("names", metavar="NAME…", nargs=-1)
 @click.option("--all", "everybody", is_flag=True, help="The whole fleet, and who joins it.")
-@click.option("--wait", type=click.FloatRange(0), metavar="S", help="Wait until they are drained, S seconds at most.")
+@click.option("--wait", type=options.Duration(), metavar="TIME", help="Wait until they are drained, so long at most.")
 @options.redis_url
 def drain(names: tuple[str, ...], everybody: bool, wait: float | None, redis_url: str | None) -> None:
     """Let the worker or the machine NAME take nothing new until `resume`.
 
-    What runs is finished; what takes longer than the worker's own --drain seconds goes back to the queue. A machine
+    What runs is finished; what takes longer than the worker's own --drain goes back to the queue. A machine
     stays drained when its worker is started again. With --wait the exit code is 1 if they are not drained in time.
 
     \b
     Examples:
-      draftmill workers drain mini-3 --wait 600
+      draftmill workers drain mini-3 --wait 10m
       draftmill workers drain --all
     """
     redis = _connect(redis_url)
@@ -110,7 +114,7 @@ def drain(names: tuple[str, ...], everybody: bool, wait: float | None, redis_url
         return all(report.state in ("drained", "gone") for report in meant)
 
     if not _within(wait, drained):
-        click.echo(f"not drained after {wait:g} s; `draftmill workers` shows what runs", err=True)
+        click.echo(f"not drained after {options.duration(wait)}; `draftmill workers` shows what runs", err=True)
         sys.exit(FAILED_ITEMS)
 
 
@@ -169,7 +173,7 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
         fleet.set_schedule(redis, host, shifts)
     if pair and host != "*" and host not in {report.host for report in fleet.reports(redis)}:
         click.echo(f"Note: no worker of a machine called {host} is known yet; `draftmill workers` lists them", err=True)
-    if pair and (hint := pairs.hint(pair)):
+    if pair and (hint := pair_names.hint(pair)):
         click.echo(f"Note: {pair} is no pair that is known by name{hint}", err=True)
     for shift in shifts:
         click.echo(f"{host}  {shift.pair}  {'always' if shift.always else f'{shift.start} to {shift.end}'}")
@@ -178,22 +182,44 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
 
 
 @workers_group.command("require")
-@click.argument("version", metavar="[VERSION]", required=False)
+@click.argument("draftmill", metavar="[VERSION]", required=False)
+@click.option("--mlx", metavar="VERSION", help="Of MLX, too.")
+@click.option("--rq", metavar="VERSION", help="Of RQ, too.")
+@click.option("--wire", type=click.IntRange(1), metavar="NUMBER", help="Of what stands in Redis, too.")
 @click.option("--any", "anything", is_flag=True, help="Let workers of all versions work again.")
 @options.redis_url
-def require(version: str | None, anything: bool, redis_url: str | None) -> None:
-    """Let only workers of VERSION take jobs; the others say so and wait. Without VERSION, show it.
+def require(anything: bool, redis_url: str | None, **given: Any) -> None:
+    """Let only workers with draftmill VERSION and these other versions take jobs; the others say so and wait.
+
+    Each call says all that is required: what it does not name may have any version. Without versions it shows what is
+    required, and what this machine has.
 
     \b
-    Example:
+    Examples:
       draftmill workers require 0.2.0
+      draftmill workers require 0.2.0 --mlx 0.32.4
+      draftmill workers require --wire 1
     """
-    if version and anything:
-        raise click.UsageError("give a VERSION or --any")
+    wanted = {name: str(given[name]) for name in fleet.VERSIONED if given[name]}
+    if wanted and anything:
+        raise click.UsageError("give versions or --any")
     redis = _connect(redis_url)
-    if version or anything:
-        fleet.require(redis, version)
-    click.echo(f"required: {fleet.required(redis) or 'any version'}; this is {__version__}")
+    if wanted or anything:
+        fleet.require(redis, wanted)
+    click.echo(f"required: {_versions(fleet.required(redis)) or 'any version'}; here: {_versions(_here())}")
+
+
+def _here() -> dict[str, str]:
+    """The versions of this machine; producers have no MLX."""
+    found = {"draftmill": __version__}
+    for name in ("mlx", "rq"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found | {"wire": str(WIRE)}
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _named(names: Sequence[str], everybody: bool) -> list[str]:
@@ -216,8 +242,7 @@ def _list(reports: Sequence[Report]) -> None:
     if not reports:
         click.echo("No workers here. Start one: draftmill worker")
         return
-    head = ["WORKER", "STATE", "CHIP", "PAIR", "VERSION", "TOKENS/S", "TOKENS/ROUND", "IN FLIGHT", "WH/MTOKEN", "BEAT"]
-    rows = [[*head, ""]]
+    rows = []
     for report in reports:
         speed, per_round, energy = report.tokens_per_second, report.tokens_per_round, report.watt_hours_per_million
         row = [
@@ -238,12 +263,22 @@ def _list(reports: Sequence[Report]) -> None:
         if stock := report.text("stock"):
             remarks.append(f"stock MLX runs: {stock}")
         rows.append([*row, "; ".join(remarks)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+    print_table(HEAD, rows)
 
 
+HEAD = (
+    "WORKER",
+    "STATE",
+    "CHIP",
+    "PAIR",
+    "VERSION",
+    "TOKENS/S",
+    "TOKENS/ROUND",
+    "IN FLIGHT",
+    "WH/MTOKEN",
+    "BEAT",
+    "",
+)
 HOT = ("fair", "serious", "critical")
 
 
@@ -257,7 +292,7 @@ def ago(seconds: float) -> str:
 
 def _tell_orders(redis: redis_py.Redis) -> None:
     """What operators ask for, where it is not the usual."""
-    if version := fleet.required(redis):
-        click.echo(f"required version: {version}")
+    if required := fleet.required(redis):
+        click.echo(f"required: {_versions(required)}")
     if drained := fleet.drained(redis):
         click.echo(f"drained: {', '.join('all' if name == fleet.EVERYBODY else name for name in drained)}")

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypedDict, Unpack
 import orjson
 import redis as redis_py
 
-from ..cli.run import refuse_cancelled
 from ..input import parameters
 from ..input.dataset import BadLine, Dataset
 from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
@@ -25,7 +24,7 @@ from ..queue.batches import BatchInfo, BatchStatus
 from ..queue.errors import UserError, denied
 from ..queue.result import Result
 from ..queue.wire import DEFAULT_PAIR, batch_of_slot
-from .submission import Cancelled, submit
+from .submission import Cancelled, refuse_cancelled, submit
 
 PAGE = 500
 """Results that are read at once."""

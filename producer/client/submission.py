@@ -63,6 +63,15 @@ def submit(
     return sent
 
 
+def refuse_cancelled(state: BatchStatus | None) -> None:
+    """Raises UserError for a batch that was cancelled: it stays so."""
+    if state and state.is_cancelled:
+        raise UserError(
+            f"{state.id} was cancelled; `draftmill collect {state.id} -o OUT` writes what it has, "
+            "a change to the file or its parameters makes a new batch"
+        )
+
+
 def together(chunk: list[JobBody]) -> list[JobBody]:
     """Those that begin alike one after another, in the order of the first of each."""
     alike: dict[str, list[JobBody]] = {}

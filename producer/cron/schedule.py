@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from copy import copy
 from datetime import UTC, datetime, tzinfo
 from itertools import count, islice
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-import click
-from click.core import ParameterSource
 from croniter import croniter
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..cli.batches import submit_command
 from ..queue.errors import UserError
+from ..queue.schedules import spoken
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 RESULTS = (".jsonl", ".csv", ".parquet")
@@ -36,6 +33,9 @@ COMPARED = 1000
 """Slots whose OUT must differ."""
 
 Missed = Literal["skip", "one", "all"]
+
+Check = Callable[[tuple[str, ...]], None]
+"""Raises UserError for arguments that `draftmill submit` would not take, or that a schedule must not have."""
 
 
 class Schedule(BaseModel):
@@ -59,8 +59,8 @@ class Schedule(BaseModel):
     output: str = ""
     arguments: tuple[str, ...]
 
-    def check(self) -> None:
-        """Raises UserError unless all of it can be used."""
+    def check(self, check_arguments: Check) -> None:
+        """Raises UserError unless all of it can be used; `check_arguments` does for what `submit` would not take."""
         if (self.every_ms is None) == (self.cron is None):
             raise UserError("give either --every or --cron")
         _zone(self.timezone)
@@ -105,7 +105,7 @@ class Schedule(BaseModel):
     def out(self, slot: int) -> str:
         """Where the results of a slot go, relative to the scheduler's folder."""
         path = self.local(slot).strftime(self.output)
-        _check_inside("-o", path)
+        check_inside("-o", path)
         return path
 
     def local(self, slot: int) -> datetime:
@@ -125,44 +125,8 @@ class Schedule(BaseModel):
                 )
 
 
-def spoken(slot: int) -> str:
-    """A slot as text: UTC, with fractions of a second only if it has some."""
-    when = datetime.fromtimestamp(slot / 1000, UTC)
-    return when.isoformat(timespec="milliseconds" if slot % 1000 else "seconds").replace("+00:00", "Z")
-
-
-def check_arguments(arguments: tuple[str, ...]) -> None:
-    """Refuses what `submit` would not take, and what a schedule must not do."""
-    command = copy(submit_command)
-    command.params = [copy(parameter) for parameter in command.params]
-    for parameter in command.params:
-        parameter.callback = None  # they would read files here and now
-    try:
-        context = command.make_context("draftmill submit", list(arguments), help_option_names=[])
-    except click.UsageError as error:
-        raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
-    for parameter in command.params:
-        given: Any = context.params.get(parameter.name or "")
-        if context.get_parameter_source(parameter.name or "") != ParameterSource.COMMANDLINE or given is None:
-            continue
-        if parameter.name in OWN:
-            raise UserError(f"a schedule cannot have {parameter.opts[0]}: {OWN[parameter.name]}")
-        if parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
-            _check_inside("INPUT" if parameter.name == "input" else parameter.opts[0], str(given))
-        elif isinstance(given, str) and given.startswith("@"):
-            _check_inside(f"{parameter.opts[0]} @", given[1:])
-
-
-OWN = {
-    "slot": "each slot is a batch of its own already",
-    "redis_url": "it is submitted to the Redis that keeps it",
-    "as_json": "the scheduler reads what submit prints",
-    "dry_run": "it is there to submit",
-}
-"""Options of `submit` that make no sense in a schedule, and why."""
-
-
-def _check_inside(what: str, path: str) -> None:
+def check_inside(what: str, path: str) -> None:
+    """Raises UserError if a path leads out of the scheduler's folder; `what` names it."""
     parts = PurePosixPath(path).parts
     if path == "-" or not parts or path.startswith(("/", "~")) or ".." in parts:
         raise UserError(f"{what} {path!r} must be a path relative to the scheduler's folder, and inside it")

@@ -25,8 +25,10 @@ import redis as redis_py
 from ..queue import batches
 from ..queue import schedules as store
 from ..queue.errors import BUG, DONE, FAILED_ITEMS, USAGE, UserError, explain_file, explain_redis
-from ..queue.schedules import Ended, Schedules, Slot
-from .schedule import Schedule
+from ..queue.schedules import Ended, Slot
+from . import entries
+from .entries import Schedules
+from .schedule import Check, Schedule
 
 PROCESSES = 4
 """Commands that one scheduler runs at once."""
@@ -84,12 +86,16 @@ class Command:
 
 @dataclass
 class Scheduler:
-    """Runs the schedules of one Redis, their paths meant in `folder`, until `stop` is set."""
+    """Runs the schedules of one Redis, their paths meant in `folder`, until `stop` is set.
+
+    `check` is for the arguments of each.
+    """
 
     redis: redis_py.Redis
     redis_url: str
     folder: Path
     lease: float
+    check: Check
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -113,11 +119,12 @@ class Scheduler:
         """One round of all there is to do; returns the seconds until the next."""
         for slot, task in list(self._tasks.items()):
             self._advance(slot, task)
-        schedules = store.read(self.redis)
+        schedules = entries.read(self.redis, self.check)
         self._complain(schedules)
         room = PROCESSES - self._busy
         ended = dict(self._ended)
-        looked = store.look(self.redis, self.name, self.lease, room, schedules, self._tasks, ended)
+        due = schedules.due if room else []
+        looked = store.look(self.redis, self.name, self.lease, room, due, self._tasks, ended)
         for slot in ended:
             del self._ended[slot]
         for slot in looked.lost:
@@ -214,7 +221,7 @@ class Scheduler:
         for slot in held:
             self._drop(slot)
         try:
-            store.look(self.redis, self.name, 0, 0, Schedules(0), held, self._ended)
+            store.look(self.redis, self.name, 0, 0, held=held, ended=self._ended)
         except redis_py.RedisError:
             log.warning("Redis is away; others go on with open slots when their leases have run out")
         return not held

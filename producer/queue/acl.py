@@ -57,11 +57,11 @@ ROLES = {
         "eval time publish subscribe unsubscribe",
         (
             Grant(
-                "exists expire del hget hmget hgetall hset hdel hexists hincrby get incr lindex llen lpop lpush lrem "
+                "exists expire del hget hmget hgetall hset hdel hexists hincrby lindex llen lpop lpush lrem "
                 "sadd srem smembers srandmember scard hscan zadd zrem zrange zrangebyscore zremrangebyscore zscore",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:done:* ~draftmill:failures:* "
                 "~draftmill:turns:* ~draftmill:worker:* ~draftmill:workers ~draftmill:leases ~draftmill:later "
-                "~draftmill:running ~draftmill:stale",
+                "~draftmill:running",
             ),
             Grant("hget", "%R~draftmill:limits"),
             *WHO_WORKS,
@@ -98,7 +98,6 @@ ROLES = {
             Grant("llen", "%R~rq:queue:draftmill.*"),
             Grant("smembers", "%R~rq:queues"),
             Grant("hgetall", "%R~draftmill:running %R~draftmill:limits"),
-            Grant("get", "%R~draftmill:stale"),
             *WHO_WORKS,
         ),
     ),

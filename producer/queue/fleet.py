@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis as redis_py
@@ -136,25 +136,29 @@ SHIFTS = TypeAdapter(list[Shift])
 """The pairs of one machine, as they stand in Redis."""
 
 
+VERSIONED = {"draftmill": "version", "mlx": "mlx", "rq": "rq", "wire": "wire"}
+"""What a version can be required of -> its field, both in a worker's report and among the orders."""
+
+
 @dataclass(frozen=True)
 class Orders:
-    """What operators ask of one worker: a `version` and a `pair`, both empty if any will do, or to be drained."""
+    """What operators ask of one worker: `versions` as in VERSIONED, a `pair` (empty if any will do), to be drained."""
 
-    version: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     pair: str = ""
     drained: bool = False
 
     @classmethod
     def read(cls, values: Sequence[bytes | None]) -> Orders:
         """The orders in the values of `fields`; raises ValueError if somebody wrote there what makes no sense."""
-        version, mine, everybody, *drains = values
-        return cls((version or b"").decode(), pair_now(_shifts(mine or everybody)), any(drains))
+        mine, everybody, *drains = values[len(VERSIONED) :]
+        return cls(_versions(values), pair_now(_shifts(mine or everybody)), any(drains))
 
     @staticmethod
     def fields(worker: str, host: str) -> list[str]:
         """The fields of the hash that concern a worker, in the order in which `read` takes their values."""
         pairs = [f"pairs {host}", f"pairs {EVERYBODY}"]
-        return ["version", *pairs, f"drain {worker}", f"drain {host}", f"drain {EVERYBODY}"]
+        return [*VERSIONED.values(), *pairs, f"drain {worker}", f"drain {host}", f"drain {EVERYBODY}"]
 
 
 def pair_now(shifts: Iterable[Shift], clock: str | None = None) -> str:
@@ -186,17 +190,23 @@ def _shifts(raw: bytes | None) -> list[Shift]:
     return SHIFTS.validate_json(raw or b"[]")
 
 
-def require(redis: redis_py.Redis, version: str | None) -> None:
-    """Lets only workers of this version take jobs; None lets all."""
-    if version:
-        redis.hset(FLEET, "version", version)
-    else:
-        redis.hdel(FLEET, "version")
+def require(redis: redis_py.Redis, versions: Mapping[str, str]) -> None:
+    """Lets only workers with all of these versions take jobs; what is not among them may be of any version."""
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.hdel(FLEET, *VERSIONED.values())
+        if versions:
+            pipe.hset(FLEET, mapping={VERSIONED[name]: version for name, version in versions.items()})
+        pipe.execute()
 
 
-def required(redis: redis_py.Redis) -> str:
-    value: Any = redis.hget(FLEET, "version")
-    return (value or b"").decode()
+def required(redis: redis_py.Redis) -> dict[str, str]:
+    """The versions that workers must have to take jobs, as in VERSIONED."""
+    values: Any = redis.hmget(FLEET, list(VERSIONED.values()))
+    return _versions(values)
+
+
+def _versions(values: Sequence[bytes | None]) -> dict[str, str]:
+    return {name: value.decode() for name, value in zip(VERSIONED, values, strict=False) if value}
 
 
 def drain(redis: redis_py.Redis, names: Iterable[str]) -> None:

@@ -1,40 +1,37 @@
-"""`draftmill limit`: how many jobs of one user may run at once."""
+"""How many jobs of one user may run at once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import click
+import redis as redis_py
 
-from ..cli import options
-from .connect import connect
 from .wire import LIMITS, RUNNING
 
 
-@click.command("limit")
-@click.argument("user", metavar="[USER]", required=False)
-@click.argument("jobs", metavar="[JOBS]", required=False, type=click.IntRange(0))
-@options.redis_url
-def limit_command(user: str | None, jobs: int | None, redis_url: str | None) -> None:
-    """Let at most JOBS jobs of USER run at once, 0 for no limit; USER "*" stands for everybody without one.
+@dataclass(frozen=True)
+class Limit:
+    """A user's limit, None without one, and how many jobs of that user run now."""
 
-    Without arguments it lists the limits, and how many jobs of each user run.
+    user: str
+    most: int | None
+    running: int
 
-    \b
-    Example:
-      draftmill limit "*" 64
-      draftmill limit nightly 8
-    """
-    redis = connect(redis_url)
-    if user is not None:
-        if jobs is None:
-            raise click.UsageError("say how many JOBS of USER may run, or 0 for no limit")
-        if jobs:
-            redis.hset(LIMITS, user, str(jobs))
-        else:
-            redis.hdel(LIMITS, user)
-    limits: Any = redis.hgetall(LIMITS)
+
+def limit(redis: redis_py.Redis, user: str, most: int) -> None:
+    """Let at most so many jobs of a user run at once, 0 for no limit; "*" stands for everybody without one."""
+    if most:
+        redis.hset(LIMITS, user, str(most))
+    else:
+        redis.hdel(LIMITS, user)
+
+
+def limits(redis: redis_py.Redis) -> list[Limit]:
+    """Every user who has a limit or jobs that run."""
+    most: Any = redis.hgetall(LIMITS)
     running: Any = redis.hgetall(RUNNING)
-    for name in sorted(limits.keys() | running.keys()):
-        limit = limits.get(name, b"none").decode()
-        click.echo(f"{name.decode() or '(nobody)'}  limit {limit}, running {running.get(name, b'0').decode()}")
+    return [
+        Limit(name.decode(), int(most[name]) if name in most else None, int(running.get(name, 0)))
+        for name in sorted(most.keys() | running.keys())
+    ]

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import platformdirs
+
+APP = "draftmill"
 
 
 def data_dir() -> Path:
     """Folder of what must not be lost (the private Redis). `DRAFTMILL_HOME` overrides it."""
-    return _folder("DRAFTMILL_HOME", "Application Support", "XDG_DATA_HOME", ".local/share")
+    return _folder("DRAFTMILL_HOME", platformdirs.user_data_path, "Application Support")
 
 
 def cache_dir() -> Path:
     """Folder of what can be rebuilt (models). `DRAFTMILL_CACHE` overrides it."""
-    return _folder("DRAFTMILL_CACHE", "Caches", "XDG_CACHE_HOME", ".cache")
+    return _folder("DRAFTMILL_CACHE", platformdirs.user_cache_path, "Caches")
 
 
-def _folder(override: str, library: str, xdg: str, fallback: str) -> Path:
+def _folder(override: str, usual: Callable[[str], Path], library: str) -> Path:
+    """The folder that the variable names, else the usual one of this system.
+
+    On a Mac the usual one follows the XDG variables. Draftmill did not heed them at first: what it has in ~/Library
+    stays in use.
+    """
     if chosen := os.environ.get(override):
         return Path(chosen).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / library / "draftmill"
-    return Path(os.environ.get(xdg) or Path.home() / fallback) / "draftmill"
+    earlier = Path.home() / "Library" / library / APP
+    return earlier if sys.platform == "darwin" and earlier.is_dir() else usual(APP)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
 import redis as redis_py
-from pydantic import ValidationError
 from redis.client import Pipeline
 
-from ..cron.schedule import Schedule, spoken
 from .errors import UserError
 from .scripts import LUA
 
@@ -51,22 +49,22 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A schedule as Redis has it: its JSON, the first slot that nobody took, and how the last one ended."""
+class Kept:
+    """A schedule as Redis has it: its JSON, the first slot that nobody took, if any was set, and how the last ended."""
 
     json: bytes
-    schedule: Schedule
-    next: int
+    next: int | None
     last: Ended | None
 
 
-@dataclass(frozen=True)
-class Schedules:
-    """All that can be used, `unusable` names with the reason of those that cannot, and Redis's time in ms."""
+class Due(NamedTuple):
+    """A schedule whose `next` slot is due: which slot is to run, if any does, and the one after it."""
 
-    now: int
-    entries: dict[str, Entry] = field(default_factory=dict)
-    unusable: dict[str, str] = field(default_factory=dict)
+    schedule: str
+    json: bytes
+    next: int
+    after: int
+    slot: int | None
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,23 @@ class Looked:
     lost: set[Slot]
 
 
-def add(redis: redis_py.Redis, schedule: Schedule) -> int:
-    """Keeps a checked schedule, to begin with its next slot, which is returned."""
-    first = next(schedule.slots(_now(redis.time())))
-    json = orjson.dumps(schedule.model_dump(exclude_defaults=True))
+def now(redis: redis_py.Redis) -> int:
+    """Redis's time in milliseconds."""
+    return _milliseconds(redis.time())
+
+
+def add(redis: redis_py.Redis, name: str, json: bytes, first: int) -> None:
+    """Keeps a schedule, to begin with the slot `first`."""
 
     def keep(pipe: Pipeline) -> None:
-        if pipe.hexists(CRON, schedule.name):
-            remove = f"draftmill cron remove {schedule.name}"
-            raise UserError(
-                f"there is a schedule {schedule.name!r} already; to replace it: {remove}, then add it again"
-            )
+        if pipe.hexists(CRON, name):
+            remove = f"draftmill cron remove {name}"
+            raise UserError(f"there is a schedule {name!r} already; to replace it: {remove}, then add it again")
         pipe.multi()
-        pipe.hset(CRON, mapping={schedule.name: json})
-        pipe.zadd(NEXT, {schedule.name: first})
+        pipe.hset(CRON, mapping={name: json})
+        pipe.zadd(NEXT, {name: first})
 
     redis.transaction(keep, CRON)
-    return first
 
 
 def remove(redis: redis_py.Redis, name: str) -> None:
@@ -106,25 +104,19 @@ def remove(redis: redis_py.Redis, name: str) -> None:
             raise UserError(f"no schedule {name!r} here; `draftmill cron list` lists them")
 
 
-def read(redis: redis_py.Redis) -> Schedules:
-    """All schedules, by name."""
+def read(redis: redis_py.Redis) -> tuple[int, dict[str, Kept]]:
+    """Redis's time in milliseconds, and all schedules by name."""
     with redis.pipeline(transaction=True) as pipe:
         pipe.time()
         pipe.hgetall(CRON)
         pipe.zrange(NEXT, 0, -1, withscores=True)
         pipe.hgetall(LAST)
         time, kept, nexts, lasts = pipe.execute()
-    found = Schedules(_now(time))
     first = {name: int(at) for name, at in nexts}
-    for name, json in sorted(kept.items()):
-        text = name.decode("utf-8", "replace")
-        schedule = _parse(text, json)
-        if isinstance(schedule, str):
-            found.unusable[text] = schedule
-            continue
-        at = first.get(name) or next(schedule.slots(found.now))
-        found.entries[text] = Entry(json, schedule, at, _last(lasts.get(name)))
-    return found
+    return _milliseconds(time), {
+        name.decode("utf-8", "replace"): Kept(json, first.get(name), _last(lasts.get(name)))
+        for name, json in sorted(kept.items())
+    }
 
 
 def look(
@@ -132,7 +124,7 @@ def look(
     scheduler: str,
     lease: float,
     room: int,
-    schedules: Schedules,
+    due: Sequence[Due] = (),
     held: Iterable[Slot] = (),
     ended: Mapping[Slot, Ended] | None = None,
 ) -> Looked:
@@ -142,12 +134,9 @@ def look(
     """
     ends = [part for slot, how in (ended or {}).items() for part in (slot.key, orjson.dumps(asdict(how)))]
     holds = [slot.key for slot in held]
-    due = [entry for entry in schedules.entries.values() if entry.next <= schedules.now] if room else []
     takes: list[Any] = []
-    for entry in random.sample(due, len(due)):  # so that none waits behind another's backlog for ever
-        slot, after = entry.schedule.due(entry.next, schedules.now)
-        key = "" if slot is None else Slot(entry.schedule.name, slot).key
-        takes += [entry.schedule.name, entry.json, entry.next, after, key]
+    for name, json, next, after, slot in random.sample(due, len(due)):  # so that none waits behind another's backlog
+        takes += [name, json, next, after, "" if slot is None else Slot(name, slot).key]
     arguments = [int(lease * 1000), room, len(ends) // 2, *ends, len(holds), *holds, len(due), *takes]
     reply: Any = redis.eval(LOOK, 0, scheduler, *arguments)
     lost, taken = ({Slot.parse(key) for key in keys} for keys in reply)
@@ -160,17 +149,10 @@ def submitted(redis: redis_py.Redis, slot: Slot, batch: str) -> None:
     redis.hset(BATCH, slot.key, batch)
 
 
-@lru_cache(maxsize=1000)
-def _parse(name: str, json: bytes) -> Schedule | str:
-    """A schedule that Redis kept, checked; or why it cannot be used."""
-    try:
-        schedule = Schedule.model_validate_json(json)
-        schedule.check()
-    except ValidationError as error:
-        return f"it is damaged ({error.errors()[0]['msg']}); remove it and add it again"
-    except UserError as error:
-        return error.message
-    return schedule if schedule.name == name else "it is damaged (its name is another); remove it and add it again"
+def spoken(slot: int) -> str:
+    """A slot as text: UTC, with fractions of a second only if it has some."""
+    when = datetime.fromtimestamp(slot / 1000, UTC)
+    return when.isoformat(timespec="milliseconds" if slot % 1000 else "seconds").replace("+00:00", "Z")
 
 
 def _last(json: bytes | None) -> Ended | None:
@@ -180,6 +162,6 @@ def _last(json: bytes | None) -> Ended | None:
         return None
 
 
-def _now(time: Any) -> int:
+def _milliseconds(time: Any) -> int:
     seconds, microseconds = time
     return seconds * 1000 + microseconds // 1000

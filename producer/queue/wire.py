@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+WIRE = 1
+"""Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
+changes what the other side reads raises it. Heartbeats report it, and `draftmill workers require` can ask for one.
+"""
+
 FUNCTION = "draftmill.generate"
 """The only RQ function name a worker accepts. It is never imported."""
 
@@ -171,7 +176,8 @@ WORKERS = "draftmill:workers"
 """Sorted set: worker -> its last heartbeat, Redis TIME in seconds. Who vanished a day ago is no longer in it."""
 
 FLEET = "draftmill:fleet"
-"""Hash: what operators ask of the fleet. `version`: the only one that may take jobs; `drain <worker|host|*>`: since
+"""Hash: what operators ask of the fleet. `version`, `mlx`, `rq`, `wire`: which versions
+may take jobs, each if it is asked for; `drain <worker|host|*>`: since
 when (Unix seconds); `pairs <host|*>`: which pairs at what hours, JSON. `fleet.py` reads and writes it.
 """
 
@@ -180,11 +186,11 @@ def worker_key(worker: str) -> str:
     """Hash, a day after the last heartbeat it expires: what a worker reports of itself.
 
     `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `power_watts` (empty
-    if unknown), `version`, `mlx`, `pair`; `check` (how near its logits are to mlx-lm's) and `stock` (operations that
-    the check found wrong and that run as stock MLX, or empty); `state` (working, draining, drained, refusing) and its
-    `reason`; `lease` (seconds of silence after which it counts as gone), `seen` and `started` (Redis TIME in seconds),
-    `metrics` (host:port for Prometheus, or empty); `in_flight`, `done`, `failed`, `tokens_per_second`; and counters
-    since it started: `generated_tokens`, `rounds`, `row_rounds`, `drafted`, `accepted`, `energy_joules` (while jobs
-    were in flight).
+    if unknown), `version`, `mlx`, `rq`, `wire`, `pair`; `check` (how near its logits are to mlx-lm's) and `stock`
+    (operations that the check found wrong and that run as stock MLX, or empty); `state` (working, draining, drained,
+    refusing) and its `reason`; `lease` (seconds of silence after which it counts as gone), `seen` and `started` (Redis
+    TIME in seconds), `metrics` (host:port for Prometheus, or empty); `in_flight`, `done`, `failed`,
+    `tokens_per_second`; and counters since it started: `generated_tokens`, `rounds`, `row_rounds`, `drafted`,
+    `accepted`, `energy_joules` (while jobs were in flight).
     """
     return f"draftmill:worker:{worker}"

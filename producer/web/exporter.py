@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import click
 import orjson
 import redis as redis_py
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ..cli import options
 from ..queue import fleet
 from ..queue.connect import connect
-from ..queue.errors import UserError
+from . import listen
 from .exporter_collector import FarmCollector
 
-JSON, TEXT = ("Content-Type", "application/json"), ("Content-Type", "text/plain; charset=utf-8")
+SHUTDOWN_SECONDS = 2
+"""How long a scrape may go on once the exporter is told to stop."""
 
 
 @click.command("exporter")
@@ -43,46 +49,51 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
       draftmill exporter
       REDIS_URL=redis://metrics:PASSWORD@queue.local draftmill exporter --host 0.0.0.0
 
-    Exit codes: 2 wrong usage, 3 cannot use Redis, 130 stopped by Ctrl-C.
+    Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 wrong usage, 3 cannot use Redis.
     """
     redis = connect(redis_url)
     redis.set_retry(Retry(NoBackoff(), 1))  # Prometheus asks again, and does not wait for long
-    application = Application(redis)
-    try:
-        with make_server(host, port, application, _server_class(host), QuietHandler) as listener:
-            click.echo(f"exporter on http://{host}:{listener.server_port}/metrics")
-            listener.serve_forever()
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    with listen.listen(host, port) as listener:
+        click.echo(f"exporter on {listen.url(listener)}/metrics")
+        listen.run(create_app(redis), listener, SHUTDOWN_SECONDS)
 
 
-class Application:
-    """The exporter's two pages, as WSGI."""
+def create_app(redis: redis_py.Redis) -> Starlette:
+    """The exporter's two pages."""
 
-    def __init__(self, redis: redis_py.Redis) -> None:
-        self._redis = redis
-        registry = CollectorRegistry()
-        registry.register(FarmCollector(redis))
-        self._metrics = make_wsgi_app(registry)
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        match environ["PATH_INFO"]:
-            case "/metrics":
-                return self._metrics(environ, start_response)
-            case "/sd":
-                return self._discover(start_response)
-            case _:
-                start_response("404 Not Found", [TEXT])
-                return [b"/metrics and /sd are here\n"]
-
-    def _discover(self, start_response: Any) -> Iterable[bytes]:
+    def discover(_: Request) -> Response:
         try:
-            found = targets(self._redis)
+            return Response(orjson.dumps(targets(redis)), media_type="application/json")
         except redis_py.RedisError:  # Prometheus keeps the list that it has
-            start_response("503 Service Unavailable", [TEXT])
-            return [b"Redis does not answer\n"]
-        start_response("200 OK", [JSON])
-        return [orjson.dumps(found)]
+            return PlainTextResponse("Redis does not answer\n", 503)
+
+    def missing(_: Request, __: Exception) -> Response:
+        return PlainTextResponse("/metrics and /sd are here\n", 404)
+
+    routes = [Route("/metrics", Metrics(FarmCollector(redis))), Route("/sd", discover)]
+    return Starlette(routes=routes, exception_handlers={404: missing})
+
+
+class Metrics:
+    """Prometheus's own ASGI app. A thread collects what it shows, so that a slow Redis keeps nobody else waiting."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        registry = CollectorRegistry()
+        registry.register(Collected(await run_in_threadpool(lambda: list(self._collector.collect()))))
+        await make_asgi_app(registry)(scope, receive, send)
+
+
+class Collected(Collector):
+    """Metrics as they were at one moment."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 def targets(redis: redis_py.Redis) -> list[dict[str, Any]]:
@@ -95,18 +106,3 @@ def targets(redis: redis_py.Redis) -> list[dict[str, Any]]:
         for report in fleet.reports(redis)
         if (address := report.text("metrics"))
     ]
-
-
-class QuietHandler(WSGIRequestHandler):
-    """Writes no line for each request."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def _server_class(host: str) -> type[WSGIServer]:
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-
-    return Server

@@ -23,11 +23,12 @@ from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.kernels.attention.ragged_attention import ragged_attention
 from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
-from draftmill.kernels.operations import KERNEL, Operations
+from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from draftmill.kernels.products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.keys import KERNEL
 from draftmill.kernels.recurrent.convolution import Heads, convolved_heads
 from draftmill.kernels.recurrent.gated_delta import Tape, gated_delta
 from draftmill.kernels.recurrent.plan import Steps

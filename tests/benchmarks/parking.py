@@ -15,8 +15,8 @@ from statistics import median
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.calibration import measure
 from draftmill.engine.depth.round_cost import Cost
+from draftmill.engine.drafting.load import LoadedPair, load_pair
 from draftmill.engine.engine import Engine
-from draftmill.engine.models.load import LoadedPair, load_pair
 from draftmill.engine.models.pairs import resolve
 from draftmill.engine.request import Request, Sampling
 from draftmill.producer.queue.paths import cache_dir

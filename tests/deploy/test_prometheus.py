@@ -75,6 +75,7 @@ def test_compose_mounts_what_is_there() -> None:
             assert source in compose["volumes"] or (COMPOSE.parent / source).exists() or source == "./users.acl"
     copied = re.findall(r"^COPY (.+) \S+$", services["exporter"]["build"]["dockerfile_inline"], re.MULTILINE)
     assert all((DEPLOY.parent / name).exists() for line in copied for name in line.split())
+    assert "-r deploy/lock/serve.txt" in services["exporter"]["build"]["dockerfile_inline"]
     assert "exporter:9480" in (MONITORING / "prometheus.yml").read_text()
 
 

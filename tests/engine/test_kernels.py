@@ -11,8 +11,9 @@ import pytest
 from draftmill.engine.models.kernels_for import shapes
 from draftmill.engine.models.targets import adapt
 from draftmill.kernels.gpu.source import Kernel
-from draftmill.kernels.operations import KERNEL, Operations
+from draftmill.kernels.operations import Operations
 from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.keys import KERNEL
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 

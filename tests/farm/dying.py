@@ -167,8 +167,7 @@ def sleeps(full: bool) -> Figure:
             time.sleep(0.3)
         asleep_in_work = not farm.status().complete
         account = farm.account(jobs, seconds=240)
-        stale: Any = farm.redis.get("draftmill:stale") or 0
-    return Figure(f"{count} sleeps; {account}; {int(stale)} late commits dropped", account.clean and asleep_in_work)
+    return Figure(f"{count} sleeps; {account}", account.clean and asleep_in_work)
 
 
 def poison(full: bool) -> Figure:

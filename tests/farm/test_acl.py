@@ -20,8 +20,8 @@ from redis.retry import Retry
 
 from draftmill.producer.cli.main import main
 from draftmill.producer.queue import acl
+from draftmill.producer.web.cancel import cancel
 from draftmill.producer.web.dashboard.view import Observer
-from draftmill.producer.web.serve.cancel import cancel
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
 from tests.producer.web.serving import wait_until
@@ -115,6 +115,7 @@ def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subpr
         f"workers resume {host}",
         f"workers pair {host} {PAIR}",
         f"workers pair {host} --clear",
+        "workers require --wire 1",
         "workers require --any",
         "limit * 0",
         "status",

@@ -144,6 +144,31 @@ def test_a_worker_of_another_version_or_pair_says_so_and_takes_nothing(mill: Mil
     mill.wait(all_done)
 
 
+def test_every_version_that_a_worker_reports_can_be_required(mill: Mill, draftmill: Command) -> None:
+    mill.start()
+    wait(joined(mill, 1))
+    (listed,) = orjson.loads(draftmill("--json").stdout)
+    here = {name: str(listed[field]) for name, field in fleet.VERSIONED.items()}
+    assert here["wire"] == str(wire.WIRE)
+    options = ("--mlx", here["mlx"], "--rq", here["rq"], "--wire", here["wire"])
+    said = ", ".join(f"{name} {version}" for name, version in here.items())
+    assert draftmill("require", here["draftmill"], *options).stdout == f"required: {said}; here: {said}\n"
+    assert f"required: {said}" in draftmill().stdout
+    mill.submit(4)
+    mill.wait(all_done)
+
+    assert draftmill("require", "--mlx", "99", "--wire", "98").exit_code == 0
+    reason = f"has mlx {here['mlx']} and wire {here['wire']}; the fleet requires 99 and 98"
+    wait(lambda: fleet.reports(mill.redis)[0].reason == reason)
+    assert fleet.reports(mill.redis)[0].state == "refusing"
+    mill.submit(4, batch="later")
+    time.sleep(0.5)
+    assert mill.status("later").running + mill.status("later").done == 0
+    assert draftmill("require").stdout == f"required: mlx 99, wire 98; here: {said}\n"
+    assert draftmill("require", here["draftmill"]).stdout == f"required: draftmill {here['draftmill']}; here: {said}\n"
+    mill.wait(all_done, batch="later")
+
+
 def test_orders_that_make_no_sense_stop_nobody(mill: Mill) -> None:
     process = mill.start()
     wait(joined(mill, 1))
@@ -159,6 +184,8 @@ def test_mistakes_are_one_line(mill: Mill, draftmill: Command) -> None:
         (("drain", "nobody"), "no worker and no machine is called 'nobody'"),
         (("drain",), "name workers or machines, or say --all"),
         (("resume", "nobody"), "'nobody' is not drained by that name; drained: nothing"),
+        (("require", "0.2.0", "--any"), "give versions or --any"),
+        (("require", "--wire", "two"), "'two' is not a valid integer"),
         (("pair", "mini", "x", "--from", "22:00"), "--from and --until belong together"),
         (("pair", "mini", "x", "--from", "25:00", "--until", "6:00"), "'25:00' is no time of day"),
     ):
@@ -178,12 +205,14 @@ def test_hours_of_a_pair() -> None:
 
 
 def test_what_orders_mean() -> None:
-    assert duty(Orders(), "1", "Qwen3-4B", auto=True).takes_jobs
-    assert duty(Orders("1", "qwen3-4b"), "1", "Qwen3-4B", auto=False).takes_jobs
-    assert duty(Orders(pair="b"), "1", "a", auto=True).restart
-    assert duty(Orders(pair="b"), "1", "a", auto=False).state == "refusing"
-    assert duty(Orders("2", drained=True), "1", "a", auto=False).state == "refusing"
-    assert duty(Orders(drained=True), "1", "a", auto=False).state == "draining"
+    mine = {"draftmill": "1", "wire": "3"}
+    assert duty(Orders(), mine, "Qwen3-4B", auto=True).takes_jobs
+    assert duty(Orders({"draftmill": "1"}, "qwen3-4b"), mine, "Qwen3-4B", auto=False).takes_jobs
+    assert duty(Orders(pair="b"), mine, "a", auto=True).restart
+    assert duty(Orders(pair="b"), mine, "a", auto=False).state == "refusing"
+    assert duty(Orders({"draftmill": "2"}, drained=True), mine, "a", auto=False).state == "refusing"
+    assert duty(Orders({"draftmill": "1", "wire": "4"}), mine, "a", auto=False).state == "refusing"
+    assert duty(Orders(drained=True), mine, "a", auto=False).state == "draining"
 
 
 def test_watt_hours() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...producer.cli.report import print_table
 from ...producer.input.dataset import BadLine, Dataset
 from ...producer.input.lines import Defaults
 from ...producer.queue.errors import FAILED_ITEMS, Interrupted, UserError
 from ...producer.queue.paths import cache_dir
+
+if TYPE_CHECKING:
+    from ...engine.bench.report import Table
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -101,7 +105,7 @@ def bench(**options: Any) -> None:
             need_matplotlib()
         for table in tables(options):
             made.append(table)
-            click.echo(table.text() + "\n")
+            _show(table)
             sys.stdout.flush()
             write(options["out"], options, made)
         if options["chart"]:
@@ -113,6 +117,15 @@ def bench(**options: Any) -> None:
     click.echo(f"everything is in {options['out']}" + (f", drawn in {options['chart']}" if options["chart"] else ""))
     if any(table.failed for table in made):
         sys.exit(FAILED_ITEMS)
+
+
+def _show(table: Table) -> None:
+    click.echo(table.title)
+    for head, *rows in table.grids:
+        print_table(head, rows, numbers=True)
+    for failure in table.failures:
+        click.echo(f"  {failure}")
+    click.echo()
 
 
 def tables(options: dict[str, Any]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import click
 
 from ...producer.cli import options
-from ...producer.cli.report import print_json
+from ...producer.cli.report import print_json, print_table
 from ...producer.queue import paths
 from ...producer.queue.connect import connect, private_url
 from ...producer.queue.errors import UserError, masked
@@ -47,12 +47,11 @@ def doctor(as_json: bool, redis_url: str | None) -> None:
     """
     blas.preload()
     findings = list(examine(redis_url))
-    width = max(len(finding.name) for finding in findings)
     if as_json:
         print_json([finding._asdict() for finding in findings])
-    for finding in () if as_json else findings:
-        verdict = click.style(f"{finding.verdict:<7}", fg=COLOURS[finding.verdict])
-        click.echo(f"{verdict}  {finding.name:<{width}}  {finding.text}")
+    else:
+        rows = [(finding.verdict, finding.name, finding.text) for finding in findings]
+        print_table((), rows, styles=COLOURS)
     sys.exit(any(finding.verdict == "missing" for finding in findings))
 
 

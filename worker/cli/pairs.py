@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from ...engine.models import boxed
 from ...engine.models.pairs import PAIRS, Pair, resolve
 from ...producer.cli import options
-from ...producer.cli.report import print_json
+from ...producer.cli.report import print_json, print_table
 from ...producer.queue.errors import UserError
 from ...producer.queue.paths import cache_dir
 
@@ -35,17 +35,12 @@ def pairs(fetch: str | None, as_json: bool) -> None:
         return print_json(
             [{"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p)} for p in PAIRS.values()]
         )
-    rows = [("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE")]
+    rows = []
     for pair in PAIRS.values():
         draft = pair.draft or "none"
-        rows.append(
-            (pair.name, pair.target, "in the box" if Path(draft).is_absolute() else draft, " and ".join(here(pair)))
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        click.echo(
-            "  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[3]]).rstrip()
-        )
+        draft = "in the box" if Path(draft).is_absolute() else draft
+        rows.append((pair.name, pair.target, draft, " and ".join(here(pair))))
+    print_table(("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE"), rows)
 
 
 def _fetch(name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ...producer.cli.options import Duration
 from ...producer.queue.errors import Interrupted, UserError
 from ...producer.queue.paths import cache_dir
 
@@ -22,7 +23,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--measure", type=FILE, multiple=True, help="Prompts never trained on, to measure the draft on.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The draft's folder.")
 @click.option("--steps", type=click.IntRange(1), default=6000, show_default=True, help="Steps to train for.")
-@click.option("--max-time", type=click.FloatRange(1), help="Seconds to train for, if they end before the steps.")
+@click.option("--max-time", type=Duration(1), metavar="TIME", help="To train for, if it ends before the steps.")
 @click.option("--max-tokens", type=click.IntRange(8), default=256, show_default=True, help="Longest response.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=256, show_default=True, help="Rows at a time.")
 @click.option("--mask-token", type=click.IntRange(0), help="Token id that masks; by default an unused special one.")
@@ -46,7 +47,7 @@ def train(**options: Any) -> None:
     \b
     Examples:
       draftmill train --prompts prompts.jsonl --out my-draft
-      draftmill train --target qwen3-4b --prompts a.jsonl --prompts b.jsonl --out my-draft --max-time 3600
+      draftmill train --target qwen3-4b --prompts a.jsonl --prompts b.jsonl --out my-draft --max-time 1h
       draftmill worker --target qwen3-4b --draft my-draft            # use it
     """
     from ..blas import preload

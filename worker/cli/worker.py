@@ -15,6 +15,7 @@ import click
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
 from ...producer.queue.errors import INTERRUPTED, RESTART, UserError, explain_file
 from ...producer.queue.fleet import scheduled_pair
@@ -50,17 +51,19 @@ class Bytes(click.ParamType):
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
 @click.option(
     "--lease",
-    type=click.FloatRange(1, 86400),
-    default=60.0,
+    type=Duration(1, 86400),
+    default="1m",
     show_default=True,
-    help="Seconds after which others take over the jobs of a worker that fell silent.",
+    metavar="TIME",
+    help="After which others take over the jobs of a worker that fell silent.",
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(0, 86400),
-    default=300.0,
+    type=Duration(0, 86400),
+    default="5m",
     show_default=True,
-    help="Seconds that a stop may take to finish what runs; then it is handed back.",
+    metavar="TIME",
+    help="What a stop may take to finish what runs; then it is handed back.",
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; 0 takes a free port.")
 @click.option(
@@ -95,8 +98,8 @@ def worker(
 ) -> None:
     """Load a pair of target and draft, and generate: take its jobs from the queue until stopped.
 
-    SIGTERM or Ctrl-C finishes what is running, for --drain seconds at most, and ends; a second one hands it back to
-    the queue and ends at once. A worker that is killed loses nothing: others take over its jobs after --lease seconds.
+    SIGTERM or Ctrl-C finishes what is running, for --drain at most, and ends; a second one hands it back to
+    the queue and ends at once. A worker that is killed loses nothing: others take over its jobs after --lease.
 
     With --pair auto the pair is what `draftmill workers pair` says for this machine. When that changes, the worker
     finishes what runs and ends with exit code 75, for launchd or systemd to start it again.

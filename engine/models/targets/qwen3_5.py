@@ -14,7 +14,7 @@ from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.packing import Packing
 from ....kernels.race import contestants
 from ....kernels.recurrent.convolution import Heads
-from ...state.recurrent_state import Recurrent, Shape
+from ...state.recurrent_state import Recurrent, RecurrentLayers
 from ...state.state import State
 from ..linear import apply
 from .transformer import Pass, Transformer
@@ -44,11 +44,11 @@ class Qwen35(Transformer):
         return Layout(*heads, args.head_dim, rotated, epsilon=attn.k_norm.eps, stride=2 * args.head_dim)
 
     @property
-    def shapes(self) -> list[contestants.Shape]:
+    def shapes(self) -> list[contestants.OperationShape]:
         return [*super().shapes, self.recurrent_shape]
 
     @property
-    def recurrent_shape(self) -> Shape:
+    def recurrent_shape(self) -> RecurrentLayers:
         args = self.model.args
         heads = Heads(
             args.linear_num_key_heads,
@@ -56,7 +56,7 @@ class Qwen35(Transformer):
             args.linear_key_head_dim,
             args.linear_value_head_dim,
         )
-        return Shape(heads, args.linear_conv_kernel_dim, self.dtype, self._recurrent)
+        return RecurrentLayers(heads, args.linear_conv_kernel_dim, self.dtype, self._recurrent)
 
     def bytes_per_row(self, block: int) -> int:
         return self.recurrent_shape.bytes_per_row(block)
@@ -77,11 +77,11 @@ class Qwen35(Transformer):
         return attn.q_norm.weight, attn.k_norm.weight
 
     def forward(
-        self, tokens: mx.array, packing: Packing, state: State, taps: Collection[int] = ()
+        self, tokens: mx.array, packing: Packing, state: State, tapped: Collection[int] = ()
     ) -> tuple[mx.array, list[mx.array]]:
         assert state.recurrent
         state.recurrent.begin(packing)
-        return super().forward(tokens, packing, state, taps)
+        return super().forward(tokens, packing, state, tapped)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         place = self.kind_indices[index]

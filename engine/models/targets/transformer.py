@@ -13,7 +13,7 @@ import mlx.nn as nn
 from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.operations import Operations
 from ....kernels.packing import Packing
-from ....kernels.race.contestants import AttentionShape, NormShape, RotaryShape, Shape
+from ....kernels.race.contestants import AttentionShape, NormShape, OperationShape, RotaryShape
 from ...state.kv_pool import KVPool
 from ...state.state import State
 from ..layers import gated, swiglu, turns
@@ -88,7 +88,7 @@ class Transformer(ABC):
         return State(KVPool(len(self.attention_layers), slots, layout.kv_heads, layout.dim, self.dtype))
 
     @property
-    def shapes(self) -> list[Shape]:
+    def shapes(self) -> list[OperationShape]:
         """What its operations work on."""
         layout = self.layout
         attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, self.dtype)
@@ -114,24 +114,24 @@ class Transformer(ABC):
         return None
 
     def forward(
-        self, tokens: mx.array, packing: Packing, state: State, taps: Collection[int] = ()
+        self, tokens: mx.array, packing: Packing, state: State, tapped: Collection[int] = ()
     ) -> tuple[mx.array, list[mx.array]]:
         """Run packed tokens [N] through the layers, writing what their rows keep.
 
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
-        the layers in `taps`, in their order.
+        the layers in `tapped`, in their order.
         """
         through = Pass(packing, state, self.turns(packing.positions))
         x = self.embed(tokens)
         y = self.layers[0].input_layernorm(x)
-        tapped: dict[int, mx.array] = {}
+        taps: dict[int, mx.array] = {}
         following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
         for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             x, y = self._add_norm(x, self.mix(index, layer, y, through), layer.post_attention_layernorm)
             x, y = self._add_norm(x, self.feed(index, layer, y), norm)
-            if index in taps:
-                tapped[index] = x
-        return y, [tapped[index] for index in taps]
+            if index in tapped:
+                taps[index] = x
+        return y, [taps[index] for index in tapped]
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""

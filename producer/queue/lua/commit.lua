@@ -14,7 +14,6 @@ local recorded = job and (done(job) or (job.batch == '' and job.status ~= 'queue
 if recorded and job.token == token then return 'recorded' end
 local of_an_earlier_try = job and job.retried and job.token == ''
 if not job or recorded or of_an_earlier_try or (leased(job) and job.token ~= token) then
-  redis.call('INCR', 'draftmill:stale')
   return 'stale'
 end
 

@@ -40,7 +40,6 @@
 --   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
 --   draftmill:worker:<worker>      hash    what a worker reports of itself, see wire.py; expires a day after its end
 --   draftmill:fleet                hash    what operators ask of the fleet, see wire.py; `draftmill workers`
---   draftmill:stale                string  how many commits came too late and were dropped; one number, for ever
 --
 -- The first two arguments are the same everywhere:
 --   ARGV[1]  the caller's time as RQ writes it, for display only

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..serve.keys import Keys, is_this_machine
+from ..keys import Keys, is_this_machine
 
 COOKIE = "draftmill_session"
 TOKEN_HEADER = "x-draftmill-token"

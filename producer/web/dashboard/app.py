@@ -22,8 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...queue import batches
 from ...queue.errors import UserError, explain
-from ..serve.cancel import cancel
-from ..serve.keys import Keys
+from ..cancel import cancel
+from ..keys import Keys
 from .access import Access
 from .feed import Feed
 from .view import Observer

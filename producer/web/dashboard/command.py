@@ -12,8 +12,7 @@ from redis.retry import Retry
 from ...cli import options
 from ...queue.connect import connect, resolve
 from ...queue.errors import masked
-from .. import listen
-from ..serve import keys
+from .. import keys, listen
 from .app import LOG, create_app
 
 SHUTDOWN_SECONDS = 2

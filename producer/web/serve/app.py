@@ -11,12 +11,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
+from ..keys import Keys
+from .api_errors import HANDLERS
 from .batch_record import BatchRecord
 from .batches import Batches
 from .chat import Chat
-from .errors import HANDLERS
 from .files import Files
-from .keys import Guard, Keys
+from .guard import Guard
 from .models import Models
 from .records import Shelf
 from .runner import Runner

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...input.lines import CHAT, TEXT
-from .errors import ApiError
+from .api_errors import ApiError
 from .records import Record, new_id
 
 PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata")

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .api_errors import ApiError, missing
 from .batch_record import BatchRecord, cancelling, read
-from .errors import ApiError, missing
 from .files import Files
 from .pages import json_object, page
 from .runner import Runner

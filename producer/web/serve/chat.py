@@ -22,8 +22,8 @@ from ...input.lines import CHAT, TEXT, Defaults, Fault, job_body
 from ...queue import batches
 from ...queue.batches import BatchInfo
 from ...queue.wire import PRIORITIES, JobBody
-from .cancel import cancel
-from .errors import NOT_AGAIN, ApiError, body
+from ..cancel import cancel
+from .api_errors import NOT_AGAIN, ApiError, body
 from .models import Models
 from .pages import json_object
 from .records import new_id

@@ -15,10 +15,9 @@ from ...cli import options
 from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
 from ...queue.paths import data_dir
-from .. import listen
-from . import keys
+from .. import keys, listen
+from .api_errors import LOG
 from .app import create_app
-from .errors import LOG
 
 SHUTDOWN_SECONDS = 5
 """How long requests may go on once the server is told to stop."""
@@ -50,10 +49,10 @@ SHUTDOWN_SECONDS = 5
 )
 @click.option(
     "--timeout",
-    type=click.IntRange(1),
-    default=600,
+    type=options.Duration(1),
+    default="10m",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long /v1/chat/completions waits for its result.",
 )
 @options.redis_url
@@ -63,7 +62,7 @@ def serve(
     api_key_file: Path | None,
     pairs: tuple[str, ...],
     folder: Path | None,
-    timeout: int,
+    timeout: float,
     redis_url: str | None,
 ) -> None:
     """Serve OpenAI's Batch API, for its official clients as they are.

@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ...output.files import WriteError, replacing
-from .errors import ApiError, missing
+from .api_errors import ApiError, missing
 from .pages import limited, page
 from .records import Record, Shelf, new_id
 

@@ -12,9 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ...cli import pairs
-from ...queue import batches
-from .errors import ApiError
+from ...queue import batches, pair_names
+from .api_errors import ApiError
 
 
 class Models:
@@ -22,7 +21,7 @@ class Models:
 
     def __init__(self, redis: redis_py.Redis, more: Sequence[str]) -> None:
         self._redis = redis
-        self._known = (*more, *pairs.KNOWN)
+        self._known = (*more, *pair_names.KNOWN)
         self._since = int(time.time())
 
     @property

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
 from ...queue.wire import MOST_BODY_BYTES
-from .errors import ApiError
+from .api_errors import ApiError
 from .records import R
 
 MOST_DRAINED = 2**31

@@ -27,9 +27,9 @@ from ...queue import batches
 from ...queue.batches import BatchInfo, BatchStatus
 from ...queue.errors import BUG, UserError, explain
 from ...queue.wire import PRIORITIES, JobBody
+from ..cancel import cancel
+from .api_errors import LOG
 from .batch_record import BatchRecord
-from .cancel import cancel
-from .errors import LOG
 from .files import Files
 from .models import Models
 from .publish import Refused, Unqueued, publish

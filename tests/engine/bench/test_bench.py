@@ -125,7 +125,7 @@ def test_a_failing_arm_leaves_its_reason_and_stops_nobody(bench: Any) -> None:
     assert cells["mlx-batch"].samples
     table = Table("title", lines=[Line("2", cells)])
     assert table.failed
-    assert "2 dflash: dflash is not installed" in table.text()
+    assert "2 dflash: dflash is not installed" in table.failures
 
 
 def test_a_twin_shares_weights_but_not_modules(bench: Any) -> None:
@@ -187,7 +187,7 @@ def test_tables_and_json_carry_medians_ratios_and_samples(tmp_path: Path) -> Non
     slow = Cell([Sample(100, 100, 1.0)] * 3)
     assert ratios(fast, slow) == (2.0, 1.0, 3.0)
     table = Table("speeds", axis="rows", lines=[Line("8", {"mlx-batch": slow, "adaptive": fast}, at=8)])
-    assert "200 (10.0/round) 2.00x [1.00 3.00]" in table.text()
+    assert "200 (10.0/round) 2.00x [1.00 3.00]" in table.grids[0][1]
     write(tmp_path / "out.json", {"rows": [8]}, [table])
     written = json.loads((tmp_path / "out.json").read_text())
     cell = written["tables"][0]["lines"][0]["cells"]["adaptive"]

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from draftmill.engine.choose.grammar import Grammars, masked
 from draftmill.engine.drafting.drafter import Drafter
+from draftmill.engine.drafting.load import load_pair
 from draftmill.engine.engine import Engine
-from draftmill.engine.models.load import load_pair
 from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, RequestError, Sampling

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.depth_choice import Candidate
-from draftmill.engine.depth.round_cost import Cost, Point, plan
+from draftmill.engine.depth.round_cost import Cost, Point, shapes_to_time
 from draftmill.engine.depth.round_timing import Forecast
 
 BLOCK = 16
@@ -56,7 +56,7 @@ class Machine:
         """The cost model that a worker would fit on this machine."""
         chance = random.Random(seed)
         points: dict[bool, list[Point]] = {False: [], True: []}
-        for shape in plan(max_rows, BLOCK):
+        for shape in shapes_to_time(max_rows, BLOCK):
             context = shape.rows * shape.context
             seconds = (
                 self.drafting(shape.rows, context) if shape.draft else self.round(shape.tokens, shape.rows, context)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from draftmill.engine.depth.round_cost import Cost, Curve, Point, plan
+from draftmill.engine.depth.round_cost import Cost, Curve, Point, shapes_to_time
 
 from .simulation import BLOCK, H200, M4_PRO, M5_MAX, MACHINES, Machine
 
@@ -26,7 +26,9 @@ def test_tells_rows_and_context_from_tokens():
     def seconds(tokens: int, rows: int, context: int) -> float:
         return 0.004 + 0.0001 * tokens + 0.0005 * rows + 1e-7 * context + 2e-8 * context * tokens / rows
 
-    shapes = [(shape.tokens, shape.rows, shape.rows * shape.context) for shape in plan(16, BLOCK) if not shape.draft]
+    shapes = [
+        (shape.tokens, shape.rows, shape.rows * shape.context) for shape in shapes_to_time(16, BLOCK) if not shape.draft
+    ]
     curve = Curve.fit(Point(*shape, seconds(*shape)) for shape in shapes)
     assert curve.per_row == pytest.approx(0.0005, rel=0.02)
     assert curve.per_context == pytest.approx(1e-7, rel=0.02)
@@ -59,7 +61,7 @@ def test_survives_json():
 
 def test_there_are_long_contexts_however_few_slots():
     for slots in (2100, 5000, 40000):
-        shapes = plan(64, BLOCK, slots)
+        shapes = shapes_to_time(64, BLOCK, slots)
         assert max(shape.rows * (shape.context + BLOCK) for shape in shapes) <= slots
         assert {shape.draft for shape in shapes if shape.context > 1000} == {False, True}
 
@@ -71,7 +73,7 @@ def test_no_points_is_an_error():
 
 @pytest.mark.parametrize("max_rows", [1, 7, 32])
 def test_plan_holds_only_what_can_run_and_takes_seconds(max_rows: int):
-    shapes = plan(max_rows, BLOCK)
+    shapes = shapes_to_time(max_rows, BLOCK)
     assert len(shapes) == len(set(shapes)) < 60
     for shape in shapes:
         assert 1 <= shape.rows <= max_rows
@@ -81,4 +83,4 @@ def test_plan_holds_only_what_can_run_and_takes_seconds(max_rows: int):
 
 
 def test_plan_without_a_draft_has_no_draft_passes():
-    assert not any(shape.draft for shape in plan(8, 0))
+    assert not any(shape.draft for shape in shapes_to_time(8, 0))

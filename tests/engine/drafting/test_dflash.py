@@ -60,7 +60,7 @@ def write(folder: Path, changes: dict[str, Any] | None = None, prefix: str = "")
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_drafts_what_z_lab_s_implementation_drafts(tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs_module: Any = pytest.importorskip("dflash.model_mlx", reason="z-lab's package is installed by `make setup`")
+    theirs_module: Any = pytest.importorskip("dflash.model_mlx", reason="z-lab's package is installed by `make test`")
     target = adapt(llama_model())
     folder = write(tmp_path / "draft", SHAPES[shape])
     drafter = Drafter(load_draft(folder), target, slots=200)

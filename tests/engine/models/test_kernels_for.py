@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from draftmill.engine.models.folder import ModelError
-from draftmill.engine.models.kernels_for import choose, results_file, shapes
+from draftmill.engine.models.kernels_for import choose_kernels, results_file, shapes
 from draftmill.engine.models.targets import adapt
 from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, contests
 from tests.engine.drafting.test_speculation import random_draft
@@ -38,7 +38,7 @@ def test_a_hybrid_races_its_recurrent_layers() -> None:
 def test_without_a_gpu_nothing_is_raced(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAFTMILL_KERNELS", wish)
     target = adapt(qwen3_model())
-    choose(target, None, tmp_path)
+    choose_kernels(target, None, tmp_path)
     assert target.operations.winners == {}
     assert not results_file(tmp_path).exists()
 
@@ -46,4 +46,4 @@ def test_without_a_gpu_nothing_is_raced(wish: str, tmp_path: Path, monkeypatch: 
 def test_an_unknown_wish_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAFTMILL_KERNELS", "fast")
     with pytest.raises(ModelError, match="DRAFTMILL_KERNELS=fast is unknown: set it to race, kernel or stock"):
-        choose(adapt(qwen3_model()), None, tmp_path)
+        choose_kernels(adapt(qwen3_model()), None, tmp_path)

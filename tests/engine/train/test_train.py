@@ -16,8 +16,8 @@ from draftmill.engine.drafting.dflash import DFlashDraft, load_draft
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.train import responses as store
-from draftmill.engine.train.batches import Batches, split, usable
 from draftmill.engine.train.blocks import block_labels, block_logits, matches, target_taps
+from draftmill.engine.train.minibatches import Minibatches, split, usable
 from draftmill.engine.train.prompts import TrainingError, read_prompts, write_prompts
 from draftmill.engine.train.recipe import Recipe, draft_config, new_draft, unused_token
 from draftmill.engine.train.replay import Replay
@@ -234,7 +234,7 @@ def test_the_target_writes_prompts_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_anchors_lie_in_the_response() -> None:
-    batches = Batches(usable(regular(), RECIPE.longest), RECIPE)
+    batches = Minibatches(usable(regular(), RECIPE.longest), RECIPE)
     for step in range(2 * batches.epoch_steps):
         batch = batches.batch(step)
         assert (batch.anchors < batch.lengths[:, None] - 1).all()

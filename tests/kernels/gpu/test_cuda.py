@@ -51,7 +51,7 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
         FOLDER / "convolution.metal",
         "convolve",
         "__half",
-        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "TAPS": "4"},
+        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "LOOKS": "4"},
     ),
 ]
 

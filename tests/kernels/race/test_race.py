@@ -14,8 +14,8 @@ import mlx.core as mx
 import pytest
 
 from draftmill.kernels.gpu.source import Kernel
-from draftmill.kernels.operations import KERNEL, STOCK
-from draftmill.kernels.race.contestants import AttentionShape, ProductShape, RecurrentShape, Shape, contests
+from draftmill.kernels.race.contestants import AttentionShape, OperationShape, ProductShape, RecurrentShape, contests
+from draftmill.kernels.race.keys import KERNEL, STOCK
 from draftmill.kernels.race.race import Call, Contest, Form, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
 from tests.kernels.emulator import on_cpu
@@ -128,7 +128,7 @@ def test_a_forced_form_that_disagrees_does_not_run(tmp_path: Path) -> None:
 
 @EMULATED
 @pytest.mark.parametrize(("shape", "count"), SHAPES, ids=lambda value: type(value).__name__)
-def test_every_kernel_agrees_with_its_reference_in_a_heat(shape: Shape, count: int) -> None:
+def test_every_kernel_agrees_with_its_reference_in_a_heat(shape: OperationShape, count: int) -> None:
     every = list(contests([shape], on_cpu))
     assert len({one.key for one in every}) == count
     for one in every:

@@ -15,7 +15,7 @@ from draftmill.kernels.recurrent.recurrence import convolution_fits, convolved_h
 from tests.kernels.forms import EXACTLY, IN_HALF_PRECISION, Form
 
 Sizes = tuple[int, int, int, int]  # Hk, Hv, Dk, Dv
-TAPS, BESIDE = 4, 12
+LOOKS, BESIDE = 4, 12
 
 
 def error(result: mx.array, expected: mx.array) -> float:
@@ -38,14 +38,14 @@ class Rounds:
         self.tape = Tape(mx.zeros((0, hk, dk), dtype), mx.zeros((0, hv, dv)), mx.zeros((0, hv)))
         self.heads = Heads(hk, hv, dk, dv)
         self.inputs = mx.zeros((0, self.heads.channels), dtype)
-        self.weight = mx.random.normal((self.heads.channels, TAPS)).astype(dtype)
+        self.weight = mx.random.normal((self.heads.channels, LOOKS)).astype(dtype)
         self.places: dict[int, Place] = {}
 
     def round(self, spans: list[Span], accepted: list[int]) -> None:
         """Compare both forms of a round in whatever they give out or leave."""
         hk, hv, dk, dv = self.sizes
         count = sum(span.count for span in spans)
-        steps = Steps.of(spans, self.places, mx.array(accepted, mx.int32), TAPS - 1)
+        steps = Steps.of(spans, self.places, mx.array(accepted, mx.int32), LOOKS - 1)
         q, k = (mx.random.normal((count, hk, dk)) for _ in range(2))
         q, k = (a / mx.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
         v, beta = mx.random.normal((count, hv, dv)), mx.random.uniform(0, 1, (count, hv))

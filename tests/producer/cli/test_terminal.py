@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -20,14 +20,15 @@ from tests.producer.conftest import Shell
 from tests.producer.test_resume import prompts
 
 COLOUR = re.compile(r"\x1b\[(?!0m)[\d;]+m")
-DRAFTMILL = Path(sys.executable).with_name("draftmill")
+SCRIPT = Path(sys.executable).with_name("draftmill")
+DRAFTMILL = (sys.executable, "-m", "draftmill")
 
 
-def on_a_terminal(shell: Shell, *arguments: str, **environment: str) -> str:
-    """What a command shows on a terminal of its own."""
+def on_a_terminal(shell: Shell, *arguments: str, command: Sequence[str] = DRAFTMILL, **environment: str) -> str:
+    """What `draftmill`, or another command, shows on a terminal of its own."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "draftmill", *arguments],
+        [*command, *arguments],
         cwd=shell.folder,
         env=shell.environment | {"TERM": "xterm-256color", "COLUMNS": "120"} | environment,
         stdin=terminal,
@@ -169,7 +170,7 @@ def test_completion_of_commands_options_and_batches(shell: Shell, worker: Callab
     def complete(*words: str) -> list[str]:
         asked = {"_DRAFTMILL_COMPLETE": "bash_complete", "COMP_WORDS": "draftmill " + " ".join(words)}
         environment = shell.environment | asked | {"COMP_CWORD": str(len(words))}
-        done = subprocess.run([DRAFTMILL], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=True)
         assert done.stderr == ""
         return [line.partition(",")[2] for line in done.stdout.split()]
 
@@ -181,6 +182,6 @@ def test_completion_of_commands_options_and_batches(shell: Shell, worker: Callab
     assert complete("collect", "batch_") == []
     for name in ("bash", "zsh", "fish"):
         assert "_DRAFTMILL_COMPLETE" in shell("completion", name).stdout
-    script = f'eval "$({shlex.quote(str(DRAFTMILL))} completion bash)"; complete -p draftmill'
+    script = f'eval "$({shlex.quote(str(SCRIPT))} completion bash)"; complete -p draftmill'
     loaded = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout == "complete -o nosort -F _draftmill_completion draftmill\n"

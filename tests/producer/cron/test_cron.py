@@ -13,12 +13,14 @@ import orjson
 import pytest
 import redis as redis_py
 
-from draftmill.producer.cron.schedule import Schedule, spoken
+from draftmill.producer.cli.cron import check_arguments
+from draftmill.producer.cron import entries
+from draftmill.producer.cron.schedule import Schedule
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue import schedules as store
-from draftmill.producer.queue.schedules import Ended, Slot
+from draftmill.producer.queue.schedules import Ended, Slot, spoken
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
@@ -43,7 +45,7 @@ class Cron:
         """Keeps `tick` as `cron add` does; returns its first slot."""
         self.shell.write("in.jsonl", LINE)
         arguments = ("in.jsonl", "--pair", PAIR)
-        return store.add(self.redis, Schedule.model_validate({"name": "tick", "arguments": arguments} | given))
+        return entries.add(self.redis, Schedule.model_validate({"name": "tick", "arguments": arguments} | given))
 
     def start(self) -> subprocess.Popen[str]:
         process = self.shell.start("cron", "run", "--lease", "2", "--redis-url", self.url)
@@ -66,7 +68,7 @@ class Cron:
         return wire.batch_of_slot(content, str(Slot("tick", at)))
 
     def last(self) -> Ended | None:
-        return store.read(self.redis).entries["tick"].last
+        return entries.read(self.redis, check_arguments).entries["tick"].last
 
 
 @pytest.fixture
@@ -111,16 +113,14 @@ def test_three_schedulers_one_killed_each_slot_once(cron: Cron) -> None:
 def test_a_slot_whose_scheduler_died_is_taken_over(cron: Cron) -> None:
     slot = cron.add(every_ms=HOUR) - HOUR
     cron.redis.zadd(store.NEXT, {"tick": slot})
-    taken = store.look(cron.redis, "dead", 1.0, 4, store.read(cron.redis)).taken
+    taken = store.look(cron.redis, "dead", 1.0, 4, entries.read(cron.redis, check_arguments).due).taken
     assert taken == {Slot("tick", slot): ""}
-    assert not store.look(cron.redis, "early", 1.0, 4, store.read(cron.redis)).taken
+    assert not store.look(cron.redis, "early", 1.0, 4, entries.read(cron.redis, check_arguments).due).taken
     process = cron.start()
     wait(cron.last)
     cron.stop(process)
     assert cron.found().keys() == {cron.batch_of(slot)}
-    late = store.look(
-        cron.redis, "dead", 1.0, 0, store.read(cron.redis), taken, {Slot("tick", slot): Ended(slot, 2, "")}
-    )
+    late = store.look(cron.redis, "dead", 1.0, 0, (), taken, {Slot("tick", slot): Ended(slot, 2, "")})
     assert late.lost == taken.keys()
     assert cron.last() == Ended(slot, 0, f"submitted as {cron.batch_of(slot)}", cron.batch_of(slot))
 
@@ -200,9 +200,9 @@ def test_a_schedule_that_was_tampered_with_runs_nothing(cron: Cron, changed: dic
     kept: Any = cron.redis.hget(store.CRON, "tick")
     cron.redis.hset(store.CRON, mapping={"tick": orjson.dumps(orjson.loads(kept) | changed)})
     cron.redis.zadd(store.NEXT, {"tick": 0})
-    schedules = store.read(cron.redis)
+    schedules = entries.read(cron.redis, check_arguments)
     assert schedules.unusable.keys() == {"tick"}
-    assert not store.look(cron.redis, "me", 1.0, 4, schedules).taken
+    assert not store.look(cron.redis, "me", 1.0, 4, schedules.due).taken
 
 
 def test_what_users_read(cron: Cron) -> None:
@@ -247,7 +247,7 @@ def test_what_users_read(cron: Cron) -> None:
     ],
 )
 def test_mistakes_are_one_line(cron: Cron, arguments: tuple[str, ...], message: str) -> None:
-    store.add(cron.redis, Schedule(name="known", every_ms=HOUR, arguments=("in.jsonl",)))
+    entries.add(cron.redis, Schedule(name="known", every_ms=HOUR, arguments=("in.jsonl",)))
     cron.shell.environment["REDIS_URL"] = cron.url
     done = cron.shell("cron", *arguments)
     assert done.returncode == 2

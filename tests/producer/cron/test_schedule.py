@@ -7,8 +7,10 @@ from itertools import islice, pairwise
 
 import pytest
 
-from draftmill.producer.cron.schedule import Schedule, spoken
+from draftmill.producer.cli.cron import check_arguments
+from draftmill.producer.cron.schedule import Schedule
 from draftmill.producer.queue.errors import UserError
+from draftmill.producer.queue.schedules import spoken
 
 HOUR = 3_600_000
 
@@ -104,7 +106,7 @@ def test_missed_slots() -> None:
 )
 def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
     with pytest.raises(UserError) as error:
-        schedule.check()
+        schedule.check(check_arguments)
     assert error.value.message.startswith(message)
 
 
@@ -127,5 +129,5 @@ def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
 )
 def test_a_schedule_holds_arguments_of_submit_and_nothing_else(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as error:
-        Schedule(name="s", every_ms=HOUR, arguments=arguments).check()
+        Schedule(name="s", every_ms=HOUR, arguments=arguments).check(check_arguments)
     assert error.value.message.startswith(message)

@@ -22,7 +22,7 @@ from draftmill.producer.queue.fleet import Report
 from draftmill.producer.queue.leases import JobQueue
 from draftmill.producer.web.dashboard.history import History
 from draftmill.producer.web.dashboard.view import MOST_BATCHES, Observer
-from draftmill.producer.web.serve.keys import Keys
+from draftmill.producer.web.keys import Keys
 from tests.producer.conftest import ROOT, Shell
 from tests.producer.web.browser import DESK, PHONE, PROGRAM, Page, browser
 from tests.redis_server import RedisServer, fresh_server

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -111,6 +113,15 @@ def test_service_discovery_and_a_redis_that_is_away(server: RedisServer, page: s
     assert found[f"worker_thermal_state{{host=mini-1,pair={PAIR},worker=mini-1}}"] == 2
     with pytest.raises(HTTPError, match="404"):
         urlopen(f"{page}/other")
+    assert server.process
+    with ThreadPoolExecutor() as others:
+        server.process.send_signal(signal.SIGSTOP)
+        scrape = others.submit(read, page)
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"{page}/other", timeout=5)
+        assert not scrape.done()
+        server.process.send_signal(signal.SIGCONT)
+        assert scrape.result()["redis_up{}"] == 1
     server.kill()
     begin = time.monotonic()
     assert read(page) == {"redis_up{}": 0}
@@ -119,3 +130,17 @@ def test_service_discovery_and_a_redis_that_is_away(server: RedisServer, page: s
     assert time.monotonic() - begin < 5
     server.start()
     assert read(page)["redis_up{}"] == 1
+
+
+def test_it_stops_when_told_and_says_why_it_cannot_begin(server: RedisServer) -> None:
+    shell = Shell(server.folder, server.folder)
+    arguments = ("exporter", "--redis-url", url(server, "metrics"), "--port")
+    process = shell.start(*arguments, "0")
+    assert process.stdout
+    port = process.stdout.readline().removesuffix("/metrics\n").rpartition(":")[2]
+    refused = shell(*arguments, port)
+    process.terminate()
+    assert process.wait(20) == 0
+    assert refused.returncode == 2
+    why = f"cannot listen on 127.0.0.1:{port}: address already in use; choose another --host or --port"
+    assert refused.stderr == f"Error: {why}\n"

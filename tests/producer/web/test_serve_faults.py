@@ -16,7 +16,7 @@ import redis as redis_py
 
 from draftmill.producer.queue import acl, batches
 from draftmill.producer.queue.errors import UserError
-from draftmill.producer.web.serve import keys
+from draftmill.producer.web import keys
 from tests.producer.conftest import Shell
 from tests.producer.web.serving import (
     MESSAGES,

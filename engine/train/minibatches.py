@@ -16,7 +16,7 @@ WIDTHS = (128, 192, 256, 320, 384, 448, 512)
 
 
 @dataclass(frozen=True)
-class Batch:
+class Minibatch:
     """Padded `tokens` [B, S], whole `lengths` [B], and positions `anchors` [B, A] inside the responses."""
 
     tokens: np.ndarray
@@ -47,7 +47,7 @@ def pad(sequences: Sequence[Transcript], width: int) -> tuple[np.ndarray, np.nda
     return tokens, np.array([len(sequence.tokens) for sequence in sequences], np.int32)
 
 
-class Batches:
+class Minibatches:
     """The batch of every step. An epoch visits each sequence about once, in batches of one width each."""
 
     def __init__(self, sequences: Sequence[Transcript], recipe: Recipe):
@@ -59,7 +59,7 @@ class Batches:
         self.epoch_steps = len(self._epoch(0))
         self._planned: tuple[int, list[tuple[int, np.ndarray]]] = (-1, [])
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Minibatch:
         epoch, place = divmod(step, self.epoch_steps)
         if self._planned[0] != epoch:
             self._planned = (epoch, self._epoch(epoch))
@@ -67,7 +67,7 @@ class Batches:
         chosen = [self.buckets[width][member] for member in members]
         tokens, lengths = pad(chosen, width)
         prompts = np.array([sequence.prompt for sequence in chosen])
-        return Batch(tokens, lengths, self._anchors(step, prompts, lengths))
+        return Minibatch(tokens, lengths, self._anchors(step, prompts, lengths))
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         random = np.random.default_rng([self.recipe.seed, 1, epoch])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import redis as redis_py
 import redis.exceptions as rx
 
-from ...queue import batches
-from ...queue.errors import denied
+from ..queue import batches
+from ..queue.errors import denied
 
 
 def cancel(redis: redis_py.Redis, batch: str) -> None:

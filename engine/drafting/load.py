@@ -9,15 +9,15 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.utils import dequantize_model
 
-from ..drafting.dflash import DFlashDraft, load_draft
+from ..models.folder import LoadedModel, load, locate
+from ..models.kernels_for import choose_kernels
+from ..models.load_check import assure, fingerprint
+from ..models.pairs import Pair
+from ..models.targets import adapt
+from ..models.targets.transformer import Transformer
 from ..state.memory import stay_resident
 from ..verdict import Verdict
-from .folder import LoadedModel, load, locate
-from .kernels_for import choose
-from .load_check import assure, fingerprint
-from .pairs import Pair
-from .targets import adapt
-from .targets.transformer import Transformer
+from .dflash import DFlashDraft, load_draft
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
         draft.set_dtype(target.dtype)
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
-    choose(target, draft, cache)
+    choose_kernels(target, draft, cache)
     verdict = assure(target, f"{pair.target} {fingerprint(locate(pair.target, cache))}", cache)
     return LoadedPair(loaded, target, draft, verdict)

@@ -1,0 +1,52 @@
+"""What raced shapes and forms are called: the key of an operation at a shape, and the names of its forms."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import mlx.core as mx
+
+from ..fused.rotary import Layout
+from ..packing import FEW, Packing
+from ..recurrent.plan import Steps
+
+Key = tuple[str | int, ...]
+
+STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "simdgroups"
+"""Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
+
+
+def attention_key(queries: mx.array, keys: mx.array, packing: Packing) -> Key:
+    """The raced shape that stands for a call: heads, their size, type; then rows, queries of each, keys of each."""
+    (heads, dim), kv_heads = queries.shape[1:], keys.shape[1]
+    return ("attention", heads, kv_heads, dim, _name(queries.dtype), *packing.kind)
+
+
+def rotary_key(layout: Layout, dtype: mx.Dtype) -> Key:
+    """Likewise: heads, their size, how much of it turns, from one head to the next, whether normed, type."""
+    normed = "normed" if layout.epsilon is not None else "plain"
+    heads = layout.heads, layout.kv_heads, layout.dim, layout.rotated, layout.step
+    return ("rotary", *heads, normed, _name(dtype))
+
+
+def norm_key(size: int, dtype: mx.Dtype) -> Key:
+    """Likewise: size and type."""
+    return ("add norm", size, _name(dtype))
+
+
+def recurrence_key(
+    operation: str, shape: tuple[int, ...], other: tuple[int, ...], dtype: mx.Dtype, steps: Steps
+) -> Key:
+    """Likewise, for an operation of recurrent layers: shapes of what it reads without the tokens, type, steps a row."""
+    return (operation, *shape, *other, _name(dtype), 16 if steps.seats[0].count <= FEW else 256)
+
+
+def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
+    """Likewise, for a product of x [N, K] with a weight of so many lines; one row is left to stock."""
+    rows = next((rows for rows, most in ((1, 1), (4, 5), (16, 24)) if x.shape[0] <= most), 64)
+    return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x.dtype), rows)
+
+
+@cache
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).rpartition(".")[2]
