@@ -1,5 +1,5 @@
 """`python -m draftmill` is the `draftmill` command."""
 
-from .producer.cli import main
+from .producer.cli.main import main
 
 main()

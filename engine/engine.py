@@ -11,27 +11,27 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.packing import Packing
-from . import models
-from .budget import Budget
-from .calibration import calibrated
-from .constrained import LateChoice
-from .draft import DFlashDraft
-from .drafting import Drafter, DraftRow
-from .families.transformer import Transformer
-from .frontier import Frontier, Share
-from .grammar import GrammarError, Grammars
-from .late_context import Late, LateContext
-from .loading import load_pair
-from .market import Candidate
-from .memory import default_budget
-from .pairs import Pair
-from .pool import KVPool
-from .prefix import PrefixCache
+from .choose.constrained import Chooser
+from .choose.grammar import GrammarError, Grammars
+from .depth.budget import Budget
+from .depth.calibration import calibrated
+from .depth.depth_choice import Candidate
+from .drafting.context import ContextWrite, WaitingContext
+from .drafting.dflash import DFlashDraft
+from .drafting.drafter import Drafter, DraftRow
+from .models.folder import ModelError
+from .models.load import load_pair
+from .models.pairs import Pair
+from .models.targets.transformer import Transformer
 from .request import Completion, FinishReason, Request, RequestError
 from .rounds import Round, pack
-from .row import Row
-from .scheduler import Plan, Scheduler, Segment
-from .snapshot import Snapshot
+from .schedule.prefix import PrefixCache
+from .schedule.row import Row
+from .schedule.scheduler import Plan, Scheduler, Segment
+from .state.kv_pool import KVPool
+from .state.memory import default_budget
+from .state.row_ends import RowEnds, Scored
+from .state.snapshot import Snapshot
 from .stats import Stats
 from .text import Text
 
@@ -90,7 +90,7 @@ class Engine:
         block = draft.config.block_size if draft else 0
         most = max(0, block - 1)
         if depth is not None and depth > most:
-            raise models.ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
+            raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
         per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
         per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
@@ -98,7 +98,7 @@ class Engine:
         late = budget // LATE if draft else 0
         slots = min((budget - snapshots - late - max_rows * per_row) // per_slot, max_rows * (context_length + block))
         if slots < 1:
-            raise models.ModelError(
+            raise ModelError(
                 f"no memory for keys and values: {budget:,} bytes allowed, {snapshots:,} of them for shared prefixes; "
                 f"a token needs {per_slot:,}, each of {max_rows} rows {per_row:,} besides: "
                 "raise --memory or lower --max-rows"
@@ -106,14 +106,14 @@ class Engine:
         self.state = target.make_state(slots)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, slots) if draft else None
-        self._late = LateContext(late // Drafter.bytes_of_taps(draft, target) if draft else 0)
+        self._context = WaitingContext(late // Drafter.bytes_of_taps(draft, target) if draft else 0)
         prefixes = PrefixCache(snapshots, per_slot, target.bytes_per_row(0))
         self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth), prefixes)
         self.budget: Budget | None = None
         self.stats.accepted_per_position = [0] * most
         self._grammars = Grammars(tokenizer, target.vocabulary)
-        self._late_choice = LateChoice()
-        self._frontier = Frontier(max_rows)
+        self._chooser = Chooser()
+        self._ends = RowEnds(max_rows)
         self._in_flight: Round | None = None
         self._read_at: float | None = None  # when the round before it was there
         self._rows: dict[str, Row] = {}
@@ -204,7 +204,7 @@ class Engine:
             self._read_in_flight(launched)
         except Exception:
             self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
-            self._late.clear()
+            self._context.clear()
             for pool in self._pools:
                 pool.discard()
             raise
@@ -220,7 +220,7 @@ class Engine:
     def _launch(self, plan: Plan) -> Round | None:
         """Build a round's graph, draft, verify, accept, and hand it to the device."""
         for row in plan.preempted:
-            self._late.drop(row)
+            self._context.drop(row)
             if self.budget:  # what they were to draft will not be seen
                 self.budget.forget(row.request.id)
         for move in plan.moves:
@@ -232,17 +232,17 @@ class Engine:
         pending = self._restore(segments)
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
-        tokens, packing = pack(segments, drafted, self._frontier)
+        tokens, packing = pack(segments, drafted, self._ends)
         hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.taps if self.drafter else ())
         pending.append(hidden)
         if self.drafter:
-            self._late.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
+            self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
             # Not later: the next round may have another token at the place of a rejected one.
-            pending += self._extend(self._late.take([segment.row for segment in drafting]))
-            pending += self._extend(self._late.take_if_full())
+            pending += self._extend(self._context.take([segment.row for segment in drafting]))
+            pending += self._extend(self._context.take_if_full())
         for s in segments:
             if s.keep:
-                pending += self._extend(self._late.take([s.row]))
+                pending += self._extend(self._context.take([s.row]))
                 s.keep.snapshot = Snapshot.take(self._pools, s.extent.start, s.bound, self.state.recurrent, s.slot)
                 pending += s.keep.snapshot.arrays
         launched = self._verify(hidden, packing, segments, drafted)
@@ -250,7 +250,7 @@ class Engine:
             launched = replace(launched, forecast=self.budget.forecast)
         # Attention reads what the round wrote, so this evaluates the pools too. Naming them would hold them until
         # the round ends, and the next round's first write would then have to copy a pool.
-        mx.async_eval(*pending, *launched.arrays, *self._frontier.arrays)
+        mx.async_eval(*pending, *launched.arrays, *self._ends.arrays)
         self.stats.rounds += 1
         self.stats.rows += len(segments)
         self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
@@ -268,16 +268,16 @@ class Engine:
 
     def _draft(self, segments: list[Segment]) -> mx.array:
         assert self.drafter is not None
-        self._extend(self._late.take([s.row for s in segments]))
+        self._extend(self._context.take([s.row for s in segments]))
         rows = [DraftRow(s.row.request, s.slot, s.extent.start, s.first, s.exact, s.depth or 0) for s in segments]
-        return self.drafter.draft_blocks(rows, self._frontier.anchors, self._frontier.cursors)
+        return self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
 
-    def _extend(self, late: Late | None) -> list[mx.array]:
+    def _extend(self, late: ContextWrite | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
         return [self.drafter.extend(*late)] if self.drafter and late else []
 
     def _verify(self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None) -> Round:
-        """What the yielding rows emit; moves the frontier of those that need not wait for a grammar."""
+        """What the yielding rows emit; moves the ends of those that need not wait for a grammar."""
         wanted: list[int] = []  # packed tokens whose logits are needed: a chunk's last, a block's all
         for span, segment in zip(packing.spans, segments, strict=True):
             if segment.yields:
@@ -286,10 +286,10 @@ class Engine:
         yielding = [segment for segment in segments if segment.yields]
         if not yielding:
             return Round()
-        free, late = Share(yielding, self.target.head(hidden[mx.array(wanted)]), drafted).split()
+        free, late = Scored(yielding, self.target.head(hidden[mx.array(wanted)]), drafted).split()
         if not free:
             return Round(late=late)
-        return Round(free.segments, *self._frontier.move(free), late)
+        return Round(free.segments, *self._ends.move(free), late)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
@@ -302,11 +302,11 @@ class Engine:
         for segment, tokens, count in zip(read.yielding, emitted, counts, strict=True):
             self._take(segment, tokens[:count], count - 1)
         if read.late:
-            choices = self._late_choice.choose(read.late)
+            choices = self._chooser.choose(read.late)
             for choice in choices:
                 self._take(choice.segment, choice.tokens, choice.accepted, choice.error)
             going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
-            self._frontier.put([choice.end for choice in going_on])
+            self._ends.put([choice.end for choice in going_on])
 
     def _time(self, read: Round, launched: Round | None) -> None:
         """Tell the budget what a round took that was there just now, if nothing came between it and its neighbours."""
@@ -356,7 +356,7 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
-        self._late.drop(row)
+        self._context.drop(row)
         if self.budget:
             self.budget.forget(row.request.id)
         self.scheduler.remove(row)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
-from .frontier import Frontier, Share
-from .scheduler import Segment
-from .surcharge import Forecast
+from .depth.round_timing import Forecast
+from .schedule.scheduler import Segment
+from .state.row_ends import RowEnds, Scored
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Round:
     yielding: list[Segment] = field(default_factory=list)
     tokens: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
     counts: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
-    late: Share | None = None
+    late: Scored | None = None
     forecast: Forecast | None = None
 
     @property
@@ -31,7 +31,7 @@ class Round:
         return [self.tokens, self.counts, *(self.late.arrays if self.late else [])]
 
 
-def pack(segments: list[Segment], drafted: mx.array | None, frontier: Frontier) -> tuple[mx.array, Packing]:
+def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tuple[mx.array, Packing]:
     """Tokens [N] and packing of a round: prompt tokens come from the host, anchors and drafts from the device."""
     spans: list[Span] = []
     prompt: list[int] = []
@@ -40,7 +40,7 @@ def pack(segments: list[Segment], drafted: mx.array | None, frontier: Frontier) 
     extents: list[int] = []
     on_device: list[bool] = []
     drafts = sum(segment.depth or 0 for segment in segments)
-    next_draft, next_prompt = frontier.anchors.size, frontier.anchors.size + drafts
+    next_draft, next_prompt = ends.anchors.size, ends.anchors.size + drafts
     for s in segments:
         final = not s.depth
         spans.append(
@@ -57,9 +57,9 @@ def pack(segments: list[Segment], drafted: mx.array | None, frontier: Frontier) 
             next_draft += s.depth
         extents.extend([s.extent.start] * s.count)
         on_device.extend([s.depth is not None] * s.count)
-    table = [frontier.anchors, *([] if drafted is None else [drafted]), mx.array(prompt, mx.int32)]
+    table = [ends.anchors, *([] if drafted is None else [drafted]), mx.array(prompt, mx.int32)]
     rows = mx.array([s.slot for s in segments for _ in range(s.count)])
-    positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), frontier.cursors[rows], 0)
-    replay = frontier.replay[mx.array([s.slot for s in segments])]
+    positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), ends.cursors[rows], 0)
+    replay = ends.replay[mx.array([s.slot for s in segments])]
     slots = positions + mx.array(extents, mx.int32)
     return mx.concatenate(table)[mx.array(source)], Packing(tuple(spans), positions, slots, replay)

@@ -8,20 +8,20 @@ from functools import cache
 
 import mlx.core as mx
 
-from .add_norm import add_norm, add_norm_by_kernel
-from .convolution import Convolved, Heads, convolved_heads
-from .gated_delta import Tape, gated_delta
-from .launch import on_gpu
+from .attention.ragged_attention import ragged_attention
+from .attention.stock_attention import attention_by_row, attention_together
+from .fused.add_norm import add_norm, add_norm_by_kernel
+from .fused.rotary import Layout, Norms, rotate, rotate_by_kernel
+from .gpu.launch import on_gpu
+from .gpu.source import Launch
 from .packing import FEW, Packing
-from .quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from .quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from .race import Key
-from .ragged_attention import ragged_attention
-from .recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
-from .rotary import Layout, Norms, rotate, rotate_by_kernel
-from .source import Launch
-from .steps import Steps
-from .stock_attention import attention_by_row, attention_together
+from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from .products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from .race.race import Key
+from .recurrent.convolution import Convolved, Heads, convolved_heads
+from .recurrent.gated_delta import Tape, gated_delta
+from .recurrent.plan import Steps
+from .recurrent.recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
 
 STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "simdgroups"
 """Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .launch import on_device
+from .gpu.launch import on_device
 
 FEW = 32
 """Most queries of a span that decodes, rather than prefills."""

@@ -9,23 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .async_client import AsyncBatch, AsyncClient
-    from .batches import BatchStatus
-    from .client import Batch, Client
-    from .errors import UserError
-    from .result import Result, Usage
+    from .client.async_client import AsyncBatch, AsyncClient
+    from .client.client import Batch, Client
+    from .queue.batches import BatchStatus
+    from .queue.errors import UserError
+    from .queue.result import Result, Usage
 
 __all__ = ["AsyncBatch", "AsyncClient", "Batch", "BatchStatus", "Client", "Result", "Usage", "UserError"]
 
 _MODULES = {
-    "AsyncBatch": "async_client",
-    "AsyncClient": "async_client",
-    "Batch": "client",
-    "BatchStatus": "batches",
-    "Client": "client",
-    "Result": "result",
-    "Usage": "result",
-    "UserError": "errors",
+    "AsyncBatch": "client.async_client",
+    "AsyncClient": "client.async_client",
+    "Batch": "client.client",
+    "BatchStatus": "queue.batches",
+    "Client": "client.client",
+    "Result": "queue.result",
+    "Usage": "queue.result",
+    "UserError": "queue.errors",
 }
 
 

@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 @pytest.fixture(scope="session")
 def cache() -> Path:
     """The user's cache folder, so that the boxed model is built once per machine, not once per run."""
-    from draftmill.producer import paths
+    from draftmill.producer.queue import paths
 
     return paths.cache_dir()
 
@@ -22,6 +22,6 @@ def cache() -> Path:
 @pytest.fixture(scope="session")
 def boxed_model(cache: Path) -> Path:
     """The folder of the boxed default model."""
-    from draftmill.engine import boxed
+    from draftmill.engine.models import boxed
 
     return boxed.unbox(cache)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import redis as redis_py
 
-from ..producer.errors import denied
+from ..producer.queue.errors import denied
+from ..producer.queue.leases import Claimed, JobQueue, Outcome
 from .metrics import Metrics
-from .queue import Claimed, JobQueue, Outcome
 from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..producer.contract import slug
-from ..producer.fleet import Orders
+from ..producer.queue.fleet import Orders
+from ..producer.queue.wire import slug
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from rq import worker_registration
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
-from ..producer import contract
-from ..producer.batches import rq_now
-from ..producer.fleet import Orders
+from ..producer.queue import wire
+from ..producer.queue.batches import rq_now
+from ..producer.queue.fleet import Orders
+from ..producer.queue.leases import BEAT, Claimed, Drop, JobQueue
 from .metrics import Metrics
-from .queue import BEAT, Claimed, Drop, JobQueue
 
 log = logging.getLogger("draftmill.worker")
 
@@ -86,8 +86,8 @@ class Heartbeat(threading.Thread):
         """Take the worker out of Redis: it ends in good order. Raises RedisError."""
         self.worker.register_death()
         with self.queue.redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(contract.WORKERS, self.worker.name)
-            pipe.delete(contract.worker_key(self.worker.name))
+            pipe.zrem(wire.WORKERS, self.worker.name)
+            pipe.delete(wire.worker_key(self.worker.name))
             pipe.execute()
 
     def _beat(self) -> None:
@@ -102,13 +102,13 @@ class Heartbeat(threading.Thread):
             worker_registration.register(self.worker, pipe)
             pipe.sadd("rq:queues", *(queue.key for queue in self.worker.queues))  # else `rq info` shows no worker
             report = [part for field in self.report().items() for part in field]
-            head = (rq_now(), contract.RESULT_TTL, REPORT_TTL, self.worker.name)
+            head = (rq_now(), wire.RESULT_TTL, REPORT_TTL, self.worker.name)
             pipe.eval(BEAT, 0, *head, len(self._order_fields), *self._order_fields, *report)
             orders = pipe.execute()[-1]
         try:
             self.on_orders(Orders.read(orders))
         except ValueError:
-            log.error("what operators ask of this worker makes no sense: HGETALL %s", contract.FLEET)
+            log.error("what operators ask of this worker makes no sense: HGETALL %s", wire.FLEET)
 
     def _reap(self) -> None:
         for queue in self.worker.queues:

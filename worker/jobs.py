@@ -9,9 +9,9 @@ import orjson
 from pydantic import ValidationError
 
 from ..engine.request import Request, Sampling
-from ..producer.contract import FUNCTION, MOST_BODY_BYTES, JobBody
+from ..producer.queue.leases import Claimed
+from ..producer.queue.wire import FUNCTION, MOST_BODY_BYTES, JobBody
 from .protocol import Engine
-from .queue import Claimed
 
 
 class BadJob(ValueError):

@@ -11,7 +11,7 @@ import orjson
 import prometheus_client as prometheus
 
 from ..engine.stats import Stats
-from .queue import Outcome, Reaped
+from ..producer.queue.leases import Outcome, Reaped
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

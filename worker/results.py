@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from ..engine.request import Completion
-from ..producer.contract import JobBody
-from .queue import Claimed, Outcome
+from ..producer.queue.leases import Claimed, Outcome
+from ..producer.queue.wire import JobBody
 
 CANCELLED = {
     "cancelled": ("batch_cancelled", "the batch was cancelled before this request finished"),

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import orjson
 import redis as redis_py
 
-from .queue import Claimed, Outcome
+from ..producer.queue.leases import Claimed, Outcome
 
 log = logging.getLogger("draftmill.worker")
 

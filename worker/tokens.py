@@ -8,14 +8,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from mlx_lm.tokenizer_utils import load
 
-from ..engine import boxed
-from ..engine.models import HUB_FILES
-from ..engine.pairs import ModelError, resolve
+from ..engine.models import boxed
+from ..engine.models.folder import HUB_FILES
+from ..engine.models.pairs import ModelError, resolve
 from ..engine.request import RequestError
 from ..engine.text import Text
-from ..producer.contract import JobBody
-from ..producer.errors import UserError
-from ..producer.paths import cache_dir
+from ..producer.queue.errors import UserError
+from ..producer.queue.paths import cache_dir
+from ..producer.queue.wire import JobBody
 
 
 def counter(pair: str) -> Callable[[JobBody], int]:

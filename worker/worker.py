@@ -20,8 +20,9 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, Request, RequestError
-from ..producer.contract import JobBody, JsonSerializer, slug
-from ..producer.fleet import Orders
+from ..producer.queue.fleet import Orders
+from ..producer.queue.leases import Claimed, JobQueue
+from ..producer.queue.wire import JobBody, JsonSerializer, slug
 from . import jobs, results
 from .courier import Courier
 from .duty import UNHEARD, duty
@@ -29,7 +30,6 @@ from .heartbeat import Heartbeat
 from .host import Host, Sensors
 from .metrics import Metrics
 from .protocol import Engine
-from .queue import Claimed, JobQueue
 from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")
@@ -304,7 +304,7 @@ class MillWorker(BaseWorker):
             log.warning("%s%s", self.duty.state, f": {self.duty.reason}" if self.duty.reason else "")
 
     def report(self) -> dict[str, Any]:
-        """What each heartbeat publishes; `contract.worker_key` describes it. Called by the heartbeat's thread."""
+        """What each heartbeat publishes; `wire.worker_key` describes it. Called by the heartbeat's thread."""
         stats, reading, held = self.engine.stats, self.sensors.latest, len(self.courier.held())
         self._speed.append((time.monotonic(), stats.generated_tokens))
         (before, then), (after, latest) = self._speed[0], self._speed[-1]

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..draft import DFlashDraft, arrays
+from ..drafting.dflash import DFlashDraft, arrays
 from ..request import Request
 from .arms import BenchError, MissingPeer, OneByOne, Run, Session
 from .replay import Continuation

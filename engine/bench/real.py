@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import models
-from ..budget import Budget
-from ..calibration import measure_alone
-from ..cost import Cost
+from ..depth.budget import Budget
+from ..depth.calibration import measure_alone
+from ..depth.round_cost import Cost
 from ..engine import Engine
-from ..loading import load_pair
-from ..pairs import Pair
+from ..models.folder import locate
+from ..models.load import load_pair
+from ..models.pairs import Pair
 from ..request import Request, Sampling
 from ..text import Text
 from .arms import Arm, Draftmill, MlxBatch, MlxStream
@@ -79,7 +79,7 @@ class Real:
             "depth-0": engine(None),
         }
         if self.draft and self.pair.draft:
-            target, draft = (str(models.locate(name, self.cache)) for name in (self.pair.target, self.pair.draft))
+            target, draft = (str(locate(name, self.cache)) for name in (self.pair.target, self.pair.draft))
             made["adaptive"] = engine(self.draft)
             made["dflash"] = lambda: ZLab(self.model, self.draft, self.tokenizer, self.recurrent)
             made["dflash-mlx"] = lambda: DFlashMlx(target, draft)

@@ -9,9 +9,9 @@ from math import log
 
 import mlx.core as mx
 
-from ..draft import DFlashDraft
-from ..drafting import Drafter, DraftRow
-from ..families.transformer import Transformer
+from ..drafting.dflash import DFlashDraft
+from ..drafting.drafter import Drafter, DraftRow
+from ..models.targets.transformer import Transformer
 
 STRATA = 8
 """Rounds of a row, one after another, whose accepted counts are spread evenly over their distribution."""

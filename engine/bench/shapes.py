@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models import qwen3, qwen3_5, qwen3_5_moe
 
-from ..draft import DFlashDraft, DraftConfig, default_taps
+from ..drafting.dflash import DFlashDraft, DraftConfig, default_taps
 
 QUIET = 0.02
 """Factor of the weights of output projections."""

@@ -11,13 +11,13 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ..budget import Budget
-from ..calibration import measure_alone
-from ..cost import Cost
+from ..depth.budget import Budget
+from ..depth.calibration import measure_alone
+from ..depth.round_cost import Cost
 from ..engine import Engine
-from ..families import adapt
-from ..families.transformer import Transformer
-from ..racing import choose
+from ..models.kernels_for import choose
+from ..models.targets import adapt
+from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from .arms import PREFILL, Arm, Draftmill, MlxBatch, MlxStream, Numbers
 from .measure import REFILL, WARM, Expected

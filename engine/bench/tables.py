@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..families.transformer import Transformer
+from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from .arms import Draftmill
 from .idle import measure_idle

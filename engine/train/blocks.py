@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..draft import DFlashDraft
-from ..families.transformer import Transformer
+from ..drafting.dflash import DFlashDraft
+from ..models.targets.transformer import Transformer
 
 
 def compiled(function: Callable[..., Any], **state: Any) -> Callable[..., Any]:

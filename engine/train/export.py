@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
-from ..draft import ARCHITECTURE, DFlashDraft
+from ..drafting.dflash import ARCHITECTURE, DFlashDraft
 from .recipe import Recipe
 from .responses import write_atomically
 

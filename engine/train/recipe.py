@@ -10,11 +10,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
-from .. import models
-from ..draft import DFlashDraft, DraftConfig, arrays
+from ..drafting.dflash import DFlashDraft, DraftConfig, arrays
 from ..engine import Engine
-from ..families import adapt
-from ..families.transformer import Transformer
+from ..models.folder import load
+from ..models.targets import adapt
+from ..models.targets.transformer import Transformer
 from .prompts import TrainingError
 
 
@@ -44,7 +44,7 @@ class Recipe:
 
 def load_engine(name: str, cache: Path, max_rows: int, memory: int | None = None) -> Engine:
     """The engine over a target whose weights are dense: float32 on a CPU, bfloat16 elsewhere."""
-    loaded = models.load(name, cache)
+    loaded = load(name, cache)
     model: Any = loaded.model
     if mx.default_device() != mx.cpu:
         model = dequantize_model(model)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..draft import DFlashDraft
-from ..families.transformer import Transformer
+from ..drafting.dflash import DFlashDraft
+from ..models.targets.transformer import Transformer
 from .batches import WIDTHS, pad
 from .blocks import block_labels, block_logits, compiled, matches, target_taps
 from .responses import Transcript

@@ -16,8 +16,8 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..draft import DFlashDraft
-from ..families.transformer import Transformer
+from ..drafting.dflash import DFlashDraft
+from ..models.targets.transformer import Transformer
 from .batches import Batch, Batches
 from .blocks import block_labels, block_logits, block_loss, compiled, target_taps
 from .prompts import TrainingError

@@ -13,9 +13,8 @@ from statistics import mean
 
 import click
 
-from draftmill.engine.budget import Budget
-
-from ..engine.simulation import (
+from draftmill.engine.depth.budget import Budget
+from tests.engine.depth.simulation import (
     BLOCK,
     BUSY_HOST,
     MACHINES,

@@ -14,9 +14,9 @@ from draftmill.worker.blas import preload
 def main() -> None:
     preload()
     from draftmill.engine.engine import Engine
-    from draftmill.engine.pairs import Pair
+    from draftmill.engine.models.pairs import Pair
     from draftmill.engine.request import Request, Sampling
-    from draftmill.producer.paths import cache_dir
+    from draftmill.producer.queue.paths import cache_dir
 
     model, rows, tokens, file = sys.argv[1:]
     prompts = orjson.loads(Path(file).read_bytes())

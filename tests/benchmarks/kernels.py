@@ -19,19 +19,19 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
 from draftmill.engine.bench.shapes import SHAPES
-from draftmill.engine.families import adapt
-from draftmill.engine.families.transformer import Transformer
-from draftmill.kernels.convolution import Heads, convolved_heads
-from draftmill.kernels.gated_delta import Tape, gated_delta
-from draftmill.kernels.heats import heats
+from draftmill.engine.models.targets import adapt
+from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.kernels.attention.ragged_attention import ragged_attention
+from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
 from draftmill.kernels.operations import KERNEL, Operations
 from draftmill.kernels.packing import Packing, Span
-from draftmill.kernels.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from draftmill.kernels.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from draftmill.kernels.ragged_attention import ragged_attention
-from draftmill.kernels.recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
-from draftmill.kernels.steps import Steps
-from draftmill.kernels.stock_attention import attention_by_row, attention_together
+from draftmill.kernels.products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from draftmill.kernels.products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.recurrent.convolution import Heads, convolved_heads
+from draftmill.kernels.recurrent.gated_delta import Tape, gated_delta
+from draftmill.kernels.recurrent.plan import Steps
+from draftmill.kernels.recurrent.recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
 
 MLX_LM = gated_delta_kernel if mx.metal.is_available() else gated_delta_ops
 MOST_CALLS, REPEATS, SECONDS = 24, 5, 0.1
@@ -174,7 +174,7 @@ def bench_rounds(name: str, bits: int) -> None:
     target = adapt(model)
     arms: dict[str, Operations] = {
         "stock": Operations(),
-        "kernels": Operations({heat.key: KERNEL for heat in heats(target.shapes)}),
+        "kernels": Operations({contest.key: KERNEL for contest in contests(target.shapes)}),
     }
     for rows in (1, 8, 32):
         for tokens in (1, 4, 16):

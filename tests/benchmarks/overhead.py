@@ -22,7 +22,7 @@ import click
 import orjson
 import redis as redis_py
 
-from draftmill.producer import batches, contract
+from draftmill.producer.queue import batches, wire
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ class Service(Side):
     def run(self, prompts: list[str], tokens: int) -> tuple[Cost, int]:
         """Costs and generated tokens."""
         batch = batches.BatchInfo("overhead", self.pair, "normal", len(prompts))
-        key, last, missing = contract.results_key(batch.id), b"0-0", len(prompts)
+        key, last, missing = wire.results_key(batch.id), b"0-0", len(prompts)
         before, begin = sum(map(cpu_seconds, self.pids)), time.perf_counter()
         batches.create(self.redis, batch)
         batches.submit_chunk(self.redis, batch, self._bodies(batch.id, prompts, tokens))
@@ -93,10 +93,10 @@ class Service(Side):
         assert status
         return cost, status.completion_tokens
 
-    def _bodies(self, batch: str, prompts: list[str], tokens: int) -> list[contract.JobBody]:
-        sampling = contract.Sampling(max_tokens=tokens)
+    def _bodies(self, batch: str, prompts: list[str], tokens: int) -> list[wire.JobBody]:
+        sampling = wire.Sampling(max_tokens=tokens)
         return [
-            contract.JobBody(batch=batch, custom_id=str(n), pair=self.pair, prompt=prompt, sampling=sampling, line=n)
+            wire.JobBody(batch=batch, custom_id=str(n), pair=self.pair, prompt=prompt, sampling=sampling, line=n)
             for n, prompt in enumerate(prompts, 1)
         ]
 
@@ -116,8 +116,8 @@ def write_model(folder: Path) -> None:
     from mlx.utils import tree_flatten
     from mlx_lm.models import llama
 
-    from draftmill.engine.boxed import unbox
-    from draftmill.producer.paths import cache_dir
+    from draftmill.engine.models.boxed import unbox
+    from draftmill.producer.queue.paths import cache_dir
 
     boxed = unbox(cache_dir())
     shutil.copytree(boxed, folder, ignore=shutil.ignore_patterns("*.safetensors*"))

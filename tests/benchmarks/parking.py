@@ -12,14 +12,14 @@ import argparse
 import time
 from statistics import median
 
-from draftmill.engine.budget import Budget
-from draftmill.engine.calibration import measure
-from draftmill.engine.cost import Cost
+from draftmill.engine.depth.budget import Budget
+from draftmill.engine.depth.calibration import measure
+from draftmill.engine.depth.round_cost import Cost
 from draftmill.engine.engine import Engine
-from draftmill.engine.loading import LoadedPair, load_pair
-from draftmill.engine.pairs import resolve
+from draftmill.engine.models.load import LoadedPair, load_pair
+from draftmill.engine.models.pairs import resolve
 from draftmill.engine.request import Request, Sampling
-from draftmill.producer.paths import cache_dir
+from draftmill.producer.queue.paths import cache_dir
 
 PROMPTS = ("Explain how rainbows form in simple words.", "Write a short poem about a river in autumn.")
 

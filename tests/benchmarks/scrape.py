@@ -20,13 +20,13 @@ from urllib.request import urlopen
 
 import click
 
-from draftmill.producer import batches, contract, fleet
+from draftmill.producer.queue import batches, fleet, wire
 from tests.redis_server import RedisServer
 
 from .overhead import ROOT, cpu_seconds, write_model
 
 EVERY = 15.0
-"""Seconds between two scrapes of deploy/prometheus.yml."""
+"""Seconds between two scrapes of deploy/monitoring/prometheus.yml."""
 
 
 def scrape(address: str) -> tuple[float, float]:
@@ -75,9 +75,9 @@ def main(pairs: int, seconds: float, rate: float, rows: int) -> None:
             assert "ready" in worker.stdout.readline()
             with server.connect() as redis:
                 batch = batches.BatchInfo("load", pair, "normal", 2000)
-                sampling = contract.Sampling(max_tokens=128)
+                sampling = wire.Sampling(max_tokens=128)
                 bodies = [
-                    contract.JobBody(batch=batch.id, custom_id=str(n), pair=pair, prompt=f"Why {n}?", sampling=sampling)
+                    wire.JobBody(batch=batch.id, custom_id=str(n), pair=pair, prompt=f"Why {n}?", sampling=sampling)
                     for n in range(batch.total)
                 ]
                 batches.create(redis, batch)

@@ -16,7 +16,19 @@ from typing import Any
 import openai
 
 from tests.producer.conftest import Shell
-from tests.producer.serving import ENDED, MESSAGES, PAIR, Server, counts, create, jsonl, lines, request, wait, worker
+from tests.producer.web.serving import (
+    ENDED,
+    MESSAGES,
+    PAIR,
+    Server,
+    counts,
+    create,
+    jsonl,
+    lines,
+    request,
+    wait,
+    worker,
+)
 from tests.redis_server import RedisServer, fresh_server
 
 LINES, CALLS = 50_000, 200

@@ -20,13 +20,13 @@ import click
 import mlx.core as mx
 from mlx_lm.utils import dequantize_model
 
-from draftmill.engine import models
-from draftmill.engine.draft import load_draft
+from draftmill.engine.drafting.dflash import load_draft
 from draftmill.engine.engine import Engine
-from draftmill.engine.families import adapt
-from draftmill.engine.pairs import Pair, resolve
+from draftmill.engine.models import folder
+from draftmill.engine.models.pairs import Pair, resolve
+from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, Sampling
-from draftmill.producer.paths import cache_dir
+from draftmill.producer.queue.paths import cache_dir
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def load(pair: Pair, rows: int, depth: int | None, half: bool) -> Engine:
     """An engine over a pair; with `half`, target and draft dequantised and in bfloat16."""
     if not half:
         if depth is None and pair.draft:
-            depth = load_draft(models.locate(pair.draft, cache_dir())).config.block_size - 1
+            depth = load_draft(folder.locate(pair.draft, cache_dir())).config.block_size - 1
         return Engine.load(pair, cache_dir(), rows, depth=depth)
-    loaded = models.load(pair.target, cache_dir())
-    parts = [loaded.model, load_draft(models.locate(pair.draft, cache_dir()))] if pair.draft else [loaded.model]
+    loaded = folder.load(pair.target, cache_dir())
+    parts = [loaded.model, load_draft(folder.locate(pair.draft, cache_dir()))] if pair.draft else [loaded.model]
     model, *draft = [dequantize_model(part) for part in parts]
     for part in (model, *draft):
         part.set_dtype(mx.bfloat16)

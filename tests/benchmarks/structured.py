@@ -17,9 +17,9 @@ import click
 import jsonschema
 
 from draftmill.engine.engine import Engine
-from draftmill.engine.pairs import resolve
+from draftmill.engine.models.pairs import resolve
 from draftmill.engine.request import Completion, Request, Sampling
-from draftmill.producer.paths import cache_dir
+from draftmill.producer.queue.paths import cache_dir
 
 MOOD = {
     "type": "object",

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from draftmill.producer import batches, contract, fleet
+from draftmill.producer.queue import batches, fleet, wire
 from tests.producer.conftest import ROOT
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
@@ -62,8 +62,8 @@ class Farm:
 
     def start_prometheus(self) -> None:
         """The configuration of `deploy/`, but for the exporter's address and quicker: it looks every second."""
-        shutil.copytree(DEPLOY / "rules", self.folder / "rules")
-        text = (DEPLOY / "prometheus.yml").read_text()
+        shutil.copytree(DEPLOY / "monitoring" / "rules", self.folder / "rules")
+        text = (DEPLOY / "monitoring" / "prometheus.yml").read_text()
         assert text.count("exporter:9480") == 2
         text = re.sub(r"(interval): \d+s", r"\1: 1s", text.replace("exporter:9480", self.exporter))
         (self.folder / "prometheus.yml").write_text(text)
@@ -112,12 +112,12 @@ class Farm:
     def submit(self, count: int, tokens: int, batch: str, prompt: str = "say it again", **sampling: Any) -> None:
         info = batches.BatchInfo(batch, PAIR, "normal", count, "test.jsonl", "")
         bodies = [
-            contract.JobBody(
+            wire.JobBody(
                 batch=batch,
                 custom_id=f"r-{n}",
                 pair=PAIR,
                 prompt=prompt,
-                sampling=contract.Sampling(max_tokens=tokens + n % 7, **sampling),
+                sampling=wire.Sampling(max_tokens=tokens + n % 7, **sampling),
                 line=n + 1,
             )
             for n in range(count)

@@ -17,7 +17,7 @@ from tests.producer.conftest import ROOT
 from tests.redis_server import RedisServer, fresh_server
 
 DEPLOY = ROOT / "deploy"
-SCRIPTS = sorted(DEPLOY.glob("*.sh"))
+SCRIPTS = sorted(DEPLOY.rglob("*.sh"))
 UNIT = "draftmill-worker.service"
 
 
@@ -26,7 +26,7 @@ def test_each_file_is_told_of_in_a_test() -> None:
     files = [
         path.relative_to(DEPLOY) for path in DEPLOY.rglob("*") if path.is_file() and path.suffix not in (".md", ".png")
     ]
-    assert [str(path) for path in files if not any(part in tests for part in path.parts)] == []
+    assert [str(path) for path in files if not any(part in tests for part in path.parts[1:] or path.parts)] == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -41,7 +41,7 @@ def test_scripts_parse(script: Path) -> None:
 
 @pytest.mark.parametrize("name", ["org.draftmill.worker.plist", "org.draftmill.wired-limit.plist"])
 def test_property_lists(name: str, tmp_path: Path) -> None:
-    text = (DEPLOY / name).read_text("utf-8")
+    text = (DEPLOY / "mac" / name).read_text("utf-8")
     filled = re.sub(r"@(STOP_SECONDS|WIRED_LIMIT)@", "330", text)
     plist = plistlib.loads(filled.encode())
     assert f"{plist['Label']}.plist" == name
@@ -54,7 +54,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     if not (checker := shutil.which("systemd-analyze")):
         pytest.skip("no systemd here; test_join.py parses the unit")
     words = {"@USER@": "root", "@PREFIX@": "/tmp", "@STOP_SECONDS@": "330"}
-    unit = re.sub("@[A-Z_]+@", lambda word: words[word[0]], (DEPLOY / UNIT).read_text("utf-8"))
+    unit = re.sub("@[A-Z_]+@", lambda word: words[word[0]], (DEPLOY / "linux" / UNIT).read_text("utf-8"))
     (tmp_path / UNIT).write_text(unit)
     checked = subprocess.run([checker, "verify", "--man=no", tmp_path / UNIT], capture_output=True, text=True)
     assert UNIT not in checked.stderr
@@ -65,7 +65,9 @@ def test_the_server_s_configuration() -> None:
     with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
         server = RedisServer(Path(folder))
         settings = ["--port", "0", "--unixsocket", str(server.socket), "--dir", folder]
-        with subprocess.Popen([server.program, DEPLOY / "redis.conf", *settings], stdout=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [server.program, DEPLOY / "redis" / "redis.conf", *settings], stdout=subprocess.DEVNULL
+        ) as process:
             server.process = process
             server.wait()
             with server.connect() as redis:
@@ -77,7 +79,7 @@ def test_the_server_s_configuration() -> None:
 
 def test_the_guides_name_files_that_are_there() -> None:
     file = re.compile(r"`(?:deploy/)?([\w./-]+\.(?:sh|conf|plist|service|crontab|yml|yaml))\b")
-    for page in DEPLOY.glob("*.md"):
+    for page in DEPLOY.rglob("*.md"):
         named = file.findall(page.read_text("utf-8"))
         assert [name for name in named if not any(DEPLOY.rglob(Path(name).name))] == []
 

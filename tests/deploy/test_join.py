@@ -22,9 +22,9 @@ import orjson
 import pytest
 import redis as redis_py
 
-from draftmill.producer import fleet
+from draftmill.producer.queue import fleet
+from tests.producer.cli.test_run import model
 from tests.producer.conftest import ROOT
-from tests.producer.test_run import model
 from tests.redis_server import RedisServer
 
 __all__ = ["model"]
@@ -45,7 +45,7 @@ class Machine:
 
     def __call__(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [ROOT / "deploy" / script, *arguments],
+            [ROOT / "deploy" / "mac" / script, *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

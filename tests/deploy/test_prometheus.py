@@ -17,12 +17,14 @@ import orjson
 import pytest
 import yaml
 
-from draftmill.producer import batches, fleet
+from draftmill.producer.queue import batches, fleet
 from tests.deploy.farm import DEPLOY, Farm, farm, wait
 from tests.redis_server import fresh_server
 from tests.worker.run_worker import PAIR
 
 TESTS = Path(__file__).parent
+MONITORING = DEPLOY / "monitoring"
+COMPOSE = DEPLOY / "docker" / "compose.yaml"
 LEASE = 5.0
 
 with_prometheus = pytest.mark.skipif(
@@ -32,11 +34,11 @@ with_prometheus = pytest.mark.skipif(
 
 
 def boards() -> dict[str, Any]:
-    return {path.name: json.loads(path.read_text()) for path in (DEPLOY / "grafana" / "dashboards").glob("*.json")}
+    return {path.name: json.loads(path.read_text()) for path in (MONITORING / "grafana" / "dashboards").glob("*.json")}
 
 
 def alerts() -> list[dict[str, Any]]:
-    (group,) = yaml.safe_load((DEPLOY / "rules" / "alerts.yml").read_text())["groups"]
+    (group,) = yaml.safe_load((MONITORING / "rules" / "alerts.yml").read_text())["groups"]
     return group["rules"]
 
 
@@ -44,7 +46,7 @@ def alerts() -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "command",
     [
-        ("check", "config", str(DEPLOY / "prometheus.yml")),
+        ("check", "config", str(MONITORING / "prometheus.yml")),
         ("test", "rules", str(TESTS / "rules_test.yml"), str(TESTS / "long_rules_test.yml")),
     ],
 )
@@ -64,24 +66,24 @@ def test_each_alert_has_its_unit_test_and_its_place_in_the_guide() -> None:
 
 def test_compose_mounts_what_is_there() -> None:
     """Docker is not at hand in the tests: the file is read, not run."""
-    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    compose = yaml.safe_load(COMPOSE.read_text())
     services = compose["services"]
     assert set(services) == {"redis", "exporter", "prometheus", "grafana"}
     for service in services.values():
         for source, target, *_ in (volume.split(":") for volume in service.get("volumes", [])):
             assert target.startswith("/")
-            assert source in compose["volumes"] or (DEPLOY / source).exists() or source == "./users.acl"
+            assert source in compose["volumes"] or (COMPOSE.parent / source).exists() or source == "./users.acl"
     copied = re.findall(r"^COPY (.+) \S+$", services["exporter"]["build"]["dockerfile_inline"], re.MULTILINE)
     assert all((DEPLOY.parent / name).exists() for line in copied for name in line.split())
-    assert "exporter:9480" in (DEPLOY / "prometheus.yml").read_text()
+    assert "exporter:9480" in (MONITORING / "prometheus.yml").read_text()
 
 
 def test_grafana_finds_prometheus_and_the_dashboards() -> None:
-    provisioning = DEPLOY / "grafana" / "provisioning"
+    provisioning = MONITORING / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "draftmill.yml").read_text())["providers"]
-    mounted = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["grafana"]["volumes"]
-    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in mounted
+    mounted = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["volumes"]
+    assert f"../monitoring/grafana/dashboards:{provider['options']['path']}:ro" in mounted
     assert set(boards()) == {"fleet.json", "mac.json", "pair.json"}
     for board in boards().values():
         ids = [panel["id"] for panel in board["panels"]]
@@ -177,7 +179,7 @@ def test_a_killed_worker_is_told_of_within_two_lease_times(live: Farm) -> None:
 
 
 def recording_rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((DEPLOY / "rules" / "recording.yml").read_text())["groups"]
+    groups = yaml.safe_load((MONITORING / "rules" / "recording.yml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 

@@ -14,8 +14,8 @@ import pytest
 import redis as redis_py
 from croniter import croniter
 
-from draftmill.producer import batches
-from draftmill.producer.run import run
+from draftmill.producer.cli.run import run
+from draftmill.producer.queue import batches
 from tests.producer.conftest import ROOT
 from tests.redis_server import RedisServer
 
@@ -41,7 +41,7 @@ def home(tmp_path: Path) -> Path:
 def crontab() -> dict[str, str]:
     """The sample's commands by the subcommand that they call, as cron gives them to the shell."""
     commands: dict[str, str] = {}
-    for line in (DEPLOY / "notes.crontab").read_text("utf-8").splitlines():
+    for line in (DEPLOY / "linux" / "notes.crontab").read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             *when, command = line.split(None, 5)
             assert croniter.is_valid(" ".join(when))
@@ -78,7 +78,7 @@ def test_cron_s_other_command_is_one_of_run(crontab: dict[str, str]) -> None:
 
 
 def test_launchd_s_sample() -> None:
-    plist = plistlib.loads((DEPLOY / "org.draftmill.notes.plist").read_bytes())
+    plist = plistlib.loads((DEPLOY / "mac" / "org.draftmill.notes.plist").read_bytes())
     assert f"{plist['Label']}.plist" == "org.draftmill.notes.plist"
     assert all(0 <= value <= FIELDS[name] for name, value in plist["StartCalendarInterval"].items())
     shell, option, command = plist["ProgramArguments"]

@@ -12,7 +12,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
 
 from draftmill.engine.engine import SNAPSHOTS, Engine
-from draftmill.engine.families import adapt
+from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, Sampling
 
 VOCABULARY = 96

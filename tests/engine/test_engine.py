@@ -55,7 +55,7 @@ def test_rows_joining_at_any_round_change_nothing(every: int) -> None:
 
 
 def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftmill.engine.scheduler.PREFILL_TOKENS", 7)
+    monkeypatch.setattr("draftmill.engine.schedule.scheduler.PREFILL_TOKENS", 7)
     model = small_model("qwen3")
     asked = requests(6)
     done = run(small_engine(model, max_rows=4), asked, every=2)
@@ -64,7 +64,7 @@ def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.Monke
 
 
 def test_growing_moving_and_preempted_rows_keep_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftmill.engine.scheduler.HEADROOM", 2)
+    monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
     model = small_model("llama")
     asked = requests(6, max_tokens=60, longest=30)
     engine = small_engine(model, max_rows=6, slots=150)

@@ -8,16 +8,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from draftmill.engine.families import adapt
-from draftmill.engine.racing import shapes
-from draftmill.kernels.heats import heats
+from draftmill.engine.models.kernels_for import shapes
+from draftmill.engine.models.targets import adapt
+from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import KERNEL, Operations
-from draftmill.kernels.source import Kernel
+from draftmill.kernels.race.contestants import contests
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
+from .drafting.test_speculation import random_draft, replaying
 from .small import llama_model, quantised, qwen3_5_model, qwen3_model, reference, requests, run
-from .test_speculation import random_draft, replaying
 
 BUILDERS = {
     "llama-sliding": lambda: llama_model(
@@ -42,9 +42,9 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     model, asked = BUILDERS[family](), requests(5, max_tokens=16)
     expected = {request.id: reference(model, request) for request in asked}
     draft = random_draft(head_dim=64, num_target_layers=len(model.layers), sliding_window=12)
-    every = list(heats(shapes(adapt(model), draft), launch))
-    assert all(KERNEL in heat.make() for heat in every)
-    operations = Operations({heat.key: KERNEL for heat in every}, launch)
+    every = list(contests(shapes(adapt(model), draft), launch))
+    assert all(KERNEL in contest.make() for contest in every)
+    operations = Operations({contest.key: KERNEL for contest in every}, launch)
     engine = replaying(model, asked, lambda i: i % 3 == 0, max_rows=3, draft=draft, operations=operations)
     done = run(engine, asked)
     for request in asked:

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from draftmill.worker import queue
-from draftmill.worker.queue import Claimed, JobQueue, Outcome
+from draftmill.producer.queue import leases
+from draftmill.producer.queue.leases import Claimed, JobQueue, Outcome
 from draftmill.worker.worker import MillWorker
 from tests.worker.set_speed_engine import SetSpeedEngine
 
@@ -42,9 +42,9 @@ class CrashingQueue(JobQueue):
         return replies
 
     def _eval(self, text: str, *arguments: Any) -> Any:
-        if text is queue.CLAIM and self.unread:
+        if text is leases.CLAIM and self.unread:
             connection = self.redis.connection_pool.get_connection()
-            connection.send_command("EVAL", text, 0, queue.rq_now(), "1209600", *arguments)
+            connection.send_command("EVAL", text, 0, leases.rq_now(), "1209600", *arguments)
             self.fuse("pop")
         return super()._eval(text, *arguments)
 

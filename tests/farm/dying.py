@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from draftmill.producer import batches, contract
+from draftmill.producer.queue import batches, wire
 from tests.farm.crash import STEPS
 from tests.farm.farm import Farm
 from tests.farm.figure import Figure
@@ -73,7 +73,7 @@ def kills_among_cleaners(full: bool) -> Figure:
 def _kills(workers: int, jobs: int, count: int, cleaners: int = 0) -> Figure:
     dice = random.Random(count + cleaners)
     with Farm(rows=2, round_seconds=0.005, lease=2) as farm, ExitStack() as stack:
-        queue = contract.queue_name(PAIR, "normal", "b")
+        queue = wire.queue_name(PAIR, "normal", "b")
         commands = [[sys.executable, "-c", CLEANER, farm.server.url, queue]] * (cleaners - 1)
         commands += [["sh", "-c", INFO, str(RQ), farm.server.url]] * min(1, cleaners)
         for command in commands:

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import redis as redis_py
 
-from draftmill.producer import batches, contract
+from draftmill.producer.queue import batches, wire
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
 
@@ -134,10 +134,10 @@ class Farm:
         """Submits the lines r-0 … of a batch of `count`, but for those `after` that have been submitted before."""
         info = batches.BatchInfo(batch, PAIR, "normal", count, "soak")
         batches.create(self.redis, info)
-        sampling = contract.Sampling(max_tokens=tokens)
+        sampling = wire.Sampling(max_tokens=tokens)
         for first in range(after, count, 500):
             bodies = [
-                contract.JobBody(
+                wire.JobBody(
                     batch=batch,
                     custom_id=f"r-{n}",
                     pair=PAIR,
@@ -179,8 +179,8 @@ class Farm:
         with self.redis.pipeline() as pipe:
             pipe.zcard("draftmill:leases")
             pipe.zcard("draftmill:later")
-            pipe.hlen(contract.RUNNING)
-            pipe.llen(f"rq:queue:{contract.queue_name(PAIR, 'normal', batch)}")
-            pipe.zcard(f"rq:wip:{contract.queue_name(PAIR, 'normal', batch)}")
+            pipe.hlen(wire.RUNNING)
+            pipe.llen(f"rq:queue:{wire.queue_name(PAIR, 'normal', batch)}")
+            pipe.zcard(f"rq:wip:{wire.queue_name(PAIR, 'normal', batch)}")
             left = pipe.execute()
         return max(0, status.total - status.ended) + status.running + sum(left)

@@ -15,11 +15,11 @@ from typing import Any
 
 import orjson
 
-from draftmill.producer import batches, contract
-from draftmill.producer.batches import BatchInfo
-from draftmill.producer.dataset import BadLine, Dataset
-from draftmill.producer.lines import Defaults
-from draftmill.producer.submit import submit
+from draftmill.producer.client.submission import submit
+from draftmill.producer.input.dataset import BadLine, Dataset
+from draftmill.producer.input.lines import Defaults
+from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.batches import BatchInfo
 from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
 from tests.worker.run_worker import PAIR
@@ -70,8 +70,8 @@ class Bomb:
 
 def hostile_data(dice: random.Random, mark: Path, id: str) -> bytes:
     """The `data` of a job that no producer of ours would write."""
-    function, body = contract.FUNCTION, {"batch": "b", "custom_id": id, "pair": PAIR, "prompt": "x"}
-    names = ["os.system", "subprocess.call", "builtins.eval", "draftmill.worker.cli.worker", f"{function}.x", ""]
+    function, body = wire.FUNCTION, {"batch": "b", "custom_id": id, "pair": PAIR, "prompt": "x"}
+    names = ["os.system", "subprocess.call", "builtins.eval", "draftmill.worker.cli.worker.worker", f"{function}.x", ""]
 
     def packed(value: object) -> bytes:
         return zlib.compress(orjson.dumps(value))
@@ -91,8 +91,8 @@ def hostile_data(dice: random.Random, mark: Path, id: str) -> bytes:
         lambda: packed([function, None, [body | {"messages": [{"role": "user", "content": "both"}]}], {}]),
         lambda: packed([function, None, [body | {"sampling": {"max_tokens": dice.choice([0, -1, 10**9, "x"])}}], {}]),
         lambda: packed([function, None, [body | {"pair": "another"}], {}]),
-        lambda: packed([function, None, [body | {"prompt": "x" * (contract.MOST_BODY_BYTES + 2**16)}], {}]),
-        lambda: zlib.compress(b"\0" * (4 * contract.MOST_BODY_BYTES)),
+        lambda: packed([function, None, [body | {"prompt": "x" * (wire.MOST_BODY_BYTES + 2**16)}], {}]),
+        lambda: zlib.compress(b"\0" * (4 * wire.MOST_BODY_BYTES)),
         lambda: deep(dice.choice([2_000, 100_000])),
         lambda: zlib.compress(orjson.dumps([function, None, [body], {}]).replace(b'"x"', b'"\xff\xfe"')),
         lambda: zlib.compress(b'["draftmill.generate",null,[{"prompt":"\\ud800"}],{}]'),
@@ -107,7 +107,7 @@ def hostile_jobs(full: bool) -> Figure:
     count, honest = (1000, 200) if full else (120, 20)
     dice = random.Random(13)
     with Farm(rows=4, round_seconds=0.002) as farm:
-        mark, queue = farm.folder / "mark", contract.queue_name(PAIR, "normal", "b")
+        mark, queue = farm.folder / "mark", wire.queue_name(PAIR, "normal", "b")
         farm.submit(honest)
         ids = []
         for n in range(count):
@@ -142,7 +142,7 @@ def hostile_lines(full: bool) -> Figure:
     count = 1000 if full else 200
     dice = random.Random(17)
     kinds = [
-        lambda: b'{"prompt": "' + b"x" * contract.MOST_BODY_BYTES + b'"}',
+        lambda: b'{"prompt": "' + b"x" * wire.MOST_BODY_BYTES + b'"}',
         lambda: b'{"prompt": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
         lambda: b'{"prompt": "\xff\xfe"}',
         lambda: b'{"prompt": "\\ud800"}',

@@ -18,13 +18,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
-from draftmill.producer import acl
-from draftmill.producer.cli import main
-from draftmill.producer.dashboard.view import Observer
-from draftmill.producer.serve.cancel import cancel
+from draftmill.producer.cli.main import main
+from draftmill.producer.queue import acl
+from draftmill.producer.web.dashboard.view import Observer
+from draftmill.producer.web.serve.cancel import cancel
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
-from tests.producer.serving import wait_until
+from tests.producer.web.serving import wait_until
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
 

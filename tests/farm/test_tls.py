@@ -38,7 +38,9 @@ def guarded() -> Iterator[Guarded]:
         folder = Path(name)
         for host, below in (("127.0.0.1", "."), ("elsewhere.example", "other")):
             Path(folder, below).mkdir(exist_ok=True)
-            subprocess.run([ROOT / "deploy/certificates.sh", host], cwd=folder / below, check=True, capture_output=True)
+            subprocess.run(
+                [ROOT / "deploy/redis/certificates.sh", host], cwd=folder / below, check=True, capture_output=True
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import pytest
 
-from draftmill.kernels.launch import on_gpu
-from draftmill.kernels.source import Launch
+from draftmill.kernels.gpu.launch import on_gpu
+from draftmill.kernels.gpu.source import Launch
 
 from .emulator import compiler, on_cpu
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from draftmill.kernels.source import parse
+from draftmill.kernels.gpu.source import parse
 
 METAL_ONLY = {"quantized_matmul_simdgroup.metal"}
 """Files of kernels that CUDA does not get, because they use simdgroup matrices."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests.producer.cli.test_run import model as model  # the fixture
 from tests.producer.conftest import Shell
-from tests.producer.test_output import FORMATS, rows, stray
-from tests.producer.test_run import model as model  # the fixture
+from tests.producer.output.test_output import FORMATS, rows, stray
 from tests.worker.run_worker import PAIR
 
 LINES = 400

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftmill.engine.request import Completion
-from draftmill.producer import batches
-from draftmill.producer.batches import BatchInfo
-from draftmill.producer.dataset import Dataset
-from draftmill.producer.lines import Defaults
-from draftmill.producer.rows import RowOptions
-from draftmill.producer.submit import submit
+from draftmill.producer.client.submission import submit
+from draftmill.producer.input.dataset import Dataset
+from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.rows import RowOptions
+from draftmill.producer.queue import batches
+from draftmill.producer.queue.batches import BatchInfo
+from draftmill.producer.queue.leases import JobQueue
 from draftmill.worker import jobs, results
-from draftmill.worker.queue import JobQueue
 
 PAIR = "small"
 LEAF = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)

@@ -12,7 +12,7 @@ import orjson
 import pytest
 import redis as redis_py
 
-from draftmill.producer import batches, contract
+from draftmill.producer.queue import batches, wire
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
 
@@ -52,9 +52,9 @@ class Mill:
     ) -> batches.Submitted:
         """Submits lines r-0 … of a batch of `count`."""
         info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl", user)
-        sampling = contract.Sampling(max_tokens=tokens, max_seconds=max_seconds)
+        sampling = wire.Sampling(max_tokens=tokens, max_seconds=max_seconds)
         bodies = [
-            contract.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1)
+            wire.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1)
             for n in range(count)
         ]
         batches.create(self.redis, info)

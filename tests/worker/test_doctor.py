@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from draftmill.engine.racing import results_file
-from draftmill.kernels.race import Result, write
+from draftmill.engine.models.kernels_for import results_file
+from draftmill.kernels.race.race import Result, write
 from tests.redis_server import RedisServer
 
 

@@ -10,9 +10,9 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
-from draftmill.producer import contract, fleet
-from draftmill.producer.cli import main
-from draftmill.producer.fleet import Orders, Shift
+from draftmill.producer.cli.main import main
+from draftmill.producer.queue import fleet, wire
+from draftmill.producer.queue.fleet import Orders, Shift
 from draftmill.worker.duty import duty
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
@@ -147,7 +147,7 @@ def test_a_worker_of_another_version_or_pair_says_so_and_takes_nothing(mill: Mil
 def test_orders_that_make_no_sense_stop_nobody(mill: Mill) -> None:
     process = mill.start()
     wait(joined(mill, 1))
-    mill.redis.hset(contract.FLEET, "pairs *", "qwen3-4b")
+    mill.redis.hset(wire.FLEET, "pairs *", "qwen3-4b")
     time.sleep(1.2)
     mill.submit(4)
     mill.wait(all_done)

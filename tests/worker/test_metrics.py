@@ -11,13 +11,13 @@ import orjson
 import pytest
 
 from draftmill.engine.stats import Stats
-from draftmill.producer.contract import JobBody
+from draftmill.producer.queue.leases import Claimed
+from draftmill.producer.queue.wire import JobBody
 from draftmill.worker import results
-from draftmill.worker.cli import Bytes
+from draftmill.worker.cli.worker import Bytes
 from draftmill.worker.metrics import Metrics
-from draftmill.worker.queue import Claimed
+from tests.engine.drafting.test_speculation import replaying
 from tests.engine.small import llama_model, requests
-from tests.engine.test_speculation import replaying
 
 
 def test_rounds_are_counted_from_the_engine_s_counters() -> None:

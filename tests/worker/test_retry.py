@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import orjson
 
-from draftmill.producer import batches, contract
-from draftmill.worker.queue import Claimed, JobQueue, Outcome, Status
+from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.leases import Claimed, JobQueue, Outcome, Status
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
 INFO = batches.BatchInfo("b", PAIR, "normal", 3)
 
 
-def bodies(count: int = 3) -> list[contract.JobBody]:
+def bodies(count: int = 3) -> list[wire.JobBody]:
     return [
-        contract.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompt="say it", line=n + 1, keep={"row": n})
+        wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompt="say it", line=n + 1, keep={"row": n})
         for n in range(count)
     ]
 
@@ -52,11 +52,11 @@ def test_only_failures_run_again(mill: Mill) -> None:
     state = mill.status()
     assert (state.submitted, state.ended, state.failed, state.queued, state.retries) == (3, 1, 0, 2, 1)
     assert outcomes(mill) == {"r-0": True}
-    assert mill.redis.ttl(contract.batch_key("b")) == mill.redis.ttl(contract.results_key("b")) == -1
+    assert mill.redis.ttl(wire.batch_key("b")) == mill.redis.ttl(wire.results_key("b")) == -1
     run(mill, "done", "failed")
     assert outcomes(mill) == {"r-0": True, "r-1": True, "r-2": False}
     assert (mill.status().done, mill.status().failed, mill.status().complete) == (2, 1, True)
-    assert 0 < mill.redis.ttl(contract.failures_key("b")) <= contract.RESULT_TTL
+    assert 0 < mill.redis.ttl(wire.failures_key("b")) <= wire.RESULT_TTL
 
 
 def test_a_line_that_was_stopped_is_a_failure_and_one_of_a_cancelled_batch_is_not(mill: Mill) -> None:

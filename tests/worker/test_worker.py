@@ -17,11 +17,11 @@ from rq import Queue
 from rq.command import send_stop_job_command
 from rq.job import Job
 
-from draftmill.producer import batches, contract
+from draftmill.producer.queue import batches, wire
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
-QUEUE = contract.queue_name(PAIR, "normal", "b")
+QUEUE = wire.queue_name(PAIR, "normal", "b")
 RQ = Path(sys.executable).with_name("rq")
 
 CLEANER = """
@@ -133,13 +133,13 @@ def test_second_signal_hands_everything_back_at_once(mill: Mill) -> None:
 
 def test_a_stop_that_takes_too_long_hands_back_without_using_up_a_lease(mill: Mill) -> None:
     mill.submit(20, tokens=10_000)
-    for _ in range(contract.MAX_LEASES):
+    for _ in range(wire.MAX_LEASES):
         worker = mill.start(rows=4, drain=0.5)
         mill.wait(lambda status: status.running > 0)
         code, logged = mill.stop(worker)
         assert code == 130
         assert "handed back" in logged
-    leases = [mill.redis.hget(f"rq:job:{contract.job_id('b', f'r-{n}')}", "draftmill_leases") for n in range(20)]
+    leases = [mill.redis.hget(f"rq:job:{wire.job_id('b', f'r-{n}')}", "draftmill_leases") for n in range(20)]
     assert set(leases) <= {None, b"0"}
     assert (mill.status().running, mill.redis.llen(f"rq:queue:{QUEUE}")) == (0, 20)
 
@@ -222,7 +222,7 @@ def test_poison_kills_three_workers_and_no_neighbour(mill: Mill) -> None:
     mill.submit(1, batch="bad", prompt="poison")
     mill.submit(6, tokens=5)
     died = 0
-    while died < contract.MAX_LEASES:
+    while died < wire.MAX_LEASES:
         mill.start(lease=0.5).wait(timeout=10)
         died += 1
     mill.start(lease=0.5)
@@ -251,8 +251,8 @@ def test_rq_s_stop_command_ends_that_job_only(mill: Mill) -> None:
     mill.start()
     mill.wait(lambda status: status.running == 1, batch="long")
     time.sleep(0.3)
-    id = contract.job_id("long", "r-0")
-    send_stop_job_command(mill.redis, id, serializer=contract.JsonSerializer)
+    id = wire.job_id("long", "r-0")
+    send_stop_job_command(mill.redis, id, serializer=wire.JsonSerializer)
     mill.wait(all_done, batch="long")
     assert mill.lines("long")["r-0"]["error"]["code"] == "request_stopped"
     mill.wait(all_done)
@@ -289,8 +289,8 @@ def test_hostile_jobs_run_nothing_and_harm_nobody(mill: Mill, tmp_path: Path) ->
         pickle.dumps(Bomb()),
         zlib.compress(pickle.dumps(Bomb())),
         zlib.compress(orjson.dumps(["os.system", None, [command], {}])),
-        zlib.compress(orjson.dumps([contract.FUNCTION, None, [{"batch": "b", "custom_id": "x"}], {}])),
-        zlib.compress(orjson.dumps([contract.FUNCTION, None, [{}], {"callback": "os.system"}])),
+        zlib.compress(orjson.dumps([wire.FUNCTION, None, [{"batch": "b", "custom_id": "x"}], {}])),
+        zlib.compress(orjson.dumps([wire.FUNCTION, None, [{}], {"callback": "os.system"}])),
         zlib.compress(orjson.dumps("x")),
         zlib.compress(b"\0" * 100_000_000),
         b"",
@@ -301,7 +301,7 @@ def test_hostile_jobs_run_nothing_and_harm_nobody(mill: Mill, tmp_path: Path) ->
         mill.redis.rpush(f"rq:queue:{QUEUE}", f"hostile{number}")
     Queue(QUEUE, connection=mill.redis).enqueue("os.system", command)
     mill.submit(6)
-    mill.redis.hset(f"rq:job:{contract.job_id('b', 'r-0')}", "data", bodies[1])
+    mill.redis.hset(f"rq:job:{wire.job_id('b', 'r-0')}", "data", bodies[1])
     worker = mill.start()
     mill.wait(all_done)
     assert mill.lines()["r-0"]["error"]["code"] == "invalid_request"
@@ -319,8 +319,8 @@ def test_results_logs_and_spool_never_quote_a_prompt(mill: Mill) -> None:
     mill.submit(1, batch="flaky", prompt="xyzzy flaky")
     mill.submit(1, batch="odd", prompt="xyzzy")
     body = {"batch": "odd", "custom_id": "r-0", "pair": PAIR, "prompt": ["xyzzy"]}
-    data = zlib.compress(orjson.dumps([contract.FUNCTION, None, [body], {}]))
-    mill.redis.hset(f"rq:job:{contract.job_id('odd', 'r-0')}", "data", data)
+    data = zlib.compress(orjson.dumps([wire.FUNCTION, None, [body], {}]))
+    mill.redis.hset(f"rq:job:{wire.job_id('odd', 'r-0')}", "data", data)
     worker = mill.start()
     lines = []
     for batch in ("b", "long", "slow", "flaky", "odd"):
@@ -341,7 +341,7 @@ def test_a_request_that_cannot_run_fails_by_itself(mill: Mill) -> None:
     line = mill.lines("long")["r-0"]
     assert line["response"]["status_code"] == 400
     assert "2000 tokens" in line["error"]["message"]
-    job = Job.fetch(contract.job_id("long", "r-0"), connection=mill.redis, serializer=contract.JsonSerializer)
+    job = Job.fetch(wire.job_id("long", "r-0"), connection=mill.redis, serializer=wire.JsonSerializer)
     assert job.is_failed
     mill.wait(all_done)
     assert mill.status().done == 2

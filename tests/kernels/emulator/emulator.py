@@ -1,4 +1,4 @@
-"""Compiles a kernel with the system's C++ compiler and runs it over MLX arrays, as `kernels.launch.on_gpu` would."""
+"""Compiles a kernel with the system's C++ compiler and runs it over MLX arrays, as `gpu.launch.on_gpu` would."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from draftmill.kernels.launch import CONSTANT_SIZE
-from draftmill.kernels.source import Kernel
+from draftmill.kernels.gpu.launch import CONSTANT_SIZE
+from draftmill.kernels.gpu.source import Kernel
 
 _HERE = Path(__file__).parent
 _CPP = {

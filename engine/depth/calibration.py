@@ -1,0 +1,146 @@
+"""Measures what rounds and draft passes cost on this machine, for the row budget: a few seconds, once."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import mlx.core as mx
+
+from ...kernels.packing import Packing, Span
+from ...kernels.race import measurements
+from ..drafting.dflash import DFlashDraft
+from ..drafting.drafter import Drafter, DraftRow
+from ..models.targets.transformer import Transformer
+from ..request import Request, Sampling
+from ..state.state import State
+from .round_cost import Cost, Point, Shape, plan
+
+SECONDS = 8.0
+"""Longest to measure; the cost of larger rounds is then extrapolated. The first run of a shape does not count: a GPU
+may have to compile for it, for seconds.
+"""
+
+REPEATS = 3
+
+
+def calibrated(name: str, cache: Path, target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
+    """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
+    known = known_costs(cache)
+    if name not in known:
+        known[name] = measure(target, drafter, state, max_rows)
+        measurements.write(_file(cache), _here(), {name: cost.to_dict() for name, cost in known.items()})
+    return known[name]
+
+
+def known_costs(cache: Path) -> dict[str, Cost]:
+    """What was measured on this machine, by name; without what an earlier version measured in another way."""
+    costs: dict[str, Cost] = {}
+    for name, fields in measurements.read(_file(cache)).get(_here(), {}).items():
+        with suppress(KeyError, TypeError):
+            costs[name] = Cost.from_dict(fields)
+    return costs
+
+
+def _file(cache: Path) -> Path:
+    return cache / "costs.json"
+
+
+def _here() -> str:
+    """What a round's time depends on beside the pair: chip, MLX and kernels; without a GPU, cores and libraries."""
+    machine = measurements.machine()
+    if mx.default_device() != mx.cpu:
+        return machine
+    threads, libraries = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "LD_PRELOAD"))
+    return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
+
+
+def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
+    """Time rounds and draft passes of growing size, over whatever the pools hold, before any request is there."""
+    rounds: list[Point] = []
+    drafts: list[Point] = []
+    firsts: dict[int, float] = {}
+    left = SECONDS
+    for shape in plan(max_rows, drafter.block, state.pool.slots):
+        if len(rounds) > 2 and len(drafts) > 1 and left < 0:
+            break
+        run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
+        first, again = _seconds(run)
+        left -= REPEATS * again
+        points = drafts if shape.draft else rounds
+        points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
+        if not shape.draft:
+            firsts.setdefault(shape.tokens, first - again)
+    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())))
+
+
+ROWS, SLOTS = 64, 32768
+"""Of a measurement that is not for one engine."""
+
+
+def measure_alone(target: Transformer, draft: DFlashDraft) -> Cost:
+    """As `measure`, over pools of its own."""
+    return measure(target, Drafter(draft, target, SLOTS), target.make_state(SLOTS), ROWS)
+
+
+def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
+    """Seconds of the first run, and the median of others, each launched while the one before it is under way."""
+    begin = time.perf_counter()
+    mx.eval(run())
+    first = time.perf_counter() - begin
+    times: list[float] = []
+    before = run()
+    mx.async_eval(before)
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        after = run()
+        mx.async_eval(after)
+        mx.eval(before)
+        before = after
+        times.append(time.perf_counter() - start)
+    mx.eval(before)
+    return first, statistics.median(times)
+
+
+def _round(shape: Shape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
+    """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
+    room = shape.context + drafter.block
+    counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
+    places = [(row, shape.context + i) for row, count in enumerate(counts) for i in range(count)]
+    begins = [sum(counts[:row]) for row in range(shape.rows)]
+    spans = tuple(
+        Span(begin, count, row * room, shape.context + count, False, row, fresh=True, final=count == 1)
+        for row, (begin, count) in enumerate(zip(begins, counts, strict=True))
+    )
+    tokens = mx.zeros(shape.tokens, mx.int32)
+    positions = mx.array([position for _, position in places], mx.int32)
+    slots = mx.array([row * room + position for row, position in places], mx.int32)
+    replay = mx.zeros(shape.rows, mx.int32)
+
+    def run() -> list[mx.array]:
+        packing = Packing(spans, positions, slots, replay)
+        hidden, taps = target.forward(tokens, packing, state, drafter.taps)
+        return [mx.argmax(target.head(hidden), axis=-1), *taps]
+
+    return run
+
+
+def _draft_pass(shape: Shape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
+    """Whole blocks drafted for some rows, once the context of as many tokens is written."""
+    request = Request("", (0,), Sampling(max_tokens=1))
+    room, depth = shape.context + drafter.block, drafter.block - 1
+    rows = [DraftRow(request, row, row * room, shape.context, False, depth) for row in range(shape.rows)]
+    anchors, cursors = mx.zeros(max_rows, mx.int32), mx.full(max_rows, shape.context, mx.int32)
+    places = mx.array([row * room + ahead for row in range(shape.rows) for ahead in range(drafter.block)], mx.int32)
+    target = drafter.target
+    taps = mx.zeros((places.size, len(drafter.taps) * target.hidden_size), target.dtype)
+
+    def run() -> list[mx.array]:
+        drafter.extend(taps, places, places)
+        return [drafter.draft_blocks(rows, anchors, cursors)]
+
+    return run

@@ -1,0 +1,104 @@
+"""Draft context that waits until its row drafts, so that a row which does not draft pays nothing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..schedule.row import Row
+
+ROUNDS = 16
+"""Most rounds whose taps wait: each takes launches of its own when its context is written."""
+
+
+@dataclass(eq=False)
+class RoundTaps:
+    """A round's taps [N, hidden] of each tapped layer and positions [N], for which so many rows still have a use."""
+
+    states: list[mx.array]
+    positions: mx.array
+    rows: int
+
+
+class RowTaps(NamedTuple):
+    """A row's tokens in a round."""
+
+    taps: RoundTaps
+    tokens: range
+
+
+class ContextWrite(NamedTuple):
+    """Tokens whose context is to be written: taps [N, taps * hidden], positions [N] and slots [N]."""
+
+    taps: mx.array
+    positions: mx.array
+    slots: mx.array
+
+
+class WaitingContext:
+    """The taps of tokens whose context is not written yet, row by row; no two of a row at one position.
+
+    Args:
+        most: tokens whose taps should be held at most.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.held = self.rounds = 0
+        self._rows: dict[Row, list[RowTaps]] = {}
+
+    def hold(self, states: list[mx.array], positions: mx.array, rows: Sequence[tuple[Row, int]]) -> None:
+        """Keep a round's taps: of each row so many tokens, one row after another."""
+        taps, first = RoundTaps(states, positions, len(rows)), 0
+        for row, count in rows:
+            self._rows.setdefault(row, []).append(RowTaps(taps, range(first, first + count)))
+            first += count
+        self.held += first
+        self.rounds += 1
+
+    def take(self, rows: Sequence[Row]) -> ContextWrite | None:
+        """What these rows lack, to be written to the extents that they have now."""
+        indices: dict[RoundTaps, list[int]] = {}
+        extents: dict[RoundTaps, list[int]] = {}
+        for row in rows:
+            for taps, tokens in self.drop(row):
+                assert row.extent
+                indices.setdefault(taps, []).extend(tokens)
+                extents.setdefault(taps, []).extend([row.extent.start] * len(tokens))
+        if not indices:
+            return None
+        states: list[mx.array] = []
+        positions: list[mx.array] = []
+        for taps, wanted in indices.items():
+            if wanted == list(range(taps.positions.size)):
+                states.append(mx.concatenate(taps.states, axis=-1))
+                positions.append(taps.positions)
+            else:
+                some = mx.array(wanted)
+                states.append(mx.concatenate([layer[some] for layer in taps.states], axis=-1))
+                positions.append(taps.positions[some])
+        starts = mx.array([start for own in extents.values() for start in own], mx.int32)
+        places = mx.concatenate(positions)
+        return ContextWrite(mx.concatenate(states), places, places + starts)
+
+    def take_if_full(self) -> ContextWrite | None:
+        """What all rows lack, if there is too much of it."""
+        return self.take(list(self._rows)) if self.held > self.most or self.rounds > ROUNDS else None
+
+    def drop(self, row: Row) -> list[RowTaps]:
+        """Hold nothing more of a row; returns what there was."""
+        held = self._rows.pop(row, [])
+        for taps, _ in held:
+            taps.rows -= 1
+            if not taps.rows:
+                self.held -= taps.positions.size
+                self.rounds -= 1
+        return held
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        for row in list(self._rows):
+            self.drop(row)

@@ -1,0 +1,282 @@
+"""The DFlash draft model: its configuration, its modules and its forward, whatever batches them.
+
+Layout of checkpoints and algorithm after DFlash (block diffusion for speculative decoding): the draft has no
+embedding and no head of its own, attends to features made of the target's hidden states, and fills a block of mask
+tokens at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.rope_utils import initialize_rope
+
+from ...kernels.fused.rotary import Layout
+from ...kernels.operations import Operations
+from ..models.folder import ModelError
+from ..models.layers import swiglu, turns
+from ..models.linear import Beside, apply, join
+
+ARCHITECTURE = "DFlashDraftModel"
+STOCK_OPERATIONS = Operations()
+
+Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
+"""attend(layer, queries [N, H, D], keys [N, KV, D], values [N, KV, D]) -> mixed [N, H * D]."""
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """A draft's `config.json`, both levels merged. `is_causal` None: causal in the block on sliding layers only."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    num_target_layers: int
+    mask_token_id: int
+    head_dim: int
+    target_layer_ids: tuple[int, ...]
+    layer_types: tuple[str, ...]
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 32768
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    block_size: int = 16
+    sliding_window: int | None = None
+    is_causal: bool | None = None
+    final_logit_softcapping: float | None = None
+    input_embedding_scale: float = 1.0
+    output_multiplier: float = 1.0
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> DraftConfig:
+        """Read a checkpoint's configuration; `dflash_config` wins over the top level.
+
+        Raises:
+            ModelError: another architecture, or a field without which nothing can be done is missing.
+        """
+        architectures = config.get("architectures") or [ARCHITECTURE]
+        if ARCHITECTURE not in architectures:
+            raise ModelError(f"draft architecture {architectures[0]} is not supported; supported: {ARCHITECTURE}")
+        merged = {**config, **(config.get("dflash_config") or {})}
+        rope = merged.get("rope_parameters") or {}
+        merged.setdefault("rope_theta", rope.get("rope_theta", cls.rope_theta))
+        scaling = merged.get("rope_scaling") or rope
+        merged["rope_scaling"] = (
+            scaling if scaling.get("rope_type", scaling.get("type", "default")) != "default" else None
+        )
+        if not merged.get("final_logit_softcapping"):
+            merged["final_logit_softcapping"] = None
+        try:
+            layers, target_layers = merged["num_hidden_layers"], merged["num_target_layers"]
+            merged["head_dim"] = merged.get("head_dim") or merged["hidden_size"] // merged["num_attention_heads"]
+            merged["target_layer_ids"] = tuple(merged.get("target_layer_ids") or default_taps(layers, target_layers))
+            merged["layer_types"] = tuple(merged.get("layer_types") or ["full_attention"] * layers)
+            draft = cls(**{f.name: merged[f.name] for f in fields(cls) if merged.get(f.name) is not None})
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"draft config.json lacks a field: {error}") from error
+        if unknown := set(draft.layer_types) - {"full_attention", "sliding_attention"}:
+            raise ModelError(f"draft config.json has layer types that are not supported: {', '.join(sorted(unknown))}")
+        if "sliding_attention" in draft.layer_types and draft.sliding_window is None:
+            raise ModelError("draft config.json has sliding layers but no sliding_window")
+        return draft
+
+
+def default_taps(layers: int, target_layers: int) -> tuple[int, ...]:
+    """The tapped target layers of a draft whose configuration names none."""
+    if layers == 1:
+        return (target_layers // 2,)
+    return tuple(round(1 + i * (target_layers - 4) / (layers - 1)) for i in range(layers))
+
+
+class DraftAttention(nn.Module):
+    """Projections of one layer, used for context features and for the block alike."""
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        hidden, dim = config.hidden_size, config.head_dim
+        self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.scale = dim**-0.5
+        self.q_proj = nn.Linear(hidden, self.n_heads * dim, bias=False)
+        self.k_proj = nn.Linear(hidden, self.n_kv_heads * dim, bias=False)
+        self.v_proj = nn.Linear(hidden, self.n_kv_heads * dim, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * dim, hidden, bias=False)
+        self.q_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+
+
+class DraftMLP(nn.Module):
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DraftLayer(nn.Module):
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.self_attn = DraftAttention(config)
+        self.mlp = DraftMLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class DFlashDraft(nn.Module):
+    """The draft. Tokens are packed: every method takes N tokens with their absolute positions [N]."""
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(len(config.target_layer_ids) * config.hidden_size, config.hidden_size, bias=False)
+        self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers = [DraftLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rope: Any = initialize_rope(
+            config.head_dim,
+            base=config.rope_theta,
+            traditional=False,
+            scaling_config=config.rope_scaling,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+        self._joint: list[tuple[nn.Module, nn.Module]] = []
+
+    @property
+    def layout(self) -> Layout:
+        """Queries, keys and values in a layer's joint projection."""
+        config = self.config
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return Layout(*heads, config.head_dim, config.head_dim, epsilon=config.rms_norm_eps)
+
+    def join(self) -> None:
+        """Join projections that read the same input, so that a layer takes few launches; not to be trained after it."""
+        self._joint = self._joint or [
+            (join([attn.q_proj, attn.k_proj, attn.v_proj]), join([mlp.gate_proj, mlp.up_proj]))
+            for attn, mlp in ((layer.self_attn, layer.mlp) for layer in self.layers)
+        ]
+
+    def context(
+        self, taps: mx.array, positions: mx.array, operations: Operations = STOCK_OPERATIONS
+    ) -> list[tuple[mx.array, mx.array]]:
+        """Keys and values [N, KV, D] of each layer for taps [N, taps * hidden] of committed tokens: what is cached."""
+        features = self.hidden_norm(apply(self.fc, taps, operations))
+        heads = taps.shape[0], self.config.num_key_value_heads, self.config.head_dim
+        context: list[tuple[mx.array, mx.array]] = []
+        for attn in (layer.self_attn for layer in self.layers):
+            keys = attn.k_norm(apply(attn.k_proj, features, operations).reshape(heads))
+            turned = self.rope(keys[:, :, None], offset=positions)[:, :, 0]
+            context.append((turned, apply(attn.v_proj, features, operations).reshape(heads)))
+        return context
+
+    def __call__(
+        self, x: mx.array, positions: mx.array, attend: Attend, operations: Operations = STOCK_OPERATIONS
+    ) -> mx.array:
+        """Hidden states [N, hidden], normed for the target's head, of embedded block tokens x [N, hidden]."""
+        layout, turned = self.layout, turns(self.rope, self.layout, positions)
+        if self.config.input_embedding_scale != 1:
+            x = x * self.config.input_embedding_scale
+        y = self.layers[0].input_layernorm(x)
+        following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            attn, after = layer.self_attn, layer.post_attention_layernorm
+            projected, gates = self._projections(index)
+            heads = apply(projected, y, operations)
+            norms = attn.q_norm.weight, attn.k_norm.weight
+            queries, keys = operations.rotate(heads, turned, norms, layout)
+            values = heads[:, layout.values :].reshape(keys.shape)
+            mixed = apply(attn.o_proj, attend(index, queries, keys, values), operations)
+            x, y = operations.add_norm(x, mixed, after.weight, after.eps)
+            hidden = swiglu(*mx.split(apply(gates, y, operations), 2, axis=-1))
+            fed = apply(layer.mlp.down_proj, hidden, operations)
+            x, y = operations.add_norm(x, fed, norm.weight, norm.eps)
+        return y
+
+    def _projections(self, index: int) -> tuple[nn.Module, nn.Module]:
+        """What makes queries, keys and values of a layer, and the two halves of its MLP."""
+        if self._joint:
+            return self._joint[index]
+        attn, mlp = self.layers[index].self_attn, self.layers[index].mlp
+        return Beside([attn.q_proj, attn.k_proj, attn.v_proj]), Beside([mlp.gate_proj, mlp.up_proj])
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """The draft's own scaling of the target head's logits."""
+        logits = logits * self.config.output_multiplier
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else cap * mx.tanh(logits / cap)
+
+    def window(self, layer: int) -> int | None:
+        """The layer's sliding window in tokens, None where it sees the whole context."""
+        return self.config.sliding_window if self.config.layer_types[layer] == "sliding_attention" else None
+
+    def causal(self, layer: int) -> bool:
+        """Whether block tokens see only the block tokens before them."""
+        causal = self.config.is_causal
+        return self.window(layer) is not None if causal is None else causal
+
+    @property
+    def linears(self) -> list[nn.Module]:
+        """Its linear layers, in the form in which they run."""
+        attns, mlps = ([getattr(layer, name) for layer in self.layers] for name in ("self_attn", "mlp"))
+        pairs = [self._projections(index) for index in range(len(self.layers))]
+        context = [part for attn in attns for part in (attn.k_proj, attn.v_proj)]
+        outputs = [*(attn.o_proj for attn in attns), *(mlp.down_proj for mlp in mlps)]
+        return [self.fc, *context, *outputs, *(part for pair in pairs for part in pair)]
+
+
+def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
+    """Load a draft checkpoint from a folder.
+
+    Args:
+        folder: `config.json` and one or more `*.safetensors`.
+        quantize_bits: quantise the linear layers at load, in groups of 64.
+
+    Raises:
+        ModelError: unreadable or incomplete, an architecture that is not DFlash's, weights that do not fit or are NaN.
+    """
+    try:
+        raw = json.loads((folder / "config.json").read_bytes())
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"draft {folder}: no *.safetensors file; download it again")
+        stored: list[Any] = [mx.load(str(file)) for file in files]
+        weights = {name: array for part in stored for name, array in part.items()}
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"draft {folder}: {error}; download it again") from error
+    draft = DFlashDraft(DraftConfig.from_dict(raw))
+    weights = {name.removeprefix("model."): array for name, array in weights.items()}
+    if quantization := raw.get("quantization"):
+        nn.quantize(draft, group_size=quantization["group_size"], bits=quantization["bits"])
+    expected = {name: array.shape for name, array in arrays(draft)}
+    for name, shape in expected.items():
+        if name not in weights:
+            raise ModelError(f"draft {folder}: weight {name} is missing; download it again")
+        if weights[name].shape != shape:
+            raise ModelError(f"draft {folder}: weight {name} is {weights[name].shape}, config.json says {shape}")
+    draft.load_weights([(name, weights[name]) for name in expected])
+    for name, array in arrays(draft):
+        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+            raise ModelError(f"draft {folder}: weight {name} holds NaN or infinity; download it again")
+    if quantize_bits:
+        nn.quantize(draft, group_size=64, bits=quantize_bits)
+    draft.eval()
+    return draft
+
+
+def arrays(draft: DFlashDraft) -> list[tuple[str, mx.array]]:
+    """The draft's parameters by their names in a checkpoint."""
+    flat: Any = tree_flatten(draft.parameters())
+    return flat

@@ -1,0 +1,127 @@
+"""Drafting for all rows of a round at once: the draft model over its own pool, which obeys the target's extents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...kernels.packing import Packing, Span
+from ..choose.sampling import choose
+from ..models.folder import ModelError
+from ..models.targets.transformer import Transformer
+from ..request import Request
+from ..state.kv_pool import KVPool
+from .dflash import DFlashDraft
+
+
+@dataclass(frozen=True)
+class DraftRow:
+    """One row to draft for: the place of its anchor and cursor, its extent, and the host's bound of its cursor."""
+
+    request: Request
+    slot: int
+    extent: int
+    bound: int
+    exact: bool
+    depth: int
+
+
+class Drafter:
+    """A draft bound to a target, whose embedding and head it uses, with the context of all rows.
+
+    A draft's context keys and values lie at the slots of the target's. They follow the same rule: what a round writes
+    past the cursor is invisible and is overwritten. The block's own keys and values are written there too, for as
+    long as the block is drafted.
+
+    Raises:
+        ModelError: the draft does not fit the target.
+    """
+
+    def __init__(self, draft: DFlashDraft, target: Transformer, slots: int):
+        fit(draft, target)
+        draft.join()
+        self.draft, self.target = draft, target
+        self.taps = draft.config.target_layer_ids
+        self.block = draft.config.block_size
+        config = draft.config
+        self.pool = KVPool(config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim, target.dtype)
+
+    @staticmethod
+    def bytes_per_slot(draft: DFlashDraft, target: Transformer) -> int:
+        """Memory of one token's context."""
+        config = draft.config
+        return KVPool.bytes_per_slot(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
+        )
+
+    @staticmethod
+    def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:
+        """Memory of one token's taps."""
+        return len(draft.config.target_layer_ids) * target.hidden_size * target.dtype.size
+
+    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
+        """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""
+        block, count = self.block, len(rows)
+        places = mx.array([row.slot for row in rows])
+        mask = mx.full((count, block - 1), self.draft.config.mask_token_id, mx.int32)
+        tokens = mx.concatenate([anchors[places][:, None], mask], axis=1).flatten()
+        cursor = cursors[places][:, None]
+        positions = (cursor + mx.arange(block)).flatten()
+        slots = positions + mx.repeat(mx.array([row.extent for row in rows]), block)
+        spans = tuple(Span(i * block, block, row.extent, row.bound + block, row.exact) for i, row in enumerate(rows))
+        limits = mx.repeat(cursor.flatten() + block - 1, block)
+        packings = {True: Packing(spans, positions, slots), False: Packing(spans, positions, slots, limits=limits)}
+
+        def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+            pools = self.pool.write(layer, slots, keys, values)
+            packing, scale = packings[self.draft.causal(layer)], self.draft.layers[layer].self_attn.scale
+            return self.target.operations.attention(queries, *pools, packing, scale, self.draft.window(layer))
+
+        hidden = self.draft(self.target.embed(tokens), positions, attend, self.target.operations)
+        wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
+        logits = self.draft.finish(self.target.head(hidden[wanted]))
+        samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
+        return choose(logits, samplings, positions[wanted])
+
+    def extend(self, taps: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
+        """Write the context of tokens with these taps [N, taps * hidden] and absolute positions [N] at `slots` [N].
+
+        Returns an array to evaluate with the round if nothing in it drafts from this context.
+        """
+        for layer, (keys, values) in enumerate(self.draft.context(taps, positions, self.target.operations)):
+            self.pool.write(layer, slots, keys, values)
+        return self.written
+
+    @property
+    def written(self) -> mx.array:
+        """Depends on all that was written so far.
+
+        One element of each pool: naming the pools themselves would hold them until the round has run.
+        """
+        return mx.stack([pool[0, 0, 0] for pool in self.pool.keys + self.pool.values])
+
+
+def fit(draft: DFlashDraft, target: Transformer) -> None:
+    """Check that a draft belongs to a target. Raises ModelError with the reason."""
+    config = draft.config
+    checks = [
+        (config.hidden_size == target.hidden_size, f"hidden size {config.hidden_size}, target {target.hidden_size}"),
+        (config.vocab_size == target.vocabulary, f"vocabulary {config.vocab_size:,}, target {target.vocabulary:,}"),
+        (
+            config.num_target_layers == len(target.layers),
+            f"made for {config.num_target_layers} target layers, target has {len(target.layers)}",
+        ),
+        (
+            all(0 <= tap < len(target.layers) for tap in config.target_layer_ids),
+            f"taps {config.target_layer_ids}, target has {len(target.layers)} layers",
+        ),
+        (
+            0 <= config.mask_token_id < target.vocabulary,
+            f"mask token {config.mask_token_id:,}, vocabulary {target.vocabulary:,}",
+        ),
+    ]
+    for fits, reason in checks:
+        if not fits:
+            raise ModelError(f"the draft does not fit the target: {reason}; name the draft made for this target")

@@ -1,0 +1,123 @@
+"""Loading the model that a name stands for: the boxed default, a folder, or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+from huggingface_hub import snapshot_download
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import dequantize_model
+
+from . import boxed
+from .boxed import ModelError
+from .targets import FAMILIES
+
+__all__ = ["LoadedModel", "ModelError", "load"]
+
+HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+"""What is fetched of a hub repository: everything a model needs except code."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to generate. `context_length` is in tokens, prompt and completion together."""
+
+    name: str
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    context_length: int
+
+
+def load(name: str, cache: Path) -> LoadedModel:
+    """Load the model called `name`; `cache` is where the boxed model is kept.
+
+    Raises `ModelError`. On the CPU backend all weights become float32: half and quantised weights crawl.
+    """
+    folder = locate(name, cache)
+    refuse_unusable(folder)
+    try:
+        loaded: Any = mlx_lm.load(str(folder), lazy=True, return_config=True)
+        model, tokenizer, config = loaded
+        if mx.default_device() == mx.cpu:
+            model.set_dtype(mx.float32)
+            model = dequantize_model(model)
+        mx.eval(model.parameters())
+    except Exception as error:  # a broken folder can fail anywhere in the loader
+        remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
+        raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
+    return LoadedModel(name, model, tokenizer, context_length(config, folder))
+
+
+def locate(name: str, cache: Path) -> Path:
+    """The folder that holds the model called `name`, downloaded first if need be."""
+    if name == boxed.NAME:
+        return boxed.unbox(cache)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"{name} is a file: name the folder that holds config.json and model*.safetensors")
+    if name.startswith(("/", ".", "~")):
+        raise ModelError(f"no such model folder: {name}")
+    if name.count("/") != 1:
+        raise ModelError(f"unknown model {name!r}: use {boxed.NAME}, a model folder, or a hub id such as owner/name")
+    try:
+        log.info("fetching %s from the model hub, unless it is here already", name)
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot fetch {name} from the model hub ({first_line(error)}): "
+            "check the name and the network, or name a model folder"
+        ) from error
+
+
+def refuse_unusable(folder: Path) -> None:
+    """Raise `ModelError` for a folder that is no model, is of no supported family, or brings code to run."""
+    config = read_json(folder / "config.json")
+    if (family := config.get("model_type")) not in FAMILIES:
+        raise ModelError(
+            f"{folder} holds model type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
+    tokenizer_file = folder / "tokenizer_config.json"
+    tokenizer = read_json(tokenizer_file) if tokenizer_file.exists() else {}
+    code = [path.name for path in folder.glob("*.py")]
+    code += [key for key in ("auto_map", "model_file") if key in config or key in tokenizer]
+    if code:
+        raise ModelError(f"{folder} carries Python code of its own ({', '.join(code)}), which is never run")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file.parent} is not a model folder: it has no {file.name}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON ({error}): fetch the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a JSON object: fetch the model again")
+    return content
+
+
+def context_length(config: dict[str, Any], folder: Path) -> int:
+    """The model's longest context in tokens; multimodal models keep it in `text_config`."""
+    for section in (config, config.get("text_config") or {}):
+        if isinstance(length := section.get("max_position_embeddings"), int):
+            return length
+    raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]

@@ -1,0 +1,86 @@
+"""Linear layers: those that read the same input joined into one, quantised products in the form that is best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...kernels.operations import Operations
+from ...kernels.race.contestants import ProductShape
+
+BITS, GROUPS = (4, 8), (32, 64)
+"""Affine quantisations that the kernels know."""
+
+ROWS = ("weight", "scales", "biases", "bias")
+"""Arrays of a linear layer whose first dimension is its outputs."""
+
+
+class Beside(nn.Module):
+    """Layers that cannot be joined, because they are quantised differently: their outputs, side by side."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = list(layers)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.concatenate([layer(x) for layer in self.layers], axis=-1)
+
+
+def join(layers: Sequence[nn.Module]) -> nn.Module:
+    """One layer whose outputs are those of linear `layers`, one after the other: [N, K] -> [N, sum of outputs].
+
+    The layers go on working: their arrays become views of the joint ones.
+    """
+    kinds = {
+        (type(layer), *(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))) for layer in layers
+    }
+    names = {tuple(name for name in ROWS if name in layer) for layer in layers}
+    if len(kinds) > 1 or len(names) > 1 or not isinstance(layers[0], nn.Linear | nn.QuantizedLinear):
+        return Beside(layers)
+    joint = copy.copy(layers[0])
+    for name in names.pop():
+        joint[name] = mx.concatenate([layer[name] for layer in layers])
+        mx.eval(joint[name])
+        begin = 0
+        for layer in layers:
+            end = begin + layer[name].shape[0]
+            layer[name] = joint[name][begin:end]
+            mx.eval(layer[name])
+            begin = end
+    return joint
+
+
+def apply(layer: Any, x: mx.array, operations: Operations) -> mx.array:
+    """A linear layer of rows x [N, K]: [N, O]."""
+    if not known(layer):
+        return layer(x)
+    y = product(layer, x, operations)
+    return y + layer.bias if "bias" in layer else y
+
+
+def product(layer: Any, x: mx.array, operations: Operations) -> mx.array:
+    """Rows x [N, K] times the transpose of a quantised layer's or embedding's weight [O, K]: [N, O]."""
+    weight, scales, biases = (layer[name] for name in ("weight", "scales", "biases"))
+    return operations.quantized_matmul(x, weight, scales, biases, layer.group_size, layer.bits)
+
+
+def products(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[ProductShape]:
+    """The quantised products of layers that the kernels know, each shape once."""
+    shape = partial(ProductShape, dtype=dtype)
+    yield from dict.fromkeys(
+        shape(layer.weight.shape[1] * 32 // layer.bits, layer.weight.shape[0], layer.group_size, layer.bits)
+        for layer in layers
+        if known(layer)
+    )
+
+
+def known(layer: nn.Module) -> bool:
+    """Whether the kernels know a layer's quantisation."""
+    if not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
+        return False
+    return layer.mode == "affine" and layer.bits in BITS and layer.group_size in GROUPS

@@ -1,0 +1,73 @@
+"""Which draft belongs to which target: the published pairs, the one in the box, and how names resolve to them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import boxed
+from .folder import ModelError
+
+BOXED_DRAFTS = Path(__file__).parents[1] / "drafts"
+
+QUANTISATION = re.compile(
+    r"[-_.]((\d+(\.\d+)?-?bits?)|bf16|fp16|f16|fp8|mxfp[48]|nvfp4|q\d(_\w+)?|int[48]|mlx|dwq|awq|gptq|gs\d+)$", re.I
+)
+"""A suffix that says how a model is quantised or converted, not what it is."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and its draft, each a boxed name, a folder or a hub id; without a draft decoding is plain."""
+
+    name: str
+    target: str
+    draft: str | None = None
+
+
+PAIRS = {
+    pair.name: pair
+    for pair in (
+        Pair(boxed.NAME, boxed.NAME, str(BOXED_DRAFTS / boxed.NAME)),
+        Pair("qwen3-4b", "Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16"),
+        Pair("qwen3-8b", "Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16"),
+        Pair("qwen3.5-4b", "Qwen/Qwen3.5-4B", "z-lab/Qwen3.5-4B-DFlash"),
+        Pair("qwen3.5-9b", "Qwen/Qwen3.5-9B", "z-lab/Qwen3.5-9B-DFlash"),
+        Pair("qwen3.5-27b", "Qwen/Qwen3.5-27B", "z-lab/Qwen3.5-27B-DFlash"),
+        Pair("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B", "z-lab/Qwen3.5-35B-A3B-DFlash"),
+        Pair("qwen3.6-27b", "Qwen/Qwen3.6-27B", "z-lab/Qwen3.6-27B-DFlash"),
+        Pair("qwen3.6-35b-a3b", "Qwen/Qwen3.6-35B-A3B", "z-lab/Qwen3.6-35B-A3B-DFlash"),
+        Pair("qwen3-coder-30b-a3b", "Qwen/Qwen3-Coder-30B-A3B-Instruct", "z-lab/Qwen3-Coder-30B-A3B-DFlash"),
+    )
+}
+"""Known pairs by name."""
+
+
+def resolve(name: str) -> Pair:
+    """The pair that `name` stands for: a pair's name, or a target (folder or hub id) of which any quantisation takes
+    the draft of its pair.
+
+    A target that belongs to no known pair is a pair without a draft.
+
+    Raises:
+        ModelError: no such pair, and no folder or hub id either; names the nearest pair.
+    """
+    if pair := PAIRS.get(name.lower()):
+        return pair
+    if "/" in name or Path(name).is_dir():
+        known = _family(name)
+        return Pair(name, name, known.draft if known else None)
+    near = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else "see `draftmill pairs`"
+    raise ModelError(f"unknown pair '{name}', {hint} (a folder or a hub id such as owner/name works too)")
+
+
+def _family(target: str) -> Pair | None:
+    """The known pair whose target this is, whoever converted it and however it is quantised."""
+    base = Path(target).name
+    while QUANTISATION.search(base):
+        base = QUANTISATION.sub("", base)
+    targets = {Path(pair.target).name.lower(): pair for pair in PAIRS.values()}
+    return targets.get(base.lower()) or PAIRS.get(base.lower())

@@ -1,0 +1,103 @@
+"""Qwen3.5 and Qwen3.6, dense and MoE: most layers are recurrent (GatedDeltaNet), some attend, through a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.gated_delta import compute_g
+
+from ....kernels.fused.rotary import Layout, Norms
+from ....kernels.packing import Packing
+from ....kernels.race import contestants
+from ....kernels.recurrent.convolution import Heads
+from ...state.recurrent_state import Recurrent, Shape
+from ...state.state import State
+from ..linear import apply
+from .transformer import Pass, Transformer
+
+
+class Qwen35(Transformer):
+    """Adapter over `mlx_lm.models.qwen3_5` and `qwen3_5_moe`, of which only the language model is used."""
+
+    def __init__(self, model: Any):
+        super().__init__(model.language_model)
+        recurrent = attending = 0
+        self.kind_indices: list[int] = []  # of each layer, among the layers of its kind
+        for layer in self.layers:
+            self.kind_indices.append(recurrent if layer.is_linear else attending)
+            recurrent, attending = recurrent + layer.is_linear, attending + (not layer.is_linear)
+        self._recurrent = recurrent
+
+    @cached_property
+    def attention_layers(self) -> list[Any]:
+        return [layer.self_attn for layer in self.layers if not layer.is_linear]
+
+    @cached_property
+    def layout(self) -> Layout:
+        args, attn = self.model.args, self.attention_layers[0]
+        rotated = int(args.head_dim * args.rope_parameters["partial_rotary_factor"])
+        heads = args.num_attention_heads, args.num_key_value_heads
+        return Layout(*heads, args.head_dim, rotated, epsilon=attn.k_norm.eps, stride=2 * args.head_dim)
+
+    @property
+    def shapes(self) -> list[contestants.Shape]:
+        return [*super().shapes, self.recurrent_shape]
+
+    @property
+    def recurrent_shape(self) -> Shape:
+        args = self.model.args
+        heads = Heads(
+            args.linear_num_key_heads,
+            args.linear_num_value_heads,
+            args.linear_key_head_dim,
+            args.linear_value_head_dim,
+        )
+        return Shape(heads, args.linear_conv_kernel_dim, self.dtype, self._recurrent)
+
+    def bytes_per_row(self, block: int) -> int:
+        return self.recurrent_shape.bytes_per_row(block)
+
+    def make_state(self, slots: int) -> State:
+        return State(super().make_state(slots).pool, Recurrent(self.recurrent_shape, self.operations))
+
+    def projections(self, layer: Any) -> list[nn.Module]:
+        if not layer.is_linear:
+            return super().projections(layer)
+        net = layer.linear_attn
+        return [net.in_proj_qkv, net.in_proj_z, net.in_proj_b, net.in_proj_a]
+
+    def output(self, layer: Any) -> nn.Module:
+        return layer.linear_attn.out_proj if layer.is_linear else super().output(layer)
+
+    def norms(self, attn: Any) -> Norms:
+        return attn.q_norm.weight, attn.k_norm.weight
+
+    def forward(
+        self, tokens: mx.array, packing: Packing, state: State, taps: Collection[int] = ()
+    ) -> tuple[mx.array, list[mx.array]]:
+        assert state.recurrent
+        state.recurrent.begin(packing)
+        return super().forward(tokens, packing, state, taps)
+
+    def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
+        place = self.kind_indices[index]
+        if not layer.is_linear:
+            return self.attend(index, place, layer, x, through)
+        assert through.state.recurrent
+        return self.recur(index, place, layer.linear_attn, x, through.state.recurrent)
+
+    def recur(self, index: int, place: int, net: Any, x: mx.array, recurrent: Recurrent) -> mx.array:
+        """The GatedDeltaNet of the layer `index`, whose place is `place` among those that are recurrent."""
+        count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
+        projected = apply(self.joint[index], x, self.operations)
+        ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
+        _, gate, b, a = mx.split(projected, ends, axis=-1)
+        q, k, v = recurrent.convolve(place, projected, net.conv1d.weight[..., 0])
+        decay = compute_g(net.A_log, a, net.dt_bias)
+        output = recurrent.update(place, q, k, v, decay, mx.sigmoid(b))
+        output = net.norm(output, gate.reshape(v.shape)).reshape(count, -1)
+        return apply(net.out_proj, output, self.operations)

@@ -1,0 +1,182 @@
+"""What the decoder families share: the walk through the layers over packed tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ....kernels.fused.rotary import Layout, Norms
+from ....kernels.operations import Operations
+from ....kernels.packing import Packing
+from ....kernels.race.contestants import AttentionShape, NormShape, RotaryShape, Shape
+from ...state.kv_pool import KVPool
+from ...state.state import State
+from ..layers import gated, swiglu, turns
+from ..linear import apply, join, known, product, products
+
+
+class Pass(NamedTuple):
+    """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
+
+    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2].
+    """
+
+    packing: Packing
+    state: State
+    turns: mx.array
+
+
+class Transformer(ABC):
+    """Forward of a decoder over packed tokens: linear layers see [N, hidden], only attention knows about rows.
+
+    Reads the modules and weights of mlx-lm's model. Projections of one input are joined, once, so that a layer takes
+    few launches.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.body = model.model
+        self.layers: list[Any] = model.layers
+        self.norm = self.body.norm
+        self.embed = self.body.embed_tokens
+        self.tied: bool = model.args.tie_word_embeddings
+        self.operations = Operations()
+        self.joint = [join(self.projections(layer)) for layer in self.layers]
+        self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations; weights may be quantised."""
+        return self.norm.weight.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return self.norm.weight.shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.embed.weight.shape[0]
+
+    @cached_property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Queries, keys and values in the joint projection of an attention layer."""
+
+    @cached_property
+    def attention_layers(self) -> list[Any]:
+        """The attention modules, in order."""
+        return [layer.self_attn for layer in self.layers]
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Memory of one token's keys and values."""
+        layout = self.layout
+        return KVPool.bytes_per_slot(len(self.attention_layers), layout.kv_heads, layout.dim, self.dtype)
+
+    def bytes_per_row(self, block: int) -> int:
+        """Memory of one row beside its slots, with up to `block` tokens of it in a round of drafts."""
+        return 0
+
+    def make_state(self, slots: int) -> State:
+        """The state of rows that share so many token slots."""
+        layout = self.layout
+        return State(KVPool(len(self.attention_layers), slots, layout.kv_heads, layout.dim, self.dtype))
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """What its operations work on."""
+        layout = self.layout
+        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, self.dtype)
+        linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers), self.unembed]
+        linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
+        others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
+        return [attention, *others, *products(linears, self.dtype)]
+
+    def projections(self, layer: Any) -> list[nn.Module]:
+        """The linear layers that read what enters a layer's attention."""
+        return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+
+    def output(self, layer: Any) -> nn.Module:
+        """The linear layer after a layer's attention."""
+        return layer.self_attn.o_proj
+
+    def norms(self, attn: Any) -> Norms | None:
+        """Weights of the norms of queries and keys, where they are normed."""
+        return None
+
+    def window(self, layer: Any) -> int | None:
+        """The sliding window of a layer in tokens, or None where it sees everything."""
+        return None
+
+    def forward(
+        self, tokens: mx.array, packing: Packing, state: State, taps: Collection[int] = ()
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Run packed tokens [N] through the layers, writing what their rows keep.
+
+        Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
+        the layers in `taps`, in their order.
+        """
+        through = Pass(packing, state, self.turns(packing.positions))
+        x = self.embed(tokens)
+        y = self.layers[0].input_layernorm(x)
+        tapped: dict[int, mx.array] = {}
+        following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            x, y = self._add_norm(x, self.mix(index, layer, y, through), layer.post_attention_layernorm)
+            x, y = self._add_norm(x, self.feed(index, layer, y), norm)
+            if index in taps:
+                tapped[index] = x
+        return y, [tapped[index] for index in taps]
+
+    def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
+        """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""
+        return self.attend(index, index, layer, x, through)
+
+    def attend(self, index: int, place: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
+        """Attention of the layer `index`, whose place is `place` among those that attend."""
+        attn, layout, (packing, state, turns) = layer.self_attn, self.layout, through
+        projected = apply(self.joint[index], x, self.operations)
+        queries, keys = self.operations.rotate(projected, turns, self.norms(attn), layout)
+        values = projected[:, layout.values :].reshape(keys.shape)
+        keys, values = state.write(place, packing.slots, keys, values)
+        mixed = self.operations.attention(queries, keys, values, packing, attn.scale, self.window(layer))
+        if layout.step > layout.dim:  # a head's queries are followed by its gate
+            gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
+            mixed = gated(gate.reshape(mixed.shape), mixed)
+        return apply(attn.o_proj, mixed, self.operations)
+
+    def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
+        """The MLP of a layer, or its experts."""
+        gates = self.gates[index]
+        if gates is None:
+            return layer.mlp(x)
+        hidden = swiglu(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
+        return apply(layer.mlp.down_proj, hidden, self.operations)
+
+    @property
+    def unembed(self) -> nn.Module:
+        """The head, or the embedding if that is the head too."""
+        return self.embed if self.tied else self.model.lm_head
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits [M, vocabulary] of hidden states [M, hidden]."""
+        if not self.tied:
+            return apply(self.model.lm_head, hidden, self.operations)
+        return product(self.embed, hidden, self.operations) if known(self.embed) else self.embed.as_linear(hidden)
+
+    def turns(self, positions: mx.array) -> mx.array:
+        """Cosines and sines [N, 2, rotated / 2] of positions [N], from the model's own rope, which all layers share."""
+        return turns(self.attention_layers[0].rope, self.layout, positions)
+
+    def _add_norm(self, x: mx.array, y: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
+        return self.operations.add_norm(x, y, norm.weight, norm.eps)
+
+
+def dense(mlp: Any) -> bool:
+    """Whether an MLP is a plain gated one, rather than experts."""
+    return hasattr(mlp, "gate_proj")

@@ -1,0 +1,84 @@
+"""A row: a request being generated, as the host knows it (one round behind the device)."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from ..choose.grammar import Matcher
+from ..request import Completion, FinishReason, Request
+from .extents import Extent
+from .prefix import Prefix
+
+
+@dataclass(eq=False)
+class Row:
+    """Host-side state of one request.
+
+    `limit` is the most tokens it may generate. `feed` is what must be prefilled: the prompt and, after a preemption,
+    what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
+    generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
+    tokens, how far it may move the cursor.
+
+    `cached` prompt tokens were not prefilled but copied; `prefixes` are those that its prefill will reach and that are
+    to be kept, shortest first. With a `matcher`, tokens obey a grammar: it is always behind those generated.
+    """
+
+    request: Request
+    limit: int
+    matcher: Matcher | None = None
+    generated: list[int] = field(default_factory=list)
+    feed: tuple[int, ...] = ()
+    slot: int = -1
+    extent: Extent | None = None
+    cursor: int = 0
+    in_flight: deque[int] = field(default_factory=deque)
+    cached: int = 0
+    prefixes: list[Prefix] = field(default_factory=list)
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def prefilling(self) -> bool:
+        return self.cursor < len(self.feed)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take part in the next round: a grammar must first know what the last one emits."""
+        return self.left > 0 and not (self.matcher and self.in_flight)
+
+    @property
+    def bound(self) -> int:
+        """The most tokens that can be committed once the rounds in flight have run."""
+        return self.cursor + sum(self.in_flight)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the cursor will be at its bound: no round in flight verifies drafts."""
+        return all(reach <= 1 for reach in self.in_flight)
+
+    @property
+    def left(self) -> int:
+        """The most tokens it may still emit after the rounds in flight, of which each yields at least one."""
+        return self.limit - len(self.generated) - len(self.in_flight)
+
+    def completion(self, text: str) -> Completion:
+        assert self.finish_reason is not None
+        return Completion(
+            id=self.request.id,
+            text=text,
+            tokens=tuple(self.generated),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.request.tokens),
+            cached_tokens=self.cached,
+            rounds=self.rounds,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            seconds=time.monotonic() - self.started,
+            error=self.error,
+        )

@@ -1,0 +1,83 @@
+"""Ragged attention by our own kernel: all rows in one launch, each over its own extent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..gpu.launch import TYPES, numbers, on_gpu, real
+from ..gpu.source import Launch, read_kernels
+from ..packing import Packing
+
+SOURCE = Path(__file__).with_suffix(".metal")
+
+PAIRS = {64: (32,), 128: (16, 32), 256: (16,)}
+"""Head dimensions, and how many pairs of query and head a threadgroup can take: its memory sets the most."""
+
+THREADS = 128
+
+LEAST_KEYS = 128
+"""Keys are not split into smaller parts than this."""
+
+ENOUGH_GROUPS = 512
+"""So many threadgroups keep a GPU busy: keys are split until there are."""
+
+
+def fits(queries: mx.array, keys: mx.array) -> bool:
+    """Whether the kernel is made for the shapes and types of these."""
+    heads, dim = queries.shape[1:]
+    return queries.dtype in TYPES and dim in PAIRS and heads // keys.shape[1] <= PAIRS[dim][-1]
+
+
+def ragged_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    packing: Packing,
+    scale: float,
+    window: int | None = None,
+    launch: Launch = on_gpu,
+) -> mx.array:
+    """As `stock_attention.attention_by_row`, of arrays that `fits`."""
+    (count, heads, dim), dtype = queries.shape, queries.dtype
+    key = (heads, keys.shape[1], dim, dtype, window)
+    if key not in packing.plans:
+        packing.plans[key] = _plan(queries, keys.shape[1], packing, window)
+    plan: Plan = packing.plans[key]
+    attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
+    inputs = [queries, keys, values, plan.tiles, packing.sees(window), real(scale)]
+    if plan.splits == 1:
+        made = [((count, heads, dim), dtype), ((1,), mx.float32)]
+        outputs, _ = launch(attend, inputs, plan.constants, plan.groups, THREADS, made)
+        return outputs.reshape(count, -1)
+    made = [((count, heads, plan.splits, width), mx.float32) for width in (dim, 2)]
+    sums, shares = launch(attend, inputs, plan.constants, plan.groups, THREADS, made)
+    inputs = [sums, shares, numbers(count * heads, plan.splits)]
+    made = [((count, heads, dim), dtype)]
+    (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
+    return outputs.reshape(count, -1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a packing is launched: the same for all layers with one kind of heads."""
+
+    tiles: mx.array
+    splits: int
+    groups: tuple[int, int, int]
+    constants: dict[str, int | bool | mx.Dtype]
+
+
+def _plan(queries: mx.array, kv_heads: int, packing: Packing, window: int | None) -> Plan:
+    (_, heads, dim), dtype = queries.shape, queries.dtype
+    group = heads // kv_heads
+    most = max(span.count for span in packing.spans) * group
+    pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
+    tiles = packing.tiles(pairs // group)
+    longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
+    splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (tiles.shape[0] * kv_heads)))
+    constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
+    split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
+    return Plan(tiles, splits, (tiles.shape[0], kv_heads, splits), constants | split)

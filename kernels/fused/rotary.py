@@ -1,0 +1,108 @@
+"""Queries and keys out of a joint projection: normed where the model norms them, and rotated to their positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..gpu.launch import TYPES, numbers, on_gpu, real
+from ..gpu.source import Launch, read_kernels
+
+SOURCE = Path(__file__).with_suffix(".metal")
+THREADS = 128
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a token's projection holds: `heads` of queries, `stride` apart, then `kv_heads` of keys, then values.
+
+    The first `rotated` of a head's `dim` dimensions turn, in pairs half of them apart. Queries and keys are normed
+    with `epsilon`, if that is not None.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    rotated: int
+    epsilon: float | None = None
+    stride: int = 0
+
+    @property
+    def step(self) -> int:
+        """Elements from one head of queries to the next."""
+        return self.stride or self.dim
+
+    @property
+    def values(self) -> int:
+        """Where the values begin."""
+        return self.heads * self.step + self.kv_heads * self.dim
+
+    @property
+    def width(self) -> int:
+        return self.values + self.kv_heads * self.dim
+
+
+Norms = tuple[mx.array, mx.array]
+"""Weights [dim] of the norms of queries and of keys."""
+
+
+def fits(layout: Layout, dtype: mx.Dtype) -> bool:
+    """Whether the kernel is made for such heads and this type."""
+    return layout.dim % 32 == 0 and layout.rotated % 64 == 0 and dtype in TYPES
+
+
+def rotate(projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout) -> tuple[mx.array, mx.array]:
+    """Queries [N, H, D] and keys [N, KV, D] of projected [N, width] tokens. The plain-MLX reference.
+
+    Args:
+        turns: cosines and sines of each token's position [N, 2, rotated / 2] float32.
+        norms: given if the layout has an epsilon.
+    """
+    count = projected.shape[0]
+    queries = projected[:, : layout.heads * layout.step].reshape(count, layout.heads, -1)[..., : layout.dim]
+    keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, -1)
+    if layout.epsilon is not None and norms:
+        queries, keys = (mx.fast.rms_norm(x, w, layout.epsilon) for x, w in zip((queries, keys), norms, strict=True))
+    return _turned(queries, turns, layout.rotated), _turned(keys, turns, layout.rotated)
+
+
+def rotate_by_kernel(
+    projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout, launch: Launch = on_gpu
+) -> tuple[mx.array, mx.array]:
+    """As `rotate`, of a layout that `fits`."""
+    count, dtype = projected.shape[0], projected.dtype
+    query_weight, key_weight = norms or (projected, projected)  # something of its type: only NORMED reads weights
+    constants = {
+        "T": dtype,
+        "HEADS": layout.heads,
+        "KV_HEADS": layout.kv_heads,
+        "DIM": layout.dim,
+        "STRIDE": layout.step,
+        "WIDTH": layout.width,
+        "ROTATED": layout.rotated,
+        "NORMED": norms is not None,
+    }
+    queries, keys = launch(
+        read_kernels(SOURCE)["rotate"],
+        [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), numbers(count)],
+        constants,
+        (-(-count * (layout.heads + layout.kv_heads) * 32 // THREADS), 1, 1),
+        THREADS,
+        [((count, heads, layout.dim), dtype) for heads in (layout.heads, layout.kv_heads)],
+    )
+    return queries, keys
+
+
+@mx.compile
+def _rotated(a: mx.array, b: mx.array, turns: mx.array) -> tuple[mx.array, mx.array]:
+    cosine, sine = turns[:, :1], turns[:, 1:]  # [N, 1, rotated / 2]
+    x, y = a.astype(mx.float32), b.astype(mx.float32)
+    return (x * cosine - y * sine).astype(a.dtype), (x * sine + y * cosine).astype(a.dtype)
+
+
+def _turned(heads: mx.array, turns: mx.array, rotated: int) -> mx.array:
+    half = rotated // 2
+    turned = _rotated(heads[..., :half], heads[..., half:rotated], turns)
+    return mx.concatenate([*turned, heads[..., rotated:]], axis=-1)

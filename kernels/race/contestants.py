@@ -1,0 +1,252 @@
+"""What is raced for a model: its operations at representative shapes, on random numbers, in every form that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, product
+
+import mlx.core as mx
+
+from ..attention.ragged_attention import fits as attention_fits
+from ..attention.ragged_attention import ragged_attention
+from ..attention.stock_attention import attention_by_row, attention_together
+from ..fused.add_norm import add_norm, add_norm_by_kernel
+from ..fused.add_norm import fits as norm_fits
+from ..fused.rotary import Layout, rotate, rotate_by_kernel
+from ..fused.rotary import fits as rotary_fits
+from ..gpu.launch import on_gpu
+from ..gpu.source import Launch
+from ..operations import (
+    KERNEL,
+    SIMDGROUPS,
+    STOCK,
+    TOGETHER,
+    attention_key,
+    norm_key,
+    product_key,
+    recurrence_key,
+    rotary_key,
+)
+from ..packing import FEW, Packing, Span
+from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
+from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from ..recurrent.convolution import Heads, convolved_heads
+from ..recurrent.gated_delta import Tape, gated_delta
+from ..recurrent.plan import Steps
+from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
+from ..recurrent.recurrence import fits as recurrence_fits
+from .race import Call, Contest, Form
+
+NEW_LENGTHS = 128
+"""Slots beyond an extent's keys, so that every round of a race can have a length of its own."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Attention layers: `heads` of `dim`, of which groups share one of `kv_heads`."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class RotaryShape:
+    """Queries and keys as they leave a joint projection."""
+
+    layout: Layout
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class NormShape:
+    """Tokens of so many elements."""
+
+    size: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class RecurrentShape:
+    """Recurrent layers: their heads, and the convolution's `taps`."""
+
+    heads: Heads
+    taps: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class ProductShape:
+    """Products with an affinely quantised weight of `lines` of `length`."""
+
+    length: int
+    lines: int
+    group_size: int
+    bits: int
+    dtype: mx.Dtype
+
+
+Shape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
+
+
+def contests(shapes: Sequence[Shape], launch: Launch = on_gpu) -> Iterator[Contest]:
+    """The contests of a model's shapes, in which `launch` runs the kernels."""
+    for shape in shapes:
+        match shape:
+            case AttentionShape():
+                yield from _attention(shape, launch)
+            case RotaryShape(layout, dtype):
+                yield Contest(rotary_key(layout, dtype), dtype, partial(_rotary_forms, shape, launch))
+            case NormShape(size, dtype):
+                yield Contest(norm_key(size, dtype), dtype, partial(_norm_forms, shape, launch))
+            case RecurrentShape():
+                yield from _recurrent(shape, launch)
+            case ProductShape():
+                yield from _products(shape, launch)
+
+
+def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
+    for rows, queries, keys in (*product((1, 8, 32), (1, 16), (512, 4096)), *product((1, 2), (256,), (512, 4096))):
+        empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype), mx.zeros((1, shape.kv_heads, shape.dim))
+        key = attention_key(*empty, _packing(rows, queries, keys, 0))
+        yield Contest(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
+
+
+def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
+    slots = rows * (keys + NEW_LENGTHS)
+    q = mx.random.normal((rows * (queries + NEW_LENGTHS), shape.heads, shape.dim)).astype(shape.dtype)
+    k, v = (mx.random.normal((slots, shape.kv_heads, shape.dim)).astype(shape.dtype) for _ in range(2))
+    mx.eval(q, k, v)
+
+    def run(form: Callable[..., mx.array], round: int) -> Call:
+        packing = _packing(rows, queries, keys, round)
+        own = q[: packing.positions.size]
+        return lambda: [form(own, k, v, packing, shape.dim**-0.5)]
+
+    forms = {STOCK: attention_by_row}
+    if rows > 1:
+        forms[TOGETHER] = attention_together
+    if attention_fits(q, k):
+        forms[KERNEL] = partial(ragged_attention, launch=launch)
+    return {name: partial(run, form) for name, form in forms.items()}
+
+
+def _packing(rows: int, queries: int, keys: int, round: int) -> Packing:
+    """Rows that each have so many keys, and one more in every round. Prompts end anywhere, so no two chunks of them, in
+    whatever round, have as many queries.
+    """
+    extent, length = keys + NEW_LENGTHS, keys + round
+    counts = [queries + (rows * round + row if queries > FEW else 0) for row in range(rows)]
+    begins = accumulate(counts, initial=0)
+    spans = tuple(
+        Span(begin, count, row * extent, length) for row, (begin, count) in enumerate(zip(begins, counts, strict=False))
+    )
+    positions = [span.length - span.count + i for span in spans for i in range(span.count)]
+    return Packing(spans, mx.array(positions, mx.int32), mx.array(positions, mx.int32))
+
+
+TOKENS = 16
+"""Tokens of a round in the contests of operations that know of no rows."""
+
+
+def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
+    layout, dtype = shape.layout, shape.dtype
+    projected = mx.random.normal((TOKENS, layout.width)).astype(dtype)
+    turns = mx.random.uniform(-1, 1, (TOKENS, 2, layout.rotated // 2))
+    weight = mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype)
+    norms = None if layout.epsilon is None else (weight, weight)
+    mx.eval(projected, turns, weight)
+    forms: dict[str, Form] = {STOCK: lambda round: lambda: rotate(projected, turns, norms, layout)}
+    if rotary_fits(layout, dtype):
+        forms[KERNEL] = lambda round: lambda: rotate_by_kernel(projected, turns, norms, layout, launch)
+    return forms
+
+
+def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Form]:
+    x, y = (mx.random.normal((TOKENS, shape.size)).astype(shape.dtype) for _ in range(2))
+    weight = mx.random.uniform(0.5, 1.5, (shape.size,)).astype(shape.dtype)
+    mx.eval(x, y, weight)
+    forms: dict[str, Form] = {STOCK: lambda round: lambda: add_norm(x, y, weight, 1e-6)}
+    if norm_fits(x):
+        forms[KERNEL] = lambda round: lambda: add_norm_by_kernel(x, y, weight, 1e-6, launch)
+    return forms
+
+
+def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
+    heads = shape.heads
+    keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
+    for rows, count in ((8, 16), (1, 256)):
+        steps = _steps(rows, count, shape.taps)
+        key = recurrence_key("gated delta", keys, values, shape.dtype, steps)
+        yield Contest(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
+        key = recurrence_key("convolution", (heads.channels, shape.taps), heads, shape.dtype, steps)
+        yield Contest(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
+
+
+def _steps(rows: int, count: int, taps: int) -> Steps:
+    """Rows that have a state each, and no tape."""
+    before = Steps.of([Span(row, 1, 0, 0, row=row, fresh=True) for row in range(rows)], {}, None, taps - 1)
+    spans = [Span(row * count, count, 0, 0, row=row, final=count > 16) for row in range(rows)]
+    return Steps.of(spans, before.places, None, taps - 1)
+
+
+def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
+    rows, count, heads = len(steps.seats), sum(span.count for span in steps.seats), shape.heads
+    q, k = (mx.random.normal((count, heads.keys, heads.key_dim)) for _ in range(2))
+    q, k = ((a / mx.linalg.norm(a, axis=-1, keepdims=True)).astype(shape.dtype) for a in (q, k))
+    v = mx.random.normal((count, heads.values, heads.value_dim)).astype(shape.dtype)
+    decay = mx.random.uniform(0.5, 1, (count, heads.values))
+    beta = mx.random.uniform(0, 1, (count, heads.values)).astype(shape.dtype)
+    state = mx.random.normal((rows, heads.values, heads.value_dim, heads.key_dim))
+    none = (heads.keys, heads.key_dim), (heads.values, heads.value_dim), (heads.values,)
+    dtypes = shape.dtype, mx.float32, mx.float32
+    tape = Tape(*(mx.zeros((0, *sizes), dtype) for sizes, dtype in zip(none, dtypes, strict=True)))
+    mx.eval(q, k, v, decay, beta, state)
+
+    def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], round: int) -> Call:
+        return lambda: form(q, k, v, decay, beta, state, tape, steps)[:2]
+
+    forms = {STOCK: gated_delta}
+    if recurrence_fits(k):
+        forms[KERNEL] = partial(gated_delta_by_kernel, launch=launch)
+    return {name: partial(run, form) for name, form in forms.items()}
+
+
+def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
+    rows, count = len(steps.seats), sum(span.count for span in steps.seats)
+    channels = shape.heads.channels
+    x = mx.random.normal((count, channels)).astype(shape.dtype)
+    weight = mx.random.normal((channels, shape.taps)).astype(shape.dtype)
+    inputs = mx.random.normal((rows * (shape.taps - 1), channels)).astype(shape.dtype)
+    mx.eval(x, weight, inputs)
+    forms = {STOCK: convolved_heads}
+    if convolution_fits(shape.heads, shape.dtype):
+        forms[KERNEL] = partial(convolved_heads_by_kernel, launch=launch)
+    return {
+        name: lambda round, form=form: lambda: form(x, weight, inputs, steps, shape.heads)
+        for name, form in forms.items()
+    }
+
+
+def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
+    for rows in (4, 16, 64):
+        x = mx.zeros((rows, shape.length), shape.dtype)
+        key = product_key(x, mx.zeros((shape.lines, 1)), shape.group_size, shape.bits)
+        yield Contest(key, shape.dtype, partial(_product_forms, shape, launch, rows))
+
+
+def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Form]:
+    x = mx.random.normal((rows, shape.length)).astype(shape.dtype)
+    weight = mx.random.normal((shape.lines, shape.length)).astype(shape.dtype)
+    quantized = mx.quantize(weight, shape.group_size, shape.bits)
+    mx.eval(x, *quantized)
+    forms = {STOCK: quantized_matmul, KERNEL: partial(quantized_matmul_by_kernel, launch=launch)}
+    if mx.metal.is_available():
+        forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
+    return {
+        name: lambda round, form=form: lambda: [form(x, *quantized, shape.group_size, shape.bits)]
+        for name, form in forms.items()
+    }

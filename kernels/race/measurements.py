@@ -1,0 +1,36 @@
+"""What this machine has measured, kept in JSON files: each machine has its own entry, so a file may serve several."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..gpu.source import digest
+
+
+def machine() -> str:
+    """What a measurement depends on beside its subject: chip, MLX, and the kernels themselves."""
+    return f"{mx.device_info().get('device_name', 'cpu')}, MLX {version('mlx')}, kernels {digest()}"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Every machine's entry; none if there is no such file, or it is broken."""
+    try:
+        entries = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def write(file: Path, owner: str, entry: Any) -> None:
+    """Keep a machine's entry beside those of others and of other versions; the file is replaced in one step."""
+    entries = read(file) | {owner: entry}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    new.write_text(json.dumps(entries, indent=1))
+    new.replace(file)

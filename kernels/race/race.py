@@ -1,0 +1,143 @@
+"""The race: forms of an operation run side by side on this machine, and the fastest that is right is remembered."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+
+from . import measurements
+
+CALLS, REPEATS = 16, 5
+"""Calls of an operation in a round, about as many as a model has layers; and the rounds that are timed."""
+
+HOPELESS = 3.0
+"""A form that has taken so many times as long as another one, twice, is not timed again."""
+
+BOUNDS = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2}
+"""The error that each type of number excuses, relative to the largest output; float32 may go through TF32 units."""
+
+Key = tuple[str | int, ...]
+Call = Callable[[], Sequence[mx.array]]
+"""The outputs of an operation, in one of a round's layers."""
+
+Form = Callable[[int], Call]
+"""An operation in the i-th round. Rounds have lengths that earlier ones had not; what a form prepares of them it
+prepares once for all calls, as in real rounds.
+"""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One operation at one shape. `key` begins with the operation's name; `make` sets up its forms, reference first."""
+
+    key: Key
+    dtype: mx.Dtype
+    make: Callable[[], Mapping[str, Form]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Which form won a contest, what each one took, and why others were dropped."""
+
+    winner: str
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def race(contests: Iterable[Contest], cache: Path, force: str | None = None) -> dict[Key, Result]:
+    """The result of every contest: from `cache`, a JSON file, if this machine has run it before with these kernels.
+
+    `force` names the form that wins wherever it runs right.
+    """
+    known = read(cache)
+    results: dict[Key, Result] = {}
+    warned: set[tuple[str | int, str]] = set()
+    for contest in contests:
+        result = known.get(contest.key)
+        if result is None or (force and result.winner != force and force not in result.dropped):
+            result = run(contest, force)
+            if not force:
+                known[contest.key] = result
+                write(cache, known)
+        for form, reason in result.dropped.items():
+            if (operation := contest.key[0], form) not in warned:
+                log.warning("%s: %s is dropped, stock MLX runs: %s", operation, form, reason)
+                warned.add((operation, form))
+        results[contest.key] = result
+    return results
+
+
+def run(contest: Contest, force: str | None = None) -> Result:
+    """Check every form of a contest against the first one, then time those that are right, in turn."""
+    forms = dict(contest.make())
+    reference = next(iter(forms))
+    expected = [array.astype(mx.float32) for array in forms[reference](0)()]
+    dropped: dict[str, str] = {}
+    for name in list(forms)[1:]:
+        if reason := wrong(forms[name], expected, BOUNDS[contest.dtype]):
+            dropped[name] = reason
+            del forms[name]
+    if force in forms:
+        return Result(force, {}, dropped)
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for repeat in range(REPEATS):
+        best = min(min(taken, default=float("inf")) for taken in times.values())
+        for name, form in forms.items():
+            if len(times[name]) < 2 or min(times[name]) < HOPELESS * best:
+                times[name].append(_milliseconds(form, 1 + repeat))
+    # One interruption must not decide: it is outvoted where a form was timed often, and left out where only twice.
+    medians = {name: round(statistics.median_low(taken), 4) for name, taken in times.items()}
+    return Result(min(medians, key=lambda name: medians[name]), medians, dropped)
+
+
+def wrong(form: Form, expected: Sequence[mx.array], bound: float) -> str | None:
+    """Why a form cannot run here, in one line; None if its first call gives what is expected."""
+    try:
+        outputs = [array.astype(mx.float32) for array in form(0)()]
+        mx.eval(outputs)
+    except Exception as error:  # whatever a compiler or driver objects to
+        return f"it fails: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+    for output, right in zip(outputs, expected, strict=True):
+        if output.shape != right.shape:
+            return f"it gives {output.shape} for {right.shape}"
+        error = float(mx.abs(output - right).max() / mx.maximum(mx.abs(right).max(), 1e-6))
+        if not error <= bound:  # a NaN is not below the bound
+            return f"it disagrees with its reference by {error:.2g}, more than {bound:g}"
+    return None
+
+
+def read(cache: Path) -> dict[Key, Result]:
+    """What this machine's races gave, with these kernels and this MLX; nothing if there is no such file."""
+    try:
+        return {
+            tuple(entry["key"]): Result(**entry["result"])
+            for entry in measurements.read(cache).get(measurements.machine(), [])
+        }
+    except (TypeError, KeyError):
+        return {}
+
+
+def write(cache: Path, results: Mapping[Key, Result]) -> None:
+    """Keep results for this machine."""
+    measurements.write(
+        cache, measurements.machine(), [{"key": key, "result": asdict(result)} for key, result in results.items()]
+    )
+
+
+def _milliseconds(form: Form, round: int) -> float:
+    """A call's milliseconds, in a round of them."""
+    mx.synchronize()
+    start = time.perf_counter()
+    call = form(round)
+    for _ in range(CALLS):
+        mx.async_eval(call())
+    mx.synchronize()
+    return (time.perf_counter() - start) / CALLS * 1000

@@ -1,0 +1,102 @@
+"""Recurrent layers by our own kernels: the gated delta rule with late commit, and the convolution before it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..gpu.launch import TYPES, on_gpu
+from ..gpu.source import Launch, read_kernels
+from .convolution import Convolved, Heads
+from .gated_delta import Tape
+from .plan import Steps
+
+_HERE = Path(__file__).parent
+
+LANES = 8
+"""Lanes that share a line of a head's state: few, so that their sums take few exchanges."""
+
+THREADS = 128
+
+
+def fits(k: mx.array) -> bool:
+    """Whether the kernel is made for keys [N, Hk, Dk] like these."""
+    return k.shape[2] % (4 * LANES) == 0 and k.dtype in TYPES
+
+
+def gated_delta_by_kernel(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay: mx.array,
+    beta: mx.array,
+    state: mx.array,
+    tape: Tape,
+    steps: Steps,
+    launch: Launch = on_gpu,
+) -> tuple[mx.array, mx.array, Tape]:
+    """As `gated_delta.gated_delta`, of keys that `fits`."""
+    (count, key_heads, key_dim), (value_heads, value_dim) = k.shape, v.shape[1:]
+    seats = len(steps.seats)
+    taped = sum(span.count for span in steps.seats if not span.final)
+    made = [
+        ((count, value_heads, value_dim), q.dtype),
+        ((seats, value_heads, value_dim, key_dim), mx.float32),
+        ((max(taped, 1), key_heads, key_dim), k.dtype),  # an empty tape is cut off an unwritten one
+        ((max(taped, 1), value_heads, value_dim), mx.float32),
+        ((max(taped, 1), value_heads), mx.float32),
+    ]
+    sizes = {"HK": key_heads, "HV": value_heads, "DK": key_dim, "DV": value_dim}
+    inputs = [q, k, v, decay, beta, *map(_some, (state, tape.k, tape.delta, tape.decay)), steps.table, steps.accepted]
+    output, state, *left = launch(
+        read_kernels(_HERE / "gated_delta.metal")["gated_delta"],
+        inputs,
+        {"T": q.dtype, **sizes, "LANES": LANES},
+        (-(-value_dim * LANES // THREADS), value_heads, seats),
+        THREADS,
+        made,
+    )
+    return output, state, Tape(*(array[:taped] for array in left))
+
+
+def convolution_fits(heads: Heads, dtype: mx.Dtype) -> bool:
+    """Whether the kernel is made for heads and a type like these."""
+    return heads.key_dim in (16, 32, 64, 128) and heads.channels % 4 == 0 and dtype in TYPES
+
+
+def convolved_heads_by_kernel(
+    x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, heads: Heads, launch: Launch = on_gpu
+) -> Convolved:
+    """As `convolution.convolved_heads`, of heads for which `convolution_fits`."""
+    (count, width), kept, channels = x.shape, len(steps.kept), heads.channels
+    sizes = {"KEYS": heads.keys * heads.key_dim, "VALUES": heads.values * heads.value_dim, "DK": heads.key_dim}
+    made = [
+        ((count, heads.keys, heads.key_dim), x.dtype),
+        ((count, heads.keys, heads.key_dim), x.dtype),
+        ((count, heads.values, heads.value_dim), x.dtype),
+        ((kept, channels), x.dtype),
+    ]
+    q, k, v, left = launch(
+        read_kernels(_HERE / "convolution.metal")["convolve"],
+        [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.accepted, steps.sizes],
+        {"T": x.dtype, "WIDTH": width, **sizes, "TAPS": weight.shape[1]},
+        (-(-channels // (4 * THREADS)), count + kept, 1),
+        THREADS,
+        made,
+    )
+    return q, k, v, left
+
+
+def _some(array: mx.array) -> mx.array:
+    """The array, or one element of its kind if it is empty: a buffer must be there, though nobody reads it."""
+    return array if array.size else _nothing(array.dtype)
+
+
+@cache
+def _nothing(dtype: mx.Dtype) -> mx.array:
+    """One element, made once: making it takes a launch."""
+    nothing = mx.zeros((1,), dtype)
+    mx.eval(nothing)
+    return nothing

@@ -1,0 +1,237 @@
+"""Commands about batches: submit, collect, cancel, forget."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import redis as redis_py
+
+from ..client.submission import WINDOW, submit
+from ..input import parameters
+from ..input.dataset import BadLine
+from ..output import collect
+from ..output.files import check_writable
+from ..output.manifest import difference
+from ..output.output import Output
+from ..queue import batches
+from ..queue.batches import BatchInfo, BatchStatus, Submitted
+from ..queue.connect import connect, user
+from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied
+from ..queue.wire import PRIORITIES
+from . import options, pairs
+from .dry_run import preview
+from .progress import BatchProgress, speed
+from .report import count, output_report, print_json, where
+from .run import refuse_cancelled
+
+
+@click.command("submit")
+@options.dataset
+@click.option(
+    "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among all batches."
+)
+@options.retry_failed
+@options.dry_run
+@options.as_json
+@options.redis_url
+@click.pass_context
+def submit_command(
+    context: click.Context,
+    input: str,
+    priority: str,
+    retry_failed: bool,
+    dry_run: bool,
+    as_json: bool,
+    redis_url: str | None,
+    **given: Any,
+) -> None:
+    """Queue the prompts of INPUT; print the batch id.
+
+    INPUT is JSON lines, CSV, Parquet, a dataset that Hugging Face's `datasets` saved, a folder of text files, or - for
+    standard input; see `draftmill run --help`. The same lines with the same parameters are the same batch: submitting
+    them again queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and
+    listed on standard error.
+
+    --retry-failed queues the lines that failed as well, also after they were collected. Each keeps exactly one result:
+    `draftmill collect` takes their failures out of the error file of OUT.
+
+    \b
+    Examples:
+      batch=$(draftmill submit prompts.jsonl --redis-url redis://queue.local)
+      draftmill collect $batch -o results.jsonl --follow
+      draftmill submit articles.parquet --template 'Summarise: {{ text }}' --where 'lang == "en"' --sample 100
+      draftmill submit prompts.jsonl --retry-failed
+      draftmill submit prompts.jsonl --json | jq -r .batch
+    """
+    dataset, survey = options.read(input, **given)
+    if dry_run:
+        preview(dataset, survey, redis_url)
+        return
+    redis = connect(redis_url)
+    about, known = parameters.of(given), batches.status(redis, survey.batch)
+    refuse_cancelled(known)
+    if survey.bad:
+        for item in dataset:
+            if isinstance(item, BadLine):
+                click.echo(f"Bad {item}", err=True)
+    if known is None and not given.get("slot"):
+        _say_what_changed(redis, dataset.name, about)
+    sent = Submitted(done=survey.good)
+    if known and known.collected and not retry_failed:
+        click.echo(f"Note: it was collected already; draftmill forget {survey.batch} lets it run anew", err=True)
+    else:
+        if not speed(redis, dataset.pair).workers:
+            start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
+            note = f"Note: no live worker serves {dataset.pair}; start one with: {start}"
+            click.echo(f"{note}{pairs.hint(dataset.pair)}", err=True)
+        batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, user(redis), about)
+        try:
+            sent = submit(redis, dataset, batch, Patience(), retry_failed)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command queues the rest") from None
+    if retry_failed:
+        click.echo(f"Note: {count(sent.retried, 'failed line')} queued again", err=True)
+    if as_json:
+        counts = {"lines": survey.good, "bad": survey.bad, "new": sent.new, "retried": sent.retried}
+        print_json({"batch": survey.batch} | counts | {"queued_before": sent.queued, "ended_before": sent.done})
+    else:
+        click.echo(survey.batch)
+    if survey.bad:
+        context.exit(FAILED_ITEMS)
+
+
+def _say_what_changed(redis: redis_py.Redis, source: str, about: Mapping[str, Any]) -> None:
+    """A new batch of a file that was submitted before: says why it is another one."""
+    for state in batches.list_batches(redis):
+        if state.source == source:
+            click.echo(f"Note: a new batch, not {state.id}: {difference(state, source, about)}", err=True)
+            return
+
+
+class Patience:
+    """Says once that submitting waits for workers."""
+
+    said = False
+
+    def __call__(self, state: BatchStatus) -> None:
+        if state.submitted - state.ended > WINDOW and not self.said:
+            self.said = True
+            click.echo(f"{WINDOW:,} lines are queued; the others follow as these finish", err=True)
+
+
+@click.command("collect")
+@options.batch()
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
+@click.option("--follow", is_flag=True, help="Wait until the batch is complete.")
+@click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
+@click.option("--leave", is_flag=True, help="Leave the results in Redis for others once OUT has them all.")
+@click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.as_json
+@options.redis_url
+@click.pass_context
+def collect_command(
+    context: click.Context,
+    batch: str,
+    out: Path,
+    follow: bool,
+    in_order: bool,
+    leave: bool,
+    force: bool,
+    as_json: bool,
+    redis_url: str | None,
+) -> None:
+    """Write the results that BATCH has so far to OUT.
+
+    OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
+    complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
+    however often it was cut. Failed lines go to <stem>.errors.jsonl. Once OUT has all results, Redis drops them, unless
+    you --leave them for others.
+
+    \b
+    Examples:
+      draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow
+      draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
+      draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
+    """
+    check_writable(out)
+    redis = connect(redis_url)
+    state = collect.status(redis, batch)
+    with Output(out, batch, force, state.source, state.parameters) as output:
+        try:
+            collect.reconcile(redis, output)
+            state = _collect(redis, output, state.pair, follow, in_order, leave)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
+        missing = max(0, state.total - state.ended)
+        if as_json:
+            print_json(output_report(output) | {"missing": missing})
+        else:
+            click.echo(where(output))
+        if missing:
+            click.echo(
+                f"{missing:,} of {count(state.total, 'line')} have no result yet; "
+                "run the same command again, or add --follow",
+                err=True,
+            )
+        if output.manifest.failed or output.manifest.bad:
+            context.exit(FAILED_ITEMS)
+
+
+def _collect(
+    redis: redis_py.Redis, output: Output, pair: str, follow: bool, in_order: bool, leave: bool
+) -> BatchStatus:
+    """Writes what there is, or all that comes; returns the state of the batch."""
+    while True:
+        if follow:
+            with BatchProgress(redis, pair) as progress:
+                state = collect.follow(redis, output, progress)
+        else:
+            state = collect.step(redis, output)
+        if not state.complete or collect.finish(redis, output, in_order, leave):
+            return state
+
+
+@click.command("cancel")
+@options.batch()
+@options.redis_url
+def cancel_command(batch: str, redis_url: str | None) -> None:
+    """Cancel what BATCH has not finished. What is finished can still be collected.
+
+    \b
+    Example:
+      draftmill cancel batch_0123456789abcdef01234567
+    """
+    redis = connect(redis_url)
+    state = collect.status(redis, batch)
+    if state.complete:
+        click.echo(f"{batch} is complete already")
+        return
+    try:
+        ended = batches.cancel(redis, batch)
+    except redis_py.ResponseError as error:
+        if not denied(error):
+            raise
+        click.echo("Cancelled; workers end its lines within seconds")
+    else:
+        click.echo(f"Cancelled {count(ended, 'queued line')}; running ones end within seconds")
+
+
+@click.command("forget")
+@options.batch()
+@options.redis_url
+def forget_command(batch: str, redis_url: str | None) -> None:
+    """Drop all that Redis holds of BATCH, which must be complete or cancelled. Submitted again, it runs anew.
+
+    \b
+    Example:
+      draftmill forget batch_0123456789abcdef01234567
+    """
+    redis = connect(redis_url)
+    if not collect.status(redis, batch).complete:
+        raise UserError(f"{batch} is not complete; `draftmill cancel {batch}` ends what is open")
+    batches.forget(redis, batch)
+    click.echo(f"Forgot {batch}")

@@ -1,0 +1,217 @@
+"""`draftmill cron`: schedules of `draftmill submit`, kept in Redis and run by any number of schedulers."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, spoken
+from ..cron.scheduler import Scheduler
+from ..queue import schedules as store
+from ..queue.connect import connect, resolve
+from ..queue.errors import INTERRUPTED, UserError, masked
+from ..queue.schedules import Entry
+from . import options
+from .report import print_json
+
+UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 24 * 3_600_000}
+
+
+class Interval(click.ParamType):
+    """A length of time such as 30s, 15m, 1h or 1d, as milliseconds."""
+
+    name = "interval"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value)
+        length = round(float(match[1]) * UNITS[match[2]]) if match else 0
+        if not SHORTEST_MS <= length <= LONGEST_MS:
+            self.fail(f"{value!r} is no length of time; write for example 30s, 15m, 1h or 1d", param, ctx)
+        return length
+
+
+class Name(click.ParamType):
+    """The name of a schedule."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(NAME, value):
+            self.fail(f"{value!r} is no name; use letters, digits, '.', '_' and '-', at most 64", param, ctx)
+        return value
+
+
+class BeforeSubmit(click.Command):
+    """Leaves all that follows the word `submit` to that command, so that no `--` is needed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("submit") if "submit" in args else len(args)
+        own = args[: at - 1] if args[at - 1 : at] == ["--"] else args[:at]
+        return super().parse_args(ctx, [*own, "--", *args[at:]])
+
+
+@click.group("cron")
+def cron_group() -> None:
+    """Submit at set times: add schedules, and run schedulers.
+
+    \b
+    Example:
+      draftmill cron add notes --every 1h -o 'summaries/%Y-%m-%dT%H%M.jsonl' submit notes.jsonl
+      draftmill cron run
+    """
+
+
+@cron_group.command("add", cls=BeforeSubmit)
+@click.argument("name", metavar="NAME", type=Name())
+@click.argument("arguments", metavar="submit INPUT [OPTIONS OF SUBMIT]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--every", "every_ms", type=Interval(), metavar="TIME", help="Such as 30s, 15m, 1h, 1d: from 00:00 UTC.")
+@click.option("--cron", metavar="EXPRESSION", help='Minute, hour, day, month, weekday, such as "0 9 * * mon-fri".')
+@click.option("--timezone", default="UTC", show_default=True, metavar="ZONE", help="Of --cron and -o.")
+@click.option(
+    "--missed",
+    type=click.Choice(get_args(Missed)),
+    default="one",
+    show_default=True,
+    help="What to do about slots that nobody took: leave them out, run only the last, or run all.",
+)
+@click.option(
+    "-o", "--output", default="", metavar="OUT", help="Write each slot's results; OUT has its time, see below."
+)
+@options.redis_url
+def add(name: str, arguments: tuple[str, ...], redis_url: str | None, **given: Any) -> None:
+    """Add the schedule NAME: submit INPUT at each of its slots, each time as a batch of its own.
+
+    \b
+    Times    --every counts from 00:00 UTC: 1h is each full hour. --cron is read in --timezone. A time that
+             the clocks skip in spring comes when they have been put forward; one that they repeat in autumn
+             comes once, at its first time; with * for the hour, each hour comes, however it is called.
+    Missed   A slot is missed if no scheduler took it within 60 s, or before the next slot. `skip` leaves it
+             out, `one` runs the last one that was missed, however late, `all` runs each, the oldest first.
+    Paths    INPUT and OUT are relative to the folder in which `draftmill cron run` runs, and inside it.
+    OUT      is written by the scheduler when the batch is complete. %Y %m %d %H %M and so on stand for the
+             slot's time in --timezone; no two slots may have the same OUT.
+
+    \b
+    Example:
+      draftmill cron add notes --every 1h -o 'summaries/%Y-%m-%dT%H%M.jsonl' submit notes.jsonl --max-tokens 80
+      draftmill cron add report --cron "0 9 * * mon-fri" --timezone Europe/Berlin submit questions.jsonl
+    """
+    if arguments[:1] != ("submit",):
+        raise click.UsageError("say what to submit: `… submit INPUT` with the options of `draftmill submit`")
+    schedule = Schedule(name=name, arguments=arguments[1:], **given)
+    schedule.check()
+    first = store.add(connect(redis_url), schedule)
+    click.echo(f"Added {name}: first slot {schedule.local(first):%Y-%m-%d %H:%M:%S %Z}; `draftmill cron run` runs it")
+
+
+@cron_group.command("list")
+@options.as_json
+@options.redis_url
+def list_command(as_json: bool, redis_url: str | None) -> None:
+    """List the schedules: when each runs next, how its last slot ended, and what it submits.
+
+    \b
+    Examples:
+      draftmill cron list
+      draftmill cron list --json | jq '.[].last.batch'
+    """
+    schedules = store.read(connect(redis_url))
+    if as_json:
+        print_json([_report(entry) for entry in schedules.entries.values()])
+        return
+    if not schedules.entries and not schedules.unusable:
+        click.echo("No schedules here. Make one: draftmill cron add NAME --every 1h submit INPUT")
+    for entry in schedules.entries.values():
+        for line in _told(entry):
+            click.echo(line)
+    for name, reason in schedules.unusable.items():
+        click.echo(f"{name}\n  cannot run: {reason}")
+
+
+def _report(entry: Entry) -> dict[str, Any]:
+    """A schedule for scripts; slots are Unix milliseconds."""
+    last = asdict(entry.last) if entry.last else None
+    return entry.schedule.model_dump() | {"next": entry.next, "last": last}
+
+
+def _told(entry: Entry) -> list[str]:
+    schedule, last = entry.schedule, entry.last
+    when = f"cron {schedule.cron!r}" if schedule.cron else f"every {_length(schedule.every_ms or 0)}"
+    missed = {
+        "skip": "missed slots are left out",
+        "one": "of missed slots the last runs",
+        "all": "missed slots all run",
+    }
+    lines = [
+        f"{schedule.name}",
+        f"  when    {when}, {schedule.timezone}; {missed[schedule.missed]}",
+        f"  next    {schedule.local(entry.next):%Y-%m-%d %H:%M:%S %Z}",
+        f"  submit  {shlex.join(schedule.arguments)}",
+    ]
+    if schedule.output:
+        lines.append(f"  out     {schedule.output}")
+    if last:
+        result = last.said if last.batch in last.said else f"{last.said} ({last.batch})"
+        lines.append(f"  last    {spoken(last.at)}: {result}")
+    return lines
+
+
+def _length(ms: int) -> str:
+    unit = next(unit for unit in ("d", "h", "m", "s") if ms % UNITS[unit] == 0 or unit == "s")
+    return f"{ms / UNITS[unit]:g}{unit}"
+
+
+@cron_group.command("remove")
+@click.argument("name", metavar="NAME", type=Name())
+@options.redis_url
+def remove(name: str, redis_url: str | None) -> None:
+    """Remove the schedule NAME. Batches that it submitted stay.
+
+    \b
+    Example:
+      draftmill cron remove notes
+    """
+    store.remove(connect(redis_url), name)
+    click.echo(f"Removed {name}")
+
+
+@cron_group.command("run")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="Where the paths of schedules begin.  [default: this one]",
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(1, 3600),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which others take over the slots of a scheduler that fell silent.",
+)
+@options.redis_url
+def run(folder: Path, lease: float, redis_url: str | None) -> None:
+    """Run the schedules until stopped; start as many schedulers as you like.
+
+    Each slot is submitted by one of them; if that one dies meanwhile, another goes on with it. Schedulers on
+    several machines need the same files in their folders. SIGTERM or Ctrl-C hands open slots to the others.
+
+    \b
+    Example:
+      draftmill cron run --folder ~/work
+    """
+    url = resolve(redis_url)
+    scheduler = Scheduler(connect(url), url, folder.resolve(), lease)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: scheduler.stop.set())
+    click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {scheduler.folder}")
+    if not scheduler.run():
+        raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)

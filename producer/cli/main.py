@@ -1,0 +1,108 @@
+"""The `draftmill` command: its group, its commands, and how errors leave it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from typing import Any
+
+import click
+
+from ... import __version__
+from ..queue.errors import explain, usage_in_one_line
+from ..queue.limits import limit_command
+from .batches import cancel_command, collect_command, forget_command, submit_command
+from .completion import completion_command
+from .redis import redis_group
+from .run import run
+from .status import status_command
+from .workers import workers_group
+
+PACKAGE = __name__.partition(".")[0]
+
+
+class LazyCommand(click.Command):
+    """Stands for a command of the worker in the list; it is imported when it is called, never before."""
+
+    def __init__(self, name: str, target: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self.target = target
+
+    def load(self) -> click.Command:
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(f"{PACKAGE}.{module}"), attribute)
+
+
+class Commands(click.Group):
+    """A group that keeps its commands in order and turns every exception into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        with usage_in_one_line():
+            return super().make_context(info_name, args, *rest, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with usage_in_one_line():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            raise explain(error) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="draftmill")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+def main(debug: bool) -> None:
+    """Offline batch LLM inference for a fleet of Macs.
+
+    \b
+    On one machine:
+      draftmill run prompts.jsonl -o results.jsonl
+    With a fleet:
+      draftmill submit prompts.jsonl          prints the batch id
+      draftmill worker                        on each Mac
+      draftmill collect BATCH -o results.jsonl --follow
+
+    Exit codes: 0 done, 1 finished with failed or bad lines, 2 wrong usage or input, 3 cannot use Redis,
+    70 a defect or a worker that died, 130 interrupted, and the same command goes on.
+
+    \b
+    Environment:
+      REDIS_URL         Redis to use, where --redis-url is not given
+      DRAFTMILL_HOME    folder of the private Redis and of results that wait for one
+      DRAFTMILL_CACHE   folder of models and measurements
+      NO_COLOR          if set, no colours
+    """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
+
+
+for command in (run, submit_command, status_command, collect_command, cancel_command, forget_command, limit_command):
+    main.add_command(command)
+main.add_command(LazyCommand("serve", "producer.web.serve.command:serve", "Serve OpenAI's Batch API."))
+main.add_command(
+    LazyCommand("dashboard", "producer.web.dashboard.command:dashboard", "Show batches and workers on a live page.")
+)
+main.add_command(LazyCommand("worker", "worker.cli.worker:worker", "Load a model and work on its queue."))
+main.add_command(LazyCommand("pairs", "worker.cli.pairs:pairs", "List the known pairs of target and draft."))
+main.add_command(LazyCommand("doctor", "worker.cli.doctor:doctor", "Check this machine and say what is missing."))
+main.add_command(LazyCommand("train", "worker.cli.train:train", "Train a draft for a target."))
+main.add_command(LazyCommand("bench", "worker.cli.bench:bench", "Measure speed beside mlx-lm and other engines."))
+main.add_command(LazyCommand("exporter", "producer.web.exporter:exporter", "Serve the farm's metrics to Prometheus."))
+main.add_command(LazyCommand("cron", "producer.cli.cron:cron_group", "Submit at set times."))
+main.add_command(redis_group)
+main.add_command(workers_group)
+main.add_command(completion_command)

@@ -1,0 +1,135 @@
+"""Command line options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from ..input.dataset import Dataset, Survey
+from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
+from ..input.rows import RowOptions
+from ..input.sources import FORMATS
+from ..queue.errors import UserError, explain_file
+from ..queue.wire import DEFAULT_PAIR, batch_of_slot
+from .completion import batch_ids
+
+Command = Callable[..., Any]
+
+redis_url = click.option(
+    "--redis-url",
+    envvar="REDIS_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="redis://, rediss:// or unix:// URL. Default: a private server on this machine.",
+)
+
+
+def batch(required: bool = True) -> Callable[[Command], Command]:
+    """BATCH, which shells can complete."""
+    metavar = "BATCH" if required else "[BATCH]"
+    return click.argument("batch", metavar=metavar, required=required, shell_complete=batch_ids)
+
+
+retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+dry_run = click.option("--dry-run", is_flag=True, help="Show three prompts, tokens and time; submit nothing.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts on standard output.")
+
+
+def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """What an option says, or what the file behind an @ holds."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{value[1:]!r} is not UTF-8; convert it") from None
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot read", value[1:])) from error
+
+
+def _schema(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
+    """The text of the JSON schema in a file."""
+    if path is None:
+        return None
+    try:
+        return schema_text(orjson.loads(Path(path).read_bytes()), "--schema")
+    except (orjson.JSONDecodeError, Fault) as error:
+        raise UserError(f"{path!r} does not hold a JSON schema: {error}") from None
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot read", path)) from error
+
+
+_dataset = (
+    click.argument("input", metavar="INPUT"),
+    click.option(
+        "--pair", default=DEFAULT_PAIR, show_default=True, metavar="NAME", help="Model that runs the prompts."
+    ),
+    click.option("--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="Default: 512."),
+    click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
+    click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
+    click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
+    click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Default: no limit."),
+    click.option(
+        "--template",
+        metavar="TEXT",
+        callback=_text_or_file,
+        help="Prompt of each row, Jinja2 over its columns: 'Summarise: {{ text }}'. @FILE reads it from a file.",
+    ),
+    click.option(
+        "--system",
+        metavar="TEXT",
+        callback=_text_or_file,
+        help="System message for chats that have none; a template, or @FILE, as well.",
+    ),
+    click.option(
+        "--schema",
+        metavar="FILE",
+        callback=_schema,
+        help="JSON schema that completions must obey, where a line has no response_format of its own.",
+    ),
+    click.option("--where", metavar="EXPRESSION", help="Run only rows for which it holds: 'stars | int > 3'."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Run the first N of these rows."),
+    click.option("--sample", type=click.IntRange(1), metavar="N", help="Run N of them at random, always the same."),
+    click.option("--id-column", metavar="COLUMN", help="Column that names each row. Default: id, else its number."),
+    click.option(
+        "--keep", multiple=True, metavar="COLUMN", help="Column of each row to hand back in its result; repeatable."
+    ),
+    click.option("--format", type=click.Choice(FORMATS), help="Format of INPUT. Default: by its name, else JSONL."),
+    click.option("--slot", metavar="TEXT", help="Run lines that were run before anew for each TEXT, such as a date."),
+    click.option("--strict", is_flag=True, help="Refuse the whole file if any line is bad."),
+)
+
+
+def dataset(command: Command) -> Command:
+    """INPUT and what applies where its lines say nothing."""
+    for option in reversed(_dataset):
+        command = option(command)
+    return command
+
+
+def _row_options(given: Mapping[str, Any]) -> RowOptions:
+    return RowOptions(**{field.name: given[field.name] for field in fields(RowOptions) if field.name in given})
+
+
+def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
+    """Opens and surveys INPUT; says on standard error what was ignored."""
+    values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
+    try:
+        sampling({}, values)
+    except Fault as fault:
+        raise UserError(f"--{fault}") from None
+    dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
+    survey = dataset.survey()
+    if strict and survey.first_bad:
+        raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
+    if slot:
+        survey.batch = batch_of_slot(survey.batch, slot)
+    for note, count in survey.notes.most_common(5):
+        click.echo(f"Note: {note} ({count} {'line' if count == 1 else 'lines'})", err=True)
+    return dataset, survey

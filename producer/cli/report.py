@@ -1,0 +1,117 @@
+"""What commands print: counts in words, the state of a batch, and JSON with keys that do not change, for scripts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+import orjson
+
+from ..output.output import Output
+from ..queue.batches import BatchStatus
+from ..queue.fleet import Report
+from .progress import Speed
+
+
+def print_json(report: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """One line on standard output."""
+    click.echo(orjson.dumps(report))
+
+
+def count(number: int, noun: str) -> str:
+    """`1 line`, `2 lines`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def word(state: BatchStatus) -> str:
+    """The state of a batch in one word."""
+    if state.is_cancelled:
+        return "cancelled"
+    if state.complete:
+        return "collected" if state.collected else "complete"
+    return "running" if state.running else "queued"
+
+
+def where(output: Output) -> str:
+    """What lies in which file."""
+    manifest = output.manifest
+    text = f"{count(manifest.done, 'result')} in {output.holder}"
+    if manifest.failed or manifest.bad:
+        text += f", {manifest.failed} failed and {count(manifest.bad, 'bad line')} in {output.errors_path}"
+    if output.holder != output.path:
+        text += f"; {output.path} is written when the batch is complete"
+    return text
+
+
+def batch_report(state: BatchStatus, live: Speed | None = None) -> dict[str, Any]:
+    """A batch for scripts; times are Unix seconds."""
+    report: dict[str, Any] = {
+        "batch": state.id,
+        "state": word(state),
+        "complete": state.complete,
+        "source": state.source,
+        "pair": state.pair,
+        "priority": state.priority,
+        "user": state.user,
+        "created": state.created,
+        "collected": state.collected,
+        "lines": state.total,
+        "submitted": state.submitted,
+        "queued": state.queued,
+        "running": state.running,
+        "done": state.done,
+        "failed": state.failed,
+        "cancelled": state.cancelled,
+        "retries": state.retries,
+        "prompt_tokens": state.prompt_tokens,
+        "completion_tokens": state.completion_tokens,
+    }
+    if live:
+        report |= {
+            "tokens_per_second": live.tokens_per_second,
+            "tokens_per_round": live.tokens_per_round,
+            "watt_hours_per_million_tokens": live.watt_hours_per_million,
+            "workers": [asdict(worker) for worker in live.workers],
+        }
+    return report
+
+
+def worker_report(report: Report) -> dict[str, Any]:
+    """A worker for scripts; `heartbeat_seconds` is how long ago its last heartbeat was."""
+    return {
+        "worker": report.name,
+        "host": report.host,
+        "state": report.state,
+        "reason": report.reason,
+        "pair": report.text("pair"),
+        "version": report.text("version"),
+        "mlx": report.text("mlx"),
+        "chip": report.text("chip"),
+        "memory": int(report.number("memory")),
+        "os": report.text("os"),
+        "thermal": report.text("thermal"),
+        "power_watts": report.power_watts,
+        "in_flight": int(report.number("in_flight")),
+        "done": int(report.number("done")),
+        "failed": int(report.number("failed")),
+        "generated_tokens": int(report.number("generated_tokens")),
+        "tokens_per_second": report.tokens_per_second,
+        "tokens_per_round": report.tokens_per_round,
+        "watt_hours_per_million_tokens": report.watt_hours_per_million,
+        "heartbeat_seconds": round(report.age, 1),
+    }
+
+
+def output_report(output: Output) -> dict[str, Any]:
+    """What lies in which file, for scripts; `errors` is null while there are none."""
+    manifest = output.manifest
+    return {
+        "batch": manifest.batch,
+        "complete": manifest.complete,
+        "out": str(output.holder),
+        "errors": str(output.errors_path) if manifest.failed or manifest.bad else None,
+        "done": manifest.done,
+        "failed": manifest.failed,
+        "bad": manifest.bad,
+    }

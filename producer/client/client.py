@@ -1,0 +1,252 @@
+"""The Python interface: submit prompts, read results as they come, cancel; the same functions as the command line's."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from os import PathLike, fspath
+from typing import Any, Literal, TypedDict, Unpack
+
+import orjson
+import redis as redis_py
+
+from ..cli.run import refuse_cancelled
+from ..input import parameters
+from ..input.dataset import BadLine, Dataset
+from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
+from ..input.rows import RowOptions
+from ..output import collect
+from ..queue import batches, connect
+from ..queue.batches import BatchInfo, BatchStatus
+from ..queue.errors import UserError, denied
+from ..queue.result import Result
+from ..queue.wire import DEFAULT_PAIR, batch_of_slot
+from .submission import Cancelled, submit
+
+PAGE = 500
+"""Results that are read at once."""
+
+Source = str | PathLike[str] | Iterable[str | Mapping[str, Any]]
+"""A path, or the rows themselves: prompts, or what a line of a JSONL file has."""
+
+
+class Options(TypedDict, total=False):
+    """What `draftmill submit --help` describes, by the same names."""
+
+    pair: str
+    priority: Literal["high", "normal", "low"]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: str | list[str]
+    max_seconds: float
+    system: str
+    schema: Mapping[str, Any]
+    template: str
+    id_column: str
+    where: str
+    limit: int
+    sample: int
+    keep: Sequence[str]
+    format: str
+    slot: str
+    strict: bool
+    retry_failed: bool
+
+
+NOT_ABOUT_LINES = {"priority", "retry_failed"}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch in the queue. `bad` lists the lines that cannot be run, if this client submitted it."""
+
+    id: str
+    redis: redis_py.Redis = field(repr=False)
+    bad: tuple[BadLine, ...] = ()
+    feeder: Feeder | None = field(default=None, repr=False)
+
+    def status(self) -> BatchStatus:
+        """How far it is."""
+        return collect.status(self.redis, self.id)
+
+    def results(self, after: str = "0-0") -> Iterator[Result]:
+        """Yields each result once, in the order in which they finish, until the batch is complete.
+
+        `after` is the `entry` of the last result that an earlier call gave: this one goes on behind it. If failed lines
+        are queued again meanwhile, their new results follow. Reading changes nothing: results stay in Redis until
+        they are collected or forgotten, or for 14 days.
+        """
+        while True:
+            page, complete = self.page(after)
+            for result in page:
+                after = result.entry
+                yield result
+            if complete:
+                return
+            if len(page) < PAGE:
+                time.sleep(collect.POLL_SECONDS)
+
+    def page(self, after: str = "0-0") -> tuple[list[Result], bool]:
+        """The next results that are there, and whether no more will come."""
+        feeding, state = self.feeding(), self.status()
+        found = islice(batches.results(self.redis, self.id, after, PAGE), PAGE)
+        page = [Result.parse(result.entry, result.line, result.n) for result in found]
+        if len(page) == PAGE:
+            return page, False
+        if not state.retries:  # else the results of those lines are there
+            collect.refuse_collected(self.status())
+        return page, state.complete and not feeding
+
+    def wait(self, timeout: float | None = None) -> BatchStatus:
+        """Returns when the batch is complete; raises TimeoutError after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.feeding() or not (state := self.status()).complete:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.id} is not complete after {timeout:g} s")
+            time.sleep(collect.POLL_SECONDS)
+        return state
+
+    def cancel(self) -> None:
+        """Ends queued lines now and running ones within seconds, each with an error as its result."""
+        if self.feeder:
+            self.feeder.stop()
+        try:
+            batches.cancel(self.redis, self.id)
+        except redis_py.ResponseError as error:
+            if not denied(error):  # then workers end its lines
+                raise
+
+    def forget(self) -> None:
+        """Drops all that Redis holds of the batch, which must be complete."""
+        if not self.status().complete:
+            raise UserError(f"{self.id} is not complete; cancel it first")
+        batches.forget(self.redis, self.id)
+
+    def feeding(self) -> bool:
+        """Whether its lines are still being queued; raises what has ended that early."""
+        if self.feeder and self.feeder.error:
+            raise self.feeder.error
+        return self.feeder is not None and self.feeder.is_alive()
+
+
+class Feeder(threading.Thread):
+    """Queues a dataset in the background; a window of its lines is in Redis at a time."""
+
+    def __init__(self, redis: redis_py.Redis, dataset: Dataset, info: BatchInfo, retry_failed: bool) -> None:
+        super().__init__(name=f"draftmill-{info.id}")
+        self.error: Exception | None = None
+        self._stopped = threading.Event()
+        self._work = (redis, dataset, info, self._tick, retry_failed)
+
+    def run(self) -> None:
+        try:
+            submit(*self._work)
+        except (_Stopped, Cancelled):
+            pass
+        except Exception as error:  # for `Batch.check`, in the thread that wants to know
+            self.error = error
+
+    def stop(self) -> None:
+        """Lets it end after the lines that it queues just now."""
+        self._stopped.set()
+        self.join()
+
+    def _tick(self, _: BatchStatus) -> None:
+        if self._stopped.is_set():
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """Nothing more is to be queued."""
+
+
+class Client:
+    """A connection to the queue; a context manager, and threads may share it.
+
+    Args:
+        redis_url: redis://, rediss:// or unix:// URL; by default REDIS_URL, else this machine's private server.
+
+    Raises:
+        UserError: in one line, what is wrong and what to do. RedisError: Redis failed later on.
+    """
+
+    def __init__(self, redis_url: str | None = None) -> None:
+        self.redis = connect.connect(redis_url)
+        self._feeders: list[Feeder] = []
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(wait=kind is None)
+
+    def submit(self, source: Source, **options: Unpack[Options]) -> Batch:
+        """Queues prompts as a batch and returns while they are being queued.
+
+        `source` is a path, or prompts, or rows such as `{"id": "q1", "prompt": "…", "max_tokens": 100}`. The same
+        source with the same options is the same batch: submitting it again, after whatever befell this process,
+        queues what has no result yet, and with `retry_failed` also what failed. Lines that cannot be run are in
+        `Batch.bad`; with `strict` they raise UserError.
+        """
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
+        given: dict[str, Any] = {"pair": DEFAULT_PAIR, **options, "keep": tuple(options.get("keep", ()))}
+        dataset = self._dataset(source, given)
+        survey = dataset.survey()
+        if survey.first_bad and options.get("strict"):
+            raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all)")
+        id = batch_of_slot(survey.batch, options["slot"]) if "slot" in options else survey.batch
+        known = batches.status(self.redis, id)
+        refuse_cancelled(known)
+        bad = tuple(item for item in dataset if isinstance(item, BadLine)) if survey.bad else ()
+        retry_failed = options.get("retry_failed", False)
+        if known and known.collected and not retry_failed:
+            return Batch(id, self.redis, bad)
+        about = parameters.of({name: given[name] for name in given.keys() - NOT_ABOUT_LINES})
+        priority, user = options.get("priority", "normal"), connect.user(self.redis)
+        info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, user, about)
+        batches.create(self.redis, info)
+        feeder = Feeder(self.redis, dataset, info, retry_failed)
+        self._feeders.append(feeder)
+        feeder.start()
+        return Batch(id, self.redis, bad, feeder)
+
+    def batch(self, id: str) -> Batch:
+        """A batch that was submitted before, by whomever."""
+        collect.status(self.redis, id)
+        return Batch(id, self.redis)
+
+    def close(self, wait: bool = True) -> None:
+        """Lets what was submitted be queued to its end, or with `wait` False stops that; then disconnects."""
+        for feeder in self._feeders:
+            feeder.join() if wait else feeder.stop()
+        self.redis.close()
+        for feeder in self._feeders:
+            if wait and feeder.error:
+                raise feeder.error
+
+    def _dataset(self, source: Source, given: dict[str, Any]) -> Dataset:
+        values = {name: given[name] for name in SAMPLING if name in given}
+        try:
+            sampling({}, values)
+            schema = schema_text(given["schema"], "schema") if "schema" in given else None
+        except Fault as fault:
+            raise UserError(str(fault)) from None
+        options = RowOptions(**{f.name: given[f.name] for f in fields(RowOptions) if f.name in given})
+        pair, defaults = given["pair"], Defaults(values, given.get("system"), schema)
+        if isinstance(source, str | PathLike):
+            return Dataset(fspath(source), pair, defaults, options)
+        with tempfile.NamedTemporaryFile(prefix="draftmill-", suffix=".jsonl") as file:
+            for row in source:
+                file.write(orjson.dumps({"prompt": row} if isinstance(row, str) else dict(row)) + b"\n")
+            file.flush()
+            dataset = Dataset(file.name, pair, defaults, replace(options, format="jsonl"))  # it keeps the file open
+        dataset.name = "rows of a program"
+        return dataset

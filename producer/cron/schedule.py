@@ -1,0 +1,187 @@
+"""A schedule: which slots it has, what becomes of missed ones, and the arguments of `draftmill submit` that it holds.
+
+A schedule is data. What is read back from Redis is checked as strictly as what a user types: it can name options of
+`submit` and files below the scheduler's folder, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from copy import copy
+from datetime import UTC, datetime, tzinfo
+from itertools import count, islice
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+import click
+from click.core import ParameterSource
+from croniter import croniter
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..cli.batches import submit_command
+from ..queue.errors import UserError
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+RESULTS = (".jsonl", ".csv", ".parquet")
+"""What the results of a slot may be written as."""
+LATE_MS = 60_000
+"""A slot that nobody took within this time, or before the next one, is missed."""
+SHORTEST_MS = 100
+LONGEST_MS = 366 * 24 * 3_600_000
+FARTHEST_YEARS = 50
+"""Between two slots of an expression."""
+COMPARED = 1000
+"""Slots whose OUT must differ."""
+
+Missed = Literal["skip", "one", "all"]
+
+
+class Schedule(BaseModel):
+    """What runs when. Slots are Unix milliseconds; exactly one of `every_ms` and `cron` is set.
+
+    `every_ms` has a slot at each multiple since 1970 began in UTC. `cron` has five fields and is read in `timezone`.
+    When clocks go forward, slots in the missing hour are one slot at its end. When they go back, a slot in the doubled
+    hour comes once, at its first time, unless the expression runs through all hours (`*` in the second field): then
+    it comes at both.
+
+    `output` is where results go, with the slot's time in it (strftime, in `timezone`), or empty.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    every_ms: Annotated[int, Field(ge=SHORTEST_MS, le=LONGEST_MS)] | None = None
+    cron: str | None = None
+    timezone: str = "UTC"
+    missed: Missed = "one"
+    output: str = ""
+    arguments: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises UserError unless all of it can be used."""
+        if (self.every_ms is None) == (self.cron is None):
+            raise UserError("give either --every or --cron")
+        _zone(self.timezone)
+        if self.cron is not None:
+            _check_cron(self.cron)
+            if next(self.slots(0), None) is None:
+                raise UserError(f"--cron {self.cron!r}: no such date ever comes")
+        check_arguments(self.arguments)
+        if self.output:
+            self._check_output()
+
+    def slots(self, after: int) -> Iterator[int]:
+        """The slots later than `after`, the earliest first."""
+        if self.every_ms is not None:
+            return count((after // self.every_ms + 1) * self.every_ms, self.every_ms)
+        return self._read_cron(after, croniter.all_next)
+
+    def latest(self, at: int) -> int:
+        """The last slot that is not later than `at`."""
+        if self.every_ms is not None:
+            return at // self.every_ms * self.every_ms
+        return next(self._read_cron((at // 1000 + 1) * 1000, croniter.all_prev))
+
+    def _read_cron(self, start: int, walk: Callable[[Any], Iterator[Any]]) -> Iterator[int]:
+        assert self.cron is not None
+        once = not self.cron.split()[1].startswith("*")
+        found = croniter(self.cron, self.local(start), ret_type=datetime, max_years_between_matches=FARTHEST_YEARS)
+        for when in walk(found):
+            comes_again = when.utcoffset() != when.replace(fold=0).utcoffset()
+            if not (once and comes_again):
+                yield round(when.timestamp() * 1000)
+
+    def due(self, first: int, now: int) -> tuple[int | None, int]:
+        """Which slot to run next if nobody took those from `first` to `now`, and the first one left after that.
+
+        `all` runs each of them, `one` only the last, `skip` only the last and only if it is not late.
+        """
+        slot = first if self.missed == "all" else self.latest(now)
+        runs = self.missed != "skip" or now - slot <= LATE_MS
+        return slot if runs else None, next(self.slots(slot))
+
+    def out(self, slot: int) -> str:
+        """Where the results of a slot go, relative to the scheduler's folder."""
+        path = self.local(slot).strftime(self.output)
+        _check_inside("-o", path)
+        return path
+
+    def local(self, slot: int) -> datetime:
+        """A slot's time in the schedule's zone."""
+        return datetime.fromtimestamp(slot / 1000, _zone(self.timezone))
+
+    def _check_output(self) -> None:
+        if PurePosixPath(self.output).suffix not in RESULTS:
+            raise UserError(f"-o {self.output!r} must end in one of {', '.join(RESULTS)}")
+        first = islice(self.slots(0), COMPARED)
+        names: dict[str, int] = {}
+        for slot in first:
+            if (other := names.setdefault(self.out(slot), slot)) != slot:
+                raise UserError(
+                    f"-o {self.output!r} is one file for the slots {spoken(other)} and {spoken(slot)}; "
+                    "put the slot's time into it, such as %Y-%m-%dT%H%M"
+                )
+
+
+def spoken(slot: int) -> str:
+    """A slot as text: UTC, with fractions of a second only if it has some."""
+    when = datetime.fromtimestamp(slot / 1000, UTC)
+    return when.isoformat(timespec="milliseconds" if slot % 1000 else "seconds").replace("+00:00", "Z")
+
+
+def check_arguments(arguments: tuple[str, ...]) -> None:
+    """Refuses what `submit` would not take, and what a schedule must not do."""
+    command = copy(submit_command)
+    command.params = [copy(parameter) for parameter in command.params]
+    for parameter in command.params:
+        parameter.callback = None  # they would read files here and now
+    try:
+        context = command.make_context("draftmill submit", list(arguments), help_option_names=[])
+    except click.UsageError as error:
+        raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
+    for parameter in command.params:
+        given: Any = context.params.get(parameter.name or "")
+        if context.get_parameter_source(parameter.name or "") != ParameterSource.COMMANDLINE or given is None:
+            continue
+        if parameter.name in OWN:
+            raise UserError(f"a schedule cannot have {parameter.opts[0]}: {OWN[parameter.name]}")
+        if parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
+            _check_inside("INPUT" if parameter.name == "input" else parameter.opts[0], str(given))
+        elif isinstance(given, str) and given.startswith("@"):
+            _check_inside(f"{parameter.opts[0]} @", given[1:])
+
+
+OWN = {
+    "slot": "each slot is a batch of its own already",
+    "redis_url": "it is submitted to the Redis that keeps it",
+    "as_json": "the scheduler reads what submit prints",
+    "dry_run": "it is there to submit",
+}
+"""Options of `submit` that make no sense in a schedule, and why."""
+
+
+def _check_inside(what: str, path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if path == "-" or not parts or path.startswith(("/", "~")) or ".." in parts:
+        raise UserError(f"{what} {path!r} must be a path relative to the scheduler's folder, and inside it")
+
+
+def _check_cron(expression: str) -> None:
+    five = "five fields are needed: minute hour day month weekday"
+    if len(expression.split()) != 5 or re.search(r"(?<![a-z])[rh](?![a-z])", expression.lower()):
+        raise UserError(f"--cron {expression!r}: {five}")
+    try:
+        croniter(expression)
+    except ValueError as error:
+        raise UserError(f"--cron {expression!r}: {error}; {five}") from None
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise UserError(f"--timezone {name!r} is unknown; name one such as Europe/Berlin, or UTC") from None

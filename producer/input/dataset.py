@@ -1,0 +1,141 @@
+"""Reads a dataset as a stream of jobs and bad lines, in memory that does not grow with the prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from ..queue.errors import UserError
+from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
+from . import lines
+from .lines import Defaults, Fault
+from .rows import RowOptions, Rows
+from .sources import open_source
+
+NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be run."""
+
+    number: int
+    reason: str
+    custom_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"line {self.number}: {self.reason}"
+
+    def record(self) -> dict[str, Any]:
+        """The line of the error file, in the form of an OpenAI Batch error line."""
+        return {
+            "id": f"line-{self.number}",
+            "custom_id": self.custom_id,
+            "response": None,
+            "error": {"code": "invalid_line", "message": str(self)},
+        }
+
+
+@dataclass
+class Survey:
+    """What the first pass over a dataset learns."""
+
+    batch: str = ""
+    good: int = 0
+    bad: int = 0
+    first_bad: BadLine | None = None
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+class Dataset:
+    """A dataset to be run by one pair. Iterating reads it from the start; it may be read several times.
+
+    `source` is a path or "-" (standard input), of any format that `sources` reads. The system message of `defaults`
+    is a template over a row's columns, as is that of `options`.
+    """
+
+    def __init__(self, source: str, pair: str, defaults: Defaults, options: RowOptions | None = None) -> None:
+        self.name = "standard input" if source == "-" else source
+        self.pair = pair
+        self.defaults = defaults
+        self.options = options or RowOptions()
+        self.notes: Counter[str] = Counter()
+        self._rows = Rows(open_source(source, self.options.format), self.options, defaults.system)
+
+    def __iter__(self) -> Iterator[JobBody | BadLine]:
+        seen: set[bytes] = set()
+        self.notes.clear()
+        for number, row in self._rows:
+            yield BadLine(number, str(row)) if isinstance(row, Fault) else self._read(row, number, seen)
+
+    def _read(self, row: dict[str, Any], number: int, seen: set[bytes]) -> JobBody | BadLine:
+        name = None
+        try:
+            name = self._rows.custom_id(row, number)
+            asked = self._rows.asked(row)
+            defaults = replace(self.defaults, system=asked.system)
+            body = lines.job_body(asked.line, name, number, self.pair, defaults, self.notes)
+            body = self._keeping(body, asked.keep)
+            digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+            if digest in seen:
+                raise Fault(f"custom_id {name!r} was already used by an earlier line")
+            seen.add(digest)
+            return body
+        except Fault as fault:
+            return BadLine(number, str(fault), name)
+
+    def _keeping(self, body: JobBody, keep: dict[str, Any] | None) -> JobBody:
+        """The job with the columns that it hands back. What templates and columns add may have made it too large."""
+        defaults = self.defaults
+        if keep is None and self.options.template is None and defaults.system is None and defaults.schema is None:
+            return body
+        body = body.model_copy(update={"keep": keep})
+        if len(_identity(body)) > MOST_BODY_BYTES:
+            raise Fault(f"becomes longer than {MOST_BODY_BYTES:,} bytes")
+        return body
+
+    def survey(self) -> Survey:
+        """Reads the dataset once: its batch id and what is wrong with it.
+
+        The id is a hash of the jobs and the pair, so the same work has the same id wherever it is submitted. How long
+        it may take is no part of it.
+        """
+        survey = Survey()
+        content = hashlib.sha256(self.pair.encode())
+        for item in self:
+            if isinstance(item, BadLine):
+                survey.bad += 1
+                survey.first_bad = survey.first_bad or item
+            else:
+                survey.good += 1
+                content.update(_identity(item) + b"\n")
+        if survey.good > MOST_LINES:
+            raise UserError(f"{self.name} has {survey.good:,} lines, a batch at most {MOST_LINES:,}; split the file")
+        survey.batch = f"batch_{content.hexdigest()[:24]}"
+        survey.notes = self.notes.copy()
+        if not survey.good:
+            self._refuse(survey)
+        return survey
+
+    def _refuse(self, survey: Survey) -> None:
+        if survey.first_bad is None and self.options.where is not None:
+            raise UserError(f"{self.name} has no row for which {self.options.where!r} holds")
+        hint = f"a line looks like {EXAMPLE}, or a --template makes prompts of other columns"
+        if survey.first_bad is None:
+            raise UserError(f"{self.name} is empty; {hint}")
+        hint = "" if self.options.template is not None else f"; {hint}"
+        raise UserError(f"{self.name} has no usable line; {survey.first_bad}{hint}")
+
+
+def _identity(body: JobBody) -> bytes:
+    """What of a job its batch's id derives from."""
+    exclude = NOT_IN_ID | {name: True for name in ("keep", "json_schema") if not getattr(body, name)}
+    return body.model_dump_json(exclude=exclude).encode()
+
+
+EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()

@@ -1,0 +1,92 @@
+"""Writing files so that a cut leaves the old or the new content, and a full disk one clear message."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..queue.errors import UserError, explain_file
+
+
+class WriteError(UserError):
+    """A file could not be written to its end, and may end in half a line; the last save still stands."""
+
+
+def check_writable(path: Path) -> None:
+    """Refuses an OUT that cannot be written, before any work is done."""
+    if path.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {str(path)!r}: not a regular file; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; create it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"cannot write {str(path)!r}: permission denied; choose another place")
+
+
+def check_apart(source: str, out: Path, errors: Path) -> None:
+    """Refuses to write results over what they are made of, whatever names lead there."""
+    for path in (out, errors):
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise UserError(f"{str(path)!r} would be written over and is INPUT; name another OUT")
+
+
+def open_locked(path: Path) -> BinaryIO:
+    """Opens for appending; no second process may write the same file."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot write", path)) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
+    return file
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says of writing `path` into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(explain_file(error, "cannot write", path)) from error
+
+
+@contextmanager
+def replacing(path: Path, named: Path | None = None) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` at the end, once it is on the disk; if that fails, it is removed.
+
+    `named` is the file that the user knows, where `path` is only a part of it.
+    """
+    new = beside(path)
+    with writing(named or path):
+        try:
+            with new.open("wb") as file:
+                yield file
+                sync(file)
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def sync(file: BinaryIO) -> int:
+    """Puts the file on the disk and returns its length."""
+    file.flush()
+    os.fsync(file.fileno())
+    return os.fstat(file.fileno()).st_size
+
+
+def beside(path: Path) -> Path:
+    """Where the new content of `path` is written."""
+    return path.with_name(f"{path.name}.tmp")
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; one that is not there has none."""
+    return path.stat().st_size if path.exists() else 0

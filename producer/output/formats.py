@@ -1,0 +1,138 @@
+"""How a result stands in OUT: as a line of JSON, or as a row of a table that is flat."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import orjson
+
+from ..queue.errors import UserError
+
+COLUMNS = ("custom_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_per_round")
+"""Columns of every table; the kept ones follow."""
+
+
+class Format(Protocol):
+    """Writes results one by one, so that OUT can be read and gone on with at any time.
+
+    `packed` says that these are kept in a file beside OUT, which OUT is made of when it is complete.
+    """
+
+    packed: bool
+
+    def header(self, keep: Sequence[str]) -> bytes:
+        """What stands above the first result; `keep` names the columns that all of them hand back."""
+        ...
+
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+        """One result: its output line as it came, and parsed."""
+        ...
+
+    def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
+        """What was written, with the custom_id of each record; the header has none."""
+        ...
+
+
+class Jsonl:
+    """The output lines of the OpenAI Batch API, as they are."""
+
+    packed = False
+
+    def header(self, keep: Sequence[str]) -> bytes:
+        return b""
+
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+        return raw + b"\n"
+
+    def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
+        for raw in file:
+            yield orjson.loads(raw)["custom_id"], raw
+
+
+class Rows(Jsonl):
+    """Flat rows as lines of JSON, which become a Parquet file."""
+
+    packed = True
+
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+        return orjson.dumps(row(line)) + b"\n"
+
+
+class Csv:
+    """Comma-separated, UTF-8, with a header. An empty field is null or an empty text; what nests is JSON."""
+
+    packed = False
+
+    def header(self, keep: Sequence[str]) -> bytes:
+        return _csv([*COLUMNS, *names(keep)])
+
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+        if list(line.get("keep") or {}) != list(keep):
+            raise UserError(
+                f"{line['custom_id']!r} keeps other columns than the line before it, which a CSV file cannot hold; "
+                "write to a .jsonl file"
+            )
+        return _csv(_cell(value) for value in row(line).values())
+
+    def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
+        header, parts, quotes = True, [], 0
+        for part in file:
+            parts.append(part)
+            quotes += part.count(b'"')
+            if quotes % 2 == 0:  # else the line breaks within quotes
+                raw = b"".join(parts)
+                yield None if header else _first_cell(raw), raw
+                header, parts = False, []
+
+
+FIRST_CELL = re.compile(rb'"((?:[^"]|"")*)"|([^,\n]*)')
+
+FORMATS: dict[str, Format] = {".csv": Csv(), ".parquet": Rows()}
+
+
+def format_of(path: Path) -> Format:
+    """The format that OUT's extension names; JSON lines for all that it does not know."""
+    return FORMATS.get(path.suffix.lower(), Jsonl())
+
+
+def row(line: Mapping[str, Any]) -> dict[str, Any]:
+    """An output line with a completion as a flat row: COLUMNS, then what was kept."""
+    body, keep = line["response"]["body"], line.get("keep") or {}
+    choice, usage = body["choices"][0], body["usage"]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    counts = usage["prompt_tokens"], usage["completion_tokens"], usage.get("tokens_per_round")
+    own = dict(zip(COLUMNS, (line["custom_id"], text, choice["finish_reason"], *counts), strict=True))
+    return own | dict(zip(names(keep), keep.values(), strict=True))
+
+
+def names(keep: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """What kept columns are called in a table: one with the name of ours gets `input_` in front."""
+    found: list[str] = []
+    for name in keep:
+        while name in COLUMNS or name in found:
+            name = f"input_{name}"
+        found.append(name)
+    return found
+
+
+def _csv(cells: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)  # its line end, \r\n, makes it quote both characters
+    return text.getvalue().removesuffix("\r\n").encode() + b"\n"
+
+
+def _first_cell(row: bytes) -> str:
+    """By hand, for Python's reader has one limit for the fields of all files, which those that users give us need."""
+    quoted, bare = FIRST_CELL.match(row).groups()  # pyright: ignore[reportOptionalMemberAccess] -- it matches anything
+    return (bare if quoted is None else quoted.replace(b'""', b'"')).decode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

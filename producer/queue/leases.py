@@ -1,0 +1,158 @@
+"""The queue as a worker sees it: claim, renew, commit, release, retry, reap. Each is one Lua script, so atomic."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import redis as redis_py
+
+from . import batches, wire
+from .batches import rq_now
+from .scripts import script
+
+LUA = Path(__file__).parent / "lua"
+CLAIM, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
+    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "retry", "reap", "beat")
+)
+
+MOST_REAPED = 200
+"""Expired leases that one call of the reap script takes back."""
+
+RETRY_SECONDS = 5.0
+"""Until the second try of a job that failed through no fault of its own; the third comes after four times as long."""
+
+
+Status = Literal["done", "failed", "cancelled", "retry", "returned"]
+"""How a claimed job ends; `returned` ones are handed back unfinished."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job leased to this worker.
+
+    `data` is RQ's, not yet decoded; `waited` is its seconds in the queue. `alone` marks a job on its last lease:
+    it may have killed the workers before, and must not take others with it. `keep` is the JSON object that its
+    result hands back, or empty.
+    """
+
+    id: str
+    data: bytes
+    token: str
+    batch: str
+    custom_id: str
+    waited: float
+    alone: bool = False
+    keep: bytes = b""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why."""
+
+    job: Claimed
+    status: Status
+    line: bytes
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reason: str = ""
+
+
+class Drop(NamedTuple):
+    """A claimed job that the worker should no longer run, and why; `token` is the lease that was lost."""
+
+    id: str
+    why: Literal["lost", "cancelled", "stopped", "overdue"]
+    token: str = ""
+
+
+class Reaped(NamedTuple):
+    requeued: int
+    poisoned: int
+
+
+class JobQueue:
+    """The queues of one pair: each batch has one, and they take turns.
+
+    Args:
+        redis: a client; threads may share it, its pool gives each its own connection.
+        worker: name of the worker, without a colon.
+        pair: the pair whose jobs the worker runs.
+        lease: seconds that a claimed job stays the worker's without being renewed.
+    """
+
+    def __init__(self, redis: redis_py.Redis, worker: str, pair: str, lease: float) -> None:
+        self.redis = redis
+        self.worker = worker
+        self.pair = pair
+        self.lease = lease
+        self._numbers = itertools.count(1)
+
+    def claim(self, n: int, ahead: int = 0, held: int = 0) -> list[Claimed]:
+        """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already."""
+        first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
+        counts = (first, n, ahead, held, wire.MAX_LEASES)
+        found = self._eval(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair))
+        return [
+            Claimed(
+                id.decode(),
+                data,
+                token.decode(),
+                batch.decode("utf-8", "replace"),
+                custom_id.decode("utf-8", "replace"),
+                waited_ms / 1000,
+                bool(alone),
+                keep,
+            )
+            for id, data, token, batch, custom_id, waited_ms, alone, keep in found
+        ]
+
+    def renew(self, jobs: Iterable[Claimed]) -> list[Drop]:
+        """Extend the leases of `jobs`; returns those that are lost or cancelled."""
+        tokens = {job.id: job.token for job in jobs}
+        if not tokens:
+            return []
+        pairs = [part for pair in tokens.items() for part in pair]
+        found = [(id.decode(), why.decode()) for id, why in self._eval(RENEW, self._lease_ms, *pairs)]
+        return [Drop(id, why, tokens[id]) for id, why in found]
+
+    def commit(self, outcomes: Sequence[Outcome]) -> list[bool | redis_py.RedisError]:
+        """Record outcomes in one round trip: for each, True, False if it came too late, or Redis's error.
+
+        Raises:
+            RedisError: the connection failed; any of them may be recorded, so send them again.
+        """
+        with self.redis.pipeline(transaction=False) as pipe:
+            for end in outcomes:
+                head = (rq_now(), str(wire.RESULT_TTL), self.worker, end.job.id, end.job.token)
+                if end.status == "returned":
+                    pipe.eval(RELEASE, 0, *head[:2], end.job.id, end.job.token)
+                elif end.status == "retry":
+                    pipe.eval(RETRY, 0, *head, end.reason, str(int(RETRY_SECONDS * 1000)), str(wire.MAX_LEASES))
+                else:
+                    counts = (str(end.prompt_tokens), str(end.completion_tokens))
+                    pipe.eval(COMMIT, 0, *head, end.status, end.line, *counts, end.reason)
+            replies = pipe.execute(raise_on_error=False)
+        return [r if isinstance(r, redis_py.RedisError) else r in (b"recorded", 1) for r in replies]
+
+    def release(self, jobs: Iterable[Claimed]) -> int:
+        """Hand unfinished jobs back to the front of their queue."""
+        pairs = [part for job in jobs for part in (job.id, job.token)]
+        return self._eval(RELEASE, *pairs) if pairs else 0
+
+    def reap(self) -> Reaped:
+        """Take back expired leases, whoever held them; queue what waited for its next try; end what is cancelled."""
+        requeued, poisoned, cancelled = self._eval(REAP, MOST_REAPED, wire.MAX_LEASES, wire.slug(self.pair))
+        for batch in cancelled:  # by a producer who may not end its lines
+            batches.cancel(self.redis, batch.decode())
+        return Reaped(requeued, poisoned)
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.lease * 1000)
+
+    def _eval(self, text: str, *arguments: Any) -> Any:
+        return self.redis.eval(text, 0, rq_now(), str(wire.RESULT_TTL), *arguments)

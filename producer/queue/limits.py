@@ -1,0 +1,40 @@
+"""`draftmill limit`: how many jobs of one user may run at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..cli import options
+from .connect import connect
+from .wire import LIMITS, RUNNING
+
+
+@click.command("limit")
+@click.argument("user", metavar="[USER]", required=False)
+@click.argument("jobs", metavar="[JOBS]", required=False, type=click.IntRange(0))
+@options.redis_url
+def limit_command(user: str | None, jobs: int | None, redis_url: str | None) -> None:
+    """Let at most JOBS jobs of USER run at once, 0 for no limit; USER "*" stands for everybody without one.
+
+    Without arguments it lists the limits, and how many jobs of each user run.
+
+    \b
+    Example:
+      draftmill limit "*" 64
+      draftmill limit nightly 8
+    """
+    redis = connect(redis_url)
+    if user is not None:
+        if jobs is None:
+            raise click.UsageError("say how many JOBS of USER may run, or 0 for no limit")
+        if jobs:
+            redis.hset(LIMITS, user, str(jobs))
+        else:
+            redis.hdel(LIMITS, user)
+    limits: Any = redis.hgetall(LIMITS)
+    running: Any = redis.hgetall(RUNNING)
+    for name in sorted(limits.keys() | running.keys()):
+        limit = limits.get(name, b"none").decode()
+        click.echo(f"{name.decode() or '(nobody)'}  limit {limit}, running {running.get(name, b'0').decode()}")

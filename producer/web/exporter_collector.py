@@ -1,0 +1,126 @@
+"""What Prometheus sees of the farm: queues, batches, workers and Redis, read from Redis whenever Prometheus asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import redis as redis_py
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..cli.report import word
+from ..queue import batches, fleet, wire
+from ..queue.batches import BatchStatus
+from ..queue.fleet import Report
+
+STATES = ("queued", "running", "complete", "cancelled", "collected")
+"""Of a batch."""
+DUTIES = ("working", "draining", "drained", "refusing", "gone")
+"""States of a worker."""
+THERMAL = {"nominal": 0, "fair": 1, "serious": 2, "critical": 3}
+"""Numbers for thermal pressure, as workers report it."""
+WORKER = ("worker", "host", "pair")
+"""Labels of what is known of one worker."""
+
+
+class FarmCollector(Collector):
+    """Reads Redis anew for each scrape; while it does not answer there is `draftmill_redis_up 0` and nothing else."""
+
+    def __init__(self, redis: redis_py.Redis) -> None:
+        self._redis = redis
+
+    def collect(self) -> Iterator[Metric]:
+        up = 1
+        found: list[Metric] = []
+        try:
+            found = [*self._queues(), *_workers(fleet.reports(self._redis)), *self._server()]
+        except redis_py.RedisError:
+            up = 0
+        yield GaugeMetricFamily("draftmill_redis_up", "Whether Redis answers the exporter.", up)
+        yield from found
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: Redis need not be there when the collector is registered."""
+        return iter(())
+
+    def _queues(self) -> Iterator[Metric]:
+        states = batches.list_batches(self._redis)
+        by_state = Counter({state: 0 for state in STATES})
+        by_state.update(word(state) for state in states)
+        yield _gauge("draftmill_batches", "Batches that Redis holds, by state.", ("state",), by_state)
+        open_ones = [state for state in states if not state.complete and not state.is_cancelled]
+        depths: Counter[tuple[str, str]] = Counter()
+        ages: dict[tuple[str, str], float] = {}
+        seconds, microseconds = self._redis.time()
+        now = seconds + microseconds / 1e6
+        for state, depth in zip(open_ones, self._depths(open_ones), strict=True):
+            key = (state.pair, state.priority)
+            depths[key] += depth
+            waiting = max(0.0, now - state.waiting_since) if depth else 0.0
+            ages[key] = max(ages.get(key, 0.0), waiting)
+        labels = ("pair", "priority")
+        yield _gauge("draftmill_queue_depth", "Jobs that wait for a worker.", labels, depths)
+        help = "How long the job has waited that has waited longest; 0 if none waits."
+        yield _gauge("draftmill_queue_oldest_age_seconds", help, labels, ages)
+
+    def _depths(self, states: list[BatchStatus]) -> list[int]:
+        """Jobs in the queues of each of these batches; failures may run again at another priority."""
+        width = len(wire.PRIORITIES)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for state in states:
+                for priority in wire.PRIORITIES:
+                    pipe.llen(f"rq:queue:{wire.queue_name(state.pair, priority, state.id)}")
+            lengths: list[int] = pipe.execute()
+        return [sum(lengths[at : at + width]) for at in range(0, len(lengths), width)]
+
+    def _server(self) -> Iterator[Metric]:
+        info: Any = self._redis.info()
+        running: Any = self._redis.zcard("draftmill:leases")
+        later: Any = self._redis.zcard("draftmill:later")
+        fine = info.get("aof_last_write_status") == "ok" and info.get("aof_last_bgrewrite_status") == "ok"
+        for name, help, value in (
+            ("draftmill_jobs_running", "Jobs that are leased to a worker.", running),
+            ("draftmill_jobs_delayed", "Jobs that failed and wait for their next try.", later),
+            ("draftmill_redis_memory_used_bytes", "Memory that Redis uses.", info["used_memory"]),
+            ("draftmill_redis_memory_max_bytes", "Memory that Redis may use; 0 for no limit.", info["maxmemory"]),
+            ("draftmill_redis_clients", "Clients that are connected to Redis.", info["connected_clients"]),
+            ("draftmill_redis_aof_enabled", "Whether Redis writes an append-only file.", info["aof_enabled"]),
+            ("draftmill_redis_aof_ok", "Whether its last write and its last rewrite went well.", fine),
+        ):
+            yield GaugeMetricFamily(name, help, value)
+        yield CounterMetricFamily(
+            "draftmill_redis_commands", "Commands that Redis has run.", info["total_commands_processed"]
+        )
+
+
+def _workers(reports: list[Report]) -> Iterator[Metric]:
+    counts = Counter({(report.text("pair"), state): 0 for report in reports for state in DUTIES})
+    counts.update((report.text("pair"), report.state) for report in reports)
+    help = "Workers by state; gone: silent for longer than their lease."
+    yield _gauge("draftmill_workers", help, ("pair", "state"), counts)
+    age, lease, thermal, power = (
+        GaugeMetricFamily(f"draftmill_worker_{name}", help, labels=WORKER)
+        for name, help in (
+            ("heartbeat_age_seconds", "Time since a worker's last heartbeat."),
+            ("lease_seconds", "Silence after which others take over a worker's jobs."),
+            ("thermal_state", "Thermal pressure: 0 nominal, 1 fair, 2 serious (slowed down), 3 critical, -1 unknown."),
+            ("power_watts", "What a worker's machine draws."),
+        )
+    )
+    for report in reports:
+        labels = (report.name, report.host, report.text("pair"))
+        age.add_metric(labels, report.age)
+        lease.add_metric(labels, report.number("lease"))
+        thermal.add_metric(labels, THERMAL.get(report.text("thermal"), -1))
+        if report.power_watts is not None:
+            power.add_metric(labels, report.power_watts)
+    yield from (age, lease, thermal, power)
+
+
+def _gauge(name: str, help: str, labels: tuple[str, ...], values: Any) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, help, labels=labels)
+    for key, value in values.items():
+        family.add_metric((key,) if isinstance(key, str) else key, value)
+    return family

@@ -1,0 +1,47 @@
+"""What the servers of the command line share: a socket to listen on, and uvicorn until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from contextlib import suppress
+from typing import Never
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..queue.errors import UserError
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket there, on a free port if `port` is 0; raises UserError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+
+
+def url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def run(app: Starlette, listener: socket.socket, patience: int) -> None:
+    """Serves `app` until a signal; what runs then may go on for `patience` seconds.
+
+    Responses that would never end by themselves can ask `app.state.stopping()`.
+    """
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience
+    )
+    server = uvicorn.Server(config)
+    app.state.stopping = lambda: server.should_exit
+    signal.signal(signal.SIGTERM, _stop)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+
+
+def _stop(*_: object) -> Never:
+    raise KeyboardInterrupt

@@ -1,0 +1,130 @@
+"""A batch as the API knows it: what it was created with, its status, and when it got there."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ...input.lines import CHAT, TEXT
+from .errors import ApiError
+from .records import Record, new_id
+
+PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata")
+
+WINDOW = re.compile(r"([1-9]\d{0,4})([smhd])")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+"""OpenAI knows the window 24h only; others are ours."""
+
+MOST_PAIRS, MOST_NAME, MOST_VALUE = 16, 64, 512
+"""OpenAI's limits of metadata: how many pairs, and characters of a key and of a value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRecord(Record):
+    """A batch. Its id is also that of the batch in Redis, so two batches made of one file share nothing.
+
+    `pair` is known once the file is validated. `refused` counts the requests that are never queued because something
+    is wrong with them; `failed` includes them. Times are Unix seconds.
+    """
+
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    expires_at: int
+    metadata: dict[str, str] | None
+    status: str = "validating"
+    pair: str = ""
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    total: int = 0
+    refused: int = 0
+    completed: int = 0
+    failed: int = 0
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    usage: dict[str, Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is still to be done for it."""
+        return self.status in ("validating", "in_progress", "finalizing", "cancelling")
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is to end before all of its requests have."""
+        return self.cancelling_at is not None or self.expired_at is not None
+
+    def at(self, status: str) -> BatchRecord:
+        """The batch at its next status, with the time; one that is being cancelled stays so until it is."""
+        stamped = replace(self, **{f"{status}_at": int(time.time())})
+        stays = self.status == "cancelling" and status in ("in_progress", "finalizing")
+        return self if stays else replace(stamped, status=status)
+
+    def public(self) -> dict[str, Any]:
+        shown = asdict(self)
+        for name in ("user", "created", "pair", "refused", "total", "completed", "failed"):
+            del shown[name]
+        return shown | {
+            "object": "batch",
+            "created_at": int(self.created),
+            "model": self.pair or None,
+            "errors": {"object": "list", "data": self.errors} if self.errors else None,
+            "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+        }
+
+
+def cancelling(batch: BatchRecord) -> BatchRecord:
+    """The batch once its user wants it cancelled; asking twice is harmless."""
+    if batch.status == "cancelling":
+        return batch
+    if batch.status not in ("validating", "in_progress"):
+        raise ApiError(400, f"Cannot cancel a batch with status '{batch.status}'.", code="invalid_status")
+    return batch.at("cancelling")
+
+
+def read(asked: dict[str, Any], user: str) -> BatchRecord:
+    """The batch that a request wants to create; raises ApiError."""
+    for name in PARAMETERS[:3]:
+        if not isinstance(asked.get(name), str):
+            message = f"Missing required parameter: '{name}'."
+            raise ApiError(400, message, param=name, code="missing_required_parameter")
+    if unknown := sorted(set(asked) - set(PARAMETERS)):
+        raise ApiError(400, f"'{unknown[0]}' is not supported.", param=unknown[0], code="unknown_parameter")
+    endpoint, window = asked["endpoint"], WINDOW.fullmatch(asked["completion_window"])
+    if endpoint not in (CHAT, TEXT):
+        message = f"'{endpoint}' is not served; use '{CHAT}' or '{TEXT}'."
+        raise ApiError(400, message, param="endpoint", code="invalid_value")
+    if window is None:
+        message = f"'{asked['completion_window']}' is no time; use '24h', or another number of s, m, h or d."
+        raise ApiError(400, message, param="completion_window", code="invalid_value")
+    now = time.time()
+    return BatchRecord(
+        id=new_id("batch_"),
+        user=user,
+        created=now,
+        endpoint=endpoint,
+        input_file_id=asked["input_file_id"],
+        completion_window=asked["completion_window"],
+        expires_at=int(now) + int(window[1]) * SECONDS[window[2]],
+        metadata=_metadata(asked.get("metadata")),
+    )
+
+
+def _metadata(given: Any) -> dict[str, str] | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or len(given) > MOST_PAIRS:
+        raise ApiError(400, f"metadata must be an object of at most {MOST_PAIRS} texts.", param="metadata")
+    for name, value in given.items():
+        if not isinstance(value, str) or len(value) > MOST_VALUE or len(name) > MOST_NAME:
+            message = f"metadata must be texts of at most {MOST_VALUE} characters, by names of at most {MOST_NAME}."
+            raise ApiError(400, message, param=f"metadata.{name[:MOST_NAME]}", code="invalid_value")
+    return given

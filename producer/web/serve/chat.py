@@ -1,0 +1,146 @@
+"""/v1/chat/completions and /v1/completions: a call is a batch of one request at high priority, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis as redis_py
+import redis.exceptions as rx
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ...input.lines import CHAT, TEXT, Defaults, Fault, job_body
+from ...queue import batches
+from ...queue.batches import BatchInfo
+from ...queue.wire import PRIORITIES, JobBody
+from .cancel import cancel
+from .errors import NOT_AGAIN, ApiError, body
+from .models import Models
+from .pages import json_object
+from .records import new_id
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+"""Seconds between two looks for the result: longer, the longer it takes."""
+END_SECONDS = 60.0
+"""How long a cancelled call that runs is looked after; then the server's next start does it."""
+STOP_SECONDS = 5.0
+
+
+class Chat:
+    """Calls that wait for their result, at most `timeout` seconds.
+
+    `folder` has an empty file for each call that Redis knows; those that a kill leaves are dropped at the next start.
+    """
+
+    def __init__(self, redis: redis_py.Redis, models: Models, folder: Path, timeout: float) -> None:
+        self._redis, self._models, self._folder, self._timeout = redis, models, folder, timeout
+        self._endings: set[asyncio.Task[None]] = set()
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def routes(self) -> Iterator[Route]:
+        yield Route(CHAT, self.complete, methods=["POST"])
+        yield Route(TEXT, self.complete, methods=["POST"])
+
+    async def complete(self, request: Request) -> Response:
+        asked = await json_object(request)
+        if asked.get("stream"):
+            message = "Streaming is not supported: calls are queued and answered whole. Remove 'stream'."
+            raise ApiError(400, message, param="stream", code="unsupported_value")
+        pair = await run_in_threadpool(self._models.check, asked.get("model"))
+        job = _job(asked, request.url.path, pair)
+        try:
+            await run_in_threadpool(self._queue, job, request.state.user)
+            line = await self._wait(request, job)
+        except asyncio.CancelledError:
+            raise ApiError(503, "The server was stopped before the result came; ask again.", code="stopped") from None
+        finally:
+            self._drop(job.batch)
+        return _answer(line)
+
+    def start(self) -> None:
+        """Drops the calls that an earlier server left."""
+        for path in self._folder.iterdir():
+            self._drop(path.name)
+
+    async def stop(self) -> None:
+        """Waits a little for the calls that are being dropped."""
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=STOP_SECONDS)
+
+    def _queue(self, job: JobBody, user: str) -> None:
+        (self._folder / job.batch).touch()
+        batch = BatchInfo(job.batch, job.pair, PRIORITIES[0], 1, "a call", user)
+        batches.create(self._redis, batch)
+        batches.submit_chunk(self._redis, batch, [job])
+
+    async def _wait(self, request: Request, job: JobBody) -> dict[str, Any]:
+        """The output line of the job; raises if it takes too long or the client goes away."""
+        deadline, pause = time.monotonic() + self._timeout, SHORTEST_PAUSE
+        while (line := await run_in_threadpool(self._result, job.batch)) is None:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            if time.monotonic() > deadline:
+                raise await run_in_threadpool(self._too_late, job.pair)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, LONGEST_PAUSE)
+        return line
+
+    def _result(self, batch: str) -> dict[str, Any] | None:
+        return next((orjson.loads(result.line) for result in batches.results(self._redis, batch)), None)
+
+    def _too_late(self, pair: str) -> ApiError:
+        workers = self._models.live()[pair]
+        served = (
+            f"{workers} live workers serve" if workers > 1 else "a live worker serves" if workers else "none serves"
+        )
+        message = f"No result within {self._timeout:g} seconds; the request is cancelled ({served} {pair})."
+        return ApiError(504, message, code="timeout", headers=NOT_AGAIN)
+
+    def _drop(self, batch: str) -> None:
+        ending = asyncio.create_task(self._end(batch))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+    async def _end(self, batch: str) -> None:
+        """Leaves nothing of a call in Redis; cancels it if it is not done."""
+        deadline = time.monotonic() + END_SECONDS
+        with suppress(rx.RedisError):
+            while time.monotonic() < deadline and not await run_in_threadpool(self._ended, batch):
+                await asyncio.sleep(LONGEST_PAUSE)
+
+    def _ended(self, batch: str) -> bool:
+        state = batches.status(self._redis, batch)
+        if state and not state.complete:
+            cancel(self._redis, batch)
+            return False
+        batches.forget(self._redis, batch)
+        (self._folder / batch).unlink(missing_ok=True)
+        return True
+
+
+def _job(asked: dict[str, Any], url: str, pair: str) -> JobBody:
+    """The one job of a new batch; raises ApiError if something is wrong with the request."""
+    id = new_id("call_")
+    line = {"custom_id": id, "method": "POST", "url": url, "body": asked}
+    try:
+        return job_body(line, id, 1, pair, Defaults(), Counter()).model_copy(update={"batch": id})
+    except Fault as fault:
+        raise ApiError(400, f"{fault}.", code="invalid_request") from None
+
+
+def _answer(line: dict[str, Any]) -> Response:
+    """The response that an output line holds; one that failed without a response is a server's error."""
+    if response := line["response"]:
+        return JSONResponse(response["body"], response["status_code"], {"x-request-id": response["request_id"]})
+    error = line["error"]
+    return JSONResponse(body(500, error["message"], code=error["code"]), 500, NOT_AGAIN)

@@ -1,0 +1,72 @@
+"""/v1/models: the pairs that lines may name as their model, and how many live workers serve each."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import redis as redis_py
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ...cli import pairs
+from ...queue import batches
+from .errors import ApiError
+
+
+class Models:
+    """The known pairs, whether a worker serves them now or later, and whatever else live workers serve."""
+
+    def __init__(self, redis: redis_py.Redis, more: Sequence[str]) -> None:
+        self._redis = redis
+        self._known = (*more, *pairs.KNOWN)
+        self._since = int(time.time())
+
+    @property
+    def routes(self) -> Iterator[Route]:
+        yield Route("/v1/models", self.list, methods=["GET"])
+        yield Route("/v1/models/{model:path}", self.retrieve, methods=["GET"])
+
+    def live(self) -> Counter[str]:
+        """How many live workers serve each pair."""
+        return Counter(report["pair"] for report in batches.workers(self._redis) if report.get("pair"))
+
+    def pair(self, model: str) -> str | None:
+        """The pair that a model's name stands for."""
+        known = {*self._known, *self.live()}
+        return next((name for name in (model, model.lower()) if name in known), None)
+
+    def check(self, model: Any) -> str:
+        """The pair for the `model` of a request; raises ApiError."""
+        if not isinstance(model, str) or not model:
+            raise ApiError(400, "You must provide a model parameter.", param="model", code="missing_required_parameter")
+        if pair := self.pair(model):
+            return pair
+        raise unknown(model)
+
+    def list(self, request: Request) -> Response:
+        live = self.live()
+        names = dict.fromkeys((*live, *self._known))
+        return JSONResponse({"object": "list", "data": [self._public(name, live[name]) for name in names]})
+
+    def retrieve(self, request: Request) -> Response:
+        pair = self.check(request.path_params["model"])
+        return JSONResponse(self._public(pair, self.live()[pair]))
+
+    def _public(self, name: str, workers: int) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._since,
+            "owned_by": "draftmill",
+            "live_workers": workers,
+        }
+
+
+def unknown(model: str) -> ApiError:
+    """No such model."""
+    message = f"The model '{model}' does not exist: it is no known pair, and no live worker serves it."
+    return ApiError(404, message, param="model", code="model_not_found")

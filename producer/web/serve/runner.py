@@ -1,0 +1,235 @@
+"""Takes each batch from status to status, in a thread of its own: validate, queue and collect, publish.
+
+A kill at any moment loses nothing: what a batch is at stands in its record, how far its results are in the manifest of
+its output, and each step may be taken again. So a server that starts goes on with every unfinished batch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+
+import redis as redis_py
+import redis.exceptions as rx
+
+from ...client.submission import submit
+from ...input.dataset import BadLine, Dataset
+from ...input.lines import Defaults
+from ...output import collect
+from ...output.files import WriteError
+from ...output.output import Output
+from ...queue import batches
+from ...queue.batches import BatchInfo, BatchStatus
+from ...queue.errors import BUG, UserError, explain
+from ...queue.wire import PRIORITIES, JobBody
+from .batch_record import BatchRecord
+from .cancel import cancel
+from .errors import LOG
+from .files import Files
+from .models import Models
+from .publish import Refused, Unqueued, publish
+from .records import Shelf
+from .validate import LineError, validate
+
+RETRY_SECONDS = 2.0
+"""How long a thread waits when Redis is out of reach or the disk is full."""
+CANCEL_SECONDS = 2.0
+"""How often a batch is cancelled again while jobs of it run: one may belong to a worker that died."""
+JOIN_SECONDS = 5.0
+
+UNQUEUED = "the batch was cancelled before this request was queued"
+
+
+class Ended(Exception):
+    """The batch is to end before all of its requests have."""
+
+
+class Stopping(Exception):
+    """The server is to end; the next one goes on."""
+
+
+class Runner:
+    """The threads of all unfinished batches. `folder` has a folder for each, with links to its input and its output."""
+
+    def __init__(
+        self, redis: redis_py.Redis, shelf: Shelf[BatchRecord], files: Files, models: Models, folder: Path
+    ) -> None:
+        self.shelf = shelf
+        self._redis, self._files, self._models, self._folder = redis, files, models, folder
+        self._stopping = threading.Event()
+        self._threads: dict[str, threading.Thread] = {}
+
+    def open(self, batch: BatchRecord, source: Path) -> None:
+        """Adds a new batch and starts it. Its own link to the input file lets users delete that."""
+        self._work(batch.id).mkdir(parents=True)
+        os.link(source, self._input(batch.id))
+        self.shelf.put(batch)
+        self._start(batch.id)
+
+    def resume(self) -> None:
+        """Goes on with the batches that an earlier server left, and drops what kills left of others."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for folder in self._folder.iterdir():
+            if folder.name not in self.shelf or not self.shelf[folder.name].is_open:
+                shutil.rmtree(folder)
+        for batch in self.shelf:
+            if batch.is_open:
+                self._start(batch.id)
+
+    def stop(self) -> None:
+        """Lets all threads end where they can go on later."""
+        self._stopping.set()
+        deadline = time.monotonic() + JOIN_SECONDS
+        for thread in list(self._threads.values()):
+            thread.join(max(0, deadline - time.monotonic()))
+
+    def _start(self, id: str) -> None:
+        thread = self._threads[id] = threading.Thread(target=self._keep_on, args=(id,), name=id, daemon=True)
+        thread.start()
+
+    def _keep_on(self, id: str) -> None:
+        """Runs a batch to its end, through every time that Redis is away or the disk full."""
+        said = ""
+        while not self._stopping.is_set():
+            try:
+                self._run(id)
+                break
+            except Stopping:
+                break
+            except Exception as error:
+                if not self._passes(id, error):
+                    self._give_up(id, error)
+                    break
+                if (message := explain(error).message) != said:
+                    LOG.warning("%s waits: %s", id, message)
+                    said = message
+                self._stopping.wait(RETRY_SECONDS)
+        self._threads.pop(id, None)
+
+    def _passes(self, id: str, error: Exception) -> bool:
+        """Whether trying again may help: not if the batch's results were collected by somebody else, for instance."""
+        if isinstance(error, rx.RedisError | OSError | WriteError):
+            return True
+        try:
+            return isinstance(error, UserError) and batches.status(self._redis, id) is None  # Redis lost it
+        except rx.RedisError:
+            return True
+
+    def _give_up(self, id: str, error: Exception) -> None:
+        known = explain(error)
+        LOG.error("%s failed: %s", id, known.message, exc_info=error if known.exit_code == BUG else None)
+        errors = [asdict(LineError("server_error", known.message))]
+        self.shelf.update(id, lambda batch: replace(batch.at("failed"), errors=errors))
+        shutil.rmtree(self._work(id), ignore_errors=True)
+
+    def _run(self, id: str) -> None:
+        if not self.shelf[id].pair:
+            self._validate(self.shelf[id])
+        batch = self.shelf[id]
+        if batch.is_open:
+            with Output(self._work(id) / "results.jsonl", id) as output:
+                if not output.manifest.complete:
+                    self._generate(batch, output)
+                self._publish(output)
+            LOG.info("%s %s", id, self.shelf[id].status)
+        shutil.rmtree(self._work(id))
+
+    def _validate(self, batch: BatchRecord) -> None:
+        """Sees whether the file as a whole can run; if not, the batch has failed."""
+        found = validate(self._input(batch.id), batch.endpoint, self._models.pair)
+        if found.errors:
+            errors = [asdict(error) for error in found.errors]
+            self.shelf.update(batch.id, lambda batch: replace(batch.at("failed"), errors=errors))
+            return
+        refused = sum(isinstance(item, BadLine) for item in self._dataset(batch.id, found.pair))
+        self.shelf.update(
+            batch.id,
+            lambda batch: replace(
+                batch.at("in_progress"), pair=found.pair, total=found.total, refused=refused, failed=refused
+            ),
+        )
+
+    def _generate(self, batch: BatchRecord, output: Output) -> None:
+        """Queues the requests and collects their results until each has one, or the batch is to end."""
+        dataset = self._dataset(batch.id, batch.pair)
+        info = BatchInfo(
+            batch.id, batch.pair, PRIORITIES[1], batch.total - batch.refused, batch.input_file_id, batch.user
+        )
+        state = batches.status(self._redis, batch.id)
+        if state is None or not state.is_cancelled:
+            batches.create(self._redis, info)
+        collect.reconcile(self._redis, output)
+        self._write_refused(dataset, output)
+        try:
+            self._tick(collect.step(self._redis, output))
+            submit(self._redis, dataset, info, lambda _: self._tick(collect.step(self._redis, output)))
+            collect.follow(self._redis, output, self._tick)
+        except Ended:
+            self._end(batch.id, dataset, output)
+        self.shelf.update(batch.id, lambda batch: batch.at("finalizing"))
+        collect.finish(self._redis, output, in_order=False)
+
+    def _tick(self, state: BatchStatus) -> None:
+        """Shows how far a batch is, and notices that it is to end."""
+        if self._stopping.is_set():
+            raise Stopping
+        batch = self._count(state)
+        if state.is_cancelled and not batch.is_ending:  # by `draftmill cancel`
+            batch = self.shelf.update(batch.id, lambda batch: batch.at("cancelling"))
+        if time.time() >= batch.expires_at and not batch.is_ending and not state.complete:
+            batch = self.shelf.update(batch.id, lambda batch: replace(batch, expired_at=int(time.time())))
+        if batch.is_ending:
+            raise Ended
+
+    def _count(self, state: BatchStatus) -> BatchRecord:
+        failed = state.failed + self.shelf[state.id].refused
+        return self.shelf.show(state.id, completed=state.done, failed=failed)
+
+    def _end(self, id: str, dataset: Dataset, output: Output) -> None:
+        """Cancels what is queued or runs, collects what there is, and writes an error for what was never queued."""
+        self.shelf.update(id, lambda batch: batch.at("finalizing"))
+        again = 0.0
+
+        def tick(state: BatchStatus) -> None:
+            nonlocal again
+            if self._stopping.is_set():
+                raise Stopping
+            if time.monotonic() >= again and not state.complete:
+                cancel(self._redis, id)
+                again = time.monotonic() + CANCEL_SECONDS
+            self._count(state)
+
+        cancel(self._redis, id)
+        state = collect.follow(self._redis, output, tick)
+        jobs = (item for item in dataset if isinstance(item, JobBody))
+        written = output.manifest.bad - self.shelf[id].refused  # before a cut
+        for job in islice(jobs, state.submitted + written, None):  # lines are queued in their order
+            output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))
+
+    def _write_refused(self, dataset: Dataset, output: Output) -> None:
+        if not output.manifest.bad_written:
+            for item in dataset:
+                if isinstance(item, BadLine):
+                    output.write_bad(Refused(item.number, item.reason, item.custom_id, output.manifest.batch))
+            output.manifest.bad_written = True
+            output.save()
+
+    def _publish(self, output: Output) -> None:
+        """Turns the output into files of the user's; then Redis needs to know nothing more of the batch."""
+        batch = publish(self.shelf[output.manifest.batch], output, self._files)
+        batches.forget(self._redis, batch.id)
+        self.shelf.put(batch.at("expired" if batch.expired_at else "cancelled" if batch.cancelling_at else "completed"))
+
+    def _dataset(self, id: str, pair: str) -> Dataset:
+        return Dataset(str(self._input(id)), pair, Defaults())
+
+    def _work(self, id: str) -> Path:
+        return self._folder / id
+
+    def _input(self, id: str) -> Path:
+        return self._work(id) / "input.jsonl"

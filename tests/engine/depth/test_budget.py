@@ -1,0 +1,205 @@
+"""Depths that the row budget chooses, one round at a time and over simulated work."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from draftmill.engine.depth.budget import Budget
+from draftmill.engine.depth.depth_choice import Candidate, Chosen, DepthChoice
+from draftmill.engine.depth.round_cost import Cost
+
+from .simulation import (
+    BLOCK,
+    BUSY_HOST,
+    H200,
+    M4_PRO,
+    M5_MAX,
+    MACHINES,
+    REFERENCE_BLAS,
+    Machine,
+    differing,
+    drifting,
+    equal,
+    hindsight,
+    jobs,
+    turning,
+    work,
+)
+
+DEPTHS = (0, 1, 2, 3, 5, 7, 11, 15)
+
+
+@cache
+def measured(machine: Machine, rows: int) -> Cost:
+    return machine.measure(rows, noise=0.02)
+
+
+def choice(machine: Machine, chances: list[float], left: int = 1000, prompt: int = 0) -> DepthChoice:
+    rows = [Candidate(str(row), left, 600) for row in range(len(chances))]
+    survival = [[chance**place for place in range(1, min(left, BLOCK))] for chance in chances]
+    return DepthChoice(measured(machine, len(rows)), BLOCK, rows, survival, prompt)
+
+
+def ratio(machine: Machine, rows: int, chance: Callable[[int, float], float], count: int) -> float:
+    """Tokens per second over those of the best fixed depth."""
+    requests = jobs(count, chance)
+    budget = Budget(measured(machine, rows), BLOCK)
+    return work(machine, rows, requests, budget).rate / hindsight(machine, rows, requests, DEPTHS).rate
+
+
+def test_one_good_row_drafts_deep_and_useless_drafts_are_not_verified():
+    assert choice(H200, [0.95]).best().depths == [15]
+    assert choice(H200, [0.02]).best().depths == [0]
+    assert choice(M4_PRO, [0.6] * 64).best().depths == [0] * 64
+
+
+def test_drafts_of_good_rows_only():
+    depths = choice(M5_MAX, [0.95, 0.95, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]).best().depths
+    assert min(depths[:2]) >= 4
+    assert depths[2:] == [0] * 6
+
+
+def test_limits_of_rows():
+    depths = choice(H200, [0.9] * 4, left=3).best().depths
+    assert max(depths) <= 2
+    assert Budget(measured(H200, 1), BLOCK).depths([Candidate("row", 1, 100)]) == [0]
+    assert Budget(measured(H200, 1), BLOCK).depths([]) == []
+
+
+def test_a_prompt_in_the_round_is_no_reason_to_draft_more():
+    for machine in MACHINES:
+        alone, beside = (sum(choice(machine, [0.8] * 4, prompt=prompt).best().depths) for prompt in (0, 512))
+        assert beside <= alone
+
+
+def test_rounds_of_a_size_that_was_there_before_are_preferred():
+    """As long as they are nearly as good: with the price of a first time come fewer sizes, and hardly fewer tokens."""
+    cost, requests = measured(H200, 16), jobs(64, differing(0.2, 0.95))
+    sizes: dict[float, set[int]] = {}
+    rates: dict[float, float] = {}
+    for first in (0.0, 0.02):
+        budget = Noting(Cost(cost.round, cost.draft, first), BLOCK)
+        rates[first], sizes[first] = work(H200, 16, requests, budget).rate, budget.sizes
+    assert len(sizes[0.02]) < 0.7 * len(sizes[0.0])
+    assert rates[0.02] > 0.98 * rates[0.0]
+
+
+class Noting(Budget):
+    """Notes how many tokens its rounds have."""
+
+    def __init__(self, cost: Cost, block: int):
+        super().__init__(cost, block)
+        self.sizes: set[int] = set()
+
+    def depths(self, rows: Sequence[Candidate], prompt: int = 0) -> list[int]:
+        depths = super().depths(rows, prompt)
+        self.sizes.add(len(rows) + prompt + sum(depths))
+        return depths
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 24])
+def test_close_to_exhaustive_search(machine: Machine, rows: int):
+    """Every number of the best rows, and every prefix of their tokens."""
+    source = random.Random(rows)
+    for _ in range(4):
+        low, high = sorted((source.uniform(0.02, 0.97), source.uniform(0.02, 0.97)))
+        here = choice(machine, sorted((source.uniform(low, high) for _ in range(rows)), reverse=True))
+        best = rows / here.seconds(0, 0)
+        for drafting in range(1, rows + 1):
+            values = sorted((value for own in here.chances[:drafting] for value in own), reverse=True)
+            tokens = float(rows)
+            for taken, value in enumerate(values, 1):
+                tokens += value
+                best = max(best, tokens / here.seconds(taken, drafting))
+        found: Chosen = here.best()
+        tokens = rows + sum(sum(own[:depth]) for own, depth in zip(here.chances, found.depths, strict=True))
+        drafting = sum(depth > 0 for depth in found.depths)
+        assert found.tokens == pytest.approx(tokens)
+        assert found.rate <= tokens / here.seconds(sum(found.depths), drafting) + 1e-9
+        assert found.rate > 0.98 * best
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("kind", ["poor", "good", "drifting"])
+def test_within_3_percent_of_the_best_fixed_depth(machine: Machine, rows: int, kind: str):
+    count = 16 if rows == 1 else 32
+    chance = {"poor": equal(0.35), "good": equal(0.85), "drifting": drifting(0.2, 0.95, count)}[kind]
+    assert ratio(machine, rows, chance, count) > 0.97
+
+
+def test_beats_every_fixed_depth_where_rows_differ():
+    assert ratio(M5_MAX, 8, differing(0.2, 0.95), 40) > 1.02
+    assert ratio(H200, 64, differing(0.2, 0.95), 96) > 1.05
+    assert ratio(M5_MAX, 8, turning(0.2, 0.95), 32) > 1.05
+
+
+@pytest.mark.parametrize("machine", [*MACHINES, REFERENCE_BLAS], ids=lambda machine: machine.name)
+@pytest.mark.parametrize("rows", [1, 8, 32])
+def test_a_useless_draft_costs_little_from_the_start(machine: Machine, rows: int):
+    requests = jobs(rows, equal(0.01), lengths=(200, 200))
+    budget = Budget(measured(machine, rows), BLOCK)
+    assert work(machine, rows, requests, budget).rate > 0.97 * work(machine, rows, requests, 0).rate
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_parks_where_a_verified_token_costs_as_much_as_a_plain_one(rows: int):
+    requests = jobs(3 * rows, equal(0.8), lengths=(200, 300))
+    outcome = work(REFERENCE_BLAS, rows, requests, Budget(measured(REFERENCE_BLAS, rows), BLOCK))
+    assert outcome.rate > 0.97 * work(REFERENCE_BLAS, rows, requests, 0).rate
+    assert outcome.drafted < 0.03 * outcome.tokens
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
+def test_the_tail_of_a_batch(machine: Machine):
+    """As many rows as requests, of very different lengths: plain batching first, deep drafts for the last rows."""
+    requests = jobs(32, equal(0.8), lengths=(20, 600))
+    budget = Budget(measured(machine, 32), BLOCK)
+    assert work(machine, 32, requests, budget).rate > hindsight(machine, 32, requests, DEPTHS).rate
+
+
+def test_a_draft_that_becomes_useful_is_noticed():
+    def chance(number: int, place: float) -> float:
+        return 0.02 if number < 8 else 0.9
+
+    for machine in (M4_PRO, H200):
+        assert ratio(machine, 1, chance, 16) > 1.0
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("rows", [8, 32])
+def test_learns_what_rounds_take_beyond_the_model(rows: int, chance: float):
+    machine = BUSY_HOST
+    requests = jobs(4 * rows, equal(chance))
+    outcome = work(machine, rows, requests, Budget(measured(H200, rows), BLOCK))
+    assert outcome.rate > 0.95 * hindsight(machine, rows, requests, DEPTHS).rate
+
+
+def test_finds_out_that_rounds_without_drafts_take_less_than_the_model_says():
+    machine = replace(H200, base=0.65 * H200.base, draft=1.6)
+    requests = jobs(12, equal(0.5))
+    found = work(machine, 1, requests, Budget(measured(H200, 1), BLOCK)).rate
+    plain, *fixed = (work(machine, 1, requests, depth).rate for depth in DEPTHS)
+    assert 0.9 * plain > max(fixed)
+    assert found > 0.92 * plain
+
+
+def test_takes_little_of_the_host():
+    """Generously bounded, as other work may share the cores: a few hundred microseconds are usual."""
+    budget = Budget(measured(H200, 64), BLOCK)
+    rows = [Candidate(str(row), 100, 500) for row in range(64)]
+    seconds: list[float] = []
+    for number in range(30):
+        begin = time.process_time()
+        depths = budget.depths(rows)
+        seconds.append(time.process_time() - begin)
+        for row in rows:
+            budget.observe(row.key, max(4, depths[0]), (int(row.key) + number) % 5)
+    assert min(seconds) < 0.003

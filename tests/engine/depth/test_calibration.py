@@ -1,0 +1,51 @@
+"""Costs are measured once for a pair and machine, and an engine that was measured generates as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from draftmill.engine.depth.budget import Budget
+from draftmill.engine.depth.calibration import calibrated, known_costs
+from draftmill.engine.depth.round_cost import Cost, Point
+from tests.engine.drafting.test_speculation import BLOCK, engine_with_draft, small_model
+from tests.engine.small import reference, requests, run
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3.5"])
+def test_costs_are_measured_once_and_leave_no_trace(family: str, tmp_path: Path) -> None:
+    model, asked = small_model(family), requests(6)
+    engine = engine_with_draft(model)
+    assert engine.drafter
+    assert known_costs(tmp_path) == {}
+    given = ("some pair", tmp_path, engine.target, engine.drafter, engine.state, 8)
+    cost = calibrated(*given)
+    known = [calibrated(*given), known_costs(tmp_path)["some pair"]]
+    assert [again.to_dict() for again in known] == [cost.to_dict()] * 2
+    assert cost.round.at(1) > 0
+    assert cost.residual < 1
+    engine.spend(Budget(cost, BLOCK))
+    done = run(engine, asked)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_a_row_budget_gives_up_on_a_useless_draft() -> None:
+    engine = engine_with_draft(small_model("llama"))
+    points = [Point(tokens, 1, 100, 1e-3 * tokens) for tokens in (1, 2, 4, 8, 16)]
+    engine.spend(Budget(Cost.fit(points, points), BLOCK))
+    run(engine, requests(8, max_tokens=40))
+    assert engine.stats.drafted < 0.2 * engine.stats.row_rounds
+
+
+def test_rows_that_give_way_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
+    model, asked = small_model("qwen3"), requests(6, max_tokens=60, longest=30)
+    engine = engine_with_draft(model, max_rows=6, slots=170)
+    points = [Point(tokens, 1, 100, 1e-3) for tokens in (1, 2, 64)]
+    engine.spend(Budget(Cost.fit(points, points), BLOCK))
+    done = run(engine, asked)
+    assert engine.scheduler.preempted
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)

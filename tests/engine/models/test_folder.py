@@ -1,0 +1,106 @@
+"""Loading models: each way in which a name or a folder can be wrong is one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from draftmill.engine.models import boxed
+from draftmill.engine.models.folder import ModelError, load
+
+
+@pytest.fixture
+def folder(boxed_model: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may break."""
+    return Path(shutil.copytree(boxed_model, tmp_path / "model"))
+
+
+def failure(name: str | Path, cache: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load(str(name), cache)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_on_the_cpu_every_weight_is_float32(boxed_model: Path, cache: Path):
+    if mx.default_device() != mx.cpu:
+        pytest.skip("this machine computes on a GPU")
+    loaded = load(str(boxed_model), cache)
+    parameters: dict[str, Any] = dict(tree_flatten(loaded.model.parameters()))
+    assert {array.dtype for array in parameters.values()} == {mx.float32}
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path):
+    assert "has no config.json" in failure(tmp_path, tmp_path)
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path):
+    assert "no such model folder" in failure(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_file_instead_of_a_folder(folder: Path, tmp_path: Path):
+    assert "is a file" in failure(folder / "config.json", tmp_path)
+
+
+def test_a_folder_without_weights(folder: Path, tmp_path: Path):
+    (folder / "model.safetensors").unlink()
+    assert "has no model*.safetensors" in failure(folder, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
+def test_a_broken_config(folder: Path, tmp_path: Path, content: str):
+    (folder / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert "config.json is not" in failure(folder, tmp_path)
+
+
+def test_an_architecture_that_nobody_knows(folder: Path, tmp_path: Path):
+    edit(folder / "config.json", model_type="lstm")
+    assert "holds model type 'lstm', which is not supported; supported: llama" in failure(folder, tmp_path)
+
+
+def test_truncated_weights(folder: Path, tmp_path: Path):
+    weights = folder / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    assert "incomplete download or corrupt file" in failure(folder, tmp_path)
+
+
+def test_missing_weights(folder: Path, tmp_path: Path):
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    kept = {name: array for name, array in weights.items() if ".layers.7." not in name}
+    mx.save_safetensors(str(folder / "model.safetensors"), kept)
+    assert "fetch or convert the model again" in failure(folder, tmp_path)
+
+
+def test_a_config_without_a_context_length(folder: Path, tmp_path: Path):
+    edit(folder / "config.json", max_position_embeddings=None)
+    assert "max_position_embeddings" in failure(folder, tmp_path)
+
+
+def test_code_is_never_run(folder: Path, tmp_path: Path):
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert "carries Python code of its own (evil.py, auto_map)" in failure(folder, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_that_means_nothing(tmp_path: Path):
+    assert f"use {boxed.NAME}, a model folder, or a hub id" in failure("smollm", tmp_path)
+    assert "cannot fetch no such/name from the model hub" in failure("no such/name", tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "check the name and the network" in failure("draftmill/no-such-model", tmp_path)

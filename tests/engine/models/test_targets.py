@@ -1,0 +1,159 @@
+"""Families against mlx-lm: hidden states under simulated speculation, and whole generations through the engine."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from draftmill.engine.models.targets import UnsupportedModel, adapt
+from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.engine.state.state import State
+from draftmill.kernels.packing import Packing, Span
+from tests.engine.small import (
+    VOCABULARY,
+    llama_model,
+    quantised,
+    qwen3_5_model,
+    qwen3_5_moe_model,
+    qwen3_model,
+    qwen3_moe_model,
+    reference,
+    requests,
+    run,
+    small_engine,
+)
+
+EXTENT = 256
+
+HYBRIDS = {
+    "qwen3_5": qwen3_5_model,
+    "qwen3_5-untied": lambda: qwen3_5_model(tie_word_embeddings=False, attention_bias=True),
+    "qwen3_5-equal-heads": lambda: qwen3_5_model(linear_num_key_heads=4, num_hidden_layers=4),
+    "qwen3_5_moe": qwen3_5_moe_model,
+    "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
+    "qwen3_5_moe-quantised": lambda: quantised(qwen3_5_moe_model(head_dim=32, linear_value_head_dim=16), group_size=64),
+}
+
+OTHERS = {
+    "qwen3_moe": qwen3_moe_model,
+    "qwen3_moe-quantised": lambda: quantised(qwen3_moe_model()),
+    "llama-quantised": lambda: quantised(llama_model()),
+    "qwen3-quantised": lambda: quantised(qwen3_model(head_dim=32, intermediate_size=128), group_size=64),
+}
+
+
+class Driver:
+    """Runs rounds on a family as an engine would: spans of tokens, of which some are certain and some are guesses."""
+
+    def __init__(self, target: Transformer, rows: int):
+        self.target = target
+        self.state: State = target.make_state(rows * EXTENT)
+        self.committed: dict[int, list[int]] = {}
+        self.guessed: dict[int, list[int]] = {}
+
+    def round(self, spans: dict[int, tuple[list[int], bool]], accepted: dict[int, int]) -> dict[int, mx.array]:
+        """Hidden states of each row's span (tokens, whether they are final), after accepting guesses of the last."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        packed: list[Span] = []
+        for row, (own, final) in spans.items():
+            fresh = row not in self.committed
+            past = self.committed.setdefault(row, [])
+            past.extend(self.guessed.pop(row, [])[: accepted.get(row, 0)])
+            end = len(past) + len(own)
+            packed.append(Span(len(tokens), len(own), row * EXTENT, end, row=row, fresh=fresh, final=final))
+            tokens.extend(own)
+            positions.extend(range(len(past), end))
+            if final:
+                past.extend(own)
+            else:
+                self.guessed[row] = own
+        starts = mx.array([row * EXTENT for row, (own, _) in spans.items() for _ in own])
+        at = mx.array(positions)
+        replay = mx.array([accepted.get(row, 0) for row in spans], mx.int32)
+        packing = Packing(tuple(packed), at, at + starts, replay)
+        hidden, _ = self.target.forward(mx.array(tokens), packing, self.state)
+        mx.eval(hidden)
+        return {span.row: hidden[span.query : span.query + span.count] for span in packed}
+
+
+def hidden_alone(model: Any, tokens: list[int]) -> mx.array:
+    """mlx-lm's hidden states after the final norm."""
+    return model.model(mx.array(tokens)[None])[0]
+
+
+def guess(chance: random.Random, count: int) -> list[int]:
+    return [chance.randrange(VOCABULARY) for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", [*HYBRIDS, "qwen3_moe"])
+def test_speculation_leaves_hidden_states_as_they_are(family: str) -> None:
+    """Wrong tokens are written ahead, n of them accepted; rows idle, begin anew and prefill beside others."""
+    model = {**HYBRIDS, **OTHERS}[family]()
+    chance = random.Random(family)
+    driver = Driver(adapt(model), rows=5)
+    idle = 0
+    for _ in range(10):
+        rows = [row for row in range(5) if chance.random() < 0.8] or [0]
+        chance.shuffle(rows)
+        spans: dict[int, tuple[list[int], bool]] = {}
+        accepted: dict[int, int] = {}
+        for row in rows:
+            if len(driver.committed.get(row, [])) > 120 or chance.random() < 0.1:
+                driver.committed.pop(row, None)
+                driver.guessed.pop(row, None)
+            final = row not in driver.committed or chance.random() < 0.3
+            spans[row] = guess(chance, chance.randint(1, 40 if final else 8)), final
+            accepted[row] = chance.randint(0, len(driver.guessed.get(row, [])))
+        idle += len(driver.committed.keys() - spans.keys())
+        hidden = driver.round(spans, accepted)
+        for row, (own, final) in spans.items():
+            expected = hidden_alone(model, driver.committed[row] + ([] if final else own))[-len(own) :]
+            assert mx.allclose(hidden[row], expected, rtol=2e-3, atol=2e-3), (row, final)
+    assert idle
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("family", [*HYBRIDS, *OTHERS])
+def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
+    model = {**HYBRIDS, **OTHERS}[family]()
+    asked = requests(8 if rows > 1 else 3)
+    done = run(small_engine(model, max_rows=rows), asked, every=2 if rows == 3 else 0)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def test_taps_are_the_residual_stream_after_a_layer() -> None:
+    model = qwen3_5_model()
+    target = adapt(model)
+    state = target.make_state(EXTENT)
+    tokens = mx.arange(9)
+    packing = Packing((Span(0, 9, 0, 9, fresh=True),), mx.arange(9), mx.arange(9))
+    hidden, taps = target.forward(tokens, packing, state, [2, 4, 0])
+    assert mx.array_equal(target.norm(taps[1]), hidden)
+    first = model.layers[0](model.model.embed_tokens(tokens)[None])[0]
+    assert mx.allclose(taps[2], first, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_that_of_the_rows_and_none_is_held_twice() -> None:
+    """What a hybrid's rows hold is what `bytes_per_row` says, however many rounds have run."""
+    target = adapt(qwen3_5_model(linear_key_head_dim=64, linear_value_head_dim=64, linear_num_value_heads=16))
+    driver = Driver(target, rows=4)
+    chance = random.Random(0)
+    driver.round({row: (guess(chance, 20), True) for row in range(4)}, {})
+    before = mx.get_active_memory()
+    allowed = 4 * target.bytes_per_row(8)
+    for turn in range(6):
+        driver.round({row: (guess(chance, 8), False) for row in range(turn % 2, 4)}, dict.fromkeys(range(4), 2))
+    assert target.bytes_per_row(0) * 4 < allowed
+    assert mx.get_active_memory() - before < allowed - 3.9 * target.bytes_per_row(0)
+
+
+def test_an_unknown_family_is_refused() -> None:
+    model = llama_model()
+    model.model_type = "mamba"
+    with pytest.raises(UnsupportedModel, match="'mamba' is not supported; supported: llama, qwen3, qwen3_5"):
+        adapt(model)

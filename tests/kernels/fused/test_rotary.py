@@ -1,0 +1,78 @@
+"""Rotated heads against mlx's own norm and rope, and the kernel against its reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from draftmill.kernels.fused.rotary import Layout, Norms, fits, rotate, rotate_by_kernel
+from tests.kernels.forms import EXACTLY, IN_HALF_PRECISION, Form
+
+LAYOUTS = {
+    "plain": Layout(4, 2, 64, 64),
+    "normed": Layout(3, 1, 128, 128, epsilon=1e-6),
+    "partial, gated": Layout(2, 2, 256, 64, epsilon=1e-5, stride=512),
+}
+
+
+def given(layout: Layout, count: int, dtype: mx.Dtype = mx.float32) -> tuple[mx.array, mx.array, Norms | None]:
+    mx.random.seed(count)
+    positions = mx.random.randint(0, 5000, (count,))
+    frequencies = 1e4 ** -(mx.arange(layout.rotated // 2) / (layout.rotated // 2))
+    angles = positions[:, None] * frequencies
+    turns = mx.stack([mx.cos(angles), mx.sin(angles)], axis=1)
+    query_weight, key_weight = (mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype) for _ in range(2))
+    projected = mx.random.normal((count, layout.width)).astype(dtype)
+    return projected, turns, (query_weight, key_weight) if layout.epsilon else None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_reference_is_a_norm_and_a_rope(layout: Layout) -> None:
+    count = 5
+    projected, _, norms = given(layout, count)
+    positions = mx.array([0, 1, 17, 900, 4000])
+    rope: Any = nn.RoPE(layout.rotated, traditional=False, base=1e4)
+    units = mx.concatenate(
+        [mx.ones((count, 1, 1, layout.rotated // 2)), mx.zeros((count, 1, 1, layout.rotated // 2))], -1
+    )
+    turns = rope(units, offset=positions).reshape(count, 2, -1)
+    queries = projected[:, : layout.heads * layout.step].reshape(count, layout.heads, layout.step)[..., : layout.dim]
+    keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, layout.dim)
+    for states, rotated, i in zip((queries, keys), rotate(projected, turns, norms, layout), (0, 1), strict=True):
+        normed = mx.fast.rms_norm(states, norms[i], layout.epsilon) if norms and layout.epsilon else states
+        expected = rope(normed[:, :, None], offset=positions)[:, :, 0]
+        assert rotated.shape == expected.shape
+        assert mx.allclose(rotated, expected, 1e-5, 1e-5)
+
+
+def check(form: Form, layout: Layout, count: int) -> None:
+    projected, turns, norms = given(layout, count, form.dtype)
+    assert fits(layout, form.dtype)
+    with mx.stream(mx.cpu):
+        exact: Any = norms and tuple(weight.astype(mx.float32) for weight in norms)
+        expected = rotate(projected.astype(mx.float32), turns, exact, layout)
+    for result, right in zip(rotate_by_kernel(projected, turns, norms, layout, form.launch), expected, strict=True):
+        assert (result.shape, result.dtype) == (right.shape, form.dtype)
+        error = mx.abs(result.astype(mx.float32) - right).max() / mx.abs(right).max()
+        assert float(error) < form.bound
+
+
+@EXACTLY
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 33])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_kernel_agrees(form: Form, layout: Layout, count: int) -> None:
+    check(form, layout, count)
+
+
+@IN_HALF_PRECISION
+def test_half_precision(form: Form) -> None:
+    check(form, replace(LAYOUTS["normed"], epsilon=1e-5), 5)
+
+
+def test_what_does_not_fit() -> None:
+    assert not fits(Layout(2, 1, 80, 80), mx.float32)
+    assert not fits(Layout(2, 1, 64, 32), mx.float32)

@@ -1,0 +1,96 @@
+"""The kernels, behind the prelude, are CUDA, but for those of Metal only: its compiler takes them where there is one.
+
+It needs no GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from draftmill.kernels.attention import ragged_attention
+from draftmill.kernels.fused import add_norm, rotary
+from draftmill.kernels.gpu.launch import for_cuda
+from draftmill.kernels.gpu.source import Kernel, read_kernels
+from draftmill.kernels.products import quantized_matmul
+from draftmill.kernels.recurrent import recurrence
+from tests.kernels.lint import METAL_ONLY
+
+NVCC = shutil.which("nvcc")
+INCLUDES = """#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+"""
+FOLDER = Path(recurrence.__file__).parent
+ALIKE = {
+    "THREADS": "128",
+    "LANES": "8",
+    "SPLIT": "1",
+    "NORMED": "1",
+    "BITS": "4",
+    "GROUP": "64",
+    "OUTPUTS": "4",
+    "ROWS": "16",
+}
+VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
+    (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
+    (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
+    (ragged_attention.SOURCE, "combine", "__half", {"D": "64"}),
+    (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", {"K": "2560", "LINES": "9728"}),
+    (FOLDER / "gated_delta.metal", "gated_delta", "__nv_bfloat16", {"HK": "16", "HV": "32", "DK": "128", "DV": "128"}),
+    (
+        rotary.SOURCE,
+        "rotate",
+        "__nv_bfloat16",
+        {"HEADS": "16", "KV_HEADS": "4", "DIM": "256", "STRIDE": "512", "WIDTH": "10240", "ROTATED": "64"},
+    ),
+    (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
+    (
+        FOLDER / "convolution.metal",
+        "convolve",
+        "__half",
+        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "TAPS": "4"},
+    ),
+]
+
+
+@pytest.mark.skipif(NVCC is None, reason="there is no CUDA compiler")
+@pytest.mark.parametrize(("path", "name", "dtype", "constants"), VARIANTS, ids=[name for _, name, _, _ in VARIANTS])
+def test_kernels_compile(path: Path, name: str, dtype: str, constants: dict[str, str], tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cu"
+    source.write_text(as_cuda(path, read_kernels(path)[name], dtype, constants | ALIKE))
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        "-arch=sm_90",
+        "-Werror=all-warnings",
+        "-diag-suppress=177",
+        "-ptx",
+        str(source),
+        "-o",
+        "/dev/null",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_kernel_is_compiled_or_for_metal_only() -> None:
+    compiled = {(path.name, name) for path, name, _, _ in VARIANTS}
+    portable = {path for path in FOLDER.parent.rglob("*.metal") if path.name not in METAL_ONLY}
+    assert compiled == {(path.name, name) for path in portable for name in read_kernels(path)}
+
+
+def as_cuda(path: Path, kernel: Kernel, dtype: str, constants: dict[str, str]) -> str:
+    """The kernel as MLX would write it, of the types that its file names."""
+    header, body = for_cuda(kernel)
+    declared = path.read_text().partition(f"kernel void {kernel.name}(")[2]
+    parameters: list[str] = []
+    for name in kernel.inputs + kernel.outputs:
+        kind = next(line.split("*")[0].split()[-1] for line in declared.splitlines() if f"* {name}" in line)
+        read_only = "const " if name in kernel.inputs else ""
+        parameters.append(f"{read_only}{dtype if kind == 'T' else 'float' if kind == 'OUT' else kind}* {name}")
+    fixed = "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items() if name in body)
+    types = "".join(f"using {name} = {what};\n" for name, what in {"T": dtype, "OUT": "float"}.items())
+    return f"{INCLUDES}{header}{types}{fixed}__global__ void kernel({', '.join(parameters)}) {{{body}}}"

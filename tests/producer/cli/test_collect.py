@@ -1,0 +1,190 @@
+"""Submit and collect through the real command line and a real worker: every line once, whatever is cut."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+
+from draftmill.producer.output.output import Output
+from draftmill.producer.queue.batches import Result
+from draftmill.producer.queue.errors import UserError
+from tests.producer.conftest import Shell
+from tests.producer.output.test_output import rows
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR
+
+LINES = 240
+
+
+@pytest.fixture
+def prompts(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> str:
+    shell.environment["REDIS_URL"] = redis_server.url
+    lines = [{"id": f"r-{n}", "prompt": "say it", "max_tokens": 5 + n % 11} for n in range(LINES)]
+    lines[7]["prompt"] = "long " * 2000
+    return shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+
+
+def ids(shell: Shell, name: str) -> list[str]:
+    return [orjson.loads(line)["custom_id"] for line in shell.lines(name)]
+
+
+def test_submit_again_queues_nothing_and_collect_waits(shell: Shell, prompts: str) -> None:
+    first = shell("submit", prompts, "--pair", PAIR)
+    assert first.returncode == 0
+    assert first.stderr == f"Note: no live worker serves {PAIR}; start one with: draftmill worker --pair {PAIR}\n"
+    batch = first.stdout.strip()
+    assert shell("submit", prompts, "--pair", PAIR).stdout.strip() == batch
+    listed = shell("status").stdout.splitlines()
+    assert listed[1].split() == [batch, "queued", f"0/{LINES}", "0", PAIR, "in.jsonl"]
+    shown = shell("status", batch).stdout
+    assert f"{LINES} queued, 0 not submitted" in shown
+    early = shell("collect", batch, "-o", "out.jsonl")
+    assert early.returncode == 0
+    assert early.stderr.startswith(f"{LINES} of {LINES} lines have no result yet")
+
+
+def test_collect_killed_at_random_moments_has_every_line_once(
+    shell: Shell, prompts: str, worker: Callable[[], None]
+) -> None:
+    worker()
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    dice = random.Random(5)
+    for _ in range(3):
+        collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
+        time.sleep(0.8 + 1.5 * dice.random())
+        collecting.kill()
+        collecting.communicate()
+    last = shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
+    assert last.returncode == 1
+    assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.errors.jsonl\n"
+    assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
+    assert ids(shell, "out.errors.jsonl") == ["r-7"]
+    before = shell.lines("out.jsonl")
+    shell("collect", batch, "-o", "out.jsonl")
+    assert shell.lines("out.jsonl") == before
+
+
+def test_collected_results_are_dropped_unless_left(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:
+    worker()
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    assert shell("collect", batch, "-o", "first.jsonl", "--follow", "--leave").returncode == 1
+    assert shell("collect", batch, "-o", "second.jsonl").returncode == 1
+    assert sorted(shell.lines("first.jsonl")) == sorted(shell.lines("second.jsonl"))
+    third = shell("collect", batch, "-o", "third.jsonl")
+    assert third.returncode == 2
+    assert "were collected on" in third.stderr
+    assert not (shell.folder / "third.jsonl").exists()
+    assert " collected " in shell("status").stdout
+    again = shell("submit", prompts, "--pair", PAIR)
+    assert (again.returncode, again.stdout.strip()) == (0, batch)
+    assert f"draftmill forget {batch}" in again.stderr
+    assert shell("forget", batch).stdout == f"Forgot {batch}\n"
+    assert "No batches here" in shell("status").stdout
+    shell("submit", prompts, "--pair", PAIR)
+    assert shell("forget", batch).returncode == 2
+    shell("collect", batch, "-o", "third.jsonl", "--follow")
+    assert len(shell.lines("third.jsonl")) == len(shell.lines("first.jsonl"))
+
+
+def test_limits_are_set_and_listed(shell: Shell) -> None:
+    shell("limit", "*", "64")
+    assert shell("limit", "nightly", "8").stdout == "*  limit 64, running 0\nnightly  limit 8, running 0\n"
+    assert shell("limit", "*", "0").stdout == "nightly  limit 8, running 0\n"
+    assert shell("limit", "nightly").returncode == 2
+    assert shell("limit", "nightly", "0").stdout == ""
+
+
+def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    assert shell("cancel", batch).stdout.startswith(f"Cancelled {LINES} queued lines")
+    assert shell("cancel", batch).stdout == f"{batch} is complete already\n"
+    assert "cancelled" in shell("status").stdout
+    collected = shell("collect", batch, "-o", "out.jsonl")
+    assert collected.returncode == 1
+    assert len(shell.lines("out.errors.jsonl")) == LINES
+    again = shell("submit", prompts, "--pair", PAIR)
+    assert again.returncode == 2
+    assert again.stderr.startswith(f"Error: {batch} was cancelled")
+
+
+@pytest.fixture
+def small_disk(shell: Shell) -> Iterator[Path]:
+    """A file system of 64 KB, mounted below the shell's folder."""
+    disk = shell.folder / "disk"
+    disk.mkdir()
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "draftmill", disk]).returncode
+    ):
+        pytest.skip("mounting a small file system needs Linux and root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("out", "size", "named"),
+    [
+        ("out.jsonl", "64k", "out.jsonl"),
+        ("out.csv", "20k", "out.csv"),
+        ("out.parquet", "32k", "out.parquet.partial.jsonl"),
+        ("out.parquet", "56k", "out.parquet"),  # while the file is made of its rows
+    ],
+)
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    shell: Shell, prompts: str, worker: Callable[[], None], small_disk: Path, out: str, size: str, named: str
+) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
+    worker()
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    shell("status", batch, "--watch")
+    for _ in range(2):
+        full = shell("collect", batch, "-o", f"disk/{out}")
+        assert full.returncode == 2
+        assert full.stderr == (
+            f"Error: cannot write 'disk/{named}': the disk is full; free some space and run the same command again\n"
+        )
+    if named == "out.parquet":
+        assert len(shell.lines("disk/out.parquet.partial.jsonl")) == LINES - 1
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    last = shell("collect", batch, "-o", f"disk/{out}")
+    assert last.returncode == 1, last.stderr
+    found = [row["custom_id"] for row in rows(small_disk / out)]
+    assert sorted(found) == sorted(f"r-{n}" for n in range(LINES) if n != 7)
+
+
+def result(n: int, failed: bool) -> Result:
+    error = {"code": "x", "message": "y"} if failed else None
+    return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "error": error}), n)
+
+
+def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
+    """A disk that is full in the middle of a line, and has room again before the command ends."""
+    path = tmp_path / "out.jsonl"
+    with Output(path, "b") as output:
+        output.write(result(0, False))
+    before = path.read_bytes()
+    long = Result("2-0", orjson.dumps({"custom_id": "long", "text": "x" * 30_000}), 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    expected = pytest.raises(UserError, match="cannot write")
+    with expected, Output(path, "b") as output:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        try:
+            output.write(long)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, ignored)
+    assert len(path.read_bytes()) > len(before)
+    with Output(path, "b") as output:
+        output.write(long)
+    assert path.read_bytes() == before + long.line + b"\n"

@@ -1,0 +1,144 @@
+"""Datasets on the command line: what a dry run shows, and what goes wrong in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+
+from draftmill.producer.cli.dry_run import MOST_COUNTED, Sizes
+from draftmill.producer.cli.progress import speed
+from draftmill.producer.queue.wire import JobBody, Sampling
+from tests.producer.conftest import ROOT, Shell
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR, Settings
+
+CSV = "text,stars\n" + "".join(f"it was {n} out of ten,{n % 5}\n" for n in range(40))
+TEMPLATE = "In one word: {{ text }}"
+
+
+def test_a_dry_run_shows_prompts_and_tokens(shell: Shell, boxed_model: Path) -> None:
+    arguments = ("--template", TEMPLATE, "--max-tokens", "10", "--dry-run")
+    done = shell("submit", shell.write("x.csv", CSV + "bad\n"), *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("--- line 2, id line-2, ")
+    assert lines[1] == "user: In one word: it was 0 out of ten"
+    assert [line[:5] for line in lines].count("user:") == 3
+    assert lines[-5].endswith(
+        ": 40 requests for smollm2-135m, 1 bad line left out, first: line 42: has 1 fields, the header has 2"
+    )
+    shown = [int(line.split()[-2]) for line in lines if line.startswith("---")]
+    tokens = int(lines[-4].removeprefix("prompts").removesuffix("tokens").replace(",", ""))
+    assert min(shown) * 40 <= tokens <= (max(shown) + 2) * 40
+    assert lines[-3:] == [
+        "answers  at most 400 tokens, by max_tokens",
+        "time     unknown: no Redis runs here; name one with --redis-url",
+        "Nothing was submitted: --dry-run",
+    ]
+    assert shell("redis", "status").stdout.startswith("not running")
+    assert shell("run", "x.csv", "-o", "out.jsonl", *arguments).stdout == done.stdout
+    assert not (shell.folder / "out.jsonl").exists()
+
+
+def test_a_dry_run_takes_the_time_from_live_workers(
+    shell: Shell, redis: redis_py.Redis, redis_server: RedisServer
+) -> None:
+    shell.environment["REDIS_URL"] = redis_server.url
+
+    def dry_run() -> str:
+        done = shell("submit", shell.write("x.csv", CSV), "--template", TEMPLATE, "--pair", PAIR, "--dry-run")
+        prompts, _, time, _ = done.stdout.splitlines()[-4:]
+        characters = sum(len(f"In one word: it was {n} out of ten") for n in range(40))
+        assert prompts.startswith(f"prompts  {characters:,} characters; characters, because tokens cannot be counted")
+        return time
+
+    assert dry_run() == f"time     unknown: no live worker serves {PAIR}"
+    settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01)
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        shell("submit", shell.write("y.jsonl", '{"prompt": "say it", "max_tokens": 100000}\n'), "--pair", PAIR)
+        deadline = time.monotonic() + 30
+        while not speed(redis, PAIR).tokens_per_second and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert f"tokens/s of the live workers of {PAIR}" in dry_run()
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+def test_many_prompts_are_judged_by_some() -> None:
+    sizes = Sizes(lambda body: len(body.prompt or "") // 4)
+    for n in range(10 * MOST_COUNTED):
+        sizes.add(
+            JobBody(batch="", custom_id="a", pair=PAIR, prompt="x" * (400 + n % 7), sampling=Sampling(max_tokens=9))
+        )
+    words = str(sizes).split()
+    assert words[0] == "about"
+    assert abs(int(words[1].replace(",", "")) / (10 * MOST_COUNTED * 100) - 1) < 0.01
+    assert MOST_COUNTED <= int(words[-3].replace(",", "")) <= 2 * MOST_COUNTED
+    assert sizes.most_answered == 90 * MOST_COUNTED
+
+
+def test_standard_input_has_a_format(shell: Shell) -> None:
+    arguments = ("--template", TEMPLATE, "--pair", "nobody", "--limit", "2")
+    named = shell("submit", shell.write("x.csv", CSV), *arguments)
+    piped = shell("submit", "-", "--format", "csv", *arguments, stdin=CSV)
+    assert named.stdout == piped.stdout
+    shell.write("prompt.j2", TEMPLATE + "\n")
+    from_file = shell("submit", "x.csv", "--template", "@prompt.j2", *arguments[2:])
+    assert from_file.stdout == named.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.csv", "--template", "{{ text }"], "the template is malformed, line 1: unexpected '}'"),
+        (
+            ["x.csv", "--template", "Sum: {text}"],
+            "the template has {text}; a column is written {{ text }}, as in Jinja2",
+        ),
+        (["x.csv", "--template", "@none.j2"], "cannot read 'none.j2': no such file or folder"),
+        (["x.csv", "--template", "x", "--where", "stars ="], "the condition is malformed, line 1: "),
+        (["x.csv", "--template", "x", "--id-column", "key"], "x.csv has no usable line; line 2: has no column 'key'"),
+        (["x.csv", "--template", "x", "--format", "parquet"], "x.csv is damaged or not a Parquet file: "),
+        (["x.csv"], "x.csv has no usable line; line 2: has no prompt (nor messages); a line looks like "),
+        (["x.csv", "--template", "{{ text }}", "--limit", "0"], "Invalid value for '--limit': "),
+    ],
+)
+def test_what_is_wrong_is_one_line(shell: Shell, arguments: list[str], message: str) -> None:
+    shell.write("x.csv", CSV)
+    done = shell("submit", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_package_is_one_line(shell: Shell) -> None:
+    shell.write("x.parquet", b"PAR1")
+    shell.write("x.jsonl.zst", b"\x28\xb5\x2f\xfd")
+    for name, package in (("x.parquet", "pyarrow"), ("x.jsonl.zst", "zstandard")):
+        without = f"import sys; sys.modules[{package!r}] = None; from draftmill.producer.cli.main import main; main()"
+        command = [sys.executable, "-c", without, "submit", name]
+        done = subprocess.run(command, cwd=shell.folder, env=shell.environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == f"Error: this file needs the package {package}: pip install 'draftmill[data]'\n"
+
+
+def test_what_is_kept_comes_back(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> None:
+    shell.environment["REDIS_URL"] = redis_server.url
+    settings = Settings(redis_server.url, str(redis_server.folder / "spool"))
+    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        options = ("--template", TEMPLATE, "--keep", "stars", "--where", "stars | int == 3", "--max-tokens", "2")
+        batch = shell("submit", shell.write("x.csv", CSV), *options, "--pair", PAIR).stdout.strip()
+        shell("collect", batch, "-o", "out.jsonl", "--follow")
+    finally:
+        worker.kill()
+        worker.communicate()
+    assert [orjson.loads(line)["keep"] for line in shell.lines("out.jsonl")] == [{"stars": "3"}] * 8

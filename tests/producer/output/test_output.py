@@ -1,0 +1,296 @@
+"""OUT in each of its formats: what a row holds, and that cuts, repetitions and retries leave each line once."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftmill.producer.input.dataset import BadLine
+from draftmill.producer.output.formats import names
+from draftmill.producer.output.output import Output
+from draftmill.producer.queue.batches import Result
+from draftmill.producer.queue.errors import UserError
+from tests.producer.conftest import Shell
+
+FORMATS = ("jsonl", "csv", "parquet")
+
+
+def done(n: int, text: str = "yes", custom_id: str | None = None, keep: dict[str, Any] | None = None) -> Result:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": n, "tokens_per_round": 2.5}}
+    line: dict[str, Any] = {"custom_id": custom_id or f"r-{n}", "response": {"body": body}, "error": None}
+    return Result(f"{n + 1}-0", orjson.dumps(line | ({"keep": keep} if keep else {})), n)
+
+
+def failed(n: int) -> Result:
+    return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "error": {"code": "x", "message": "y"}}), n)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The content of a complete OUT, by the columns of a table."""
+    match path.suffix:
+        case ".csv":
+            limit = csv.field_size_limit(2**31 - 1)
+            with path.open(encoding="utf-8", newline="") as file:
+                found = list(csv.DictReader(file))
+            csv.field_size_limit(limit)
+            return found
+        case ".parquet":
+            return pq.read_table(BytesIO(path.read_bytes())).to_pylist()
+        case _:
+            lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+            texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
+            return [{"custom_id": line["custom_id"], "text": text} for line, text in zip(lines, texts, strict=True)]
+
+
+def write(path: Path, results: Sequence[Result]) -> None:
+    with Output(path, "b") as output:
+        for result in results:
+            output.write(result)
+        output.complete()
+
+
+def stray(folder: Path) -> set[str]:
+    """Files beside OUT that a complete OUT does not need."""
+    return {path.name for path in folder.iterdir()} - {"out.jsonl", "out.csv", "out.parquet", "out.errors.jsonl"}
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+NESTED = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    columns=st.lists(TEXTS.filter(bool), min_size=1, max_size=3, unique=True),
+    texts=st.lists(TEXTS, min_size=1, max_size=5),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_text_and_any_kept_value_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, columns: list[str], texts: list[str], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("out")
+    kept = [{column: data.draw(NESTED) for column in columns} for _ in texts]
+    ids = [data.draw(TEXTS.map(lambda text, n=n: f"{n}{text}")) for n in range(len(texts))]
+    results = [done(n, text, ids[n], kept[n]) for n, text in enumerate(texts)]
+    for format in FORMATS:
+        write(folder / f"out.{format}", results)
+        found = rows(folder / f"out.{format}")
+        assert [(row["custom_id"], row["text"]) for row in found] == list(zip(ids, texts, strict=True))
+    lines = [orjson.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+    assert [line["keep"] for line in lines] == kept
+    for name, column in zip(names(columns), columns, strict=True):
+        tables = rows(folder / "out.csv"), rows(folder / "out.parquet")
+        for keep, from_csv, from_parquet in zip(kept, *tables, strict=True):
+            value = keep[column]
+            as_text = value if isinstance(value, str) else orjson.dumps(value).decode()
+            assert from_csv[name] == ("" if value is None else as_text)
+            assert from_parquet[name] in (value, None if value is None else as_text)
+
+
+def test_a_table_has_plain_columns_with_types(tmp_path: Path) -> None:
+    keep = [{"stars": 4, "text": "good", "price": 1}, {"stars": None, "text": "bad", "price": 2.5}]
+    for format in ("csv", "parquet"):
+        write(tmp_path / f"out.{format}", [done(n, "Yes.\n", keep=keep[n]) for n in range(2)])
+    assert (tmp_path / "out.csv").read_text() == (
+        "custom_id,text,finish_reason,prompt_tokens,completion_tokens,tokens_per_round,stars,input_text,price\n"
+        'r-0,"Yes.\n",stop,7,0,2.5,4,good,1\n'
+        'r-1,"Yes.\n",stop,7,1,2.5,,bad,2.5\n'
+    )
+    table = pq.read_table(tmp_path / "out.parquet")
+    types = [table.schema.field(name).type for name in ("text", "prompt_tokens", "stars", "input_text", "price")]
+    assert types == [pa.string(), pa.int64(), pa.int64(), pa.string(), pa.float64()]
+    assert table.column("stars").to_pylist() == [4, None]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(
+    fails=st.lists(st.booleans(), min_size=1, max_size=30),
+    cuts=st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=40), st.binary(max_size=40)), max_size=6),
+)
+@settings(max_examples=20, deadline=None)
+def test_what_an_interruption_tore_is_cut_away(
+    tmp_path_factory: pytest.TempPathFactory, format: str, fails: list[bool], cuts: list[tuple[int, bytes, bytes]]
+) -> None:
+    path = tmp_path_factory.mktemp("out") / f"out.{format}"
+    errors = path.with_name("out.errors.jsonl")
+    results = [failed(n) if fail else done(n, 'a\n"b",c') for n, fail in enumerate(fails)]
+
+    def go_on(count: int) -> None:
+        with Output(path, "b") as output:
+            at = int(output.manifest.after.partition("-")[0])
+            for each in results[at : at + count]:
+                output.write(each)
+
+    for count, torn, torn_errors in cuts:
+        go_on(count)
+        if not path.with_name(f"{path.name}.draftmill.json").exists():  # nothing was written, so nothing is kept
+            continue
+        growing = path.with_name("out.parquet.partial.jsonl") if format == "parquet" else path
+        with growing.open("ab") as out, errors.open("ab") as error_file:
+            out.write(torn)
+            error_file.write(torn_errors)
+    with Output(path, "b") as output:
+        for each in results[int(output.manifest.after.partition("-")[0]) :]:
+            output.write(each)
+        output.sort({f"r-{n}": 100 - n for n in range(len(fails))})
+        output.complete()
+    good = [n for n, fail in enumerate(fails) if not fail]
+    assert [row["custom_id"] for row in rows(path)] == [f"r-{n}" for n in reversed(good)]
+    wrong = b"".join(r.line + b"\n" for r, fail in zip(results, fails, strict=True) if fail)
+    assert (errors.read_bytes() if errors.exists() else b"") == wrong
+    assert stray(path.parent) == {f"{path.name}.draftmill.json"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_results_can_be_read_while_they_come(tmp_path: Path, format: str) -> None:
+    path = tmp_path / f"out.{format}"
+    with Output(path, "b") as output:
+        for n in range(3):
+            output.write(done(n))
+            output.flush()
+            assert len(output.holder.read_bytes().splitlines()) == n + 1 + (format == "csv")
+        assert (output.holder == path) == (format != "parquet")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_failures_that_run_again_leave_the_error_file(tmp_path: Path, format: str) -> None:
+    path = tmp_path / f"out.{format}"
+    with Output(path, "b") as output:
+        output.write_bad(BadLine(9, "no prompt"))
+        for result in (failed(0), done(1), failed(2)):
+            output.write(result)
+        output.complete()
+    asked: list[str] = []
+
+    def stands(lines: Sequence[dict[str, Any]]) -> list[bool]:
+        asked.extend(line["custom_id"] for line in lines)
+        return [line["custom_id"] == "r-2" for line in lines]
+
+    def cut(lines: Sequence[dict[str, Any]]) -> list[bool]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Output(path, "b") as output:
+        output.take_back(1, cut)
+    with Output(path, "b") as output:
+        assert output.manifest.retries == 0
+        output.take_back(1, stands)
+        assert asked == ["r-0", "r-2"]
+        assert (output.manifest.done, output.manifest.failed, output.manifest.bad) == (1, 1, 1)
+    with Output(path, "b") as output:
+        output.write(done(0))
+        output.complete()
+    assert [row["custom_id"] for row in rows(path)] == ["r-1", "r-0"]
+    lines = [orjson.loads(line) for line in (tmp_path / "out.errors.jsonl").read_bytes().splitlines()]
+    assert [line["error"]["code"] for line in lines] == ["invalid_line", "x"]
+    assert stray(tmp_path) == {f"{path.name}.draftmill.json"}
+
+
+def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    expected = pytest.raises(UserError, match="keeps other columns")
+    with expected, Output(path, "b") as output:
+        output.write(done(0))
+        output.write(done(1, keep={"stars": 1}))
+    with Output(path, "b") as output:
+        assert output.manifest.after == "0-0"
+        output.write(done(0))
+        output.complete()
+    assert [row["custom_id"] for row in rows(path)] == ["r-0"]
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_cut_while_the_error_file_is_swapped_is_made_good(tmp_path: Path, renamed: bool) -> None:
+    path, errors = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
+    with Output(path, "b") as output:
+        output.write(failed(0))
+        output.write(failed(1))
+    with Output(path, "b") as output:
+        before, manifest = errors.read_bytes(), output.manifest
+        output.take_back(1, lambda lines: [line["custom_id"] == "r-1" for line in lines])
+        after = errors.read_bytes()
+    manifest.swapping = True
+    path.with_name("out.jsonl.draftmill.json").write_bytes(manifest.content)
+    if not renamed:
+        errors.write_bytes(before)
+        path.with_name("out.errors.jsonl.tmp").write_bytes(after)
+    with Output(path, "b") as output:
+        output.write(done(0))
+    assert errors.read_bytes() == after == failed(1).line + b"\n"
+
+
+def test_another_batch_s_file_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Output(path, "b", source="in.jsonl", parameters={"pair": "p", "max_tokens": 64}) as output:
+        output.write(done(0))
+        output.write_bad(BadLine(3, "no prompt"))
+    before = path.read_bytes()
+    for source, parameters, why in (
+        ("in.jsonl", {"pair": "p", "max_tokens": 128}, "--max-tokens was 64, is 128"),
+        ("in.jsonl", {"pair": "p", "max_tokens": 64, "template": "sha256:1"}, "--template has changed"),
+        ("in.jsonl", {"pair": "p", "max_tokens": 64}, "the lines of in.jsonl have changed"),
+        ("two.jsonl", {"pair": "p", "max_tokens": 64}, "the lines of in.jsonl"),
+        ("", {}, "other lines or other parameters"),
+    ):
+        with pytest.raises(UserError) as refused:
+            Output(path, "c", source=source, parameters=parameters)
+        assert refused.value.message == (
+            f"{str(path)!r} holds b, not c ({why}); choose another file or overwrite it with --force"
+        )
+    assert path.read_bytes() == before
+    with Output(path, "c", force=True) as output:
+        output.write(done(1))
+    assert b"r-1" in path.read_bytes()
+    assert not path.with_name("out.errors.jsonl").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path, format: str) -> None:
+    path = tmp_path / f"out.{format}"
+    path.write_text("precious")
+    with pytest.raises(UserError, match=r"' exists; choose another file or overwrite it with --force"):
+        Output(path, "b")
+    assert path.read_text() == "precious"
+    assert stray(tmp_path) == set()
+
+
+def test_without_pyarrow_parquet_is_one_line(shell: Shell) -> None:
+    """A package of that name that is not there, as Python says it."""
+    packages = shell.folder / "packages"
+    packages.mkdir()
+    shell.write("packages/pyarrow.py", 'raise ModuleNotFoundError("No module named \'pyarrow\'", name="pyarrow")')
+    shell.environment["PYTHONPATH"] = str(packages)
+    shell.write("in.jsonl", '{"prompt": "a"}')
+    done = shell("run", "in.jsonl", "-o", "out.parquet")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'draftmill[data]'" in done.stderr
+    assert stray(shell.folder) == {"in.jsonl", "packages"}
+
+
+def test_a_file_is_written_by_one_process(tmp_path: Path) -> None:
+    for format in FORMATS:
+        path = tmp_path / f"out.{format}"
+        with Output(path, "b"), pytest.raises(UserError, match="another draftmill is writing"):
+            Output(path, "b")
+
+
+def test_a_table_of_which_every_line_failed_has_its_columns(tmp_path: Path) -> None:
+    for format in ("csv", "parquet"):
+        write(tmp_path / f"{format}.{format}", [failed(0)])
+        assert rows(tmp_path / f"{format}.{format}") == []
+    assert (tmp_path / "csv.csv").read_text().startswith("custom_id,text,")
+    assert pq.read_schema(tmp_path / "parquet.parquet").names[:2] == ["custom_id", "text"]

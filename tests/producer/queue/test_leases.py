@@ -1,0 +1,362 @@
+"""The scripts by themselves: who may claim, commit and requeue, and what is recorded."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from rq import Queue
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
+
+from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.leases import Claimed, JobQueue, Outcome
+from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
+
+QUEUE = wire.queue_name(PAIR, "normal", "b")
+
+
+def queue(mill: Mill, name: str, lease: float = 60) -> JobQueue:
+    return JobQueue(mill.redis, name, PAIR, lease)
+
+
+def outcome(job: Claimed) -> Outcome:
+    return Outcome(job, "done", b'{"custom_id":"%s"}' % job.custom_id.encode(), 3, 5)
+
+
+def again(job: Claimed) -> Outcome:
+    return Outcome(job, "retry", b"", reason="the engine failed")
+
+
+def fetch(mill: Mill, id: str) -> Job:
+    return Job.fetch(id, connection=mill.redis, serializer=wire.JsonSerializer)
+
+
+def test_submitting_again_sends_only_what_has_no_outcome(mill: Mill) -> None:
+    assert mill.submit(5) == batches.Submitted(5, 0, 0)
+    first = queue(mill, "w").claim(2)
+    queue(mill, "w").commit([outcome(first[0])])
+    assert mill.submit(7) == batches.Submitted(new=2, queued=4, done=1)
+    assert mill.redis.llen(f"rq:queue:{QUEUE}") == 5
+    status = mill.status()
+    assert (status.total, status.submitted, status.queued, status.running, status.done) == (7, 7, 5, 1, 1)
+
+
+def test_claims_follow_priority_then_order(mill: Mill) -> None:
+    mill.submit(2, batch="soon", priority="high")
+    mill.submit(2, batch="slow", priority="low")
+    mill.submit(2, batch="usual")
+    claimed = queue(mill, "w").claim(5)
+    assert [(job.batch, job.custom_id) for job in claimed] == [
+        ("soon", "r-0"),
+        ("soon", "r-1"),
+        ("usual", "r-0"),
+        ("usual", "r-1"),
+        ("slow", "r-0"),
+    ]
+
+
+def served(w: JobQueue, n: int) -> Counter[str]:
+    """Claims and ends `n` jobs one by one; how many each batch had."""
+    count: Counter[str] = Counter()
+    for _ in range(n):
+        (job,) = w.claim(1)
+        w.commit([outcome(job)])
+        count[job.batch] += 1
+    return count
+
+
+def alike(count: Counter[str], batches: int) -> bool:
+    """Whether this many batches had equally many, give or take the one that is next."""
+    return len(count) == batches and max(count.values()) - min(count.values()) <= 2
+
+
+def test_batches_of_one_priority_share_alike(mill: Mill) -> None:
+    w = queue(mill, "w")
+    mill.submit(500, batch="million")
+    assert served(w, 100) == {"million": 100}
+    mill.submit(20, batch="small")
+    mill.submit(500, batch="other")
+    assert alike(served(w, 57), 3)
+    served(w, 9)
+    assert alike(served(w, 40), 2)
+
+
+def test_low_priority_waits_and_does_not_starve(mill: Mill) -> None:
+    mill.submit(600, batch="high", priority="high")
+    mill.submit(100, batch="normal")
+    mill.submit(10, batch="low", priority="low")
+    first = served(queue(mill, "w"), 546)
+    assert (first["high"], first["normal"], first["low"]) == (513, 31, 2)
+
+
+def test_a_user_at_the_limit_waits_and_saves_nothing_up(mill: Mill) -> None:
+    w = queue(mill, "w")
+    mill.redis.hset(wire.LIMITS, mapping={"*": 3, "ops": 100})
+    mill.submit(50, batch="ann-1", user="ann")
+    mill.submit(50, batch="ann-2", user="ann")
+    mill.submit(60, batch="ops", user="ops")
+    running = w.claim(40)
+    assert Counter(job.batch for job in running) == {"ops": 37, "ann-1": 2, "ann-2": 1}
+    assert mill.redis.hgetall(wire.RUNNING) == {b"ann": b"3", b"ops": b"37"}
+    w.commit([outcome(job) for job in running if job.batch.startswith("ann")])
+    assert Counter(job.batch[:3] for job in w.claim(8)) == {"ops": 5, "ann": 3}
+    mill.redis.delete(wire.LIMITS)
+    assert alike(Counter(job.batch for job in w.claim(12)), 3)
+
+
+def test_limits_count_what_was_released_lost_or_retried(mill: Mill) -> None:
+    mill.redis.hset(wire.LIMITS, "ann", 2)
+    mill.submit(9, user="ann")
+    w, brief = queue(mill, "w"), queue(mill, "brief", lease=0.001)
+    assert len(brief.claim(9)) == 2
+    time.sleep(0.005)
+    w.reap()
+    assert w.release(w.claim(9)) == 2
+    assert w.commit([again(job) for job in w.claim(9)]) == [True, True]
+    assert len(w.claim(9)) == 2
+    assert mill.redis.hgetall(wire.RUNNING) == {b"ann": b"2"}
+
+
+def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("draftmill.producer.queue.leases.RETRY_SECONDS", 0.05)
+    mill.submit(1)
+    w = queue(mill, "w")
+    for wait in (0.05, 0.2):
+        (job,) = w.claim(1)
+        assert w.commit([again(job)]) == [True]
+        assert fetch(mill, job.id).get_status() == JobStatus.SCHEDULED
+        w.reap()
+        assert w.claim(1) == []
+        time.sleep(wait + 0.01)
+        w.reap()
+    (job,) = w.claim(1)
+    assert job.alone
+    assert w.commit([again(job)]) == [True]
+    assert w.commit([again(job)]) == [False]
+    assert mill.lines()["r-0"]["error"] == {"code": "engine_failed", "message": "the engine failed"}
+    assert (mill.status().failed, mill.status().running) == (1, 0)
+
+
+def test_what_waits_for_its_next_try_is_cancelled_with_its_batch(mill: Mill) -> None:
+    mill.submit(3)
+    w = queue(mill, "w")
+    w.commit([again(job) for job in w.claim(2)])
+    assert batches.cancel(mill.redis, "b") == 3
+    assert mill.status().complete
+    assert mill.redis.exists("draftmill:later", "draftmill:running") == 0
+
+
+def test_a_batch_cancelled_while_it_is_submitted_is_complete(mill: Mill) -> None:
+    mill.submit(3)
+    mill.redis.hset(wire.batch_key("b"), "total", 1000)
+    batches.cancel(mill.redis, "b")
+    assert mill.status().complete
+    assert mill.redis.ttl(wire.batch_key("b")) > 0
+
+
+def test_dropped_results_leave_the_batch_s_record_only(mill: Mill) -> None:
+    before = set(mill.redis.keys())
+    mill.submit(2500)
+    w = queue(mill, "w")
+    while jobs := w.claim(500):
+        w.commit([outcome(job) for job in jobs])
+    batches.drop_results(mill.redis, "b")
+    left = set(mill.redis.keys()) - before
+    assert left == {b"draftmill:batch:b", b"draftmill:batches"}
+    assert (mill.status().done, mill.status().collected is not None) == (2500, True)
+    batches.forget(mill.redis, "b")
+    assert mill.submit(1) == batches.Submitted(1, 0, 0)
+
+
+def test_a_claimed_job_is_rq_s_running_job(mill: Mill) -> None:
+    mill.submit(1)
+    (job,) = queue(mill, "w").claim(1)
+    rq_job = fetch(mill, job.id)
+    assert (rq_job.get_status(), rq_job.worker_name, rq_job.origin) == (JobStatus.STARTED, "w", QUEUE)
+    assert StartedJobRegistry(QUEUE, connection=mill.redis).get_job_ids() == [job.id]
+    queue(mill, "w").commit([outcome(job)])
+    assert fetch(mill, job.id).get_status() == JobStatus.FINISHED
+    assert Queue(QUEUE, connection=mill.redis).finished_job_registry.get_job_ids() == [job.id]
+    assert mill.redis.zcard(f"rq:wip:{QUEUE}") == 0
+    assert mill.redis.keys("rq:execution:*") == []
+
+
+def test_a_commit_sent_twice_is_recorded_once(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    assert w.commit([outcome(job)]) == [True]
+    assert w.commit([outcome(job)]) == [True]
+    status = mill.status()
+    assert (status.done, status.running, status.prompt_tokens, status.completion_tokens) == (1, 0, 3, 5)
+    assert len(mill.lines()) == 1
+    assert mill.redis.get("draftmill:stale") is None
+
+
+def test_a_commit_is_dropped_once_another_worker_has_the_job(mill: Mill) -> None:
+    mill.submit(1)
+    slow, quick = queue(mill, "slow", lease=0.01), queue(mill, "quick")
+    (late,) = slow.claim(1)
+    time.sleep(0.02)
+    assert quick.reap() == (1, 0)
+    (fresh,) = quick.claim(1)
+    assert [drop.why for drop in slow.renew([late])] == ["lost"]
+    assert slow.commit([outcome(late)]) == [False]
+    assert mill.lines() == {}
+    assert mill.redis.get("draftmill:stale") == b"1"
+    assert quick.commit([outcome(fresh)]) == [True]
+    assert slow.commit([outcome(late)]) == [False]
+    assert len(mill.lines()) == 1
+
+
+def test_a_late_commit_counts_while_nobody_else_has_the_job(mill: Mill) -> None:
+    mill.submit(1)
+    slow, other = queue(mill, "slow", lease=0.01), queue(mill, "other")
+    (late,) = slow.claim(1)
+    time.sleep(0.02)
+    other.reap()
+    assert slow.commit([outcome(late)]) == [True]
+    assert other.claim(1) == []
+    status = mill.status()
+    assert (status.done, status.running, status.queued) == (1, 0, 0)
+
+
+def test_renewed_leases_are_not_reaped(mill: Mill) -> None:
+    mill.submit(2)
+    w = queue(mill, "w", lease=0.2)
+    kept, lost = w.claim(2)
+    for _ in range(3):
+        time.sleep(0.1)
+        assert w.renew([kept]) == []
+    assert w.reap() == (1, 0)
+    assert [job.id for job in w.claim(5)] == [lost.id]
+
+
+def test_a_job_that_loses_every_lease_fails_as_poison(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w", lease=0.001)
+    for lost in range(1, wire.MAX_LEASES + 1):
+        (job,) = w.claim(1)
+        assert job.alone == (lost == wire.MAX_LEASES)
+        time.sleep(0.005)
+        assert w.reap() == ((1, 0) if lost < wire.MAX_LEASES else (0, 1))
+    error = mill.lines()["r-0"]["error"]
+    assert error["code"] == "lost_leases"
+    assert mill.status().failed == 1
+    poisoned = wire.job_id("b", "r-0")
+    assert Queue(QUEUE, connection=mill.redis).failed_job_registry.get_job_ids() == [poisoned]
+
+
+def test_a_job_on_its_last_lease_runs_alone(mill: Mill) -> None:
+    mill.submit(3)
+    w = queue(mill, "w", lease=0.001)
+    for _ in range(wire.MAX_LEASES - 1):
+        assert len(w.claim(1)) == 1
+        time.sleep(0.005)
+        w.reap()
+    assert w.claim(3, held=1) == []
+    assert [job.custom_id for job in w.claim(3)] == ["r-0"]
+    assert [job.custom_id for job in w.claim(3, held=1)] == ["r-1", "r-2"]
+
+
+def test_released_jobs_return_to_the_front_and_their_leases_do_not_count(mill: Mill) -> None:
+    mill.submit(4)
+    w = queue(mill, "w")
+    jobs: list[Claimed] = []
+    for _ in range(wire.MAX_LEASES + 2):
+        jobs = w.claim(2)
+        assert [(job.custom_id, job.alone) for job in jobs] == [("r-0", False), ("r-1", False)]
+        assert w.release(jobs) == 2
+    assert mill.status().running == 0
+    assert w.release(jobs) == 0
+
+
+def test_cancelling_ends_queued_jobs_at_once_and_running_ones_by_renewal(mill: Mill) -> None:
+    mill.submit(2500)
+    mill.submit(3, batch="other")
+    w = queue(mill, "w")
+    running = w.claim(2)
+    assert batches.cancel(mill.redis, "b") == 2498
+    assert [job.batch for job in queue(mill, "v").claim(9)] == ["other"] * 3
+    assert [(drop.id, drop.why) for drop in w.renew(running)] == [(job.id, "cancelled") for job in running]
+    w.commit([Outcome(running[0], "cancelled", b'{"custom_id":"r-0"}'), outcome(running[1])])
+    status = mill.status()
+    assert (status.cancelled, status.done, status.complete, status.is_cancelled) == (2499, 1, True, True)
+    lines = mill.lines()
+    assert len(lines) == 2500
+    assert lines["r-77"]["error"]["code"] == "batch_cancelled"
+    assert mill.submit(2500) == batches.Submitted(0, 0, 0)
+
+
+def test_a_cancelled_batch_takes_no_more_lines(mill: Mill) -> None:
+    mill.submit(1)
+    batches.cancel(mill.redis, "b")
+    assert mill.submit(3) == batches.Submitted(0, 0, 0)
+    assert mill.status().cancelled == 1
+    assert queue(mill, "w").claim(5) == []
+
+
+def test_workers_end_the_lines_of_a_batch_that_was_only_marked_as_cancelled(mill: Mill) -> None:
+    mill.submit(1500)
+    mill.redis.hset(wire.batch_key("b"), "cancelled_at", "0")
+    queue(mill, "w").reap()
+    assert mill.status().cancelled == 1500
+
+
+def test_keys_of_a_batch_expire_only_when_it_is_complete(mill: Mill) -> None:
+    mill.submit(2)
+    w = queue(mill, "w")
+    first, second = w.claim(2)
+    keys = [wire.batch_key("b"), wire.done_key("b"), wire.results_key("b")]
+    w.commit([outcome(first)])
+    assert [mill.redis.ttl(key) for key in keys] == [-1, -1, -1]
+    w.commit([outcome(second)])
+    assert all(0 < mill.redis.ttl(key) <= wire.RESULT_TTL for key in keys)
+    assert 0 < mill.redis.ttl(f"rq:job:{first.id}") <= wire.RESULT_TTL
+
+
+def test_suspended_queues_give_no_jobs(mill: Mill) -> None:
+    mill.submit(1)
+    mill.redis.set("rq:suspended", 1)
+    assert queue(mill, "w").claim(1) == []
+    mill.redis.delete("rq:suspended")
+    assert len(queue(mill, "w").claim(1)) == 1
+
+
+def test_a_second_queue_entry_of_a_job_changes_nothing(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    mill.redis.rpush(f"rq:queue:{QUEUE}", job.id, "no-such-job")
+    assert w.claim(5) == []
+    w.commit([outcome(job)])
+    mill.redis.rpush(f"rq:queue:{QUEUE}", job.id)
+    assert w.claim(5) == []
+    assert len(mill.lines()) == 1
+
+
+@pytest.mark.parametrize("priority", wire.PRIORITIES)
+def test_results_are_read_in_pages_and_can_be_followed(mill: Mill, priority: str) -> None:
+    mill.submit(7, priority=priority)
+    w = queue(mill, "w")
+    w.commit([outcome(job) for job in w.claim(5)])
+    found = list(batches.results(mill.redis, "b", count=2))
+    assert [result.n for result in found] == [1, 2, 3, 4, 5]
+    w.commit([outcome(job) for job in w.claim(5)])
+    assert [result.n for result in batches.results(mill.redis, "b", found[-1].entry)] == [6, 7]
+
+
+def test_jobs_that_would_wait_are_taken_from_a_full_queue_only(mill: Mill) -> None:
+    mill.submit(40)
+    w = queue(mill, "w")
+    assert len(w.claim(16, ahead=8)) == 16
+    assert len(w.claim(8, ahead=8)) == 6
+    assert len(w.claim(20, ahead=4)) == 18
+    mill.submit(3, batch="tail")
+    assert w.claim(8, ahead=8) == []
+    assert len(w.claim(8, ahead=5)) == 3

@@ -1,0 +1,167 @@
+"""`draftmill bench`: measures this machine's engine beside mlx-lm and other DFlash engines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...producer.input.dataset import BadLine, Dataset
+from ...producer.input.lines import Defaults
+from ...producer.queue.errors import FAILED_ITEMS, Interrupted, UserError
+from ...producer.queue.paths import cache_dir
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them."""
+
+    def __init__(self, number: type, least: float):
+        self.name, self.number, self.least = "N,…", number, least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        try:
+            numbers = [self.number(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 1,4,8", param, ctx)
+        if min(numbers) < self.least:
+            self.fail(f"{min(numbers)} is less than {self.least:g}", param, ctx)
+        return numbers
+
+
+@click.command()
+@click.option("--pair", metavar="NAME", help="Measure a pair on the prompts of --data.")
+@click.option("--data", type=FILE, multiple=True, help="JSONL file of prompts, as for `run`; may be repeated.")
+@click.option("--shape", metavar="NAME", help="Measure random weights in a published shape, at a set acceptance.")
+@click.option("--suite", is_flag=True, help="Measure what the README shows; on a CPU, tiny shapes.")
+@click.option("--only", multiple=True, metavar="TABLE", help="Of the suite; may be repeated.")
+@click.option(
+    "--bits", type=click.Choice(["4", "8", "16"]), default="16", show_default=True, help="Of a shape's weights."
+)
+@click.option("--rows", type=Numbers(int, 1), default="1,4,8", show_default=True, help="Rows at a time.")
+@click.option(
+    "--accept", type=Numbers(float, 1), default="8", show_default=True, help="Tokens per round at full depth."
+)
+@click.option(
+    "--context", type=click.IntRange(16), default=512, show_default=True, help="Prompt tokens of a shape's rows."
+)
+@click.option("--tokens", type=click.IntRange(8), default=256, show_default=True, help="Timed tokens of a row.")
+@click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Turns of each arm.")
+@click.option("--arms", metavar="A,B,…", help="Default: all.")
+@click.option(
+    "--dataset", type=click.IntRange(1), metavar="N", help="Shape: run N requests of mixed lengths as a whole."
+)
+@click.option("--template", type=click.IntRange(1), metavar="T", help="Shape: let them share T tokens, count prefills.")
+@click.option("--idle", is_flag=True, help="Shape: measure how long the device has nothing to do.")
+@click.option("--limit", type=click.IntRange(1), help="Prompts of each file.")
+@click.option("-o", "--out", type=OUT, default="bench.json", show_default=True, help="JSON with everything.")
+@click.option("--chart", type=OUT, metavar="PNG", help="Draw a chart; needs draftmill[bench].")
+@click.option("--reference-blas", is_flag=True, help="Linux CPU: stay with the slow BLAS of MLX's wheel.")
+def bench(**options: Any) -> None:
+    """Measure speed side by side with mlx-lm and other DFlash engines.
+
+    All arms take turns in one process, with the same prompts and the same number of tokens, greedily.
+
+    \b
+    Examples:
+      draftmill bench --pair smollm2-135m --data prompts.jsonl --limit 16 --tokens 64
+      draftmill bench --pair smollm2-135m --data prompts.jsonl --arms depth-0,adaptive --reference-blas
+      draftmill bench --shape qwen3-4b --rows 1,4,8,16 --accept 4,8
+      draftmill bench --shape qwen3.5-4b --bits 4 --dataset 256 --rows 8,32
+      draftmill bench --suite --chart bench.png
+    """
+    if sum(map(bool, (options["pair"], options["shape"], options["suite"]))) != 1:
+        raise click.UsageError("name one of --pair, --shape and --suite")
+    if bool(options["pair"]) != bool(options["data"]):
+        raise click.UsageError("--pair and --data belong together")
+
+    from ..blas import preload
+
+    if not options["reference_blas"] and (slow := preload()):
+        click.echo(slow, err=True)
+
+    import mlx.core as mx
+
+    from ...engine.bench.arms import BenchError
+    from ...engine.bench.report import ReportError, draw, need_matplotlib, write
+    from ...engine.models.folder import ModelError
+    from ...engine.request import RequestError
+
+    if mx.default_device() != mx.cpu:
+        # Peers clear MLX's cache as they go, which on CUDA costs more than it frees here; a bound does the same.
+        mx.set_cache_limit(24 << 30)
+    made: list[Any] = []
+    try:
+        if options["chart"]:
+            need_matplotlib()
+        for table in tables(options):
+            made.append(table)
+            click.echo(table.text() + "\n")
+            sys.stdout.flush()
+            write(options["out"], options, made)
+        if options["chart"]:
+            draw(options["chart"], made)
+    except (ModelError, BenchError, ReportError, RequestError) as error:
+        raise UserError(str(error)) from error
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what was measured is in {options['out']}" if made else "interrupted") from None
+    click.echo(f"everything is in {options['out']}" + (f", drawn in {options['chart']}" if options["chart"] else ""))
+    if any(table.failed for table in made):
+        sys.exit(FAILED_ITEMS)
+
+
+def tables(options: dict[str, Any]) -> Iterator[Any]:
+    """What the options ask for, a table at a time."""
+    import mlx.core as mx
+
+    from ...engine.bench import real, suite, synthetic
+    from ...engine.bench.tables import dataset_table, idle_table, rows_table, template_table
+    from ...engine.models.pairs import resolve
+
+    known = real.ARMS if options["pair"] else synthetic.ARMS
+    arms = tuple(options["arms"].split(",")) if options["arms"] else known
+    refuse_unknown("--arms", arms, known)
+    rows, tokens, repeats, context = (options[name] for name in ("rows", "tokens", "repeats", "context"))
+    if options["suite"]:
+        refuse_unknown("--only", options["only"], suite.TABLES)
+        wanted = suite.TINY if mx.default_device() == mx.cpu else suite.Suite()
+        yield from wanted.run(cache_dir(), options["only"])
+    elif options["pair"]:
+        pair = real.Real(resolve(options["pair"]), cache_dir())
+        for file in options["data"]:
+            requests = pair.requests(prompts(file, options["pair"], options["limit"]), tokens)
+            yield real.pair_table(pair, requests, rows, tokens, repeats, arms)
+    else:
+        refuse_unknown("--shape", (options["shape"],), tuple(synthetic.SHAPES))
+        shape = synthetic.Synthetic(options["shape"], int(options["bits"]), cache_dir())
+        for accept in options["accept"]:
+            if accept > shape.block:
+                raise click.BadParameter(
+                    f"{accept:g} is more than the draft's block of {shape.block}", param_hint="--accept"
+                )
+            if options["template"]:
+                yield template_table(shape, options["dataset"] or 1000, options["template"], rows[-1], accept)
+            elif options["dataset"]:
+                yield dataset_table(shape, options["dataset"], rows, accept, context, tokens, repeats, arms)
+            elif options["idle"]:
+                yield idle_table(shape, rows, accept, context, arms)
+            else:
+                yield rows_table(shape, rows, accept, context, tokens, repeats, arms)
+
+
+def prompts(file: Path, pair: str, limit: int | None) -> list[Any]:
+    """The prompts of a file, each a chat or a text."""
+    dataset = Dataset(str(file), pair, Defaults({}, None))
+    dataset.survey()
+    bodies = [item for item in dataset if not isinstance(item, BadLine)][:limit]
+    return [(body.messages and [message.model_dump() for message in body.messages], body.prompt) for body in bodies]
+
+
+def refuse_unknown(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if unknown := [name for name in given if name not in known]:
+        raise click.BadParameter(f"'{unknown[0]}' is unknown; known: {', '.join(known)}", param_hint=option)

@@ -1,0 +1,130 @@
+"""`draftmill doctor`: what this machine has to work with, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata, util
+from typing import Literal, NamedTuple
+
+import click
+
+from ...producer.cli import options
+from ...producer.cli.report import print_json
+from ...producer.queue import paths
+from ...producer.queue.connect import connect, private_url
+from ...producer.queue.errors import UserError, masked
+from .. import blas
+
+GIB = 1024**3
+
+
+class Finding(NamedTuple):
+    """One line of the report; what is "missing" keeps draftmill from generating on this machine."""
+
+    name: str
+    text: str
+    verdict: Literal["ok", "slow", "missing"] = "ok"
+
+
+COLOURS = {"ok": "green", "slow": "yellow", "missing": "red"}
+
+
+@click.command()
+@options.as_json
+@options.redis_url
+def doctor(as_json: bool, redis_url: str | None) -> None:
+    """Show versions, device, Redis and models of this machine, and what is missing to generate here.
+
+    Each line is ok, slow or missing; the exit code is 1 if something is missing.
+
+    \b
+    Examples:
+      draftmill doctor
+      draftmill doctor --json | jq '.[] | select(.verdict != "ok")'
+    """
+    blas.preload()
+    findings = list(examine(redis_url))
+    width = max(len(finding.name) for finding in findings)
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    for finding in () if as_json else findings:
+        verdict = click.style(f"{finding.verdict:<7}", fg=COLOURS[finding.verdict])
+        click.echo(f"{verdict}  {finding.name:<{width}}  {finding.text}")
+    sys.exit(any(finding.verdict == "missing" for finding in findings))
+
+
+def examine(redis_url: str | None) -> Iterator[Finding]:
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("draftmill", "mlx", "mlx-lm", "redis", "rq"):
+        yield version(package)
+    yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.1f} GiB")
+    if util.find_spec("mlx") and util.find_spec("mlx_lm"):
+        yield from examine_engine()
+    yield redis_server(redis_url)
+
+
+def version(package: str) -> Finding:
+    try:
+        return Finding(package, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return Finding(package, "not installed: pip install 'draftmill[worker]' to generate on this machine", "missing")
+
+
+def examine_engine() -> Iterator[Finding]:
+    import mlx.core as mx
+
+    from ...engine.models import boxed
+    from ...engine.models.targets import FAMILIES
+
+    gpu = "Metal" if mx.metal.is_available() else "CUDA"
+    backend = "CPU" if mx.default_device() == mx.cpu else gpu
+    chip = mx.device_info().get("device_name") or platform.processor() or platform.machine()
+    yield Finding("device", f"{backend}, {chip}")
+    if blas.wanted():
+        yield Finding("BLAS", "OpenBLAS preloaded") if blas.preloaded() else Finding("BLAS", blas.SLOW, "slow")
+    yield Finding("families", ", ".join(sorted(FAMILIES)))
+    folder = boxed.folder(paths.cache_dir())
+    here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
+    yield Finding(boxed.NAME, here)
+    yield from examine_kernels(backend)
+    yield from examine_costs()
+
+
+def examine_kernels(backend: str) -> Iterator[Finding]:
+    """What the races of operations gave on this machine: the winner first, then what each form took."""
+    from ...engine.models.kernels_for import results_file
+    from ...kernels.race.race import read
+
+    results = read(results_file(paths.cache_dir()))
+    if not results:
+        raced = "not raced here yet: a worker races them when it first loads a pair"
+        yield Finding("kernels", "plain MLX runs: they need a GPU" if backend == "CPU" else raced)
+    for (operation, *shape), result in results.items():
+        times = [f"{form} {taken:.3f} ms" for form, taken in sorted(result.milliseconds.items(), key=lambda it: it[1])]
+        reasons = [f"{form}: {reason}" for form, reason in result.dropped.items()]
+        yield Finding(
+            str(operation), f"{' '.join(map(str, shape)):<32} {', '.join(times + reasons)}", "slow" if reasons else "ok"
+        )
+
+
+def examine_costs() -> Iterator[Finding]:
+    """For each pair that was measured here, how far its cost model is from the measurements."""
+    from ...engine.depth.calibration import known_costs
+
+    for name, cost in known_costs(paths.cache_dir()).items():
+        yield Finding("costs", f"{name}: off by {cost.residual:.1%} in the median")
+
+
+def redis_server(url: str | None) -> Finding:
+    try:
+        client = connect(url)
+        facts = client.info("server")
+    except UserError as error:
+        return Finding("queue", error.message, "missing")
+    product = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
+    number = facts.get("valkey_version") or facts["redis_version"]
+    where = masked(url) if url else f"{private_url()} (private server)"
+    return Finding("queue", f"{product} {number} at {where}")

@@ -1,0 +1,75 @@
+"""`draftmill pairs`: the pairs that are known by name, and which of them are on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from huggingface_hub import try_to_load_from_cache
+
+from ...engine.models import boxed
+from ...engine.models.pairs import PAIRS, Pair, resolve
+from ...producer.cli import options
+from ...producer.cli.report import print_json
+from ...producer.queue.errors import UserError
+from ...producer.queue.paths import cache_dir
+
+
+@click.command()
+@click.option("--fetch", metavar="PAIR", help="Fetch both models of PAIR, unless they are here already.")
+@options.as_json
+def pairs(fetch: str | None, as_json: bool) -> None:
+    """List the known pairs of target and draft, and what of them is on this machine.
+
+    Any quantisation of a target, by folder or hub id, takes the draft of its pair.
+
+    \b
+    Examples:
+      draftmill pairs
+      draftmill pairs --fetch qwen3-4b
+      draftmill pairs --json | jq -r '.[] | select(.here == ["target", "draft"]).pair'
+    """
+    if fetch:
+        return _fetch(fetch)
+    if as_json:
+        return print_json(
+            [{"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p)} for p in PAIRS.values()]
+        )
+    rows = [("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE")]
+    for pair in PAIRS.values():
+        draft = pair.draft or "none"
+        rows.append(
+            (pair.name, pair.target, "in the box" if Path(draft).is_absolute() else draft, " and ".join(here(pair)))
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        click.echo(
+            "  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[3]]).rstrip()
+        )
+
+
+def _fetch(name: str) -> None:
+    """Prints the folder of each model of the pair."""
+    from ...engine.models.folder import ModelError, locate
+
+    try:
+        pair = resolve(name)
+        for model in filter(None, (pair.target, pair.draft)):
+            click.echo(locate(model, cache_dir()))
+    except ModelError as error:
+        raise UserError(str(error)) from error
+
+
+def here(pair: Pair) -> list[str]:
+    """Which of its two models are on this machine."""
+    models = (("target", pair.target), ("draft", pair.draft))
+    return [name for name, model in models if model and present(model)]
+
+
+def present(model: str) -> bool:
+    """Whether a boxed model, a folder or a hub id is here already."""
+    if model == boxed.NAME:
+        return boxed.folder(cache_dir()).exists()
+    if Path(model).is_absolute():
+        return Path(model).is_dir()
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)

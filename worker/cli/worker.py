@@ -1,0 +1,191 @@
+"""`draftmill worker`: loads a pair once and works on its queues until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+import click
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ...producer.queue.connect import connect
+from ...producer.queue.errors import INTERRUPTED, RESTART, UserError, explain_file
+from ...producer.queue.fleet import scheduled_pair
+from ...producer.queue.paths import cache_dir, data_dir
+from ...producer.queue.wire import DEFAULT_PAIR
+from ..host import Host, host_name
+
+
+class Bytes(click.ParamType):
+    """A number of bytes such as 900M, 4G or 1.5GiB; K, M, G and T are powers of 1,024."""
+
+    name = "bytes"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is no size; write for example 900M or 4G", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+@click.command()
+@click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
+@click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
+@click.option("--draft", help="Draft of that target: a folder or hub id.")
+@click.option(
+    "--depth",
+    type=click.IntRange(0),
+    help="Drafted tokens of a row to verify; 0 decodes plainly. [default: chosen each round]",
+)
+@click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
+@click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
+@click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
+@click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(1, 86400),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which others take over the jobs of a worker that fell silent.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 86400),
+    default=300.0,
+    show_default=True,
+    help="Seconds that a stop may take to finish what runs; then it is handed back.",
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; 0 takes a free port.")
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve metrics on, and at which Prometheus reaches this machine; at 0.0.0.0 by its host name.",
+)
+@click.option("--host", metavar="NAME", help="Name of this machine in the fleet; default: its host name.")
+@click.option("--watts", type=click.FloatRange(0, min_open=True), help="What this machine draws at work, if you know.")
+@click.option(
+    "--log", "log_file", metavar="FILE", help="Log to FILE, which may be moved away; default: standard error."
+)
+@click.option("--until-closed", is_flag=True, hidden=True, help="Hand back and end when standard input closes.")
+def worker(
+    pair: str | None,
+    target: str | None,
+    draft: str | None,
+    depth: int | None,
+    draft_bits: str | None,
+    redis_url: str | None,
+    max_rows: int,
+    memory: int | None,
+    lease: float,
+    drain: float,
+    metrics_port: int | None,
+    metrics_host: str,
+    host: str | None,
+    watts: float | None,
+    log_file: str | None,
+    until_closed: bool,
+) -> None:
+    """Load a pair of target and draft, and generate: take its jobs from the queue until stopped.
+
+    SIGTERM or Ctrl-C finishes what is running, for --drain seconds at most, and ends; a second one hands it back to
+    the queue and ends at once. A worker that is killed loses nothing: others take over its jobs after --lease seconds.
+
+    With --pair auto the pair is what `draftmill workers pair` says for this machine. When that changes, the worker
+    finishes what runs and ends with exit code 75, for launchd or systemd to start it again.
+
+    \b
+    Examples:
+      draftmill worker
+      draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9481
+      draftmill worker --target mlx-community/Qwen3-4B-4bit --draft z-lab/Qwen3-4B-DFlash-b16
+      draftmill worker --pair qwen3-4b --depth 0 --memory 8G          # plain decoding in 8 GiB
+      draftmill worker --pair auto --watts 65
+    """
+    if pair and (target or draft):
+        raise UserError("--pair names both models: give either --pair or --target and --draft")
+    if draft and not target:
+        raise UserError("--draft needs the --target that it was made for")
+
+    from ..blas import preload
+
+    slow = preload()
+    if until_closed:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    _log_to(log_file)
+    log = logging.getLogger("draftmill.worker")
+    if slow:
+        log.warning(slow)
+
+    connection = connect(redis_url)
+    connection.set_retry(Retry(NoBackoff(), 1))  # the worker waits by itself, and says so
+
+    machine, auto = host or host_name(), pair == "auto"
+    if auto and not (pair := scheduled_pair(connection, machine)):
+        raise UserError(f"no pair is scheduled for {machine}; say which: draftmill workers pair {machine} PAIR")
+
+    import mlx.core as mx
+
+    from ...engine.engine import Engine
+    from ...engine.models.boxed import ModelError
+    from ...engine.models.pairs import Pair, resolve
+    from ..spool import spool_folder
+    from ..worker import MillWorker
+
+    accelerator = None if mx.default_device() == mx.cpu else mx.device_info().get("device_name")
+    facts = Host.here(machine, watts, str(accelerator) if accelerator else None)
+    name = pair or target or DEFAULT_PAIR
+    try:
+        models = Pair(target, target, draft) if target else resolve(name)
+        bits = int(draft_bits) if draft_bits else None
+        engine = Engine.load(models, cache_dir(), max_rows, memory, depth, bits)
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    try:
+        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain, facts, auto)
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
+    if metrics_port is not None:
+        mill.metrics.watch_mlx()
+        try:
+            mill.metrics.serve(metrics_host, metrics_port)
+        except OSError as error:
+            where = f"{metrics_host}:{metrics_port}"
+            raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
+    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
+    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows"
+    click.echo(ready)
+    sys.stdout.flush()
+    log.info(ready)
+    ended_well = mill.work()
+    if mill.restart:
+        sys.exit(RESTART)
+    if not ended_well:
+        sys.exit(INTERRUPTED)
+
+
+def _log_to(file: str | None) -> None:
+    """Warnings go to standard error, a little more to a file; that may be rotated at any time."""
+    if file is None:
+        return logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    try:
+        handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise UserError(explain_file(error, "cannot log to", file)) from error
+    logging.basicConfig(format="%(asctime)s %(message)s", handlers=[handler], level=logging.WARNING)
+    logging.getLogger("draftmill").setLevel(logging.INFO)
+
+
+def _end_with_input() -> None:
+    """Signals this process when standard input, a pipe, has lost its writer: `run` is gone, even by kill -9."""
+    os.read(sys.stdin.fileno(), 1)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
