@@ -438,4 +438,4 @@ def test_pictures_of_the_readme_are_small(name: str) -> None:
     picture = (ROOT / "deploy" / "screenshots" / name).read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 150_000
-    assert f'"deploy/screenshots/{name}"' in (ROOT / "README.md").read_text("utf-8")
+    assert f"/deploy/screenshots/{name}" in (ROOT / "producer" / "web" / "README.md").read_text("utf-8")
