@@ -20,7 +20,7 @@ from ..models.load_check import assure
 from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
-from .arms import PREFILL, Arm, Draftmill, MlxBatch, MlxStream, Numbers
+from .arms import PREFILL, Arm, BenchError, Draftmill, MlxBatch, MlxStream, Numbers
 from .measure import REFILL, WARM, Expected
 from .peers import ZLab, twin
 from .replay import Continuation, ReplayDrafter
@@ -31,6 +31,13 @@ ARMS = ("mlx-stream", "mlx-batch", "depth-0", "full-depth", "adaptive", "dflash"
 
 SINGLE = ("mlx-stream", "dflash")
 """Arms that take one request at a time."""
+
+
+DRAWS = 20
+"""Prompts that are tried for a request."""
+
+MARGIN = 0.1
+"""By so much of its logit an expected token must lead."""
 
 
 class Synthetic:
@@ -76,8 +83,25 @@ class Synthetic:
         ]
 
     def request(self, draw: random.Random, seed: int, length: int, most: int) -> Request:
-        prompt = tuple(draw.randrange(self.shape.vocabulary) for _ in range(length))
-        return Request(f"r{seed}", prompt, Sampling(max_tokens=most, seed=seed))
+        """A request for `most` tokens, with a random prompt on which mlx-lm itself generates what is expected.
+
+        Raises:
+            BenchError: there are hardly any such prompts.
+        """
+        for _ in range(DRAWS):
+            prompt = tuple(draw.randrange(self.shape.vocabulary) for _ in range(length))
+            if self.follows(prompt, most):
+                return Request(f"r{seed}", prompt, Sampling(max_tokens=most, seed=seed))
+        raise BenchError(f"{self.shape.name}: mlx-lm generates other tokens than expected on {DRAWS} prompts")
+
+    def follows(self, prompt: Sequence[int], count: int) -> bool:
+        """Whether mlx-lm prefers each of the `count` expected tokens to all others, by more than rounding excuses."""
+        expected = [(prompt[-1] + (i + 1) * self.shape.step) % self.shape.vocabulary for i in range(count)]
+        logits = self.model(mx.array([[*prompt, *expected[:-1]]]))[0, -count:].astype(mx.float32)
+        right = mx.array(expected)[:, None]
+        wanted = mx.take_along_axis(logits, right, axis=-1)
+        others = mx.where(mx.arange(logits.shape[-1]) == right, -mx.inf, logits).max(axis=-1, keepdims=True)
+        return bool((wanted - others > MARGIN * mx.abs(wanted)).all())
 
     def continuation(self, requests: Sequence[Request], accept: float) -> Continuation:
         starts = [len(request.tokens) for request in requests]

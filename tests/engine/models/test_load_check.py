@@ -58,6 +58,9 @@ def test_sound_models_pass(family: str) -> None:
 HALF_BOUNDS = {mx.float16: 1e-2, mx.bfloat16: 6e-2}
 """Distance of logits from mlx-lm's, relative, that half precision excuses in these models of large random weights."""
 
+EXPERTS = 4
+"""So many times that with experts: a near tie sends a token through another one of six."""
+
 
 @pytest.mark.skipif(not GPU, reason="half precision is for GPUs: MLX's CPU backend crawls, or cannot run it at all")
 @pytest.mark.parametrize("kernels", [False, True], ids=["stock", "kernels"])
@@ -71,7 +74,8 @@ def test_half_precision_stays_near_mlx_lm(family: str, dtype: mx.Dtype, kernels:
         every = contests(shapes(target, None), LAUNCH)
         target.operations = Operations({contest.key: KERNEL for contest in every if KERNEL in contest.make()}, LAUNCH)
     verdict = Reference.of(target).check(target)
-    assert verdict.error < HALF_BOUNDS[dtype], verdict.where
+    bound = HALF_BOUNDS[dtype] * (EXPERTS if "moe" in family else 1)
+    assert verdict.error < bound, verdict.where
 
 
 @pytest.mark.parametrize("plant", [one_place, ahead])
