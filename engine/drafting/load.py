@@ -52,5 +52,5 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
     choose_kernels(target, draft, cache)
-    verdict = assure(target, f"{pair.target} {fingerprint(locate(pair.target, cache))}", cache)
+    verdict = assure(target, f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}", cache)
     return LoadedPair(loaded, target, draft, verdict)

@@ -84,18 +84,26 @@ def chunk() -> int:
 
 
 def assure(target: Transformer, name: str, cache: Path) -> Verdict:
-    """Let a target run only in forms that give mlx-lm's logits; remembered for the model called `name`.
+    """Let a target run only in forms that give mlx-lm's logits.
+
+    What was found is remembered for the model called `name`, with these forms of its operations.
 
     Raises:
-        ModelError: they are not mlx-lm's in any form.
+        ModelError: its logits are not mlx-lm's in any form.
     """
-    known = known_verdicts(cache)
-    if verdict := known.get(name):
+    known, checked = known_verdicts(cache), f"{name}, forms {_forms(target.operations)}"
+    if verdict := known.get(checked):
         target.operations = without(target.operations, verdict.dropped)
         return verdict
-    known[name] = settle(target)
+    known[checked] = settle(target)
+    mx.clear_cache()  # the pools come next, and may need all there is
     measurements.write(_file(cache), _here(), {model: asdict(verdict) for model, verdict in known.items()})
-    return known[name]
+    return known[checked]
+
+
+def _forms(operations: Operations) -> str:
+    """Stands for the form of every operation."""
+    return hashlib.sha256(repr(sorted(operations.winners.items(), key=repr)).encode()).hexdigest()[:8]
 
 
 def known_verdicts(cache: Path) -> dict[str, Verdict]:

@@ -115,7 +115,7 @@ def examine_checks() -> Iterator[Finding]:
     from ...engine.models.load_check import known_verdicts
 
     for name, verdict in known_verdicts(paths.cache_dir()).items():
-        yield Finding("load check", f"{name.rpartition(' ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
+        yield Finding("load check", f"{name.partition(', ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
 
 
 def examine_costs() -> Iterator[Finding]:
