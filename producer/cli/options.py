@@ -163,7 +163,8 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
     try:
         sampling({}, values)
     except Fault as fault:
-        raise UserError(f"--{fault}") from None
+        name, _, wrong = str(fault).partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
     dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
     survey = dataset.survey()
     if strict and survey.first_bad:

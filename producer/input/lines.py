@@ -269,6 +269,7 @@ LIMITS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "string_type": "a text",
     "string_too_short": "not empty",
     "tuple_type": "a text or a list of texts",
@@ -291,8 +292,11 @@ def _reason(error: ValidationError) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as short JSON."""
-    text = orjson.dumps(value, default=str).decode()
+    """A value as short JSON, or as Python has it where JSON does not: infinite, or an integer of more than 64 bits."""
+    try:
+        text = str(value) if isinstance(value, float) else orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError:
+        text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 

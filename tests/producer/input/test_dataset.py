@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.lines import Defaults, Fault, sampling
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody, Message, Sampling
 
@@ -120,6 +121,15 @@ FAULTS: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "temperature": 9}', "temperature is 9; it must be at most 2"),
     (b'{"prompt": "x", "temperature": "hot"}', 'temperature is "hot"; it must be a number'),
     (b'{"prompt": "x", "top_p": 0}', "top_p is 0; it must be more than 0"),
+    (
+        b'{"prompt": "x", "temperature": 0.8, "top_k": 9223372036854775808}',
+        "top_k is 9223372036854775808; it must be at most 2147483647",
+    ),
+    (b'{"prompt": "x", "top_k": 2147483648}', "top_k is 2147483648; it must be at most 2147483647"),
+    (
+        b'{"prompt": "x", "seed": 9223372036854775808}',
+        "seed is 9223372036854775808; it must be less than 9223372036854775808",
+    ),
     (b'{"prompt": "x", "stop": 7}', "stop is 7; it must be a text or a list of texts"),
     (
         b'{"prompt": "x", "response_format": {"type": "xml"}}',
@@ -182,6 +192,23 @@ def test_a_response_format_becomes_the_text_of_a_schema() -> None:
         assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
     assert job({"prompt": "a"}).json_schema is None
     assert dataset({"prompt": "a"}).survey().batch != dataset({"prompt": "a", "response_format": strict}).survey().batch
+
+
+def test_numbers_that_float32_cannot_tell_from_0_are_used_as_what_they_mean() -> None:
+    for cold in (5e-324, 1e-38, 1e-6, 0):
+        assert job({"prompt": "a", "temperature": cold}).sampling.temperature == 0
+    assert job({"prompt": "a", "temperature": 1e-5}).sampling.temperature == 1e-5
+    for narrow in (5e-324, 1e-46, 1e-6):
+        assert job({"prompt": "a", "temperature": 1, "top_p": narrow}).sampling.top_p == 1e-6
+    assert job({"prompt": "a", "top_p": 1e-5}).sampling.top_p == 1e-5
+    assert job({"prompt": "a"}, sampling={"top_k": 2**31 - 1, "seed": 2**63 - 1}).sampling.top_k == 2**31 - 1
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "max_seconds"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_are_finite(name: str, value: float) -> None:
+    with pytest.raises(Fault, match=f"{name} is {value}; it must be"):
+        sampling({name: value}, {})
 
 
 def test_a_custom_id_is_used_once() -> None:
