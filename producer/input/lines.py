@@ -25,6 +25,9 @@ SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "mess
 ANY_OBJECT = '{"type":"object"}'
 """The schema of response_format's type json_object."""
 
+WRAPPER = frozenset(("type", "json_schema", "name", "description", "strict", "schema"))
+"""What stands around a schema in OpenAI's APIs. A schema has other names, or another type than json_schema."""
+
 MUST_BE: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -142,13 +145,29 @@ def sampling(given: dict[str, Any], defaults: dict[str, Any]) -> Sampling:
 
 
 def schema_text(schema: Any, name: str) -> str:
-    """The JSON schema that stands under `name`, as text. Whether it can be enforced is seen by those who do."""
+    """The JSON schema that stands under `name`, as text. Whether it can be enforced is seen by those who do.
+
+    What OpenAI's APIs wrap around a schema is taken off: read as a schema it would allow any JSON.
+    """
+    schema = _unwrapped(schema, name)
     if not isinstance(schema, dict):
         raise Fault(f"{name} is {_kind(schema)} instead of a JSON schema, an object")
     text = orjson.dumps(schema).decode()
     if len(text) > MOST_SCHEMA_CHARACTERS:
         raise Fault(f"{name} has {len(text):,} characters; at most {MOST_SCHEMA_CHARACTERS:,} are allowed")
     return text
+
+
+def _unwrapped(given: Any, name: str) -> Any:
+    """The schema in a `response_format`, in its `json_schema`, or in the `format` of the Responses API; else `given`."""
+    if not isinstance(given, dict) or not given.keys() <= WRAPPER or given.keys() <= {"description"}:
+        return given
+    if given.get("type", "json_schema") != "json_schema":
+        return given
+    inner = given.get("json_schema", given.get("schema"))
+    if inner is None:
+        raise Fault(f"{name} has OpenAI's wrapper, and no schema in it")
+    return _unwrapped(inner, name)
 
 
 def _schema(asked: dict[str, Any], default: str | None) -> str | None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults, Fault, sampling
+from draftmill.producer.input.lines import Defaults, Fault, sampling, schema_text
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody, Message, Sampling
 
@@ -192,6 +192,25 @@ def test_a_response_format_becomes_the_text_of_a_schema() -> None:
         assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
     assert job({"prompt": "a"}).json_schema is None
     assert dataset({"prompt": "a"}).survey().batch != dataset({"prompt": "a", "response_format": strict}).survey().batch
+
+
+def test_a_schema_is_taken_out_of_its_wrapper() -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}, "schema": {"type": "object"}}}
+    named = {"name": "verdict", "description": "a verdict", "strict": True, "schema": schema}
+    text = orjson.dumps(schema).decode()
+    for given in (
+        schema,
+        named,
+        {"schema": schema},
+        {"type": "json_schema", "json_schema": named},
+        {"type": "json_schema", **named},
+    ):
+        assert schema_text(given, "--schema") == text
+    for own in ({}, {"description": "anything"}, {"type": "object", "name": "x"}, {"schema": {}, "required": ["a"]}):
+        assert schema_text(own, "--schema") == orjson.dumps(own).decode()
+    for empty in ({"name": "verdict", "strict": True}, {"type": "json_schema"}, {"type": "json_schema", "schema": None}):
+        with pytest.raises(Fault, match="--schema has OpenAI's wrapper, and no schema in it"):
+            schema_text(empty, "--schema")
 
 
 def test_numbers_that_float32_cannot_tell_from_0_are_used_as_what_they_mean() -> None:
