@@ -15,7 +15,7 @@ import orjson
 from ..input.dataset import Dataset, Survey
 from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
-from ..input.sources import FORMATS
+from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
 from ..queue.wire import DEFAULT_PAIR, batch_of_slot
 from .completion import batch_ids
@@ -81,11 +81,11 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for s
 
 
 def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """What an option says, or what the file behind an @ holds."""
+    """What an option says, or what the file behind an @ holds; its byte order mark is no part of that."""
     if value is None or not value.startswith("@"):
         return value
     try:
-        return Path(value[1:]).read_text(encoding="utf-8").removesuffix("\n")
+        return Path(value[1:]).read_text(encoding="utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError:
         raise UserError(f"{value[1:]!r} is not UTF-8; convert it") from None
     except OSError as error:
@@ -97,7 +97,7 @@ def _schema(_: click.Context, __: click.Parameter, path: str | None) -> str | No
     if path is None:
         return None
     try:
-        return schema_text(orjson.loads(Path(path).read_bytes()), "--schema")
+        return schema_text(orjson.loads(Path(path).read_bytes().removeprefix(BOM)), "--schema")
     except (orjson.JSONDecodeError, Fault) as error:
         raise UserError(f"{path!r} does not hold a JSON schema: {error}") from None
     except OSError as error:

@@ -95,6 +95,20 @@ def test_standard_input_has_a_format(shell: Shell) -> None:
     assert from_file.stdout == named.stdout
 
 
+def test_files_of_options_lose_their_byte_order_mark(shell: Shell) -> None:
+    shell.write("x.csv", CSV)
+    shell.write("schema.json", '{"type": "object"}')
+    shell.write("system.txt", "Be brief.")
+    shell.write("prompt.j2", TEMPLATE)
+    files = ("--template", "@prompt.j2", "--system", "@system.txt", "--schema", "schema.json")
+    plain = shell("submit", "x.csv", *files, "--pair", "nobody", "--dry-run")
+    for name in ("schema.json", "system.txt", "prompt.j2"):
+        shell.write(name, b"\xef\xbb\xbf" + (shell.folder / name).read_bytes())
+    marked = shell("submit", "x.csv", *files, "--pair", "nobody", "--dry-run")
+    assert (marked.returncode, marked.stdout) == (0, plain.stdout), marked.stderr
+    assert plain.stdout.splitlines()[1:3] == ["system: Be brief.", "user: In one word: it was 0 out of ten"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
