@@ -175,6 +175,39 @@ def test_a_saved_dataset_may_be_damaged(tmp_path: Path) -> None:
         open_source(str(tmp_path / "x"))
 
 
+ARRAY = "x.jsonl is a JSON array; JSON lines are needed: jq -c '.[]'"
+PRETTY = "x.jsonl is JSON over several lines; one object a line is needed: jq -c ."
+LINE = b'{"prompt": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (orjson.dumps(ROWS, option=orjson.OPT_INDENT_2), ARRAY),
+        (b"\xef\xbb\xbf" + orjson.dumps(ROWS[:2]), ARRAY),
+        (b"\n\n[\n" + LINE + b"\n]\n", ARRAY),
+        (b"[" + LINE + b",\n " + LINE + b"]\n", ARRAY),
+        (b'["a", "b"]', ARRAY),
+        (orjson.dumps(ROWS[0], option=orjson.OPT_INDENT_2), PRETTY),
+        (b'{\r\n  "prompt": "a"\r\n}\r\n{\r\n  "prompt": "b"\r\n}\r\n', PRETTY),
+        (b"{", PRETTY),
+    ],
+)
+def test_one_document_is_no_json_lines(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Dataset(str(tmp_path / "x.jsonl"), "p", Defaults()).survey()
+    assert caught.value.message == str(tmp_path / message)
+
+
+@pytest.mark.parametrize("bad", [b'[{"role": "user"}]', b"[2026-11-26] log", b"[1]", b'{"prompt": "cut', b"{"])
+def test_a_first_line_that_is_bad_harms_no_other(bad: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(bad + b"\n" + LINE + b"\n" + LINE)
+    first, *others = Dataset(str(tmp_path / "x.jsonl"), "p", Defaults())
+    assert isinstance(first, BadLine)
+    assert [item.custom_id for item in others] == ["line-2", "line-3"]
+
+
 def test_a_text_that_is_not_utf8_harms_its_own_row(tmp_path: Path) -> None:
     array = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffb"))
     (tmp_path / "x.parquet").write_bytes(as_parquet(pa.table({"text": array})))

@@ -274,6 +274,7 @@ def test_keys(served: Server) -> None:
 MALFORMED: list[tuple[str, bytes, list[tuple[str, int | None, str | None]]]] = [
     ("empty", b"\n\n", [("empty_file", None, None)]),
     ("not JSON", jsonl(request("a")) + b"\n{oops\n[1]\n", [("invalid_json_line", n, None) for n in (3, 4)]),
+    ("an array", b"[\n" + jsonl(request("a")) + b"]\n", [("invalid_json_line", None, None)]),
     ("not UTF-8", b'{"custom_id": "\xff"}\n', [("invalid_json_line", 1, None)]),
     ("same id", jsonl(request("a"), request("b"), request("a")), [("duplicate_custom_id", 3, "custom_id")]),
     ("two models", jsonl(request("a"), request("b", model="qwen3-4b")), [("mismatched_model", 2, "body.model")]),
