@@ -22,6 +22,9 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "max_seconds")
 SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "messages", "response_format"))
 
+WHOLE = ("max_tokens", "top_k", "seed")
+"""Sampling parameters that are whole numbers."""
+
 ANY_OBJECT = '{"type":"object"}'
 """The schema of response_format's type json_object."""
 
@@ -67,6 +70,13 @@ CHANGE_NOTHING = frozenset(
 
 KNOWN = frozenset((*SERVED, *MUST_BE, *CHANGE_NOTHING, "id", "custom_id", "method", "url", "body"))
 """Every name that means something on a line."""
+
+
+TEXTS = frozenset(("prompt", "stop", "model", "user", "suffix"))
+"""Parameters that are texts in a table, too."""
+
+CELLS = frozenset((*SERVED, *MUST_BE, *CHANGE_NOTHING)) - TEXTS
+"""Parameters that are JSON in the cells of a table: numbers, a list of messages."""
 
 
 class Fault(ValueError):
@@ -133,9 +143,29 @@ def job_body(
     )
 
 
+def from_texts(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose values are all texts, as those of CSV are, as a line: parameters are the JSON that their cells hold.
+
+    An empty cell says nothing, and what is no JSON stays a text.
+    """
+    return {
+        name: _value(text) if name in CELLS else text for name, text in row.items() if text or name not in CELLS | TEXTS
+    }
+
+
+def _value(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
 def sampling(given: dict[str, Any], defaults: dict[str, Any]) -> Sampling:
     """Checked sampling parameters: what is given, else the defaults."""
     values = defaults | given
+    for name in WHOLE:  # a table whose column has gaps makes 3.0 of 3
+        if isinstance(value := values.get(name), float) and value.is_integer():
+            values[name] = int(value)
     stop = values.get("stop", ())
     values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import lines
 from .lines import Fault
-from .sources import Source
+from .sources import Source, Table
 from .templates import Condition, Sandbox, Template
 
 
@@ -19,9 +19,10 @@ class RowOptions:
     """How rows become requests, and which of them do; all of it may be left out.
 
     With a `template`, Jinja2 over the row's columns, a row is data: the template makes the prompt, and parameters
-    come from the defaults. Without one a row is a line in one of the two forms that `lines` knows. `where` is a
-    Jinja2 expression; of the rows for which it holds the first `limit` are taken, of these `sample` at random,
-    always the same. `keep` names the columns that a row's result hands back. `format` is one of sources.FORMATS.
+    come from the defaults. Without one a row is a line in one of the two forms that `lines` knows; in a CSV file its
+    parameters are written as in JSON. `where` is a Jinja2 expression; of the rows for which it holds the first `limit`
+    are taken, of these `sample` at random, always the same. `keep` names the columns that a row's result hands back.
+    `format` is one of sources.FORMATS.
     """
 
     template: str | None = None
@@ -101,6 +102,8 @@ class Rows:
             return Asked({"prompt": self._template(row)}, system, keep)
         if self._data:
             row = {name: value for name, value in row.items() if name not in self._data}
+        if isinstance(self._source, Table):
+            row = lines.from_texts(row)
         return Asked(row, system, keep)
 
     def _kept(self, row: dict[str, Any], name: str) -> Any:

@@ -56,6 +56,11 @@ def test_short_lines_are_chats() -> None:
     assert second.messages == (Message(role="system", content="S"), Message(role="user", content="U"))
 
 
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    sampling = job({"prompt": "a", "max_tokens": 3.0, "top_k": 4.0, "seed": 5.0}).sampling
+    assert sampling == Sampling(max_tokens=3, top_k=4, seed=5)
+
+
 def test_openai_lines() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     body = {
