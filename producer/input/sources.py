@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -43,8 +43,11 @@ class NotLines(UserError):
 class Source(Protocol):
     """A dataset that can be read again and again, by one reader at a time."""
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-        """Each row with its number, from the start; a Fault stands for a row that cannot be read."""
+    def rows(self, used: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+        """Each row with its number, from the start; a Fault stands for a row that cannot be read.
+
+        Of columns that are not `used` only the names matter; their values may be anything. None stands for all columns.
+        """
         ...
 
 
@@ -116,7 +119,7 @@ class JsonLines:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, _: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         with explain_damage(self._name):
             numbered = enumerate(map(bytes.strip, _lines(plain(self._file))), 1)
             texts = ((number, text) for number, text in numbered if text)
@@ -160,7 +163,7 @@ class Table:
     def __init__(self, file: BinaryIO, name: str, delimiter: str) -> None:
         self._file, self._name, self._delimiter = file, name, delimiter
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, _: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         with explain_damage(self._name):
             records = self._records()
             columns = self._header(next(records, None))

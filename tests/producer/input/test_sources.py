@@ -116,6 +116,65 @@ def test_values_become_what_json_has(tmp_path: Path) -> None:
     }
 
 
+FAR = pa.array([0, 2**62, None], pa.timestamp("ms"))
+UNREADABLE = {
+    "date": pa.array([0, 2**31 - 1, 0], pa.int32()).cast(pa.date32()),
+    "time": FAR,
+    "zone": pa.array([0, 1, 2], pa.timestamp("us", "Nowhere/None")),
+    "duration": pa.array([0, 2**62, 0], pa.duration("s")),
+    "nested": pa.StructArray.from_arrays([FAR], ["at"]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("folder", [False, True])
+def test_values_that_python_cannot_hold_harm_only_who_uses_them(name: str, folder: bool, tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b", "c"], "text": ["x", "y", "z"], name: UNREADABLE[name]})
+    path = tmp_path / "x.parquet"
+    if folder:
+        path.mkdir()
+        with pa.OSFile(str(path / "0.arrow"), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
+            stream.write_table(table)
+        (path / "state.json").write_bytes(orjson.dumps({"_data_files": [{"filename": "0.arrow"}]}))
+    else:
+        path.write_bytes(as_parquet(table))
+
+    def read(**options: Any) -> list[Any]:
+        return list(Dataset(str(path), "p", Defaults(), RowOptions(**options)))
+
+    assert [item.custom_id for item in read(template="{{ text }}", where="id != 'c'")] == ["a", "b"]
+    for options in ({"template": "{{ text }}", "keep": (name,)}, {"template": "{{ row.text }}"}):
+        bad = [item for item in read(**options) if isinstance(item, BadLine)]
+        assert 2 in [item.number for item in bad]
+        assert all(item.reason.startswith(f"column '{name}' cannot be read: ") for item in bad)
+
+
+def test_columns_that_are_not_used_are_still_named(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["x"], "far": FAR[1:2], "dict": ["d"]})
+    (tmp_path / "x.parquet").write_bytes(as_parquet(table))
+    dataset = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(keep=("dict",)))
+    (item,) = dataset
+    assert not isinstance(item, BadLine)
+    assert item.keep == {"dict": "d"}
+    assert dict(dataset.notes) == {'field "far" is unknown and ignored': 1}
+    (item,) = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(template="{{ txt }}"))
+    assert str(item) == "line 1: template: 'txt' is undefined (columns: prompt, far, dict)"
+    (item,) = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(template="{{ dict }}"))
+    assert not isinstance(item, BadLine)
+    assert item.messages
+    assert item.messages[0].content == "d"
+
+
+def test_bytes_are_not_kept_wherever_they_lie(tmp_path: Path) -> None:
+    raw = b"\xff\xd8"
+    for value in (raw, {"image": {"bytes": raw}}, [{"bytes": raw}]):
+        table = pa.Table.from_pylist([{"text": "x", "extra": value}])
+        (tmp_path / "x.parquet").write_bytes(as_parquet(table))
+        options = RowOptions(template="{{ text }}", keep=("extra",))
+        (item,) = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), options)
+        assert str(item) == "line 1: column 'extra' is binary and cannot be kept"
+
+
 def test_bad_rows_of_a_csv_harm_no_other(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b'id,text\na,one\nb\nc,"x"y\nd,caf\xe9\n\ne,"two\nlines"\nf,last\n')
@@ -213,7 +272,7 @@ def test_a_text_that_is_not_utf8_harms_its_own_row(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(as_parquet(pa.table({"text": array})))
     first, second, third = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(template="{{ text }}"))
     assert isinstance(second, BadLine)
-    assert str(second).startswith("line 2: cannot be read: 'utf-8' codec")
+    assert str(second).startswith("line 2: column 'text' cannot be read: 'utf-8' codec")
     assert not isinstance(first, BadLine)
     assert not isinstance(third, BadLine)
 
