@@ -13,7 +13,8 @@ import click
 import orjson
 
 from ..input.dataset import Dataset, Survey
-from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
+from ..input.fields import SAMPLING
+from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
 from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
@@ -171,6 +172,6 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
     if slot:
         survey.batch = batch_of_slot(survey.batch, slot)
-    for note, count in survey.notes.most_common(5):
-        click.echo(f"Note: {note} ({count} {'line' if count == 1 else 'lines'})", err=True)
+    for note in survey.notes.lines():
+        click.echo(f"Note: {note}", err=True)
     return dataset, survey

@@ -8,7 +8,6 @@ so it is sent as a chat of one user message; raw text to be continued goes throu
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,67 +15,16 @@ import orjson
 from pydantic import ValidationError
 
 from ..queue.wire import MOST_ID_CHARACTERS, MOST_SCHEMA_CHARACTERS, JobBody, Message, Sampling
+from .fields import CELLS, CHANGE_NOTHING, MUST_BE, SAMPLING, SERVED, TEXTS, UNSERVED, WHOLE
+from .notes import Notes
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-
-SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "max_seconds")
-SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "messages", "response_format"))
-
-WHOLE = ("max_tokens", "top_k", "seed")
-"""Sampling parameters that are whole numbers."""
 
 ANY_OBJECT = '{"type":"object"}'
 """The schema of response_format's type json_object."""
 
 WRAPPER = frozenset(("type", "json_schema", "name", "description", "strict", "schema"))
 """What stands around a schema in OpenAI's APIs. A schema has other names, or another type than json_schema."""
-
-MUST_BE: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "echo": (False,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-}
-"""OpenAI parameters that would change the output and that are not served, with the harmless values."""
-
-CHANGE_NOTHING = frozenset(
-    (
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "stream_options",
-        "parallel_tool_calls",
-        "prediction",
-    )
-)
-"""OpenAI parameters that do not change the text."""
-
-KNOWN = frozenset((*SERVED, *MUST_BE, *CHANGE_NOTHING, "id", "custom_id", "method", "url", "body"))
-"""Every name that means something on a line."""
-
-
-TEXTS = frozenset(("prompt", "stop", "model", "user", "suffix"))
-"""Parameters that are texts in a table, too."""
-
-CELLS = frozenset((*SERVED, *MUST_BE, *CHANGE_NOTHING)) - TEXTS
-"""Parameters that are JSON in the cells of a table: numbers, a list of messages."""
 
 
 class Fault(ValueError):
@@ -85,11 +33,15 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What applies where a line says nothing: sampling parameters by name, a system message, a JSON schema's text."""
+    """What applies where a line says nothing: sampling parameters by name, a system message, a JSON schema's text.
+
+    `served` says that lines are requests to a server: a field that would change the text is refused, not noted.
+    """
 
     sampling: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     schema: str | None = None
+    served: bool = False
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -123,14 +75,12 @@ def checked_id(value: Any, name: str) -> str:
     return value
 
 
-def job_body(
-    line: dict[str, Any], name: str, number: int, pair: str, defaults: Defaults, notes: Counter[str]
-) -> JobBody:
+def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: Defaults, notes: Notes) -> JobBody:
     """The job that a line asks for, not yet in a batch. `notes` counts what was ignored."""
     chat, asked = _openai(line) if "body" in line else _short(line)
-    _refuse_unsupported(asked, notes)
+    _refuse_unsupported(asked, defaults.served, notes)
     if (model := asked.get("model")) not in (None, pair):
-        notes[f"model {_show(model)} is ignored: the pair is {pair}"] += 1
+        notes.models[f"model {_show(model)} is ignored: the pair is {pair}"] += 1
     return JobBody(
         batch="",
         custom_id=name,
@@ -189,7 +139,7 @@ def schema_text(schema: Any, name: str) -> str:
 
 
 def _unwrapped(given: Any, name: str) -> Any:
-    """The schema in a `response_format`, in its `json_schema`, or in the `format` of the Responses API; else `given`."""
+    """The schema in a `response_format`, in its `json_schema` or in the Responses API's `format`; else `given`."""
     if not isinstance(given, dict) or not given.keys() <= WRAPPER or given.keys() <= {"description"}:
         return given
     if given.get("type", "json_schema") != "json_schema":
@@ -294,13 +244,17 @@ def _text(place: int, content: Any) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _refuse_unsupported(asked: dict[str, Any], notes: Counter[str]) -> None:
+def _refuse_unsupported(asked: dict[str, Any], served: bool, notes: Notes) -> None:
+    refused = MUST_BE | UNSERVED if served else MUST_BE
     for name, value in asked.items():
-        if name in MUST_BE:
-            if value is not None and value not in MUST_BE[name]:
+        if name in refused:
+            if value is not None and value not in refused[name]:
                 raise Fault(f"{name} = {_show(value)} is not supported; remove it")
+        elif name in UNSERVED:
+            if value is not None and value not in UNSERVED[name]:
+                notes.unserved[f"field {_show(name)} is not supported and ignored; it would change the text"] += 1
         elif name not in CHANGE_NOTHING and name not in SERVED:
-            notes[f"field {_show(name)} is unknown and ignored"] += 1
+            notes.unknown[f"field {_show(name)} is unknown and ignored"] += 1
 
 
 def _given(asked: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import lines
+from .fields import KNOWN, UNSERVED
 from .lines import Fault
 from .sources import Source, Table
 from .templates import Condition, Sandbox, Template
@@ -53,7 +54,7 @@ class Rows:
         self._system = None if system is None else Template(system, "system message", sandbox)
         self._where = None if options.where is None else Condition(options.where, "condition", sandbox)
         self._used = self._asked_for()
-        self._data = {*options.keep, options.id_column} - lines.KNOWN
+        self._data = {*options.keep, options.id_column} - KNOWN
         self._sample: set[int] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
@@ -77,7 +78,7 @@ class Rows:
     def _asked_for(self) -> frozenset[str] | None:
         """The columns of which more than the name matters; None if all may."""
         used = {*self._options.keep, self._options.id_column or "id"}
-        used |= {"id", "custom_id"} if self._template else lines.KNOWN
+        used |= {"id", "custom_id"} if self._template else KNOWN | UNSERVED.keys()
         for text in (self._template, self._system, self._where):
             if text and text.columns is None:
                 return None

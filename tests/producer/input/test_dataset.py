@@ -181,6 +181,31 @@ def test_a_fault_is_named_and_harms_no_other_line(line: bytes, reason: str) -> N
     assert str(bad) == f"line 2: {reason}"
 
 
+UNSERVED: dict[str, Any] = {"repetition_penalty": 1.8, "min_p": 0.4, "chat_template_kwargs": {"enable_thinking": False}}
+NOTE = 'field "{}" is not supported and ignored; it would change the text'
+
+
+def test_fields_that_would_change_the_text_are_noted_before_all_others() -> None:
+    columns = {f"column {n}": n for n in range(7)}
+    data = dataset({"prompt": "a", "model": "m", **columns, **UNSERVED}, {"prompt": "b", **columns})
+    shown = list(data.survey().notes.lines())
+    assert sorted(shown[:3]) == sorted(f"{NOTE.format(name)} (1 line)" for name in UNSERVED)
+    assert shown[3:5] == [
+        'model "m" is ignored: the pair is small (1 line)',
+        'field "column 0" is unknown and ignored (2 lines)',
+    ]
+    assert shown[9:] == ["2 more fields are unknown and ignored"]
+    harmless = {"repetition_penalty": 1.0, "min_p": 0, "chat_template_kwargs": {}, "ignore_eos": None}
+    assert not list(dataset({"prompt": "a", **harmless}).survey().notes)
+
+
+def test_a_server_refuses_fields_that_would_change_the_text() -> None:
+    for name, value in UNSERVED.items():
+        (item,) = read({"prompt": "a", name: value}, defaults=Defaults(served=True))
+        assert str(item) == f"line 1: {name} = {orjson.dumps(value).decode()} is not supported; remove it"
+    assert isinstance(read({"prompt": "a", "min_p": 0, "colour": 1}, defaults=Defaults(served=True))[0], JobBody)
+
+
 def test_a_response_format_becomes_the_text_of_a_schema() -> None:
     schema = {"type": "object", "properties": {"z": {"enum": ["é", None]}, "a": {"type": "integer"}}, "required": ["z"]}
     strict = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
@@ -203,17 +228,21 @@ def test_a_schema_is_taken_out_of_its_wrapper() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}, "schema": {"type": "object"}}}
     named = {"name": "verdict", "description": "a verdict", "strict": True, "schema": schema}
     text = orjson.dumps(schema).decode()
-    for given in (
+    for wrapped in (
         schema,
         named,
         {"schema": schema},
         {"type": "json_schema", "json_schema": named},
         {"type": "json_schema", **named},
     ):
-        assert schema_text(given, "--schema") == text
+        assert schema_text(wrapped, "--schema") == text
     for own in ({}, {"description": "anything"}, {"type": "object", "name": "x"}, {"schema": {}, "required": ["a"]}):
         assert schema_text(own, "--schema") == orjson.dumps(own).decode()
-    for empty in ({"name": "verdict", "strict": True}, {"type": "json_schema"}, {"type": "json_schema", "schema": None}):
+    for empty in (
+        {"name": "verdict", "strict": True},
+        {"type": "json_schema"},
+        {"type": "json_schema", "schema": None},
+    ):
         with pytest.raises(Fault, match="--schema has OpenAI's wrapper, and no schema in it"):
             schema_text(empty, "--schema")
 

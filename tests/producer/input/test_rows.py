@@ -71,7 +71,7 @@ def test_lines_that_are_prompts_already_may_be_chosen_named_and_kept(tmp_path: P
     assert isinstance(second, JobBody)
     assert (first.custom_id, first.keep) == ("7", {"topic": {"x": [1]}, "prompt": "a"})
     assert (second.custom_id, second.keep) == ("8", {"topic": None, "prompt": "b"})
-    assert not dataset.notes
+    assert not list(dataset.notes)
 
 
 def test_parameters_in_a_csv_file_are_numbers(tmp_path: Path) -> None:

@@ -226,6 +226,8 @@ def test_a_chat_completion_is_queued_and_waited_for(client: OpenAI, redis: redis
         ({"stream": True}, (400, "unsupported_value", "stream")),
         ({"model": "gpt-4o"}, (404, "model_not_found", "model")),
         ({"temperature": 9}, (400, "invalid_request", None)),
+        ({"presence_penalty": 1}, (400, "invalid_request", None)),
+        ({"extra_body": {"min_p": 0.5}}, (400, "invalid_request", None)),
         ({"response_format": {"type": "grammar"}}, (400, "invalid_request", None)),
         ({"messages": []}, (400, "invalid_request", None)),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, (400, "invalid_request", None)),
