@@ -27,23 +27,32 @@ Counter = Callable[[JobBody], int]
 
 
 class Sizes:
-    """Adds up prompts; counts the tokens of all while they are few, then of prompts at equal distances."""
+    """Adds up prompts; counts the tokens of all while they are few, then of prompts at equal distances.
+
+    A prompt that is counted and that the model refuses has neither tokens nor an answer: its line will fail.
+    """
 
     def __init__(self, count: Counter | None) -> None:
         self._count = count
         self._counted: list[tuple[int, int]] = []
         self._distance = 1
-        self.requests = self.characters = self.most_answered = 0
+        self.requests = self.characters = self.most_answered = self.refused = 0
+        self.first_refused = ""
 
     def add(self, body: JobBody) -> None:
         characters = len(body.prompt or "") + sum(len(message.content) for message in body.messages or ())
-        if self._count and self.requests % self._distance == 0:
-            self._counted.append((characters, self._count(body)))
-            if len(self._counted) == 2 * MOST_COUNTED:
-                self._counted, self._distance = self._counted[::2], 2 * self._distance
+        try:
+            if self._count and self.requests % self._distance == 0:
+                self._counted.append((characters, self._count(body)))
+        except UserError as error:
+            self.refused += 1
+            self.first_refused = self.first_refused or error.message
+        else:
+            self.characters += characters
+            self.most_answered += body.sampling.max_tokens
         self.requests += 1
-        self.characters += characters
-        self.most_answered += body.sampling.max_tokens
+        if len(self._counted) == 2 * MOST_COUNTED:
+            self._counted, self._distance = self._counted[::2], 2 * self._distance
 
     def __str__(self) -> str:
         """`12,345 tokens`, or what is known instead."""
@@ -54,6 +63,12 @@ class Sizes:
             return f"{tokens:,} tokens"
         estimate = tokens * self.characters / max(1, sum(characters for characters, _ in self._counted))
         return f"about {estimate:,.0f} tokens, judged by {len(self._counted):,} of them"
+
+    @property
+    def failing(self) -> str:
+        """`1 request, first: line 2: …`; once only some prompts are counted, of all those at least so many."""
+        least = "" if self._distance == 1 else "at least "
+        return f"{least}{count(self.refused, 'request')}, first: {self.first_refused}"
 
 
 def preview(dataset: Dataset, survey: Survey, redis_url: str | None) -> None:
@@ -67,6 +82,8 @@ def preview(dataset: Dataset, survey: Survey, redis_url: str | None) -> None:
             sizes.add(item)
     bad = f", {count(survey.bad, 'bad line')} left out, first: {survey.first_bad}" if survey.bad else ""
     click.echo(f"{survey.batch}: {count(survey.good, 'request')} for {dataset.pair}{bad}")
+    if sizes.refused:
+        click.echo(f"failing  {sizes.failing}")
     click.echo(f"prompts  {sizes}{missing}")
     click.echo(f"answers  at most {sizes.most_answered:,} tokens, by max_tokens")
     click.echo(f"time     {_time(sizes.most_answered, dataset.pair, redis_url)}")
@@ -84,7 +101,10 @@ def _counter(pair: str) -> tuple[Counter | None, str]:
 
 
 def _show(body: JobBody, counter: Counter | None) -> None:
-    size = f", {counter(body):,} tokens" if counter else ""
+    try:
+        size = f", {counter(body):,} tokens" if counter else ""
+    except UserError:
+        size = ", will fail"
     click.echo(f"--- line {body.line}, id {body.custom_id}{size}")
     for role, text in [(m.role, m.content) for m in body.messages or ()] or [("text", body.prompt or "")]:
         rest = f"… ({len(text) - MOST_SHOWN:,} more characters)" if len(text) > MOST_SHOWN else ""

@@ -13,9 +13,10 @@ import click
 import orjson
 
 from ..input.dataset import Dataset, Survey
-from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
+from ..input.fields import SAMPLING
+from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
-from ..input.sources import FORMATS
+from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
 from ..queue.wire import DEFAULT_PAIR, batch_of_slot
 from .completion import batch_ids
@@ -81,11 +82,11 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for s
 
 
 def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """What an option says, or what the file behind an @ holds."""
+    """What an option says, or what the file behind an @ holds; its byte order mark is no part of that."""
     if value is None or not value.startswith("@"):
         return value
     try:
-        return Path(value[1:]).read_text(encoding="utf-8").removesuffix("\n")
+        return Path(value[1:]).read_text(encoding="utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError:
         raise UserError(f"{value[1:]!r} is not UTF-8; convert it") from None
     except OSError as error:
@@ -97,7 +98,7 @@ def _schema(_: click.Context, __: click.Parameter, path: str | None) -> str | No
     if path is None:
         return None
     try:
-        return schema_text(orjson.loads(Path(path).read_bytes()), "--schema")
+        return schema_text(orjson.loads(Path(path).read_bytes().removeprefix(BOM)), "--schema")
     except (orjson.JSONDecodeError, Fault) as error:
         raise UserError(f"{path!r} does not hold a JSON schema: {error}") from None
     except OSError as error:
@@ -163,13 +164,14 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
     try:
         sampling({}, values)
     except Fault as fault:
-        raise UserError(f"--{fault}") from None
+        name, _, wrong = str(fault).partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
     dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
     survey = dataset.survey()
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
     if slot:
         survey.batch = batch_of_slot(survey.batch, slot)
-    for note, count in survey.notes.most_common(5):
-        click.echo(f"Note: {note} ({count} {'line' if count == 1 else 'lines'})", err=True)
+    for note in survey.notes.lines():
+        click.echo(f"Note: {note}", err=True)
     return dataset, survey

@@ -16,7 +16,8 @@ import redis as redis_py
 
 from ..input import parameters
 from ..input.dataset import BadLine, Dataset
-from ..input.lines import SAMPLING, Defaults, Fault, sampling, schema_text
+from ..input.fields import SAMPLING
+from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
 from ..output import collect
 from ..queue import batches, connect

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ class Parquet:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, used: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -36,7 +36,7 @@ class Parquet:
                 raise _damaged(self._name, "a Parquet file", error) from error
 
         self._file.seek(0)
-        return _numbered(batches())
+        return _numbered(batches(), used)
 
 
 class SavedDataset:
@@ -56,7 +56,7 @@ class SavedDataset:
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise _damaged(str(folder / "state.json"), "the state of a saved dataset", error) from error
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, used: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         import pyarrow as pa
 
         def batches() -> Iterator[Any]:
@@ -68,7 +68,7 @@ class SavedDataset:
                 except (pa.ArrowException, OSError) as error:
                     raise _damaged(str(file), "a file of a saved dataset", error) from error
 
-        return _numbered(batches())
+        return _numbered(batches(), used)
 
 
 def is_saved(folder: Path) -> bool:
@@ -90,33 +90,40 @@ def _damaged(name: str, what: str, error: Exception) -> UserError:
     return UserError(f"{name} is damaged or not {what}: {reason}")
 
 
-def _numbered(batches: Iterator[Any]) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-    number = 0
-    for batch in batches:
-        for row in _dicts(_in_microseconds(batch)):
-            number += 1
-            yield number, row if isinstance(row, Fault) else {name: _plain(value) for name, value in row.items()}
+def _numbered(batches: Iterator[Any], used: Set[str] | None) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    return enumerate((row for batch in batches for row in _rows(batch, used)), 1)
 
 
-def _dicts(batch: Any) -> list[Any]:
-    """The rows of a batch; if one cannot be read, that one is a Fault."""
+def _rows(batch: Any, used: Set[str] | None) -> Iterator[dict[str, Any] | Fault]:
+    """The rows of a batch. Columns that are not used stay None: what is wrong in them harms nobody."""
+    columns = {
+        name: _values(name, column) if used is None or name in used else [None] * batch.num_rows
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
+    for place in range(batch.num_rows):
+        row = {name: values[place] for name, values in columns.items()}
+        yield next((value for value in row.values() if isinstance(value, Fault)), row)
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    """The values of a column as JSON has them; one that Python cannot hold (a date in the year 30000) is a Fault."""
+    import pyarrow as pa
+
     try:
-        return batch.to_pylist()
-    except ValueError as error:
-        if batch.num_rows == 1:
-            return [Fault(f"cannot be read: {error}")]
-        return [row for place in range(batch.num_rows) for row in _dicts(batch.slice(place, 1))]
+        return [_plain(value) for value in _in_microseconds(column).to_pylist()]
+    except (ValueError, OverflowError, LookupError, pa.ArrowException) as error:
+        if len(column) == 1:
+            return [Fault(f"column {name!r} cannot be read: {error}")]
+        return [value for place in range(len(column)) for value in _values(name, column.slice(place, 1))]
 
 
-def _in_microseconds(batch: Any) -> Any:
+def _in_microseconds(column: Any) -> Any:
     """Python's times have no nanoseconds."""
     import pyarrow as pa
 
-    for place, field in enumerate(batch.schema):
-        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
-            column = batch.column(place).cast(pa.timestamp("us", field.type.tz), safe=False)
-            batch = batch.set_column(place, field.name, column)
-    return batch
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
 
 
 def _plain(value: Any) -> Any:

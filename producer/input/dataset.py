@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from ..queue.errors import UserError
 from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
 from . import lines
 from .lines import Defaults, Fault
+from .notes import Notes
 from .rows import RowOptions, Rows
 from .sources import open_source
 
@@ -49,7 +49,7 @@ class Survey:
     good: int = 0
     bad: int = 0
     first_bad: BadLine | None = None
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Notes)
 
 
 class Dataset:
@@ -64,12 +64,12 @@ class Dataset:
         self.pair = pair
         self.defaults = defaults
         self.options = options or RowOptions()
-        self.notes: Counter[str] = Counter()
+        self.notes = Notes()
         self._rows = Rows(open_source(source, self.options.format), self.options, defaults.system)
 
     def __iter__(self) -> Iterator[JobBody | BadLine]:
         seen: set[bytes] = set()
-        self.notes.clear()
+        self.notes = Notes()
         for number, row in self._rows:
             yield BadLine(number, str(row)) if isinstance(row, Fault) else self._read(row, number, seen)
 
@@ -117,7 +117,7 @@ class Dataset:
         if survey.good > MOST_LINES:
             raise UserError(f"{self.name} has {survey.good:,} lines, a batch at most {MOST_LINES:,}; split the file")
         survey.batch = f"batch_{content.hexdigest()[:24]}"
-        survey.notes = self.notes.copy()
+        survey.notes = self.notes
         if not survey.good:
             self._refuse(survey)
         return survey

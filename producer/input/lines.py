@@ -8,7 +8,6 @@ so it is sent as a chat of one user message; raw text to be continued goes throu
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,54 +15,16 @@ import orjson
 from pydantic import ValidationError
 
 from ..queue.wire import MOST_ID_CHARACTERS, MOST_SCHEMA_CHARACTERS, JobBody, Message, Sampling
+from .fields import CELLS, CHANGE_NOTHING, MUST_BE, SAMPLING, SERVED, TEXTS, UNSERVED, WHOLE
+from .notes import Notes
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-
-SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "max_seconds")
-SERVED = frozenset((*SAMPLING, "max_completion_tokens", "model", "prompt", "messages", "response_format"))
 
 ANY_OBJECT = '{"type":"object"}'
 """The schema of response_format's type json_object."""
 
-MUST_BE: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "echo": (False,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-}
-"""OpenAI parameters that would change the output and that are not served, with the harmless values."""
-
-CHANGE_NOTHING = frozenset(
-    (
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "stream_options",
-        "parallel_tool_calls",
-        "prediction",
-    )
-)
-"""OpenAI parameters that do not change the text."""
-
-KNOWN = frozenset((*SERVED, *MUST_BE, *CHANGE_NOTHING, "id", "custom_id", "method", "url", "body"))
-"""Every name that means something on a line."""
+WRAPPER = frozenset(("type", "json_schema", "name", "description", "strict", "schema"))
+"""What stands around a schema in OpenAI's APIs. A schema has other names, or another type than json_schema."""
 
 
 class Fault(ValueError):
@@ -72,11 +33,15 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What applies where a line says nothing: sampling parameters by name, a system message, a JSON schema's text."""
+    """What applies where a line says nothing: sampling parameters by name, a system message, a JSON schema's text.
+
+    `served` says that lines are requests to a server: a field that would change the text is refused, not noted.
+    """
 
     sampling: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     schema: str | None = None
+    served: bool = False
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -110,14 +75,12 @@ def checked_id(value: Any, name: str) -> str:
     return value
 
 
-def job_body(
-    line: dict[str, Any], name: str, number: int, pair: str, defaults: Defaults, notes: Counter[str]
-) -> JobBody:
+def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: Defaults, notes: Notes) -> JobBody:
     """The job that a line asks for, not yet in a batch. `notes` counts what was ignored."""
     chat, asked = _openai(line) if "body" in line else _short(line)
-    _refuse_unsupported(asked, notes)
+    _refuse_unsupported(asked, defaults.served, notes)
     if (model := asked.get("model")) not in (None, pair):
-        notes[f"model {_show(model)} is ignored: the pair is {pair}"] += 1
+        notes.models[f"model {_show(model)} is ignored: the pair is {pair}"] += 1
     return JobBody(
         batch="",
         custom_id=name,
@@ -130,9 +93,29 @@ def job_body(
     )
 
 
+def from_texts(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose values are all texts, as those of CSV are, as a line: parameters are the JSON that their cells hold.
+
+    An empty cell says nothing, and what is no JSON stays a text.
+    """
+    return {
+        name: _value(text) if name in CELLS else text for name, text in row.items() if text or name not in CELLS | TEXTS
+    }
+
+
+def _value(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
 def sampling(given: dict[str, Any], defaults: dict[str, Any]) -> Sampling:
     """Checked sampling parameters: what is given, else the defaults."""
     values = defaults | given
+    for name in WHOLE:  # a table whose column has gaps makes 3.0 of 3
+        if isinstance(value := values.get(name), float) and value.is_integer():
+            values[name] = int(value)
     stop = values.get("stop", ())
     values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
     try:
@@ -142,13 +125,29 @@ def sampling(given: dict[str, Any], defaults: dict[str, Any]) -> Sampling:
 
 
 def schema_text(schema: Any, name: str) -> str:
-    """The JSON schema that stands under `name`, as text. Whether it can be enforced is seen by those who do."""
+    """The JSON schema that stands under `name`, as text. Whether it can be enforced is seen by those who do.
+
+    What OpenAI's APIs wrap around a schema is taken off: read as a schema it would allow any JSON.
+    """
+    schema = _unwrapped(schema, name)
     if not isinstance(schema, dict):
         raise Fault(f"{name} is {_kind(schema)} instead of a JSON schema, an object")
     text = orjson.dumps(schema).decode()
     if len(text) > MOST_SCHEMA_CHARACTERS:
         raise Fault(f"{name} has {len(text):,} characters; at most {MOST_SCHEMA_CHARACTERS:,} are allowed")
     return text
+
+
+def _unwrapped(given: Any, name: str) -> Any:
+    """The schema in a `response_format`, in its `json_schema` or in the Responses API's `format`; else `given`."""
+    if not isinstance(given, dict) or not given.keys() <= WRAPPER or given.keys() <= {"description"}:
+        return given
+    if given.get("type", "json_schema") != "json_schema":
+        return given
+    inner = given.get("json_schema", given.get("schema"))
+    if inner is None:
+        raise Fault(f"{name} has OpenAI's wrapper, and no schema in it")
+    return _unwrapped(inner, name)
 
 
 def _schema(asked: dict[str, Any], default: str | None) -> str | None:
@@ -245,13 +244,17 @@ def _text(place: int, content: Any) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _refuse_unsupported(asked: dict[str, Any], notes: Counter[str]) -> None:
+def _refuse_unsupported(asked: dict[str, Any], served: bool, notes: Notes) -> None:
+    refused = MUST_BE | UNSERVED if served else MUST_BE
     for name, value in asked.items():
-        if name in MUST_BE:
-            if value is not None and value not in MUST_BE[name]:
+        if name in refused:
+            if value is not None and value not in refused[name]:
                 raise Fault(f"{name} = {_show(value)} is not supported; remove it")
+        elif name in UNSERVED:
+            if value is not None and value not in UNSERVED[name]:
+                notes.unserved[f"field {_show(name)} is not supported and ignored; it would change the text"] += 1
         elif name not in CHANGE_NOTHING and name not in SERVED:
-            notes[f"field {_show(name)} is unknown and ignored"] += 1
+            notes.unknown[f"field {_show(name)} is unknown and ignored"] += 1
 
 
 def _given(asked: dict[str, Any]) -> dict[str, Any]:
@@ -269,6 +272,7 @@ LIMITS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "string_type": "a text",
     "string_too_short": "not empty",
     "tuple_type": "a text or a list of texts",
@@ -291,8 +295,11 @@ def _reason(error: ValidationError) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as short JSON."""
-    text = orjson.dumps(value, default=str).decode()
+    """A value as short JSON, or as Python has it where JSON does not: infinite, or an integer of more than 64 bits."""
+    try:
+        text = str(value) if isinstance(value, float) else orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError:
+        text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 

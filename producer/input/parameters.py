@@ -13,6 +13,8 @@ import orjson
 
 NOT_IN_ID = frozenset({"strict", "max_seconds", "dry_run", "format"})
 """Options of INPUT that do not make it another batch."""
+LARGEST = 2**63 - 1
+"""The largest integer that is kept as a number: JSON as batches and manifests hold it has 64 bits."""
 
 
 def of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def _matters(name: str, value: Any) -> bool:
 
 
 def _kept(name: str, value: Any) -> Any:
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return str(value)
     if isinstance(value, (int, float)) or name == "pair":
         return value
     if name == "keep":

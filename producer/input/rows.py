@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import lines
+from .fields import KNOWN, UNSERVED
 from .lines import Fault
-from .sources import Source
+from .sources import Source, Table
 from .templates import Condition, Sandbox, Template
 
 
@@ -19,9 +20,10 @@ class RowOptions:
     """How rows become requests, and which of them do; all of it may be left out.
 
     With a `template`, Jinja2 over the row's columns, a row is data: the template makes the prompt, and parameters
-    come from the defaults. Without one a row is a line in one of the two forms that `lines` knows. `where` is a
-    Jinja2 expression; of the rows for which it holds the first `limit` are taken, of these `sample` at random,
-    always the same. `keep` names the columns that a row's result hands back. `format` is one of sources.FORMATS.
+    come from the defaults. Without one a row is a line in one of the two forms that `lines` knows; in a CSV file its
+    parameters are written as in JSON. `where` is a Jinja2 expression; of the rows for which it holds the first `limit`
+    are taken, of these `sample` at random, always the same. `keep` names the columns that a row's result hands back.
+    `format` is one of sources.FORMATS.
     """
 
     template: str | None = None
@@ -51,7 +53,8 @@ class Rows:
         self._template = None if options.template is None else Template(options.template, "template", sandbox)
         self._system = None if system is None else Template(system, "system message", sandbox)
         self._where = None if options.where is None else Condition(options.where, "condition", sandbox)
-        self._data = {*options.keep, options.id_column} - lines.KNOWN
+        self._used = self._asked_for()
+        self._data = {*options.keep, options.id_column} - KNOWN
         self._sample: set[int] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
@@ -64,13 +67,23 @@ class Rows:
     def _taken(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         """The rows that are wanted, up to the limit, and those of which that cannot be told."""
         taken = 0
-        for number, row in self._source.rows():
+        for number, row in self._source.rows(self._used):
             if taken == self._options.limit:
                 return
             judged = row if isinstance(row, Fault) or self._where is None else self._judged(row)
             if judged is not None:
                 taken += not isinstance(judged, Fault)
                 yield number, judged
+
+    def _asked_for(self) -> frozenset[str] | None:
+        """The columns of which more than the name matters; None if all may."""
+        used = {*self._options.keep, self._options.id_column or "id"}
+        used |= {"id", "custom_id"} if self._template else KNOWN | UNSERVED.keys()
+        for text in (self._template, self._system, self._where):
+            if text and text.columns is None:
+                return None
+            used |= text.columns if text and text.columns else set()
+        return frozenset(used)
 
     def _judged(self, row: dict[str, Any]) -> dict[str, Any] | Fault | None:
         assert self._where
@@ -101,11 +114,13 @@ class Rows:
             return Asked({"prompt": self._template(row)}, system, keep)
         if self._data:
             row = {name: value for name, value in row.items() if name not in self._data}
+        if isinstance(self._source, Table):
+            row = lines.from_texts(row)
         return Asked(row, system, keep)
 
     def _kept(self, row: dict[str, Any], name: str) -> Any:
         value = self._column(row, name)
-        if isinstance(value, bytes):
+        if _is_binary(value):
             raise Fault(f"column {name!r} is binary and cannot be kept")
         return value
 
@@ -113,3 +128,14 @@ class Rows:
         if name not in row:
             raise Fault(f"has no column {name!r}")
         return row[name]
+
+
+def _is_binary(value: Any) -> bool:
+    """Whether there are bytes in it that are no text."""
+    match value:
+        case dict():
+            return any(map(_is_binary, value.values()))
+        case list():
+            return any(map(_is_binary, value))
+        case _:
+            return isinstance(value, bytes)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+
+import orjson
 
 from ..queue.errors import UserError, explain_file
 from ..queue.wire import MOST_BODY_BYTES
@@ -22,14 +26,28 @@ from .texts import TextFiles
 BOM = b"\xef\xbb\xbf"
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
 
+ARRAY = re.compile(rb"\[\s*(?:[\[{\"]|$)")
+"""How a JSON array begins, if its elements could be lines or prompts."""
+
 csv.field_size_limit(MOST_BODY_BYTES)
+
+
+class NotLines(UserError):
+    """A file holds one JSON document, not JSON lines. `reason` says so without the file's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is {reason}")
+        self.reason = reason
 
 
 class Source(Protocol):
     """A dataset that can be read again and again, by one reader at a time."""
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-        """Each row with its number, from the start; a Fault stands for a row that cannot be read."""
+    def rows(self, used: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+        """Each row with its number, from the start; a Fault stands for a row that cannot be read.
+
+        Of columns that are not `used` only the names matter; their values may be anything. None stands for all columns.
+        """
         ...
 
 
@@ -96,16 +114,27 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 class JsonLines:
-    """One JSON object a line, numbered by line; empty lines are skipped."""
+    """One JSON object a line, numbered by line; empty lines are skipped. A single document raises NotLines."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, _: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         with explain_damage(self._name):
-            for number, line in enumerate(_lines(plain(self._file)), 1):
-                if text := line.strip():
-                    yield number, self._row(text)
+            numbered = enumerate(map(bytes.strip, _lines(plain(self._file))), 1)
+            texts = ((number, text) for number, text in numbered if text)
+            first = list(islice(texts, 2))
+            self._refuse_a_document([text for _, text in first])
+            for number, text in chain(first, texts):
+                yield number, self._row(text)
+
+    def _refuse_a_document(self, first: list[bytes]) -> None:
+        """Looks whether the first two lines are those of JSON that is printed over several, or of a single array."""
+        begin, *more = first or [b""]
+        if ARRAY.match(begin) and not (more and _is_json(begin)):
+            raise NotLines(self._name, "a JSON array; JSON lines are needed: jq -c '.[]'")
+        if begin == b"{" and not (more and _is_json(more[0])):
+            raise NotLines(self._name, "JSON over several lines; one object a line is needed: jq -c .")
 
     def _row(self, text: bytes) -> dict[str, Any] | Fault:
         if len(text) > MOST_BODY_BYTES:
@@ -114,6 +143,14 @@ class JsonLines:
             return lines.parse(text)
         except Fault as fault:
             return fault
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 class Table:
@@ -126,7 +163,7 @@ class Table:
     def __init__(self, file: BinaryIO, name: str, delimiter: str) -> None:
         self._file, self._name, self._delimiter = file, name, delimiter
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, _: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         with explain_damage(self._name):
             records = self._records()
             columns = self._header(next(records, None))

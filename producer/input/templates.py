@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, nodes, pass_context
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes, pass_context
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -65,6 +65,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if self.steps > MOST_STEPS:
             raise Fault(f"takes more than {MOST_STEPS:,} passes through loops")
 
+    def names(self, source: str) -> frozenset[str] | None:
+        """The names that a template may ask its row for; None if it asks for the whole row."""
+        asked = meta.find_undeclared_variables(self.parse(source))
+        return None if "row" in asked else frozenset(asked | self.globals.keys())
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             if max(abs(left), abs(right)) > MOST_OF_A_POWER:
@@ -77,13 +82,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Template:
-    """A text with tags; `what` is how errors call it."""
+    """A text with tags; `what` is how errors call it. `columns` are those that it may ask for, None if all."""
 
     def __init__(self, text: str, what: str, sandbox: Sandbox) -> None:
         self._text, self._what, self._sandbox = text, what, sandbox
         self.has_tags = any(tag in text for tag in TAGS)
         with _explain_syntax(what):
             self._template = sandbox.from_string(text)
+            self.columns = sandbox.names(text)
 
     def __call__(self, row: Row) -> str:
         """The text for a row; raises Fault."""
@@ -109,12 +115,13 @@ class Template:
 
 
 class Condition:
-    """An expression over the columns of a row."""
+    """An expression over the columns of a row. `columns` are those that it may ask for, None if all."""
 
     def __init__(self, text: str, what: str, sandbox: Sandbox) -> None:
         self._what, self._sandbox = what, sandbox
         with _explain_syntax(what):
             self._expression = sandbox.compile_expression(text, undefined_to_none=False)
+            self.columns = sandbox.names(f"{{{{ {text} }}}}")
 
     def __call__(self, row: Row) -> bool:
         """Whether it holds for a row; raises Fault."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class TextFiles:
                 f"cannot read {str(folder)!r}: a folder without {pattern} files, and no saved dataset (no state.json)"
             )
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    def rows(self, _: Set[str] | None = None, /) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         self._copy.seek(0)
         for number, line in enumerate(self._copy, 1):
             row = orjson.loads(line)

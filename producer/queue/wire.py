@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 WIRE = 1
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
@@ -40,6 +40,16 @@ MOST_ID_CHARACTERS = 512
 MOST_SCHEMA_CHARACTERS = 2**17
 """A JSON schema as text."""
 
+MOST_TOP_K = 2**31 - 1
+"""The largest top_k. Engines compare it with the places of tokens in 32 bits."""
+
+COLDEST = 1e-5
+"""A lower temperature means 0. Logits are divided by it in float32, where the quotient would have no end."""
+
+LEAST_TOP_P = 1e-6
+"""A smaller top_p means this one. Either leaves the likeliest token alone, as long as a vocabulary is below a million
+tokens; but float32 takes the smallest ones for 0, which leaves none."""
+
 RESULT_TTL = 14 * 24 * 3600
 """Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
 
@@ -56,22 +66,31 @@ class JsonSerializer:
         return orjson.loads(data)
 
 
+def _warm(temperature: float) -> float:
+    return 0.0 if temperature < COLDEST else temperature
+
+
+def _wide(top_p: float) -> float:
+    return max(top_p, LEAST_TOP_P)
+
+
 class Sampling(BaseModel):
     """Sampling parameters of one request; the names and meanings are those of the OpenAI API.
 
     `temperature` 0 (the default) is greedy; `top_k` 0 means no limit; without a `seed` one is derived from
-    the job. `max_seconds` is ours: how long a worker may be busy with the request before it fails.
+    the job. `max_seconds` is ours: how long a worker may be busy with the request before it fails. Every value that is
+    admitted here is one that an engine can use in int32 and float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), AfterValidator(_warm)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), AfterValidator(_wide)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=MOST_TOP_K)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)] = ()
-    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class Message(BaseModel):

@@ -64,7 +64,7 @@ def read(path: Path | None) -> Keys:
     if path is None:
         return Keys(filter(None, [os.environ.get(VARIABLE, "").strip()]))
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except OSError as error:
         raise UserError(explain_file(error, "cannot read", path)) from error
     keys = Keys(line for line in lines if line and not line.startswith("#"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...input.lines import CHAT, TEXT, Defaults, Fault, job_body
+from ...input.notes import Notes
 from ...queue import batches
 from ...queue.batches import BatchInfo
 from ...queue.wire import PRIORITIES, JobBody
@@ -133,7 +133,7 @@ def _job(asked: dict[str, Any], url: str, pair: str) -> JobBody:
     id = new_id("call_")
     line = {"custom_id": id, "method": "POST", "url": url, "body": asked}
     try:
-        return job_body(line, id, 1, pair, Defaults(), Counter()).model_copy(update={"batch": id})
+        return job_body(line, id, 1, pair, Defaults(served=True), Notes()).model_copy(update={"batch": id})
     except Fault as fault:
         raise ApiError(400, f"{fault}.", code="invalid_request") from None
 

@@ -226,7 +226,7 @@ class Runner:
         self.shelf.put(batch.at("expired" if batch.expired_at else "cancelled" if batch.cancelling_at else "completed"))
 
     def _dataset(self, id: str, pair: str) -> Dataset:
-        return Dataset(str(self._input(id)), pair, Defaults())
+        return Dataset(str(self._input(id)), pair, Defaults(served=True))
 
     def _work(self, id: str) -> Path:
         return self._folder / id

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...input.compression import GZIP, ZSTD
 from ...input.lines import Fault
-from ...input.sources import open_source
+from ...input.sources import NotLines, open_source
 from ...queue.wire import MOST_ID_CHARACTERS
 
 MOST_LINES = 50_000
@@ -51,6 +51,13 @@ def validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) ->
     """Reads a file of requests once, line by line; `pair_of` knows the pairs that models stand for."""
     if _is_compressed(path):  # it could become any size
         return Validated(0, "", (LineError("invalid_json_line", "The file is compressed; upload plain JSON lines."),))
+    try:
+        return _validate(path, endpoint, pair_of)
+    except NotLines as error:
+        return Validated(0, "", (LineError("invalid_json_line", f"The file is {error.reason}"),))
+
+
+def _validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -> Validated:
     total, model, errors, seen = 0, None, [], set()
     for number, line in open_source(str(path), "jsonl").rows():
         total += 1

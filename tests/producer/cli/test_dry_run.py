@@ -85,6 +85,39 @@ def test_many_prompts_are_judged_by_some() -> None:
     assert sizes.most_answered == 90 * MOST_COUNTED
 
 
+REFUSING = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    "{{ m['content'] }}{% endfor %}"
+)
+
+
+def test_a_line_that_the_chat_template_refuses_is_counted_as_failing(
+    shell: Shell, boxed_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "refusing"
+    model.mkdir()
+    for file in boxed_model.iterdir():
+        (model / file.name).symlink_to(file)
+    config = orjson.loads((boxed_model / "tokenizer_config.json").read_bytes()) | {"chat_template": REFUSING}
+    (model / "tokenizer_config.json").unlink()
+    (model / "tokenizer_config.json").write_bytes(orjson.dumps(config))
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    system, user = {"role": "system", "content": "S"}, {"role": "user", "content": "U"}
+    rows = [{"messages": [user]}, {"messages": [system, user]}, {"messages": [user]}, {"messages": [system, user]}]
+    shell.write("x.jsonl", b"".join(orjson.dumps(row | {"max_tokens": 3}) + b"\n" for row in rows))
+    done = shell("run", "x.jsonl", "-o", "out.jsonl", "--pair", str(model), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "--- line 2, id line-2, will fail" in lines
+    batch, failing, prompts, answers = lines[-6:-2]
+    assert batch.endswith(f": 4 requests for {model}")
+    assert failing == (
+        "failing  2 requests, first: line 2: the model's chat template refuses these messages: no system messages"
+    )
+    assert prompts == "prompts  2 tokens"
+    assert answers == "answers  at most 6 tokens, by max_tokens"
+
+
 def test_standard_input_has_a_format(shell: Shell) -> None:
     arguments = ("--template", TEMPLATE, "--pair", "nobody", "--limit", "2")
     named = shell("submit", shell.write("x.csv", CSV), *arguments)
@@ -93,6 +126,20 @@ def test_standard_input_has_a_format(shell: Shell) -> None:
     shell.write("prompt.j2", TEMPLATE + "\n")
     from_file = shell("submit", "x.csv", "--template", "@prompt.j2", *arguments[2:])
     assert from_file.stdout == named.stdout
+
+
+def test_files_of_options_lose_their_byte_order_mark(shell: Shell) -> None:
+    shell.write("x.csv", CSV)
+    shell.write("schema.json", '{"type": "object"}')
+    shell.write("system.txt", "Be brief.")
+    shell.write("prompt.j2", TEMPLATE)
+    files = ("--template", "@prompt.j2", "--system", "@system.txt", "--schema", "schema.json")
+    plain = shell("submit", "x.csv", *files, "--pair", "nobody", "--dry-run")
+    for name in ("schema.json", "system.txt", "prompt.j2"):
+        shell.write(name, b"\xef\xbb\xbf" + (shell.folder / name).read_bytes())
+    marked = shell("submit", "x.csv", *files, "--pair", "nobody", "--dry-run")
+    assert (marked.returncode, marked.stdout) == (0, plain.stdout), marked.stderr
+    assert plain.stdout.splitlines()[1:3] == ["system: Be brief.", "user: In one word: it was 0 out of ten"]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,28 @@ def test_the_command_line(shell: Shell) -> None:
     assert "Usage: " in shell().stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--top-k", "9" * 20, f"--top-k is {'9' * 20}; it must be at most 2147483647"),
+        ("--seed", "9" * 20, f"--seed is {'9' * 20}; it must be less than 9223372036854775808"),
+        ("--temperature", "nan", "--temperature is nan; it must be a finite number"),
+        ("--top-p", "nan", "--top-p is nan; it must be a finite number"),
+        ("--max-seconds", "9" * 400, "--max-seconds is inf; it must be a finite number"),
+    ],
+)
+def test_numbers_that_no_engine_can_use(shell: Shell, option: str, value: str, message: str) -> None:
+    done = shell("submit", shell.write("in.jsonl", '{"prompt": "a"}\n'), option, value)
+    assert (one_line(done.stderr), done.returncode) == (message, 2)
+
+
+def test_any_number_of_lines_may_be_asked_for(shell: Shell) -> None:
+    shell.write("in.jsonl", '{"prompt": "a"}\n')
+    for option in ("--limit", "--sample"):
+        done = shell("submit", "in.jsonl", "--pair", "nobody", option, "9" * 20)
+        assert (done.returncode, done.stdout[:6]) == (0, "batch_"), done.stderr
+
+
 def test_standard_input_and_bad_lines(shell: Shell) -> None:
     done = shell("submit", "-", "--pair", "nobody", stdin='{"prompt": "a"}\nnot json\n')
     assert done.returncode == 1

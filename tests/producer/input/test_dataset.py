@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.lines import Defaults, Fault, sampling, schema_text
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody, Message, Sampling
 
@@ -53,6 +54,11 @@ def test_short_lines_are_chats() -> None:
     assert isinstance(second, JobBody)
     assert (second.custom_id, second.line) == ("12", 2)
     assert second.messages == (Message(role="system", content="S"), Message(role="user", content="U"))
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    sampling = job({"prompt": "a", "max_tokens": 3.0, "top_k": 4.0, "seed": 5.0}).sampling
+    assert sampling == Sampling(max_tokens=3, top_k=4, seed=5)
 
 
 def test_openai_lines() -> None:
@@ -120,6 +126,15 @@ FAULTS: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "temperature": 9}', "temperature is 9; it must be at most 2"),
     (b'{"prompt": "x", "temperature": "hot"}', 'temperature is "hot"; it must be a number'),
     (b'{"prompt": "x", "top_p": 0}', "top_p is 0; it must be more than 0"),
+    (
+        b'{"prompt": "x", "temperature": 0.8, "top_k": 9223372036854775808}',
+        "top_k is 9223372036854775808; it must be at most 2147483647",
+    ),
+    (b'{"prompt": "x", "top_k": 2147483648}', "top_k is 2147483648; it must be at most 2147483647"),
+    (
+        b'{"prompt": "x", "seed": 9223372036854775808}',
+        "seed is 9223372036854775808; it must be less than 9223372036854775808",
+    ),
     (b'{"prompt": "x", "stop": 7}', "stop is 7; it must be a text or a list of texts"),
     (
         b'{"prompt": "x", "response_format": {"type": "xml"}}',
@@ -166,6 +181,31 @@ def test_a_fault_is_named_and_harms_no_other_line(line: bytes, reason: str) -> N
     assert str(bad) == f"line 2: {reason}"
 
 
+UNSERVED: dict[str, Any] = {"repetition_penalty": 1.8, "min_p": 0.4, "chat_template_kwargs": {"enable_thinking": False}}
+NOTE = 'field "{}" is not supported and ignored; it would change the text'
+
+
+def test_fields_that_would_change_the_text_are_noted_before_all_others() -> None:
+    columns = {f"column {n}": n for n in range(7)}
+    data = dataset({"prompt": "a", "model": "m", **columns, **UNSERVED}, {"prompt": "b", **columns})
+    shown = list(data.survey().notes.lines())
+    assert sorted(shown[:3]) == sorted(f"{NOTE.format(name)} (1 line)" for name in UNSERVED)
+    assert shown[3:5] == [
+        'model "m" is ignored: the pair is small (1 line)',
+        'field "column 0" is unknown and ignored (2 lines)',
+    ]
+    assert shown[9:] == ["2 more fields are unknown and ignored"]
+    harmless = {"repetition_penalty": 1.0, "min_p": 0, "chat_template_kwargs": {}, "ignore_eos": None}
+    assert not list(dataset({"prompt": "a", **harmless}).survey().notes)
+
+
+def test_a_server_refuses_fields_that_would_change_the_text() -> None:
+    for name, value in UNSERVED.items():
+        (item,) = read({"prompt": "a", name: value}, defaults=Defaults(served=True))
+        assert str(item) == f"line 1: {name} = {orjson.dumps(value).decode()} is not supported; remove it"
+    assert isinstance(read({"prompt": "a", "min_p": 0, "colour": 1}, defaults=Defaults(served=True))[0], JobBody)
+
+
 def test_a_response_format_becomes_the_text_of_a_schema() -> None:
     schema = {"type": "object", "properties": {"z": {"enum": ["é", None]}, "a": {"type": "integer"}}, "required": ["z"]}
     strict = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
@@ -182,6 +222,46 @@ def test_a_response_format_becomes_the_text_of_a_schema() -> None:
         assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
     assert job({"prompt": "a"}).json_schema is None
     assert dataset({"prompt": "a"}).survey().batch != dataset({"prompt": "a", "response_format": strict}).survey().batch
+
+
+def test_a_schema_is_taken_out_of_its_wrapper() -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}, "schema": {"type": "object"}}}
+    named = {"name": "verdict", "description": "a verdict", "strict": True, "schema": schema}
+    text = orjson.dumps(schema).decode()
+    for wrapped in (
+        schema,
+        named,
+        {"schema": schema},
+        {"type": "json_schema", "json_schema": named},
+        {"type": "json_schema", **named},
+    ):
+        assert schema_text(wrapped, "--schema") == text
+    for own in ({}, {"description": "anything"}, {"type": "object", "name": "x"}, {"schema": {}, "required": ["a"]}):
+        assert schema_text(own, "--schema") == orjson.dumps(own).decode()
+    for empty in (
+        {"name": "verdict", "strict": True},
+        {"type": "json_schema"},
+        {"type": "json_schema", "schema": None},
+    ):
+        with pytest.raises(Fault, match="--schema has OpenAI's wrapper, and no schema in it"):
+            schema_text(empty, "--schema")
+
+
+def test_numbers_that_float32_cannot_tell_from_0_are_used_as_what_they_mean() -> None:
+    for cold in (5e-324, 1e-38, 1e-6, 0):
+        assert job({"prompt": "a", "temperature": cold}).sampling.temperature == 0
+    assert job({"prompt": "a", "temperature": 1e-5}).sampling.temperature == 1e-5
+    for narrow in (5e-324, 1e-46, 1e-6):
+        assert job({"prompt": "a", "temperature": 1, "top_p": narrow}).sampling.top_p == 1e-6
+    assert job({"prompt": "a", "top_p": 1e-5}).sampling.top_p == 1e-5
+    assert job({"prompt": "a"}, sampling={"top_k": 2**31 - 1, "seed": 2**63 - 1}).sampling.top_k == 2**31 - 1
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "max_seconds"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_are_finite(name: str, value: float) -> None:
+    with pytest.raises(Fault, match=f"{name} is {value}; it must be"):
+        sampling({name: value}, {})
 
 
 def test_a_custom_id_is_used_once() -> None:

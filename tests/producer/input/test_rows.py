@@ -12,7 +12,7 @@ from draftmill.producer.input.dataset import BadLine, Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.input.rows import RowOptions
 from draftmill.producer.queue.errors import UserError
-from draftmill.producer.queue.wire import JobBody, Message
+from draftmill.producer.queue.wire import JobBody, Message, Sampling
 from tests.producer.conftest import ROOT
 
 PAIR = "small"
@@ -71,7 +71,37 @@ def test_lines_that_are_prompts_already_may_be_chosen_named_and_kept(tmp_path: P
     assert isinstance(second, JobBody)
     assert (first.custom_id, first.keep) == ("7", {"topic": {"x": [1]}, "prompt": "a"})
     assert (second.custom_id, second.keep) == ("8", {"topic": None, "prompt": "b"})
-    assert not dataset.notes
+    assert not list(dataset.notes)
+
+
+def test_parameters_in_a_csv_file_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(
+        "id,prompt,max_tokens,temperature,top_k,seed,stop,n,messages\n"
+        "1,3,3,0.5,,7.0,5,1,\n"
+        "2,Say two.,,,,,,,\n"
+        '3,,,,,,,,"[{""role"": ""user"", ""content"": ""x""}]"\n'
+        "4,x,,hot,,,,,\n"
+        "5,x,1.5,,,,,,\n"
+        "6,x,,,,,,2,\n"
+    )
+    first, second, third, *bad = Dataset(str(path), PAIR, Defaults({"top_k": 9}))
+    assert isinstance(first, JobBody)
+    assert first.messages == (Message(role="user", content="3"),)
+    assert first.sampling == Sampling(max_tokens=3, temperature=0.5, top_k=9, seed=7, stop=("5",))
+    assert isinstance(second, JobBody)
+    assert second.sampling == Sampling(top_k=9)
+    assert isinstance(third, JobBody)
+    assert third.messages == (Message(role="user", content="x"),)
+    assert [str(item) for item in bad] == [
+        'line 5: temperature is "hot"; it must be a number',
+        "line 6: max_tokens is 1.5; it must be a whole number",
+        "line 7: n = 2 is not supported; remove it",
+    ]
+    texts = list(Dataset(str(path), PAIR, Defaults(), RowOptions(template="{{ max_tokens }}.", keep=("temperature",))))
+    assert isinstance(texts[0], JobBody)
+    assert texts[0].messages == (Message(role="user", content="3."),)
+    assert (texts[0].keep, texts[0].sampling) == ({"temperature": "0.5"}, Sampling())
 
 
 def test_ids_of_batches_stay_as_they_were(path: Path) -> None:

@@ -116,6 +116,65 @@ def test_values_become_what_json_has(tmp_path: Path) -> None:
     }
 
 
+FAR = pa.array([0, 2**62, None], pa.timestamp("ms"))
+UNREADABLE = {
+    "date": pa.array([0, 2**31 - 1, 0], pa.int32()).cast(pa.date32()),
+    "time": FAR,
+    "zone": pa.array([0, 1, 2], pa.timestamp("us", "Nowhere/None")),
+    "duration": pa.array([0, 2**62, 0], pa.duration("s")),
+    "nested": pa.StructArray.from_arrays([FAR], ["at"]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("folder", [False, True])
+def test_values_that_python_cannot_hold_harm_only_who_uses_them(name: str, folder: bool, tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b", "c"], "text": ["x", "y", "z"], name: UNREADABLE[name]})
+    path = tmp_path / "x.parquet"
+    if folder:
+        path.mkdir()
+        with pa.OSFile(str(path / "0.arrow"), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
+            stream.write_table(table)
+        (path / "state.json").write_bytes(orjson.dumps({"_data_files": [{"filename": "0.arrow"}]}))
+    else:
+        path.write_bytes(as_parquet(table))
+
+    def read(**options: Any) -> list[Any]:
+        return list(Dataset(str(path), "p", Defaults(), RowOptions(**options)))
+
+    assert [item.custom_id for item in read(template="{{ text }}", where="id != 'c'")] == ["a", "b"]
+    for options in ({"template": "{{ text }}", "keep": (name,)}, {"template": "{{ row.text }}"}):
+        bad = [item for item in read(**options) if isinstance(item, BadLine)]
+        assert 2 in [item.number for item in bad]
+        assert all(item.reason.startswith(f"column '{name}' cannot be read: ") for item in bad)
+
+
+def test_columns_that_are_not_used_are_still_named(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["x"], "far": FAR[1:2], "dict": ["d"]})
+    (tmp_path / "x.parquet").write_bytes(as_parquet(table))
+    dataset = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(keep=("dict",)))
+    (item,) = dataset
+    assert not isinstance(item, BadLine)
+    assert item.keep == {"dict": "d"}
+    assert dict(dataset.notes) == {'field "far" is unknown and ignored': 1}
+    (item,) = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(template="{{ txt }}"))
+    assert str(item) == "line 1: template: 'txt' is undefined (columns: prompt, far, dict)"
+    (item,) = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(template="{{ dict }}"))
+    assert not isinstance(item, BadLine)
+    assert item.messages
+    assert item.messages[0].content == "d"
+
+
+def test_bytes_are_not_kept_wherever_they_lie(tmp_path: Path) -> None:
+    raw = b"\xff\xd8"
+    for value in (raw, {"image": {"bytes": raw}}, [{"bytes": raw}]):
+        table = pa.Table.from_pylist([{"text": "x", "extra": value}])
+        (tmp_path / "x.parquet").write_bytes(as_parquet(table))
+        options = RowOptions(template="{{ text }}", keep=("extra",))
+        (item,) = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), options)
+        assert str(item) == "line 1: column 'extra' is binary and cannot be kept"
+
+
 def test_bad_rows_of_a_csv_harm_no_other(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b'id,text\na,one\nb\nc,"x"y\nd,caf\xe9\n\ne,"two\nlines"\nf,last\n')
@@ -175,12 +234,45 @@ def test_a_saved_dataset_may_be_damaged(tmp_path: Path) -> None:
         open_source(str(tmp_path / "x"))
 
 
+ARRAY = "x.jsonl is a JSON array; JSON lines are needed: jq -c '.[]'"
+PRETTY = "x.jsonl is JSON over several lines; one object a line is needed: jq -c ."
+LINE = b'{"prompt": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (orjson.dumps(ROWS, option=orjson.OPT_INDENT_2), ARRAY),
+        (b"\xef\xbb\xbf" + orjson.dumps(ROWS[:2]), ARRAY),
+        (b"\n\n[\n" + LINE + b"\n]\n", ARRAY),
+        (b"[" + LINE + b",\n " + LINE + b"]\n", ARRAY),
+        (b'["a", "b"]', ARRAY),
+        (orjson.dumps(ROWS[0], option=orjson.OPT_INDENT_2), PRETTY),
+        (b'{\r\n  "prompt": "a"\r\n}\r\n{\r\n  "prompt": "b"\r\n}\r\n', PRETTY),
+        (b"{", PRETTY),
+    ],
+)
+def test_one_document_is_no_json_lines(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Dataset(str(tmp_path / "x.jsonl"), "p", Defaults()).survey()
+    assert caught.value.message == str(tmp_path / message)
+
+
+@pytest.mark.parametrize("bad", [b'[{"role": "user"}]', b"[2026-11-26] log", b"[1]", b'{"prompt": "cut', b"{"])
+def test_a_first_line_that_is_bad_harms_no_other(bad: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(bad + b"\n" + LINE + b"\n" + LINE)
+    first, *others = Dataset(str(tmp_path / "x.jsonl"), "p", Defaults())
+    assert isinstance(first, BadLine)
+    assert [item.custom_id for item in others] == ["line-2", "line-3"]
+
+
 def test_a_text_that_is_not_utf8_harms_its_own_row(tmp_path: Path) -> None:
     array = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffb"))
     (tmp_path / "x.parquet").write_bytes(as_parquet(pa.table({"text": array})))
     first, second, third = Dataset(str(tmp_path / "x.parquet"), "p", Defaults(), RowOptions(template="{{ text }}"))
     assert isinstance(second, BadLine)
-    assert str(second).startswith("line 2: cannot be read: 'utf-8' codec")
+    assert str(second).startswith("line 2: column 'text' cannot be read: 'utf-8' codec")
     assert not isinstance(first, BadLine)
     assert not isinstance(third, BadLine)
 

@@ -226,6 +226,8 @@ def test_a_chat_completion_is_queued_and_waited_for(client: OpenAI, redis: redis
         ({"stream": True}, (400, "unsupported_value", "stream")),
         ({"model": "gpt-4o"}, (404, "model_not_found", "model")),
         ({"temperature": 9}, (400, "invalid_request", None)),
+        ({"presence_penalty": 1}, (400, "invalid_request", None)),
+        ({"extra_body": {"min_p": 0.5}}, (400, "invalid_request", None)),
         ({"response_format": {"type": "grammar"}}, (400, "invalid_request", None)),
         ({"messages": []}, (400, "invalid_request", None)),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, (400, "invalid_request", None)),
@@ -274,6 +276,7 @@ def test_keys(served: Server) -> None:
 MALFORMED: list[tuple[str, bytes, list[tuple[str, int | None, str | None]]]] = [
     ("empty", b"\n\n", [("empty_file", None, None)]),
     ("not JSON", jsonl(request("a")) + b"\n{oops\n[1]\n", [("invalid_json_line", n, None) for n in (3, 4)]),
+    ("an array", b"[\n" + jsonl(request("a")) + b"]\n", [("invalid_json_line", None, None)]),
     ("not UTF-8", b'{"custom_id": "\xff"}\n', [("invalid_json_line", 1, None)]),
     ("same id", jsonl(request("a"), request("b"), request("a")), [("duplicate_custom_id", 3, "custom_id")]),
     ("two models", jsonl(request("a"), request("b", model="qwen3-4b")), [("mismatched_model", 2, "body.model")]),
