@@ -147,7 +147,7 @@ def collect_command(
 
     OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
     complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
-    however often it was cut. Failed lines go to <stem>.errors.jsonl. Once OUT has all results, Redis drops them, unless
+    however often it was cut. Failed lines go to OUT.errors.jsonl. Once OUT has all results, Redis drops them, unless
     you --leave them for others.
 
     \b

@@ -108,7 +108,7 @@ def run(
 
     OUT is one line of JSON for each result, in the form of the OpenAI Batch API, or a table if its name ends in .csv or
     .parquet. It grows while the batch runs; a Parquet file is written at the end, and until then its rows are in
-    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, <stem>.errors.jsonl.
+    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl.
 
     Interrupted, or killed at any moment, the same command goes on where it stopped. Beside OUT lies a manifest,
     OUT.draftmill.json, that says how far it is. Other lines or other parameters are another batch, and OUT is not

@@ -20,6 +20,7 @@ import orjson
 from ..input.dataset import BadLine
 from ..queue.batches import Result
 from ..queue.errors import UserError
+from .earlier import adopt_errors
 from .files import WriteError, beside, open_locked, replacing, size, sync, writing
 from .formats import format_of
 from .manifest import Manifest, difference
@@ -31,12 +32,12 @@ CHUNK = 500
 
 
 def errors_of(out: Path) -> Path:
-    """The error file of OUT."""
-    return out.with_name(f"{out.stem}.errors.jsonl")
+    """The error file of OUT, which has OUT's whole name in its own, so that no two outputs share one."""
+    return out.with_name(f"{out.name}.errors.jsonl")
 
 
 class Output:
-    """OUT, its error file `<stem>.errors.jsonl` and its manifest, for one batch; a context manager.
+    """OUT, its error file `OUT.errors.jsonl` and its manifest, for one batch; a context manager.
 
     A Parquet file is written when the batch is complete; until then its rows are in `OUT.partial.jsonl`. `source` and
     `parameters` tell what the batch is of, for the day when OUT is named for another one.
@@ -263,6 +264,8 @@ class Output:
                 f"{str(self.path)!r} holds {found.batch}, not {new.batch} "
                 f"({difference(found, new.source, new.parameters)}); choose another file or overwrite it with --force"
             )
+        if adopt_errors(self.path, self.errors_path, found):
+            errors = size(self.errors_path)
         if found.swapping:
             self._swap(found)
             errors = size(self.errors_path)

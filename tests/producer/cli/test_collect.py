@@ -66,9 +66,9 @@ def test_collect_killed_at_random_moments_has_every_line_once(
         collecting.communicate()
     last = shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
     assert last.returncode == 1
-    assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.errors.jsonl\n"
+    assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.jsonl.errors.jsonl\n"
     assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
-    assert ids(shell, "out.errors.jsonl") == ["r-7"]
+    assert ids(shell, "out.jsonl.errors.jsonl") == ["r-7"]
     before = shell.lines("out.jsonl")
     shell("collect", batch, "-o", "out.jsonl")
     assert shell.lines("out.jsonl") == before
@@ -111,7 +111,7 @@ def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:
     assert "cancelled" in shell("status").stdout
     collected = shell("collect", batch, "-o", "out.jsonl")
     assert collected.returncode == 1
-    assert len(shell.lines("out.errors.jsonl")) == LINES
+    assert len(shell.lines("out.jsonl.errors.jsonl")) == LINES
     again = shell("submit", prompts, "--pair", PAIR)
     assert again.returncode == 2
     assert again.stderr.startswith(f"Error: {batch} was cancelled")
