@@ -15,6 +15,7 @@ from ..input import parameters
 from ..input.dataset import BadLine
 from ..output import collect
 from ..output.files import check_writable
+from ..output.formats import format_of
 from ..output.manifest import difference
 from ..output.output import Output
 from ..queue import batches, pair_names
@@ -156,6 +157,7 @@ def collect_command(
       draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
       draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
     """
+    format_of(out)
     check_writable(out)
     redis = connect(redis_url)
     state = collect.status(redis, batch)

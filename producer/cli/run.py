@@ -18,6 +18,7 @@ from ..input import parameters
 from ..input.dataset import BadLine, Dataset, Survey
 from ..output import collect
 from ..output.files import check_apart, check_writable
+from ..output.formats import format_of
 from ..output.output import Output, errors_of
 from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus
@@ -123,6 +124,7 @@ def run(
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
     """
+    format_of(out)
     check_writable(out)
     check_apart(input, out, errors_of(out))
     for number in (signal.SIGTERM, signal.SIGHUP):
