@@ -10,7 +10,7 @@ import orjson
 
 from ..queue.errors import UserError
 from ..queue.wire import job_id
-from .files import beside, size, writing
+from .files import beside, real, size, writing
 from .manifest import Manifest
 
 
@@ -25,7 +25,7 @@ def adopt_errors(out: Path, errors: Path, found: Manifest) -> bool:
     with writing(earlier):
         if found.swapping:
             with suppress(FileNotFoundError):
-                beside(earlier).replace(earlier)
+                beside(earlier).replace(real(earlier))
         if not _is_of(earlier, found):
             if found.complete:  # OUT itself is whole
                 return False
