@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ... import __version__
 from ..queue.errors import explain, usage_in_one_line
+from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
 from .limit import limit_command
@@ -20,6 +23,8 @@ from .status import status_command
 from .workers import workers_group
 
 PACKAGE = __name__.partition(".")[0]
+WORDS = f"{PACKAGE}.words"
+"""Where the context keeps the command line."""
 
 
 class LazyCommand(click.Command):
@@ -47,19 +52,34 @@ class Commands(click.Group):
         return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
-        with usage_in_one_line():
-            return super().make_context(info_name, args, *rest, **extra)
+        words = list(args)
+        with _unspoken(words), usage_in_one_line():
+            context = super().make_context(info_name, args, *rest, **extra)
+        context.meta[WORDS] = words
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with usage_in_one_line():
-                return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+        with _unspoken(ctx.meta[WORDS]):
+            try:
+                with usage_in_one_line():
+                    return super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            raise explain(error) from None
+            except (Exception, KeyboardInterrupt) as error:
+                if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+                    raise
+                raise explain(error) from None
+
+
+@contextmanager
+def _unspoken(words: Sequence[str]) -> Iterator[None]:
+    """Takes the passwords of the command line out of what an error says."""
+    try:
+        yield
+    except click.ClickException as error:
+        told = without_passwords(error.message, words)
+        error.message = told  # pyright: ignore[reportAttributeAccessIssue] -- exit code and form are its class's
+        raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

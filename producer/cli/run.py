@@ -24,6 +24,7 @@ from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus
 from ..queue.connect import connect, resolve, user
 from ..queue.errors import FAILED_ITEMS, Interrupted, UserError
+from ..queue.urls import shown
 from ..queue.wire import PRIORITIES, JobBody
 from . import options
 from .dry_run import preview
@@ -145,7 +146,7 @@ def run(
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"interrupted: {output.manifest.done} of {survey.good} results are in {output.holder}; "
-                    f"go on with: draftmill {shlex.join(sys.argv[1:])}"
+                    f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"
                 ) from None
         if as_json:
             print_json(output_report(output) | asdict(generated))

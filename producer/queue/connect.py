@@ -21,8 +21,9 @@ import redis.exceptions as rx
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
-from .errors import NO_REDIS, UserError, explain_file, explain_redis, masked
+from .errors import NO_REDIS, UserError, explain_file, explain_redis
 from .paths import data_dir
+from .urls import SPELLING, has_unknown_options, is_doubtful, masked
 
 SOCKET_SECONDS = 10.0
 """A command that takes longer than this has lost its server."""
@@ -46,18 +47,24 @@ def connect(url: str | None = None) -> redis.Redis:
     """
     url = resolve(url)
     where = f"Redis at {masked(url)}"
+    if is_doubtful(url) or has_unknown_options(url):
+        raise _no_url(url)
     try:
         probe = _client(url, Retry(NoBackoff(), 0))
         _wait_until_loaded(probe)
         _check(probe, where)
         probe.close()
     except rx.RedisError as error:
-        raise explain_redis(error, where) from error
-    except ValueError as error:
-        raise UserError(
-            f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH"
-        ) from error
+        raise explain_redis(error, where) from None
+    except (ValueError, TypeError, AttributeError, OverflowError):  # what redis-py makes of ill values; has the URL
+        raise _no_url(url) from None
     return _client(url, Retry(ExponentialBackoff(cap=2, base=0.1), 8))
+
+
+def _no_url(url: str) -> UserError:
+    return UserError(
+        f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH, and {SPELLING}"
+    )
 
 
 def user(client: redis.Redis) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
-from urllib.parse import urlsplit, urlunsplit
 
 import click
 import redis.exceptions as rx
@@ -95,7 +95,7 @@ def explain_file(error: OSError, doing: str, path: str | os.PathLike[str]) -> st
 
 def explain_redis(error: rx.RedisError, where: str) -> UserError:
     """What a Redis error means; `where` names the server."""
-    text = str(error)
+    text = str(error).partition(", with args beginning with")[0]  # an AUTH that it does not know has the password
     match error:
         case rx.AuthenticationError() | rx.AuthenticationWrongNumberOfArgsError():
             message = f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
@@ -124,15 +124,6 @@ def denied(error: rx.RedisError) -> bool:
     return isinstance(error, rx.NoPermissionError) or any(words in str(error) for words in in_script)
 
 
-def masked(url: str) -> str:
-    """The URL with its password hidden."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
-
-
 def _short(text: str) -> str:
     """redis-py's connection errors name the address again; keep what follows."""
     for reason in ("Connection refused", "Connection reset by peer", "Connection closed by server"):
@@ -146,4 +137,4 @@ def _short(text: str) -> str:
         return "no such socket"
     if "not known" in text or "name resolution" in text or "No address" in text:
         return "unknown host name"
-    return text.rstrip(".")
+    return re.sub(r"^Error .*? connecting to \S+\.( |$)", "", text).rstrip(".") or "no connection"
