@@ -68,8 +68,14 @@ def _no_url(url: str) -> UserError:
 
 
 def user(client: redis.Redis) -> str:
-    """Who submits: the Redis user that the URL names, else the login name."""
-    return client.connection_pool.connection_kwargs.get("username") or getpass.getuser()
+    """Who submits: the Redis user that the URL names, else the login name, or the user id where that has no name."""
+    named = client.connection_pool.connection_kwargs.get("username")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in a container that runs under a bare user id
+        return str(os.getuid())
 
 
 def _client(url: str, retry: Retry) -> redis.Redis:

@@ -76,6 +76,8 @@ def explain(error: BaseException) -> UserError:
             return UserError(f"this file needs the package {name.partition('.')[0]}: pip install 'draftmill[data]'")
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("starlette", "uvicorn"):
             return UserError("this command needs the server's packages: pip install 'draftmill[serve]'")
+        case RuntimeError() if "home directory" in str(error):  # as pathlib says it
+            return UserError("no home folder is known: set HOME")
         case UnicodeDecodeError():
             return UserError(f"text is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8")
         case OSError() if error.filename is not None:
