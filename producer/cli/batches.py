@@ -27,6 +27,7 @@ from . import options
 from .dry_run import preview
 from .progress import BatchProgress, speed
 from .report import count, output_report, print_json, where
+from .stopping import heed_signals
 
 
 @click.command("submit")
@@ -67,6 +68,7 @@ def submit_command(
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
+    heed_signals()
     dataset, survey = options.read(input, **given)
     if dry_run:
         preview(dataset, survey, redis_url)
@@ -159,6 +161,7 @@ def collect_command(
     """
     format_of(out)
     check_writable(out)
+    heed_signals()
     redis = connect(redis_url)
     state = collect.status(redis, batch)
     with Output(out, batch, force, state.source, state.parameters) as output:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import click
 import redis as redis_py
@@ -31,6 +30,7 @@ from .dry_run import preview
 from .local_worker import LocalWorker
 from .progress import BatchProgress
 from .report import count, output_report, print_json, where
+from .stopping import heed_signals
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,7 @@ def run(
     format_of(out)
     check_writable(out)
     check_apart(input, out, errors_of(out))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _interrupt)
+    heed_signals()
     dataset, survey = options.read(input, **given)
     if dry_run:
         preview(dataset, survey, redis_url)
@@ -218,7 +216,3 @@ def _write_bad_lines(job: Run) -> None:
         output.manifest.bad_written = True
         output.save()
         click.echo(f"{count(survey.bad, 'bad line')} left out, first: {survey.first_bad}", err=True)
-
-
-def _interrupt(*_: object) -> Never:
-    raise KeyboardInterrupt

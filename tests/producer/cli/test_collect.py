@@ -53,6 +53,22 @@ def test_submit_again_queues_nothing_and_collect_waits(shell: Shell, prompts: st
     assert early.stderr.startswith(f"{LINES} of {LINES} lines have no result yet")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_collect_that_is_told_to_stop_can_go_on(
+    shell: Shell, prompts: str, worker: Callable[[], None], number: signal.Signals
+) -> None:
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow")
+    assert collecting.stderr
+    assert "waiting for a worker" in collecting.stderr.readline()
+    collecting.send_signal(number)
+    assert collecting.communicate(timeout=60)[1] == "interrupted; the same command goes on, the batch runs on\n"
+    assert collecting.returncode == 130
+    worker()
+    assert shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted").returncode == 1
+    assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
+
+
 def test_collect_killed_at_random_moments_has_every_line_once(
     shell: Shell, prompts: str, worker: Callable[[], None]
 ) -> None:
