@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ... import __version__
-from ..queue.errors import explain, usage_in_one_line
+from ..queue.errors import CUT_SHORT, explain, usage_in_one_line
 from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
@@ -53,22 +53,34 @@ class Commands(click.Group):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         words = list(args)
-        with _unspoken(words), usage_in_one_line():
+        with _reader_may_leave(), _unspoken(words), usage_in_one_line():
             context = super().make_context(info_name, args, *rest, **extra)
         context.meta[WORDS] = words
         return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _unspoken(ctx.meta[WORDS]):
+        with _reader_may_leave(), _unspoken(ctx.meta[WORDS]):
             try:
                 with usage_in_one_line():
                     return super().invoke(ctx)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
             except (Exception, KeyboardInterrupt) as error:
-                if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+                if ctx.params["debug"] or isinstance(error, BrokenPipeError):
                     raise
                 raise explain(error) from None
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Ends quietly when nobody reads the output any more: 1 would say that lines have failed."""
+    try:
+        yield
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            for stream in (sys.stdout, sys.stderr):  # what is left in them is flushed at exit
+                os.dup2(nowhere.fileno(), stream.fileno())
+        raise SystemExit(CUT_SHORT) from None
 
 
 @contextmanager
@@ -97,7 +109,8 @@ def main(debug: bool) -> None:
       draftmill collect BATCH -o results.jsonl --follow
 
     Exit codes: 0 done, 1 finished with failed or bad lines, 2 wrong usage or input, 3 cannot use Redis,
-    70 a defect or a worker that died, 130 interrupted, and the same command goes on.
+    70 a defect or a worker that died, 130 interrupted, and the same command goes on, 141 its output was not read to
+    the end.
 
     \b
     Environment:

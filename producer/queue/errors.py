@@ -15,6 +15,9 @@ import redis.exceptions as rx
 DONE, FAILED_ITEMS, USAGE, NO_REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 """Exit codes of every command."""
 
+CUT_SHORT = 141
+"""Exit code when the reader of the output has left, as `head` does; shells use it for SIGPIPE."""
+
 RESTART = 75
 """Exit code of a worker that wants to be started again, with the pair that the schedule says now."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -161,6 +163,17 @@ def test_the_private_server_survives_stops_and_starts_again(shell: Shell) -> Non
     assert shell("redis", "stop").stdout == "stopped\n"
     assert shell("redis", "stop").stdout == "not running\n"
     assert batch in shell("status").stdout
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"], ["status", "--help"]])
+def test_a_reader_that_leaves_is_no_failure(shell: Shell, arguments: list[str]) -> None:
+    """As `head` does; its end of the pipe is closed before anything is written."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "draftmill", *arguments]
+    done = subprocess.run(command, env=shell.environment, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_private_servers_are_started_once(shell: Shell) -> None:
