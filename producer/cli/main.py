@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ... import __version__
+from ..queue.encoding import check_words
 from ..queue.errors import CUT_SHORT, explain, usage_in_one_line
 from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
@@ -54,6 +55,7 @@ class Commands(click.Group):
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         words = list(args)
         with _reader_may_leave(), _unspoken(words), usage_in_one_line():
+            check_words(words)
             context = super().make_context(info_name, args, *rest, **extra)
         context.meta[WORDS] = words
         return context

@@ -43,6 +43,8 @@ class Duration(click.ParamType):
         if not value or match is None:
             self.fail(f"{value!r} is no length of time; write for example 90, 30s, 15m or 2h30m", param, ctx)
         seconds = sum(float(part) * length for part, length in zip(match.groups(), UNITS.values(), strict=True) if part)
+        if math.isinf(seconds):
+            self.fail("it is too long a time", param, ctx)
         if not self.least <= seconds <= self.most:
             most = "" if self.most == math.inf else f" and at most {duration(self.most)}"
             self.fail(f"{value!r} is not at least {duration(self.least)}{most}", param, ctx)
@@ -112,7 +114,7 @@ _dataset = (
     click.option("--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="Default: 512."),
     click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
-    click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
+    click.option("--top-k", type=click.IntRange(0, 2**63 - 1), metavar="K", help="Default: 0, no limit."),
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
     click.option("--max-seconds", type=Duration(0.001), metavar="TIME", help="Default: no limit."),
     click.option(

@@ -292,7 +292,10 @@ def _reason(error: ValidationError) -> str:
 
 def _show(value: Any) -> str:
     """A value as short JSON."""
-    text = orjson.dumps(value, default=str).decode()
+    try:
+        text = orjson.dumps(value, default=str).decode()
+    except TypeError:  # a whole number of more than 64 bits
+        text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 

@@ -21,6 +21,7 @@ import redis.exceptions as rx
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
+from .encoding import is_utf8
 from .errors import NO_REDIS, UserError, explain_file, explain_redis
 from .paths import data_dir
 from .urls import SPELLING, has_unknown_options, is_doubtful, masked
@@ -231,9 +232,11 @@ def _binary() -> str:
 
 
 def _socket() -> Path:
-    """In the private folder, or, if that path is too long for a socket, in a short folder derived from it."""
+    """In the private folder, or, if that path is too long for a socket or no text for a URL, in a short folder
+    derived from it.
+    """
     path = private_folder() / "redis.sock"
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES and is_utf8(str(path)):
         return path
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
     return Path("/tmp") / f"draftmill-{os.getuid()}-{digest}" / "redis.sock"

@@ -78,6 +78,46 @@ def test_the_command_line(shell: Shell) -> None:
     assert "Usage: " in shell().stderr
 
 
+def test_numbers_that_nothing_can_hold(shell: Shell) -> None:
+    shell.write("in.jsonl", '{"prompt": "a"}\n')
+    for option in ("--top-k", "--seed", "--max-tokens", "--limit", "--sample"):
+        value = "9" * (5_000 if option in ("--limit", "--sample") else 23)
+        done = shell("submit", "in.jsonl", "--pair", "nobody", option, value)
+        assert done.returncode == 2
+        assert option in one_line(done.stderr)
+    done = shell("submit", "in.jsonl", "--pair", "nobody", "--max-seconds", "9" * 400)
+    assert done.returncode == 2
+    assert one_line(done.stderr).startswith("Invalid value for '--max-seconds': it is too long a time")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has no such file names")
+def test_a_name_that_is_not_utf_8(shell: Shell) -> None:
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    shell.write(name, '{"prompt": "a"}\n')
+    shell.write("in.jsonl", '{"prompt": "a"}\n')
+    for arguments in (["submit", name], ["run", "in.jsonl", "-o", name], ["submit", "in.jsonl", "--slot", name]):
+        done = shell(*arguments)
+        assert done.returncode == 2
+        assert one_line(done.stderr) == (r"'caf\xe9.jsonl' is not UTF-8; rename the file, or write the option in UTF-8")
+    (shell.folder / "notes").mkdir()
+    for file in (os.fsdecode(b"caf\xe9.txt"), "tea.txt"):
+        shell.write(f"notes/{file}", "hello")
+    done = shell("submit", "notes", "--template", "{{ text }}", "--dry-run")
+    assert done.returncode in (0, 1)
+    assert r"the name caf\xe9.txt is not UTF-8; rename the file" in done.stdout + done.stderr
+    assert "1 request for" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has no such file names")
+def test_a_data_folder_whose_name_is_not_utf_8(shell: Shell) -> None:
+    shell.environment["DRAFTMILL_HOME"] = str(shell.folder / os.fsdecode(b"caf\xe9"))
+    try:
+        done = shell("status")
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        shell("redis", "stop")
+
+
 def test_standard_input_and_bad_lines(shell: Shell) -> None:
     done = shell("submit", "-", "--pair", "nobody", stdin='{"prompt": "a"}\nnot json\n')
     assert done.returncode == 1
