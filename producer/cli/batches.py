@@ -21,13 +21,12 @@ from ..output.output import Output
 from ..queue import batches, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user
-from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied
+from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
 from ..queue.wire import PRIORITIES
 from . import options
 from .dry_run import preview
 from .progress import BatchProgress, speed
 from .report import count, output_report, print_json, where
-from .stopping import heed_signals
 
 
 @click.command("submit")

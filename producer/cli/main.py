@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from ... import __version__
-from ..queue.encoding import check_words
-from ..queue.errors import CUT_SHORT, explain, usage_in_one_line
+from ..queue.errors import CUT_SHORT, check_words, explain, usage_in_one_line
 from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command

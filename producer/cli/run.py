@@ -22,7 +22,7 @@ from ..output.output import Output, errors_of
 from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus
 from ..queue.connect import connect, resolve, user
-from ..queue.errors import FAILED_ITEMS, Interrupted, UserError
+from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, heed_signals
 from ..queue.urls import shown
 from ..queue.wire import PRIORITIES, JobBody
 from . import options
@@ -30,7 +30,6 @@ from .dry_run import preview
 from .local_worker import LocalWorker
 from .progress import BatchProgress
 from .report import count, output_report, print_json, where
-from .stopping import heed_signals
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from ..output import collect
 from ..queue import batches
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
+from ..queue.errors import heed_signals
 from . import options
 from .progress import BatchProgress, describe_worker, rates, speed
 from .report import batch_report, count, print_json, print_table, word
-from .stopping import heed_signals
 
 
 @click.command("status")

@@ -9,8 +9,7 @@ from typing import Any
 
 import orjson
 
-from ..queue.encoding import is_utf8, readable
-from ..queue.errors import UserError, explain_file
+from ..queue.errors import UserError, explain_file, is_utf8, readable
 from ..queue.wire import MOST_BODY_BYTES
 from .lines import Fault
 

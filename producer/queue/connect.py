@@ -21,8 +21,7 @@ import redis.exceptions as rx
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
-from .encoding import is_utf8
-from .errors import NO_REDIS, UserError, explain_file, explain_redis
+from .errors import NO_REDIS, UserError, explain_file, explain_redis, is_utf8
 from .paths import data_dir
 from .urls import SPELLING, has_unknown_options, is_doubtful, masked
 

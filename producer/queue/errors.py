@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Never
 
 import click
 import redis.exceptions as rx
@@ -50,6 +51,17 @@ class Interrupted(UserError):
 
     def show(self, file: IO[str] | None = None) -> None:
         click.echo(self.message, err=True, file=file)
+
+
+def heed_signals() -> None:
+    """From now on SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (as under nohup)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(*_: object) -> Never:
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -143,3 +155,27 @@ def _short(text: str) -> str:
     if "not known" in text or "name resolution" in text or "No address" in text:
         return "unknown host name"
     return re.sub(r"^Error .*? connecting to \S+\.( |$)", "", text).rstrip(".") or "no connection"
+
+
+# Names and words of the system that are not UTF-8. Neither Redis nor JSON can hold them.
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name as Python has it from the system was UTF-8 there."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def readable(name: str) -> str:
+    """The name with \\xe9 and the like for what is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises UserError if a word of a command line, mostly the name of a file, is not UTF-8."""
+    for word in words:
+        if not is_utf8(word):
+            raise UserError(f"'{readable(word)}' is not UTF-8; rename the file, or write the option in UTF-8")
