@@ -15,12 +15,13 @@ from ..input import parameters
 from ..input.dataset import BadLine
 from ..output import collect
 from ..output.files import check_writable
+from ..output.formats import format_of
 from ..output.manifest import difference
 from ..output.output import Output
 from ..queue import batches, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user
-from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied
+from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
 from ..queue.wire import PRIORITIES
 from . import options
 from .dry_run import preview
@@ -66,6 +67,7 @@ def submit_command(
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
+    heed_signals()
     dataset, survey = options.read(input, **given)
     if dry_run:
         preview(dataset, survey, redis_url)
@@ -147,7 +149,7 @@ def collect_command(
 
     OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
     complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
-    however often it was cut. Failed lines go to <stem>.errors.jsonl. Once OUT has all results, Redis drops them, unless
+    however often it was cut. Failed lines go to OUT.errors.jsonl. Once OUT has all results, Redis drops them, unless
     you --leave them for others.
 
     \b
@@ -156,7 +158,9 @@ def collect_command(
       draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
       draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
     """
+    format_of(out)
     check_writable(out)
+    heed_signals()
     redis = connect(redis_url)
     state = collect.status(redis, batch)
     with Output(out, batch, force, state.source, state.parameters) as output:

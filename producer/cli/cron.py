@@ -20,8 +20,9 @@ from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, che
 from ..cron.scheduler import Scheduler
 from ..queue import schedules as store
 from ..queue.connect import connect, resolve
-from ..queue.errors import INTERRUPTED, UserError, masked
+from ..queue.errors import INTERRUPTED, UserError
 from ..queue.schedules import spoken
+from ..queue.urls import masked
 from . import options
 from .batches import submit_command
 from .report import print_json

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ... import __version__
-from ..queue.errors import explain, usage_in_one_line
+from ..queue.errors import CUT_SHORT, check_words, explain, usage_in_one_line
+from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
 from .limit import limit_command
@@ -20,6 +23,8 @@ from .status import status_command
 from .workers import workers_group
 
 PACKAGE = __name__.partition(".")[0]
+WORDS = f"{PACKAGE}.words"
+"""Where the context keeps the command line."""
 
 
 class LazyCommand(click.Command):
@@ -47,19 +52,47 @@ class Commands(click.Group):
         return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
-        with usage_in_one_line():
-            return super().make_context(info_name, args, *rest, **extra)
+        words = list(args)
+        with _reader_may_leave(), _unspoken(words), usage_in_one_line():
+            check_words(words)
+            context = super().make_context(info_name, args, *rest, **extra)
+        context.meta[WORDS] = words
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with usage_in_one_line():
-                return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+        with _reader_may_leave(), _unspoken(ctx.meta[WORDS]):
+            try:
+                with usage_in_one_line():
+                    return super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            raise explain(error) from None
+            except (Exception, KeyboardInterrupt) as error:
+                if ctx.params["debug"] or isinstance(error, BrokenPipeError):
+                    raise
+                raise explain(error) from None
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Ends quietly when nobody reads the output any more: 1 would say that lines have failed."""
+    try:
+        yield
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            for stream in (sys.stdout, sys.stderr):  # what is left in them is flushed at exit
+                os.dup2(nowhere.fileno(), stream.fileno())
+        raise SystemExit(CUT_SHORT) from None
+
+
+@contextmanager
+def _unspoken(words: Sequence[str]) -> Iterator[None]:
+    """Takes the passwords of the command line out of what an error says."""
+    try:
+        yield
+    except click.ClickException as error:
+        told = without_passwords(error.message, words)
+        error.message = told  # pyright: ignore[reportAttributeAccessIssue] -- exit code and form are its class's
+        raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -77,7 +110,8 @@ def main(debug: bool) -> None:
       draftmill collect BATCH -o results.jsonl --follow
 
     Exit codes: 0 done, 1 finished with failed or bad lines, 2 wrong usage or input, 3 cannot use Redis,
-    70 a defect or a worker that died, 130 interrupted, and the same command goes on.
+    70 a defect or a worker that died, 130 interrupted, and the same command goes on, 141 its output was not read to
+    the end.
 
     \b
     Environment:

@@ -44,6 +44,8 @@ class Duration(click.ParamType):
         if not value or match is None:
             self.fail(f"{value!r} is no length of time; write for example 90, 30s, 15m or 2h30m", param, ctx)
         seconds = sum(float(part) * length for part, length in zip(match.groups(), UNITS.values(), strict=True) if part)
+        if math.isinf(seconds):
+            self.fail("it is too long a time", param, ctx)
         if not self.least <= seconds <= self.most:
             most = "" if self.most == math.inf else f" and at most {duration(self.most)}"
             self.fail(f"{value!r} is not at least {duration(self.least)}{most}", param, ctx)

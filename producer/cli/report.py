@@ -155,7 +155,7 @@ def output_report(output: Output) -> dict[str, Any]:
         "batch": manifest.batch,
         "complete": manifest.complete,
         "out": str(output.holder),
-        "errors": str(output.errors_path) if manifest.failed or manifest.bad else None,
+        "errors": str(output.errors_path) if output.errors_path.exists() else None,
         "done": manifest.done,
         "failed": manifest.failed,
         "bad": manifest.bad,

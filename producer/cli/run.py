@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import click
 import redis as redis_py
@@ -18,11 +17,13 @@ from ..input import parameters
 from ..input.dataset import BadLine, Dataset, Survey
 from ..output import collect
 from ..output.files import check_apart, check_writable
+from ..output.formats import format_of
 from ..output.output import Output, errors_of
 from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus
 from ..queue.connect import connect, resolve, user
-from ..queue.errors import FAILED_ITEMS, Interrupted, UserError
+from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, heed_signals
+from ..queue.urls import shown
 from ..queue.wire import PRIORITIES, JobBody
 from . import options
 from .dry_run import preview
@@ -108,7 +109,7 @@ def run(
 
     OUT is one line of JSON for each result, in the form of the OpenAI Batch API, or a table if its name ends in .csv or
     .parquet. It grows while the batch runs; a Parquet file is written at the end, and until then its rows are in
-    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, <stem>.errors.jsonl.
+    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl.
 
     Interrupted, or killed at any moment, the same command goes on where it stopped. Beside OUT lies a manifest,
     OUT.draftmill.json, that says how far it is. Other lines or other parameters are another batch, and OUT is not
@@ -123,11 +124,10 @@ def run(
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
     """
+    format_of(out)
     check_writable(out)
     check_apart(input, out, errors_of(out))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _interrupt)
+    heed_signals()
     dataset, survey = options.read(input, **given)
     if dry_run:
         preview(dataset, survey, redis_url)
@@ -143,7 +143,7 @@ def run(
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"interrupted: {output.manifest.done} of {survey.good} results are in {output.holder}; "
-                    f"go on with: draftmill {shlex.join(sys.argv[1:])}"
+                    f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"
                 ) from None
         if as_json:
             print_json(output_report(output) | asdict(generated))
@@ -215,7 +215,3 @@ def _write_bad_lines(job: Run) -> None:
         output.manifest.bad_written = True
         output.save()
         click.echo(f"{count(survey.bad, 'bad line')} left out, first: {survey.first_bad}", err=True)
-
-
-def _interrupt(*_: object) -> Never:
-    raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from ..queue.errors import UserError, explain_file
+from ..queue.errors import UserError, explain_file, is_utf8, readable
 from ..queue.wire import MOST_BODY_BYTES
 from .lines import Fault
 
@@ -42,6 +42,8 @@ class TextFiles:
 
 def _row(path: Path) -> dict[str, str]:
     """A file as a row, or why it cannot be one."""
+    if not is_utf8(str(path)):
+        return {"fault": f"the name {readable(path.name)} is not UTF-8; rename the file"}
     try:
         text = path.read_bytes() if path.stat().st_size <= MOST_BODY_BYTES else None
         if text is None:

@@ -16,15 +16,26 @@ class WriteError(UserError):
     """A file could not be written to its end, and may end in half a line; the last save still stands."""
 
 
+def real(path: Path) -> Path:
+    """The file that `path` leads to; a link is never written over, what it names is."""
+    return Path(os.path.realpath(path))
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there; a link to it stays."""
+    real(path).unlink(missing_ok=True)
+
+
 def check_writable(path: Path) -> None:
     """Refuses an OUT that cannot be written, before any work is done."""
     if path.is_dir():
         raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file")
     if path.exists() and not path.is_file():
         raise UserError(f"cannot write {str(path)!r}: not a regular file; name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; create it")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    folder = real(path).parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}; create it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
         raise UserError(f"cannot write {str(path)!r}: permission denied; choose another place")
 
 
@@ -61,7 +72,8 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path, named: Path | None = None) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` at the end, once it is on the disk; if that fails, it is removed.
 
-    `named` is the file that the user knows, where `path` is only a part of it.
+    If `path` is a link, it takes the place of what that leads to. `named` is the file that the user knows, where `path`
+    is only a part of it.
     """
     new = beside(path)
     with writing(named or path):
@@ -69,7 +81,7 @@ def replacing(path: Path, named: Path | None = None) -> Iterator[BinaryIO]:
             with new.open("wb") as file:
                 yield file
                 sync(file)
-            new.replace(path)
+            new.replace(real(path))
         except BaseException:
             new.unlink(missing_ok=True)
             raise
@@ -83,7 +95,8 @@ def sync(file: BinaryIO) -> int:
 
 
 def beside(path: Path) -> Path:
-    """Where the new content of `path` is written."""
+    """Where the new content of `path` is written: in the folder of the file that it is to replace."""
+    path = real(path)
     return path.with_name(f"{path.name}.tmp")
 
 

@@ -92,12 +92,39 @@ class Csv:
 
 FIRST_CELL = re.compile(rb'"((?:[^"]|"")*)"|([^,\n]*)')
 
-FORMATS: dict[str, Format] = {".csv": Csv(), ".parquet": Rows()}
+LINES = Jsonl()
+FORMATS: dict[str, Format] = {
+    "": LINES,
+    ".jsonl": LINES,
+    ".ndjson": LINES,
+    ".json": LINES,
+    ".txt": LINES,
+    ".csv": Csv(),
+    ".parquet": Rows(),
+}
+"""By OUT's extension. What promises something else is refused, never filled with JSON lines."""
+
+OWN = (".errors.jsonl", ".partial.jsonl", ".draftmill.json")
+"""Ends of names that files beside an OUT have; another OUT of such a name would be written over."""
 
 
 def format_of(path: Path) -> Format:
-    """The format that OUT's extension names; JSON lines for all that it does not know."""
-    return FORMATS.get(path.suffix.lower(), Jsonl())
+    """The format that OUT's name tells; raises UserError if it is none that can be written."""
+    name = path.name.lower()
+    if name == "-":
+        raise UserError("cannot write '-': results go to a file that can be gone on with; name one")
+    if name.endswith(OWN):
+        raise UserError(
+            f"cannot write {str(path)!r}: draftmill keeps files of such names beside OUT; choose another name"
+        )
+    dot, extension = name.rpartition(".")[1:]
+    found = FORMATS.get(dot + extension if dot else "")
+    if found is None:
+        raise UserError(
+            f"cannot write {str(path)!r}: .{extension} is no format of results; "
+            "end the name in .jsonl, .csv or .parquet"
+        )
+    return found
 
 
 def row(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ import orjson
 from ..input.dataset import BadLine
 from ..queue.batches import Result
 from ..queue.errors import UserError
-from .files import WriteError, beside, open_locked, replacing, size, sync, writing
+from .earlier import adopt_errors
+from .files import WriteError, beside, open_locked, real, remove, replacing, size, sync, writing
 from .formats import format_of
 from .manifest import Manifest, difference
 
@@ -31,14 +32,15 @@ CHUNK = 500
 
 
 def errors_of(out: Path) -> Path:
-    """The error file of OUT."""
-    return out.with_name(f"{out.stem}.errors.jsonl")
+    """The error file of OUT, which has OUT's whole name in its own, so that no two outputs share one."""
+    return out.with_name(f"{out.name}.errors.jsonl")
 
 
 class Output:
-    """OUT, its error file `<stem>.errors.jsonl` and its manifest, for one batch; a context manager.
+    """OUT, its error file `OUT.errors.jsonl` and its manifest, for one batch; a context manager.
 
-    A Parquet file is written when the batch is complete; until then its rows are in `OUT.partial.jsonl`. `source` and
+    A Parquet file is written when the batch is complete; until then its rows are in `OUT.partial.jsonl`. If OUT is a
+    link, the file that it leads to is written; what lies beside OUT lies beside the link. `source` and
     `parameters` tell what the batch is of, for the day when OUT is named for another one.
     """
 
@@ -242,7 +244,7 @@ class Output:
     def _swap(self, manifest: Manifest) -> None:
         """Lets the error files change places, if they have not before the cut."""
         with suppress(FileNotFoundError):
-            beside(self.errors_path).replace(self.errors_path)
+            beside(self.errors_path).replace(real(self.errors_path))
         manifest.swapping = False
 
     def _found(self, new: Manifest, force: bool) -> Manifest:
@@ -251,7 +253,7 @@ class Output:
         out, errors = max(size(self.path), size(self._stream_path)), size(self.errors_path)
         if force:
             if self._format.packed:
-                self.path.unlink(missing_ok=True)
+                remove(self.path)
             return new
         if out == 0 and (errors == 0 or found is not None) and not (found and found.batch == new.batch):
             return new
@@ -263,6 +265,8 @@ class Output:
                 f"{str(self.path)!r} holds {found.batch}, not {new.batch} "
                 f"({difference(found, new.source, new.parameters)}); choose another file or overwrite it with --force"
             )
+        if adopt_errors(self.path, self.errors_path, found):
+            errors = size(self.errors_path)
         if found.swapping:
             self._swap(found)
             errors = size(self.errors_path)
@@ -296,7 +300,7 @@ class Output:
         if self.manifest.errors_bytes:
             os.truncate(self.errors_path, self.manifest.errors_bytes)
         else:
-            self.errors_path.unlink(missing_ok=True)
+            remove(self.errors_path)
 
 
 def _is_bad(line: Mapping[str, Any]) -> bool:

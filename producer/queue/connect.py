@@ -21,8 +21,9 @@ import redis.exceptions as rx
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
-from .errors import NO_REDIS, UserError, explain_file, explain_redis, masked
+from .errors import NO_REDIS, UserError, explain_file, explain_redis, is_utf8
 from .paths import data_dir
+from .urls import SPELLING, has_unknown_options, is_doubtful, masked
 
 SOCKET_SECONDS = 10.0
 """A command that takes longer than this has lost its server."""
@@ -46,23 +47,35 @@ def connect(url: str | None = None) -> redis.Redis:
     """
     url = resolve(url)
     where = f"Redis at {masked(url)}"
+    if is_doubtful(url) or has_unknown_options(url):
+        raise _no_url(url)
     try:
         probe = _client(url, Retry(NoBackoff(), 0))
         _wait_until_loaded(probe)
         _check(probe, where)
         probe.close()
     except rx.RedisError as error:
-        raise explain_redis(error, where) from error
-    except ValueError as error:
-        raise UserError(
-            f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH"
-        ) from error
+        raise explain_redis(error, where) from None
+    except (ValueError, TypeError, AttributeError, OverflowError):  # what redis-py makes of ill values; has the URL
+        raise _no_url(url) from None
     return _client(url, Retry(ExponentialBackoff(cap=2, base=0.1), 8))
 
 
+def _no_url(url: str) -> UserError:
+    return UserError(
+        f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH, and {SPELLING}"
+    )
+
+
 def user(client: redis.Redis) -> str:
-    """Who submits: the Redis user that the URL names, else the login name."""
-    return client.connection_pool.connection_kwargs.get("username") or getpass.getuser()
+    """Who submits: the Redis user that the URL names, else the login name, or the user id where that has no name."""
+    named = client.connection_pool.connection_kwargs.get("username")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in a container that runs under a bare user id
+        return str(os.getuid())
 
 
 def _client(url: str, retry: Retry) -> redis.Redis:
@@ -218,9 +231,11 @@ def _binary() -> str:
 
 
 def _socket() -> Path:
-    """In the private folder, or, if that path is too long for a socket, in a short folder derived from it."""
+    """In the private folder, or, if that path is too long for a socket or no text for a URL, in a short folder
+    derived from it.
+    """
     path = private_folder() / "redis.sock"
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES and is_utf8(str(path)):
         return path
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
     return Path("/tmp") / f"draftmill-{os.getuid()}-{digest}" / "redis.sock"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import re
+import signal
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO
-from urllib.parse import urlsplit, urlunsplit
+from typing import IO, Never
 
 import click
 import redis.exceptions as rx
 
 DONE, FAILED_ITEMS, USAGE, NO_REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 """Exit codes of every command."""
+
+CUT_SHORT = 141
+"""Exit code when the reader of the output has left, as `head` does; shells use it for SIGPIPE."""
 
 RESTART = 75
 """Exit code of a worker that wants to be started again, with the pair that the schedule says now."""
@@ -49,6 +53,17 @@ class Interrupted(UserError):
         click.echo(self.message, err=True, file=file)
 
 
+def heed_signals() -> None:
+    """From now on SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (as under nohup)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(*_: object) -> Never:
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def usage_in_one_line() -> Iterator[None]:
     """Says what is wrong with a command line without click's usage block."""
@@ -76,6 +91,8 @@ def explain(error: BaseException) -> UserError:
             return UserError(f"this file needs the package {name.partition('.')[0]}: pip install 'draftmill[data]'")
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in ("starlette", "uvicorn"):
             return UserError("this command needs the server's packages: pip install 'draftmill[serve]'")
+        case RuntimeError() if "home directory" in str(error):  # as pathlib says it
+            return UserError("no home folder is known: set HOME")
         case UnicodeDecodeError():
             return UserError(f"text is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8")
         case OSError() if error.filename is not None:
@@ -95,7 +112,7 @@ def explain_file(error: OSError, doing: str, path: str | os.PathLike[str]) -> st
 
 def explain_redis(error: rx.RedisError, where: str) -> UserError:
     """What a Redis error means; `where` names the server."""
-    text = str(error)
+    text = str(error).partition(", with args beginning with")[0]  # an AUTH that it does not know has the password
     match error:
         case rx.AuthenticationError() | rx.AuthenticationWrongNumberOfArgsError():
             message = f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
@@ -124,15 +141,6 @@ def denied(error: rx.RedisError) -> bool:
     return isinstance(error, rx.NoPermissionError) or any(words in str(error) for words in in_script)
 
 
-def masked(url: str) -> str:
-    """The URL with its password hidden."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
-
-
 def _short(text: str) -> str:
     """redis-py's connection errors name the address again; keep what follows."""
     for reason in ("Connection refused", "Connection reset by peer", "Connection closed by server"):
@@ -146,4 +154,28 @@ def _short(text: str) -> str:
         return "no such socket"
     if "not known" in text or "name resolution" in text or "No address" in text:
         return "unknown host name"
-    return text.rstrip(".")
+    return re.sub(r"^Error .*? connecting to \S+\.( |$)", "", text).rstrip(".") or "no connection"
+
+
+# Names and words of the system that are not UTF-8. Neither Redis nor JSON can hold them.
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name as Python has it from the system was UTF-8 there."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def readable(name: str) -> str:
+    """The name with \\xe9 and the like for what is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises UserError if a word of a command line, mostly the name of a file, is not UTF-8."""
+    for word in words:
+        if not is_utf8(word):
+            raise UserError(f"'{readable(word)}' is not UTF-8; rename the file, or write the option in UTF-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import UserError
+
 APP = "draftmill"
 
 
@@ -26,9 +28,13 @@ def _folder(override: str, usual: Callable[[str], Path], library: str) -> Path:
     """The folder that the variable names, else the usual one of this system.
 
     On a Mac the usual one follows the XDG variables. Draftmill did not heed them at first: what it has in ~/Library
-    stays in use.
+    stays in use. Raises UserError if all of these lead to a home that nobody knows.
     """
-    if chosen := os.environ.get(override):
-        return Path(chosen).expanduser().absolute()
-    earlier = Path.home() / "Library" / library / APP
-    return earlier if sys.platform == "darwin" and earlier.is_dir() else usual(APP)
+    try:
+        if chosen := os.environ.get(override):
+            return Path(chosen).expanduser().absolute()
+        if sys.platform == "darwin" and (earlier := Path("~/Library", library, APP).expanduser()).is_dir():
+            return earlier
+        return usual(APP).expanduser()  # platformdirs may leave the ~ where it finds no home
+    except RuntimeError:
+        raise UserError(f"no home folder is known: set HOME or {override}") from None

@@ -166,7 +166,7 @@ def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(
     assert again.stderr == "Note: 1 failed line queued again\n"
     last = shell("collect", batch, "-o", "out.jsonl", "--follow", *as_collector)
     assert last.stdout == "2 results in out.jsonl\n", last.stderr
-    assert not (shell.folder / "out.errors.jsonl").exists()
+    assert not (shell.folder / "out.jsonl.errors.jsonl").exists()
     assert shell("forget", batch, *as_collector).returncode == 0
 
 

@@ -40,8 +40,8 @@ def kill_at_random(
     process.communicate()
 
 
-def errors(shell: Shell) -> list[str]:
-    path = shell.folder / "out.errors.jsonl"
+def errors(shell: Shell, out: str) -> list[str]:
+    path = shell.folder / f"{out}.errors.jsonl"
     return [orjson.loads(line)["custom_id"] for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
@@ -49,7 +49,7 @@ def expect(shell: Shell, out: str, count: int, failed: list[int]) -> None:
     """OUT has each line once, in input order; the error file the failed ones."""
     good = [f"r-{n}" for n in range(count) if n not in failed]
     assert [row["custom_id"] for row in rows(shell.folder / out)] == good
-    assert errors(shell) == [f"r-{n}" for n in failed]
+    assert errors(shell, out) == [f"r-{n}" for n in failed]
     assert stray(shell.folder) <= {f"{out}.draftmill.json", "in.jsonl"}
 
 
@@ -65,7 +65,7 @@ def test_submit_and_collect_killed_ten_times(shell: Shell, worker: Callable[[], 
         kill_at_random(shell, dice, 1.2, "collect", batch, "-o", out, "--follow", "--sorted")
     last = shell("collect", batch, "-o", out, "--follow", "--sorted")
     assert last.returncode == 1
-    assert last.stdout == f"{LINES - 1} results in {out}, 1 failed and 0 bad lines in out.errors.jsonl\n"
+    assert last.stdout == f"{LINES - 1} results in {out}, 1 failed and 0 bad lines in {out}.errors.jsonl\n"
     expect(shell, out, LINES, [7])
     before = (shell.folder / out).read_bytes()
     assert shell("collect", batch, "-o", out).returncode == 1
@@ -85,24 +85,24 @@ def test_failures_run_again_after_they_were_collected(shell: Shell, worker: Call
     batch = shell("submit", *arguments).stdout.strip()
     assert shell("collect", batch, "-o", out, "--follow", "--sorted").returncode == 1
     expect(shell, out, 40, [3, 5, 7])
-    assert orjson.loads(shell.lines("out.errors.jsonl")[0])["keep"] == {"stars": 3}
+    assert orjson.loads(shell.lines(f"{out}.errors.jsonl")[0])["keep"] == {"stars": 3}
 
     again = shell("submit", *arguments, "--retry-failed")
     assert (again.stdout.strip(), again.stderr) == (batch, "Note: 3 failed lines queued again\n")
     shell("status", batch, "--watch")
     shell("collect", batch, "-o", out, "--follow", "--leave")
-    assert sorted(errors(shell)) == ["r-3", "r-5", "r-7"]  # they failed again, and stand there once
+    assert sorted(errors(shell, out)) == ["r-3", "r-5", "r-7"]  # they failed again, and stand there once
     needed.touch()
     for _ in range(4):
         kill_at_random(shell, dice, 0.9, "submit", *arguments, "--retry-failed")
         kill_at_random(shell, dice, 0.9, "collect", batch, "-o", out, "--follow")
     shell("submit", *arguments, "--retry-failed")
     last = shell("collect", batch, "-o", out, "--follow")
-    assert last.stdout == f"39 results in {out}, 1 failed and 0 bad lines in out.errors.jsonl\n", last
+    assert last.stdout == f"39 results in {out}, 1 failed and 0 bad lines in {out}.errors.jsonl\n", last
     needed.unlink()
     found = [row["custom_id"] for row in rows(shell.folder / out)]
     assert sorted(found) == sorted(f"r-{n}" for n in range(40) if n != 7)
-    assert errors(shell) == ["r-7"]
+    assert errors(shell, out) == ["r-7"]
     assert stray(shell.folder) == {f"{out}.draftmill.json", "in.jsonl"}
 
 
@@ -165,14 +165,14 @@ def test_run_retries_what_failed(shell: Shell, model: str) -> None:
     shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
     command = ["run", "in.jsonl", "-o", "out.csv", "--pair", str(folder), "--sorted"]
     assert shell(*command).returncode == 1
-    assert errors(shell) == ["r-2"]
+    assert errors(shell, "out.csv") == ["r-2"]
     assert shell(*command, "--retry-failed").returncode == 1
-    assert errors(shell) == ["r-2"]
+    assert errors(shell, "out.csv") == ["r-2"]
     (folder / "config.json").write_bytes(orjson.dumps(config))
     last = shell(*command, "--retry-failed", "--json")
     assert last.returncode == 0, last.stderr
     report = orjson.loads(last.stdout)
     assert (report["done"], report["failed"], report["errors"], report["complete"]) == (4, 0, None, True)
     assert [row["custom_id"] for row in rows(shell.folder / "out.csv")] == [f"r-{n}" for n in range(4)]
-    assert not Path(shell.folder, "out.errors.jsonl").exists()
+    assert not Path(shell.folder, "out.csv.errors.jsonl").exists()
     assert "complete already" in shell(*command, "--retry-failed").stderr

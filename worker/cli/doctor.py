@@ -15,7 +15,8 @@ from ...producer.cli import options
 from ...producer.cli.report import print_json, print_table
 from ...producer.queue import paths
 from ...producer.queue.connect import connect, private_url
-from ...producer.queue.errors import UserError, masked
+from ...producer.queue.errors import UserError
+from ...producer.queue.urls import masked
 from .. import blas
 
 GIB = 1024**3

@@ -92,7 +92,9 @@ class Page:
         if self.feed.watching >= MOST_WATCHING:
             raise HTTPException(503, f"{MOST_WATCHING} pages are open already; close one.")
         compressed = "gzip" in request.headers.get("accept-encoding", "")
-        headers = {"content-encoding": "gzip"} if compressed else {}
+        headers = {"x-accel-buffering": "no"}  # else nginx keeps events back until they fill a buffer
+        if compressed:
+            headers["content-encoding"] = "gzip"
         stream = self.feed.stream(compressed, request.app.state.stopping)
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 

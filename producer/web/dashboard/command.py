@@ -11,7 +11,7 @@ from redis.retry import Retry
 
 from ...cli import options
 from ...queue.connect import connect, resolve
-from ...queue.errors import masked
+from ...queue.urls import masked
 from .. import keys, listen
 from .app import LOG, create_app
 

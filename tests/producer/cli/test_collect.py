@@ -53,6 +53,22 @@ def test_submit_again_queues_nothing_and_collect_waits(shell: Shell, prompts: st
     assert early.stderr.startswith(f"{LINES} of {LINES} lines have no result yet")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_collect_that_is_told_to_stop_can_go_on(
+    shell: Shell, prompts: str, worker: Callable[[], None], number: signal.Signals
+) -> None:
+    batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
+    collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow")
+    assert collecting.stderr
+    assert "waiting for a worker" in collecting.stderr.readline()
+    collecting.send_signal(number)
+    assert collecting.communicate(timeout=60)[1] == "interrupted; the same command goes on, the batch runs on\n"
+    assert collecting.returncode == 130
+    worker()
+    assert shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted").returncode == 1
+    assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
+
+
 def test_collect_killed_at_random_moments_has_every_line_once(
     shell: Shell, prompts: str, worker: Callable[[], None]
 ) -> None:
@@ -66,9 +82,9 @@ def test_collect_killed_at_random_moments_has_every_line_once(
         collecting.communicate()
     last = shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
     assert last.returncode == 1
-    assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.errors.jsonl\n"
+    assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.jsonl.errors.jsonl\n"
     assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
-    assert ids(shell, "out.errors.jsonl") == ["r-7"]
+    assert ids(shell, "out.jsonl.errors.jsonl") == ["r-7"]
     before = shell.lines("out.jsonl")
     shell("collect", batch, "-o", "out.jsonl")
     assert shell.lines("out.jsonl") == before
@@ -111,7 +127,7 @@ def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:
     assert "cancelled" in shell("status").stdout
     collected = shell("collect", batch, "-o", "out.jsonl")
     assert collected.returncode == 1
-    assert len(shell.lines("out.errors.jsonl")) == LINES
+    assert len(shell.lines("out.jsonl.errors.jsonl")) == LINES
     again = shell("submit", prompts, "--pair", PAIR)
     assert again.returncode == 2
     assert again.stderr.startswith(f"Error: {batch} was cancelled")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -83,7 +85,6 @@ def test_the_command_line(shell: Shell) -> None:
         ("--seed", "9" * 20, f"--seed is {'9' * 20}; it must be less than 9223372036854775808"),
         ("--temperature", "nan", "--temperature is nan; it must be a finite number"),
         ("--top-p", "nan", "--top-p is nan; it must be a finite number"),
-        ("--max-seconds", "9" * 400, "--max-seconds is inf; it must be a finite number"),
     ],
 )
 def test_numbers_that_no_engine_can_use(shell: Shell, option: str, value: str, message: str) -> None:
@@ -96,6 +97,46 @@ def test_any_number_of_lines_may_be_asked_for(shell: Shell) -> None:
     for option in ("--limit", "--sample"):
         done = shell("submit", "in.jsonl", "--pair", "nobody", option, "9" * 20)
         assert (done.returncode, done.stdout[:6]) == (0, "batch_"), done.stderr
+
+
+def test_numbers_that_nothing_can_hold(shell: Shell) -> None:
+    shell.write("in.jsonl", '{"prompt": "a"}\n')
+    for option in ("--top-k", "--seed", "--max-tokens", "--limit", "--sample"):
+        value = "9" * (5_000 if option in ("--limit", "--sample") else 23)
+        done = shell("submit", "in.jsonl", "--pair", "nobody", option, value)
+        assert done.returncode == 2
+        assert option in one_line(done.stderr)
+    done = shell("submit", "in.jsonl", "--pair", "nobody", "--max-seconds", "9" * 400)
+    assert done.returncode == 2
+    assert one_line(done.stderr).startswith("Invalid value for '--max-seconds': it is too long a time")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has no such file names")
+def test_a_name_that_is_not_utf_8(shell: Shell) -> None:
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    shell.write(name, '{"prompt": "a"}\n')
+    shell.write("in.jsonl", '{"prompt": "a"}\n')
+    for arguments in (["submit", name], ["run", "in.jsonl", "-o", name], ["submit", "in.jsonl", "--slot", name]):
+        done = shell(*arguments)
+        assert done.returncode == 2
+        assert one_line(done.stderr) == (r"'caf\xe9.jsonl' is not UTF-8; rename the file, or write the option in UTF-8")
+    (shell.folder / "notes").mkdir()
+    for file in (os.fsdecode(b"caf\xe9.txt"), "tea.txt"):
+        shell.write(f"notes/{file}", "hello")
+    done = shell("submit", "notes", "--template", "{{ text }}", "--dry-run")
+    assert done.returncode in (0, 1)
+    assert r"the name caf\xe9.txt is not UTF-8; rename the file" in done.stdout + done.stderr
+    assert "1 request for" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has no such file names")
+def test_a_data_folder_whose_name_is_not_utf_8(shell: Shell) -> None:
+    shell.environment["DRAFTMILL_HOME"] = str(shell.folder / os.fsdecode(b"caf\xe9"))
+    try:
+        done = shell("status")
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        shell("redis", "stop")
 
 
 def test_standard_input_and_bad_lines(shell: Shell) -> None:
@@ -183,6 +224,17 @@ def test_the_private_server_survives_stops_and_starts_again(shell: Shell) -> Non
     assert shell("redis", "stop").stdout == "stopped\n"
     assert shell("redis", "stop").stdout == "not running\n"
     assert batch in shell("status").stdout
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"], ["status", "--help"]])
+def test_a_reader_that_leaves_is_no_failure(shell: Shell, arguments: list[str]) -> None:
+    """As `head` does; its end of the pipe is closed before anything is written."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "draftmill", *arguments]
+    done = subprocess.run(command, env=shell.environment, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_private_servers_are_started_once(shell: Shell) -> None:

@@ -86,11 +86,11 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
         first.stdout,
         re.MULTILINE,
     )
-    assert first.stdout.endswith("2 results in out.jsonl, 1 failed and 1 bad line in out.errors.jsonl\n")
+    assert first.stdout.endswith("2 results in out.jsonl, 1 failed and 1 bad line in out.jsonl.errors.jsonl\n")
     assert first.stderr.splitlines()[0].startswith("1 bad line left out, first: line 2: not JSON")
     assert first.stderr.splitlines()[-1] == "3/3 · 1 failed"
     assert ids(shell) == ["line-1", "b"]
-    bad, long = (orjson.loads(line) for line in shell.lines("out.errors.jsonl"))
+    bad, long = (orjson.loads(line) for line in shell.lines("out.jsonl.errors.jsonl"))
     assert bad["error"]["code"] == "invalid_line"
     assert long["custom_id"] == "long"
     assert "tokens" in long["error"]["message"]
@@ -139,7 +139,7 @@ def test_answers_obey_schemas_and_one_that_cannot_be_enforced_fails_alone(shell:
     for n in range(9):
         assert answers[f"r-{n}"]["finish_reason"] == "stop"
         assert orjson.loads(answers[f"r-{n}"]["message"]["content"])["mood"] in ("good", "bad")
-    (failed,) = (orjson.loads(line) for line in shell.lines("out.errors.jsonl"))
+    (failed,) = (orjson.loads(line) for line in shell.lines("out.jsonl.errors.jsonl"))
     assert (failed["custom_id"], failed["response"]["status_code"]) == ("never", 400)
     assert failed["error"]["message"] == (
         'the JSON schema of response_format cannot be enforced: Unimplemented keys: ["not"]'

@@ -132,7 +132,7 @@ def test_json_for_scripts(shell: Shell, worker: Callable[[], None]) -> None:
     assert late == early | {
         "complete": True,
         "out": "out.parquet",
-        "errors": "out.errors.jsonl",
+        "errors": "out.parquet.errors.jsonl",
         "done": 19,
         "failed": 1,
         "missing": 0,

@@ -45,9 +45,9 @@ def test_a_file_that_changes_meanwhile_is_told(redis: redis_py.Redis, tmp_path: 
 
 def test_results_are_not_written_over_their_input(shell: Shell) -> None:
     shell.write("in.jsonl", b'{"prompt": "hello"}\n')
-    shell.write("q.errors.jsonl", b'{"prompt": "hello"}\n')
+    shell.write("q.jsonl.errors.jsonl", b'{"prompt": "hello"}\n')
     (shell.folder / "link.jsonl").symlink_to("in.jsonl")
-    for source, out in (("in.jsonl", "in.jsonl"), ("in.jsonl", "link.jsonl"), ("q.errors.jsonl", "q.jsonl")):
+    for source, out in (("in.jsonl", "in.jsonl"), ("in.jsonl", "link.jsonl"), ("q.jsonl.errors.jsonl", "q.jsonl")):
         run = shell("run", source, "-o", out, "--force")
         assert run.returncode == 2
         assert run.stderr.startswith("Error: '")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine
 from draftmill.producer.output.formats import names
-from draftmill.producer.output.output import Output
+from draftmill.producer.output.output import Output, errors_of
 from draftmill.producer.queue.batches import Result
 from draftmill.producer.queue.errors import UserError
 from tests.producer.conftest import Shell
@@ -62,7 +62,8 @@ def write(path: Path, results: Sequence[Result]) -> None:
 
 def stray(folder: Path) -> set[str]:
     """Files beside OUT that a complete OUT does not need."""
-    return {path.name for path in folder.iterdir()} - {"out.jsonl", "out.csv", "out.parquet", "out.errors.jsonl"}
+    outs = [f"out.{format}" for format in FORMATS]
+    return {path.name for path in folder.iterdir()} - {*outs, *(f"{out}.errors.jsonl" for out in outs)}
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -127,7 +128,7 @@ def test_what_an_interruption_tore_is_cut_away(
     tmp_path_factory: pytest.TempPathFactory, format: str, fails: list[bool], cuts: list[tuple[int, bytes, bytes]]
 ) -> None:
     path = tmp_path_factory.mktemp("out") / f"out.{format}"
-    errors = path.with_name("out.errors.jsonl")
+    errors = errors_of(path)
     results = [failed(n) if fail else done(n, 'a\n"b",c') for n, fail in enumerate(fails)]
 
     def go_on(count: int) -> None:
@@ -195,7 +196,7 @@ def test_failures_that_run_again_leave_the_error_file(tmp_path: Path, format: st
         output.write(done(0))
         output.complete()
     assert [row["custom_id"] for row in rows(path)] == ["r-1", "r-0"]
-    lines = [orjson.loads(line) for line in (tmp_path / "out.errors.jsonl").read_bytes().splitlines()]
+    lines = [orjson.loads(line) for line in errors_of(path).read_bytes().splitlines()]
     assert [line["error"]["code"] for line in lines] == ["invalid_line", "x"]
     assert stray(tmp_path) == {f"{path.name}.draftmill.json"}
 
@@ -215,7 +216,7 @@ def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_p
 
 @pytest.mark.parametrize("renamed", [False, True])
 def test_a_cut_while_the_error_file_is_swapped_is_made_good(tmp_path: Path, renamed: bool) -> None:
-    path, errors = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
+    path, errors = tmp_path / "out.jsonl", tmp_path / "out.jsonl.errors.jsonl"
     with Output(path, "b") as output:
         output.write(failed(0))
         output.write(failed(1))
@@ -227,7 +228,7 @@ def test_a_cut_while_the_error_file_is_swapped_is_made_good(tmp_path: Path, rena
     path.with_name("out.jsonl.draftmill.json").write_bytes(manifest.content)
     if not renamed:
         errors.write_bytes(before)
-        path.with_name("out.errors.jsonl.tmp").write_bytes(after)
+        path.with_name("out.jsonl.errors.jsonl.tmp").write_bytes(after)
     with Output(path, "b") as output:
         output.write(done(0))
     assert errors.read_bytes() == after == failed(1).line + b"\n"
@@ -255,7 +256,7 @@ def test_another_batch_s_file_is_not_touched(tmp_path: Path) -> None:
     with Output(path, "c", force=True) as output:
         output.write(done(1))
     assert b"r-1" in path.read_bytes()
-    assert not path.with_name("out.errors.jsonl").exists()
+    assert not errors_of(path).exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -70,3 +70,48 @@ def test_what_a_mac_has_already_is_found_whatever_is_set(mac: Machine) -> None:
 
 def test_variables_of_its_own_go_first(linux: Machine) -> None:
     assert linux(DRAFTMILL_HOME=str(linux.home / "a"), DRAFTMILL_CACHE="~/b") == ["a", "b"]
+
+
+NOBODY = """
+import pwd, sys
+
+def unknown(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = unknown  # as for a user id of a container
+"""
+
+
+def without_passwd_entry(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", NOBODY + code],
+        env={"PATH": os.environ["PATH"]} | environment,
+        input='{"prompt": "a"}',
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+SUBMIT = 'from draftmill.producer.cli.main import main; main(["submit", "-", "--pair", "nobody"])'
+
+
+def test_without_a_home_it_says_what_to_set() -> None:
+    done = without_passwd_entry(SUBMIT)
+    assert (done.returncode, done.stderr) == (2, "Error: no home folder is known: set HOME or DRAFTMILL_HOME\n")
+    for platform in ("linux", "darwin"):
+        done = without_passwd_entry(FOLDERS.format(platform=platform), DRAFTMILL_HOME="/a")
+        assert "UserError: no home folder is known: set HOME or DRAFTMILL_CACHE\n" in done.stderr
+
+
+def test_a_home_is_not_needed_where_the_folders_are_given() -> None:
+    ours = without_passwd_entry(FOLDERS.format(platform="linux"), DRAFTMILL_HOME="/a", DRAFTMILL_CACHE="/b")
+    assert ours.stdout.split() == ["/a", "/b"]
+    usual = without_passwd_entry(FOLDERS.format(platform="linux"), XDG_DATA_HOME="/a", XDG_CACHE_HOME="/b")
+    assert usual.stdout.split() == ["/a/draftmill", "/b/draftmill"]
+
+
+def test_a_user_id_without_a_name_is_the_user() -> None:
+    code = "import redis; from draftmill.producer.queue.connect import user; print(user(redis.Redis()))"
+    said = without_passwd_entry(code)
+    assert said.stdout == f"{os.getuid()}\n"

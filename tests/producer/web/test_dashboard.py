@@ -338,6 +338,7 @@ def events(url: str, until: str, seconds: float = 20) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with httpx.stream("GET", f"{url}/events", timeout=seconds) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
         name = ""
         for line in response.iter_lines():
             if line.startswith("event: "):
