@@ -135,7 +135,7 @@ main.add_command(LazyCommand("pairs", "worker.cli.pairs:pairs", "List the known 
 main.add_command(LazyCommand("doctor", "worker.cli.doctor:doctor", "Check this machine and say what is missing."))
 main.add_command(LazyCommand("train", "worker.cli.train:train", "Train a draft for a target."))
 main.add_command(LazyCommand("bench", "worker.cli.bench:bench", "Measure speed beside mlx-lm and other engines."))
-main.add_command(LazyCommand("exporter", "producer.web.exporter:exporter", "Serve the farm's metrics to Prometheus."))
+main.add_command(LazyCommand("exporter", "producer.web.exporter:exporter", "Serve the fleet's metrics to Prometheus."))
 main.add_command(LazyCommand("cron", "producer.cli.cron:cron_group", "Submit at set times."))
 main.add_command(redis_group)
 main.add_command(workers_group)

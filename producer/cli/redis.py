@@ -29,7 +29,7 @@ def status() -> None:
     """
     client = running()
     if client is None:
-        click.echo(f"not running; its data lie in {private_folder()}")
+        click.echo(f"not running; its data is in {private_folder()}")
         return
     info = client.info()
     click.echo(f"url     {private_url()}")

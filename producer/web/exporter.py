@@ -1,4 +1,4 @@
-"""`draftmill exporter`: the farm's metrics and its workers' addresses, for Prometheus."""
+"""`draftmill exporter`: the fleet's metrics and its workers' addresses, for Prometheus."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def examine_kernels(backend: str) -> Iterator[Finding]:
     results = read(results_file(paths.cache_dir()))
     if not results:
         raced = "not raced here yet: a worker races them when it first loads a pair"
-        yield Finding("kernels", "plain MLX runs: they need a GPU" if backend == "CPU" else raced)
+        yield Finding("kernels", "not used without a GPU: plain MLX runs" if backend == "CPU" else raced)
     for (operation, *shape), result in results.items():
         times = [f"{form} {taken:.3f} ms" for form, taken in sorted(result.milliseconds.items(), key=lambda it: it[1])]
         reasons = [f"{form}: {reason}" for form, reason in result.dropped.items()]
@@ -124,7 +124,7 @@ def examine_costs() -> Iterator[Finding]:
     from ...engine.depth.calibration import known_costs
 
     for name, cost in known_costs(paths.cache_dir()).items():
-        yield Finding("costs", f"{name}: off by {cost.residual:.1%} in the median")
+        yield Finding("costs", f"{name}: cost estimates are off by {cost.residual:.1%} in the median")
 
 
 def redis_server(url: str | None) -> Finding:
