@@ -1,4 +1,4 @@
-"""The comparison that the README shows, in one run: what a GPU does in eight minutes, or a CPU with tiny shapes."""
+"""The tables of tests/benchmarks/README.md in one run: what a GPU does in eight minutes, or a CPU with tiny shapes."""
 
 from __future__ import annotations
 

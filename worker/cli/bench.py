@@ -42,7 +42,7 @@ class Numbers(click.ParamType):
 @click.option("--pair", metavar="NAME", help="Measure a pair on the prompts of --data.")
 @click.option("--data", type=FILE, multiple=True, help="JSONL file of prompts, as for `run`; may be repeated.")
 @click.option("--shape", metavar="NAME", help="Measure random weights in a published shape, at a set acceptance.")
-@click.option("--suite", is_flag=True, help="Measure what the README shows; on a CPU, tiny shapes.")
+@click.option("--suite", is_flag=True, help="Measure what tests/benchmarks/README.md shows; on a CPU, tiny shapes.")
 @click.option("--only", multiple=True, metavar="TABLE", help="Of the suite; may be repeated.")
 @click.option(
     "--bits", type=click.Choice(["4", "8", "16"]), default="16", show_default=True, help="Of a shape's weights."
