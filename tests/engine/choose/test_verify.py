@@ -33,7 +33,7 @@ def chi_squared(tokens: np.ndarray, p: np.ndarray) -> tuple[float, float]:
     possible = p > 1e-9
     assert observed[~possible].sum() == 0
     expected = p[possible] * len(tokens)
-    return float(((observed[possible] - expected) ** 2 / expected).sum()), limit(max(1, possible.sum() - 1))
+    return float(((observed[possible] - expected) ** 2 / expected).sum()), limit(max(1, int(possible.sum()) - 1))
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
