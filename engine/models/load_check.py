@@ -189,7 +189,7 @@ class Reference:
             for turn, begin, logits in run(target, self.texts, turns(self.chunk)):
                 where = f"{turn.kind} of text {turn.row + 1}"
                 expected = self.logits[turn.row][begin : begin + logits.shape[0]]
-                errors.setdefault(where, []).extend(_distances(logits, expected))
+                errors.setdefault(where, []).extend(distances(logits, expected))
         except Exception as error:  # whatever a compiler or driver objects to
             return Verdict(inf, (str(error) or type(error).__name__).splitlines()[0][:200], excused)
         # With experts, a near tie may send some tokens through others: then the lower quarter speaks for all.
@@ -251,10 +251,10 @@ def _noise(model: Any, text: Sequence[int], logits: mx.array) -> float:
     cache, first = make_prompt_cache(model), len(text) - STEPS
     model(mx.array([text[:first]]), cache=cache)
     steps = [model(mx.array([[token]]), cache=cache)[0] for token in text[first:]]
-    return median(_distances(mx.concatenate(steps), logits[first:]))
+    return median(distances(mx.concatenate(steps), logits[first:]))
 
 
-def _distances(logits: mx.array, expected: mx.array) -> list[float]:
+def distances(logits: mx.array, expected: mx.array) -> list[float]:
     """Of each token: the distance between logits [T, vocabulary], through the length of what is expected.
 
     Both less their mean, on which no token that is chosen depends.
