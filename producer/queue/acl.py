@@ -76,8 +76,8 @@ ROLES = {
                 "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
                 "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
-                "~draftmill:turns:* ~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* ~draftmill:alive "
-                "~draftmill:worker:* ~draftmill:workers",
+                "~draftmill:turns:* ~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* "
+                "~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
             Grant("hget", "%R~draftmill:limits"),
