@@ -22,6 +22,7 @@ from rq.worker.base import BaseWorker
 from ..engine.request import Completion, Request, RequestError
 from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import Claimed, JobQueue
+from ..producer.queue.pair_names import canonical
 from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, slug
 from . import jobs, results
 from .courier import Courier
@@ -89,7 +90,7 @@ class MillWorker(BaseWorker):
         queues = [f"draftmill.{slug(pair)}"]  # as `rq info` shows it: its batches have the queues below this name
         super().__init__(queues, name=name, connection=connection, serializer=JsonSerializer)
         self.engine = engine
-        self.pair = pair
+        self.pair = pair = canonical(pair)
         self.capacity = 2 * engine.max_rows
         about = {"host": host.name, "chip": host.chip, "mlx": VERSIONS["mlx"]}
         self.metrics = Metrics(pair, self.name, VERSIONS["draftmill"], **about)

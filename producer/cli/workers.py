@@ -165,6 +165,7 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
     if start is not None and (start == end or not pair):
         raise click.UsageError("--from and --until are the hours of a PAIR, and differ")
     redis = _connect(redis_url)
+    pair = pair and pair_names.canonical(pair)
     shifts = [] if clear else fleet.schedule(redis, host)
     if pair:
         new = Shift(pair, start or "00:00", end or "00:00")

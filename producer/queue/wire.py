@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from .pair_names import canonical
+
 WIRE = 1
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. Heartbeats report it, and `draftmill workers require` can ask for one.
@@ -114,7 +116,7 @@ class JobBody(BaseModel):
 
     batch: str
     custom_id: str
-    pair: str
+    pair: Annotated[str, AfterValidator(canonical)]
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     sampling: Sampling = Sampling()
@@ -135,7 +137,9 @@ def batch_of_slot(batch: str, slot: str) -> str:
 
 def slug(pair: str) -> str:
     """A pair as it stands in the names of queues and keys."""
-    return re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())
+    name = canonical(pair)
+    plain = re.sub(r"[^a-z0-9_.-]+", "_", name.lower())
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"  # no two are the same
 
 
 def queue_name(pair: str, priority: str, batch: str) -> str:
