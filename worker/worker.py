@@ -20,6 +20,7 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, Request, RequestError
+from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import Claimed, JobQueue
 from ..producer.queue.pair_names import canonical
@@ -297,8 +298,8 @@ class MillWorker(BaseWorker):
                 log.warning("handed back %d unfinished jobs", count)
             self.pulse.sign_off()
         except redis_py.RedisError as error:
-            count = self.courier.pending
-            log.warning("Redis: %s; %d results wait in %s for the next worker", error, count, self.spool.path)
+            said, count = redis_trouble(error), self.courier.pending
+            log.warning("%s; %d results wait in %s for the next worker on this machine", said, count, self.spool.path)
         self.spool.close()
 
     def obey(self, orders: Orders) -> None:

@@ -25,7 +25,7 @@ import redis as redis_py
 
 from ..queue import batches
 from ..queue import schedules as store
-from ..queue.errors import BUG, DONE, FAILED_ITEMS, USAGE, UserError, explain_file, explain_redis
+from ..queue.errors import BUG, DONE, FAILED_ITEMS, USAGE, UserError, explain_file, redis_trouble
 from ..queue.schedules import Ended, Slot
 from . import entries
 from .entries import Schedules
@@ -136,7 +136,7 @@ class Scheduler:
             try:
                 pause = self._look()
             except redis_py.RedisError as error:
-                log.warning("%s; trying again", explain_redis(error, "Redis").message)
+                log.warning("%s; trying again", redis_trouble(error))
                 pause = AWAY_SECONDS
             self.stop.wait(pause)
         return self._give_up()

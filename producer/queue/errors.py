@@ -135,6 +135,11 @@ def explain_redis(error: rx.RedisError, where: str) -> UserError:
     return UserError(message, NO_REDIS)
 
 
+def redis_trouble(error: rx.RedisError) -> str:
+    """What a Redis error means, for a log of something that tries again by itself; without the password in it."""
+    return explain_redis(error, "Redis").message.partition("; ")[0]
+
+
 def denied(error: rx.RedisError) -> bool:
     """Whether Redis refused because this user may not do that, by itself or in a script."""
     in_script = ("ACL failure in script", "The user executing the script can't")
