@@ -68,7 +68,7 @@ def submit_command(
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
     heed_signals()
-    dataset, survey = options.read(input, **given)
+    dataset, survey = options.read(input, redis_url=redis_url, **given)
     if dry_run:
         preview(dataset, survey, redis_url)
         return
@@ -236,5 +236,6 @@ def forget_command(batch: str, redis_url: str | None) -> None:
     redis = connect(redis_url)
     if not collect.status(redis, batch).complete:
         raise UserError(f"{batch} is not complete; `draftmill cancel {batch}` ends what is open")
-    batches.forget(redis, batch)
+    if not batches.forget(redis, batch):
+        raise UserError(f"failed lines of {batch} were queued again just now; nothing was dropped")
     click.echo(f"Forgot {batch}")

@@ -106,7 +106,6 @@ def batch_report(state: BatchStatus, live: Speed | None = None) -> dict[str, Any
         "done": state.done,
         "failed": state.failed,
         "cancelled": state.cancelled,
-        "retries": state.retries,
         "prompt_tokens": state.prompt_tokens,
         "completion_tokens": state.completion_tokens,
     }

@@ -128,7 +128,7 @@ def run(
     check_writable(out)
     check_apart(input, out, errors_of(out))
     heed_signals()
-    dataset, survey = options.read(input, **given)
+    dataset, survey = options.read(input, redis_url=redis_url, **given)
     if dry_run:
         preview(dataset, survey, redis_url)
         return

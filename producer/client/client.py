@@ -24,7 +24,7 @@ from ..queue import batches, connect
 from ..queue.batches import BatchInfo, BatchStatus
 from ..queue.errors import UserError, denied
 from ..queue.result import Result
-from ..queue.wire import DEFAULT_PAIR, batch_of_slot
+from ..queue.wire import DEFAULT_PAIR, batch_of
 from .submission import Cancelled, refuse_cancelled, submit
 
 PAGE = 500
@@ -100,8 +100,7 @@ class Batch:
         page = [Result.parse(result.entry, result.line, result.n) for result in found]
         if len(page) == PAGE:
             return page, False
-        if not state.retries:  # else the results of those lines are there
-            collect.refuse_collected(self.status())
+        collect.refuse_collected(self.status())
         return page, state.complete and not feeding
 
     def wait(self, timeout: float | None = None) -> BatchStatus:
@@ -127,7 +126,8 @@ class Batch:
         """Drops all that Redis holds of the batch, which must be complete."""
         if not self.status().complete:
             raise UserError(f"{self.id} is not complete; cancel it first")
-        batches.forget(self.redis, self.id)
+        if not batches.forget(self.redis, self.id):
+            raise UserError(f"failed lines of {self.id} were queued again just now; nothing was dropped")
 
     def feeding(self) -> bool:
         """Whether its lines are still being queued; raises what has ended that early."""
@@ -202,7 +202,8 @@ class Client:
         survey = dataset.survey()
         if survey.first_bad and options.get("strict"):
             raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all)")
-        id = batch_of_slot(survey.batch, options["slot"]) if "slot" in options else survey.batch
+        content = f"{survey.batch} {options['slot']}" if "slot" in options else survey.batch
+        id = batch_of(content, connect.user(self.redis))
         known = batches.status(self.redis, id)
         refuse_cancelled(known)
         bad = tuple(item for item in dataset if isinstance(item, BadLine)) if survey.bad else ()

@@ -49,11 +49,11 @@ def submit(
             read += 1
             chunk.append(item.model_copy(update={"batch": batch.id}))
         if len(chunk) == CHUNK:
-            sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed)
+            sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed=retry_failed)
             _wait(redis, batch, tick)
             chunk = []
     if chunk:
-        sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed)
+        sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed=retry_failed)
         _wait(redis, batch, tick)
     if read != batch.total:
         raise UserError(

@@ -76,7 +76,7 @@ def step(redis: redis_py.Redis, output: Output) -> BatchStatus:
     """
     state = status(redis, output.manifest.batch)
     output.manifest.created = output.manifest.created or state.created
-    if state.retries > output.manifest.retries:
+    if state.failed + state.cancelled < output.manifest.failed:
         _take_back(redis, output, state)
     if output.manifest.complete:
         return state
@@ -94,9 +94,10 @@ def _take_back(redis: redis_py.Redis, output: Output, state: BatchStatus) -> Non
 
     def stands(lines: Sequence[dict[str, Any]]) -> list[bool]:
         jobs = [wire.job_id(state.id, line["custom_id"]) for line in lines]
-        return [bool(at) and _place(at) <= read_to for at in batches.failed_at(redis, state.id, jobs)]
+        found: Any = redis.hmget(wire.failures_key(state.id), jobs)
+        return [bool(failure) and _place(failure.decode().split()[2]) <= read_to for failure in found]
 
-    output.take_back(state.retries, stands)
+    output.take_back(0, stands)
 
 
 def _place(entry: str) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ def finish(
     batch were queued again meanwhile, or OUT lacks some result: then it is to be followed further.
     """
     manifest, state = output.manifest, status(redis, output.manifest.batch)
-    if not state.complete or state.retries > manifest.retries:
+    if not state.complete:
         return False
     sorting = in_order and not manifest.in_order
     if manifest.done + manifest.failed < state.ended:
@@ -137,7 +138,9 @@ def finish(
         output.sort(numbers or _numbers(redis, output))
     if sorting or not manifest.complete:
         output.complete()
-    return leave or batches.drop_results(redis, output.manifest.batch)
+    if not leave:
+        batches.acknowledge(redis, output.manifest.batch, list(batches.results(redis, output.manifest.batch)))
+    return True
 
 
 def _numbers(redis: redis_py.Redis, output: Output) -> dict[str, int]:

@@ -19,7 +19,8 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from draftmill.producer.cli.main import main
-from draftmill.producer.queue import acl
+from draftmill.producer.queue import acl, batches, wire
+from draftmill.producer.queue.leases import JobQueue, Outcome
 from draftmill.producer.web.cancel import cancel
 from draftmill.producer.web.dashboard.view import Observer
 from draftmill.worker.host import host_name
@@ -107,6 +108,45 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callab
     assert len(denied.stderr.splitlines()) == 1
 
 
+def test_a_worker_repairs_what_others_left(fleet: Fleet) -> None:
+    """Every way that a job can take: retried, sick, alone, deleted by RQ's tools, marked as cancelled."""
+    info = batches.BatchInfo("b", PAIR, "normal", 8)
+    bodies = [wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompt="x", line=n) for n in range(8)]
+    with fleet.connect("admin") as admin, fleet.connect("producer") as producer, fleet.connect("worker") as client:
+        batches.create(producer, info)
+        assert batches.submit_chunk(producer, info, bodies).new == 8
+        w = JobQueue(client, "w", PAIR, 60)
+        for _ in range(wire.MAX_LEASES):
+            (job,) = w.claim(1)
+            w.blame([job])
+            w.renew([job])
+            admin.hset("draftmill:alive", "60000", 0)
+            admin.zadd(wire.LEASES, {job.id: 1})
+            w.reap()
+            if admin.llen(wire.alone_key(PAIR)):
+                admin.rename(f"rq:queue:{wire.queue_name(PAIR, 'b')}", "kept")
+        admin.rename("kept", f"rq:queue:{wire.queue_name(PAIR, 'b')}")
+        tried, *others = w.claim(3)
+        w.blame([], others)
+        assert w.commit([Outcome(tried, "retry", b"", reason="x"), Outcome(others[0], "done", b"{}")]) == [True, True]
+        assert w.release(others) == 1
+        admin.zadd(wire.LATER, {tried.id: 1})
+        admin.delete(f"rq:queue:{wire.queue_name(PAIR, 'b')}")
+        admin.delete(f"rq:job:{wire.job_id('b', 'r-7')}")
+        w.reap()
+        producer.hset(wire.batch_key("b"), "cancelled_at", "0")
+        w.reap()
+        found = batches.status(producer, "b")
+        assert found
+        assert (found.failed, found.done, found.cancelled, found.complete) == (1, 1, 6, True)
+    with fleet.connect("collector") as collector:
+        results = batches.read(collector, "b", "0-0", 100)
+        batches.acknowledge(collector, "b", results)
+        assert len(results) == 8
+        assert batches.hold(collector, "b", "t here", 9) is None
+        assert batches.forget(collector, "b")
+
+
 def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subprocess.Popen[str]]) -> None:
     working, host = worker(), host_name()
     for arguments in (
@@ -115,7 +155,7 @@ def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subpr
         f"workers resume {host}",
         f"workers pair {host} {PAIR}",
         f"workers pair {host} --clear",
-        "workers require --wire 1",
+        "workers require --wire 2",
         "workers require --any",
         "limit * 0",
         "status",
@@ -196,13 +236,14 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
     "read results": ({"collector", "server", "scheduler"}, ("XRANGE", "draftmill:results:b", "-", "+")),
     "write a result": ({"worker"}, ("XADD", "draftmill:results:b", "*", "line", "x")),
-    "mark a line as done": ({"worker"}, ("HSET", "draftmill:done:b", "b-1", "done")),
+    "mark a line as ended": ({"producer", "worker", "server", "scheduler"}, ("SETBIT", "draftmill:ended:b", "1", "1")),
+    "end a line": ({"worker"}, ("HDEL", "draftmill:open:b", "b-1")),
     "overwrite a queued prompt": ({"producer", "worker", "server", "scheduler"}, ("HSET", "rq:job:b-1", "data", "x")),
     "put a job at the end of a queue": (
-        {"producer", "server", "scheduler"},
-        ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1"),
+        {"producer", "worker", "server", "scheduler"},
+        ("RPUSH", "rq:queue:draftmill.2.p:b", "b-1"),
     ),
-    "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.p.low.b")),
+    "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.2.p:b")),
     "use another application's queue": (set(), ("RPUSH", "rq:queue:default", "x")),
     "cancel a batch": (
         {"producer", "worker", "server", "scheduler"},
@@ -212,7 +253,7 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "add a schedule": ({"scheduler"}, ("HSET", "draftmill:cron", "x", "{}")),
     "take a slot": ({"scheduler"}, ("ZADD", "draftmill:cron:open", "1", "x@1")),
     "cancel a batch, and no more": (
-        {"producer", "collector", "dashboard", "server", "scheduler"},
+        {"producer", "worker", "collector", "dashboard", "server", "scheduler"},
         ("HSETNX", "draftmill:batch:b", "cancelled_at", "0"),
     ),
     "read the latest failures": ({"dashboard"}, ("XREVRANGE", "draftmill:failed", "+", "-")),
@@ -249,7 +290,13 @@ def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
             except redis_py.ResponseError:
                 pass
             allowed.add(trial)
-        if role in ("producer", "worker", "server", "scheduler"):  # a script may do no more than its caller
+        if role in (
+            "producer",
+            "worker",
+            "collector",
+            "server",
+            "scheduler",
+        ):  # a script may do no more than its caller
             for trial in TRIALS.keys() - allowed:
                 arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
                 with pytest.raises(redis_py.ResponseError):

@@ -28,7 +28,7 @@ def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path
     dataset = Dataset(str(path), "some-pair", Defaults())
     batch = BatchInfo(dataset.survey().batch, "some-pair", "normal", 7)
     assert submit(redis, dataset, batch, lambda state: None).new == 7
-    queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', 'normal', batch.id)}", 0, -1)
+    queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', batch.id)}", 0, -1)
     names = {wire.job_id(batch.id, line["id"]): line["id"] for line in lines}
     assert [names[job.decode()] for job in queued] == ["0", "2", "4", "1", "3", "5", "alone"]
 
