@@ -18,7 +18,7 @@ from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
 from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
-from ..queue.wire import DEFAULT_PAIR, batch_of_slot
+from ..queue.wire import DEFAULT_PAIR
 from .completion import batch_ids
 
 Command = Callable[..., Any]
@@ -169,11 +169,9 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
         name, _, wrong = str(fault).partition(" ")
         raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
     dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
-    survey = dataset.survey()
+    survey = dataset.survey(slot)
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
-    if slot:
-        survey.batch = batch_of_slot(survey.batch, slot)
     for note in survey.notes.lines():
         click.echo(f"Note: {note}", err=True)
     return dataset, survey

@@ -108,11 +108,16 @@ class BatchStatus:
         return max(0, self.submitted - self.ended - self.running)
 
     @property
+    def open(self) -> int:
+        """Lines in the queue without an outcome."""
+        return max(0, self.submitted - self.ended)
+
+    @property
     def complete(self) -> bool:
         return self.ended >= self.total
 
 
-def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
+def create(redis: redis_py.Redis, batch: BatchInfo) -> BatchStatus:
     """Registers a batch; registering it again keeps its counters and its first submission time."""
     now, key = time.time(), wire.batch_key(batch.id)
     what: dict[Any, Any] = {
@@ -128,16 +133,26 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> None:
         pipe.hset(key, mapping=what)
         pipe.zadd(wire.BATCHES, {batch.id: now}, nx=True)
         pipe.execute()
+    found = status(redis, batch.id)
+    assert found
+    return found
 
 
 def submit_chunk(
-    redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[wire.JobBody], retry_failed: bool = False
+    redis: redis_py.Redis,
+    batch: BatchInfo,
+    bodies: Sequence[wire.JobBody],
+    *,
+    retry_failed: bool = False,
+    missing: bool = False,
 ) -> Submitted:
     """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best.
 
     With `retry_failed`, failures are taken back and queued again, in one step: the line has no outcome until its next
     one is recorded.
     """
+    if missing:
+        _open_again(redis, batch, bodies)
     queue = wire.queue_name(batch.pair, batch.priority, batch.id)
     common = [part for pair in _job_hash(redis, queue).items() for part in pair]
     jobs: list[Any] = []
@@ -148,6 +163,23 @@ def submit_chunk(
         width = len(common) + len(own)
         jobs += [wire.job_id(body.batch, body.custom_id), body.custom_id, body.line, width, *common, *own]
     return Submitted(*_eval(redis, SUBMIT, batch.id, queue, int(retry_failed), len(bodies), *jobs))
+
+
+def _open_again(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[wire.JobBody]) -> None:
+    """Forgets the outcomes of those of `bodies` that were handed over."""
+    known = status(redis, batch.id)
+    if known and known.collected:
+        forget(redis, batch.id)
+        create(redis, batch)
+    key = wire.batch_key(batch.id)
+    for body in bodies:
+        job = wire.job_id(batch.id, body.custom_id)
+        outcome: Any = redis.hget(wire.done_key(batch.id), job)
+        if redis.srem(wire.handed_key(batch.id), job) and outcome:
+            redis.hdel(wire.done_key(batch.id), job)
+            redis.hdel(wire.failures_key(batch.id), job)
+            redis.hincrby(key, outcome.decode(), -1)
+            redis.hincrby(key, "submitted", -1)
 
 
 def _data(body: wire.JobBody) -> bytes:
@@ -289,7 +321,7 @@ def _drop(redis: redis_py.Redis, known: BatchStatus) -> None:
     queues = [wire.queue_name(known.pair, priority, batch) for priority in wire.PRIORITIES]
     registries = [f"rq:{kind}:{queue}" for kind in ("finished", "failed", "canceled") for queue in queues]
     with redis.pipeline(transaction=False) as pipe:
-        pipe.unlink(wire.done_key(batch), wire.results_key(batch), *jobs, *registries)
+        pipe.unlink(wire.done_key(batch), wire.results_key(batch), wire.handed_key(batch), *jobs, *registries)
         pipe.srem("rq:queues", *(f"rq:queue:{queue}" for queue in queues))
         pipe.zrem(wire.turns_key(known.pair), *queues)
         pipe.execute()
@@ -303,7 +335,7 @@ def forget(redis: redis_py.Redis, batch: str) -> None:
     with redis.pipeline(transaction=False) as pipe:
         if of_this:
             pipe.xdel(wire.FAILED, *of_this)
-        pipe.unlink(wire.batch_key(batch), wire.failures_key(batch))
+        pipe.unlink(wire.batch_key(batch), wire.failures_key(batch), wire.bad_key(batch), wire.holder_key(batch))
         pipe.zrem(wire.BATCHES, batch)
         pipe.execute()
 
@@ -332,6 +364,55 @@ def results(redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 
                 yield Result(after, fields[b"line"], int(fields.get(b"n", 0)))
         if len(entries) < count:
             return
+
+
+def read(redis: redis_py.Redis, batch: str, after: str, count: int, block: float = 0) -> list[Result]:
+    """The next `count` results behind stream entry `after`; waits up to `block` seconds for the first."""
+    stream: Any = {wire.results_key(batch): after}
+    if block and not redis.xread(stream, count=1, block=max(1, int(block * 1000))):
+        return []
+    found = results(redis, batch, after, count)
+    return [result for result, _ in zip(found, range(count), strict=False)]
+
+
+def acknowledge(redis: redis_py.Redis, batch: str, results: Sequence[Result]) -> None:
+    """Drops results that are on the reader's disk, and what Redis has of their jobs. To repeat is harmless."""
+    if not results:
+        return
+    jobs = [wire.job_id(batch, orjson.loads(result.line)["custom_id"]) for result in results]
+    with redis.pipeline() as pipe:
+        pipe.xdel(wire.results_key(batch), *(result.entry for result in results))
+        pipe.sadd(wire.handed_key(batch), *jobs)
+        pipe.unlink(*(f"rq:job:{job}" for job in jobs))
+        pipe.execute()
+    known = status(redis, batch)
+    if known and known.complete and not redis.xlen(wire.results_key(batch)):
+        drop_results(redis, batch)
+
+
+def hold(redis: redis_py.Redis, batch: str, holder: str, seconds: int) -> str | None:
+    """Takes or renews the batch for the OUT `holder`, `<token> <place>`; the place of the other OUT that has it."""
+    key = wire.holder_key(batch)
+    found: Any = redis.get(key)
+    if found and found.decode().partition(" ")[0] != holder.partition(" ")[0]:
+        return found.decode().partition(" ")[2]
+    redis.set(key, holder, ex=seconds)
+    return None
+
+
+def add_bad(redis: redis_py.Redis, batch: str, lines: Sequence[bytes]) -> None:
+    """Keeps the error lines of the dataset's bad lines with the batch."""
+    with redis.pipeline() as pipe:
+        pipe.delete(wire.bad_key(batch))
+        if lines:
+            pipe.rpush(wire.bad_key(batch), *lines)
+        pipe.execute()
+
+
+def bad_lines(redis: redis_py.Redis, batch: str) -> Iterator[bytes]:
+    """The error lines that `add_bad` kept."""
+    found: Any = redis.lrange(wire.bad_key(batch), 0, -1)
+    yield from found
 
 
 def failed_at(redis: redis_py.Redis, batch: str, jobs: Iterable[str]) -> list[str | None]:

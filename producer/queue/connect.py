@@ -19,6 +19,7 @@ from urllib.parse import quote
 import redis
 import redis.exceptions as rx
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
 from .errors import NO_REDIS, UserError, explain_file, explain_redis, is_utf8
@@ -69,9 +70,20 @@ def _no_url(url: str) -> UserError:
 
 def user(client: redis.Redis) -> str:
     """Who submits: the Redis user that the URL names, else the login name, or the user id where that has no name."""
-    named = client.connection_pool.connection_kwargs.get("username")
-    if named:
-        return named
+    return client.connection_pool.connection_kwargs.get("username") or login()
+
+
+def user_of(url: str | None) -> str:
+    """`user` of the Redis that `resolve` would find."""
+    url = url or os.environ.get("REDIS_URL")
+    try:
+        return (url and parse_url(url).get("username")) or login()
+    except ValueError as error:  # as `connect` says it
+        raise _no_url(url or "") from error
+
+
+def login() -> str:
+    """The login name, or the user id where that has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # as in a container that runs under a bare user id
@@ -124,6 +136,11 @@ def private_folder() -> Path:
 def private_url() -> str:
     """The private server's URL, whether it runs or not."""
     return f"unix://{quote(str(_socket()))}"
+
+
+def is_private(client: redis.Redis) -> bool:
+    """Whether it is a client of the private server."""
+    return client.connection_pool.connection_kwargs.get("path") == str(_socket())
 
 
 def running() -> redis.Redis | None:

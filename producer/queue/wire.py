@@ -128,9 +128,12 @@ def job_id(batch: str, custom_id: str) -> str:
     return f"{batch}-{hashlib.sha256(custom_id.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
 
 
-def batch_of_slot(batch: str, slot: str) -> str:
-    """The id of a batch that runs anew for each `slot`, however often its lines were run before."""
-    return f"batch_{hashlib.sha256(f'{batch} {slot}'.encode()).hexdigest()[:24]}"
+def batch_of(content: str, user: str) -> str:
+    """The id of the batch that `user` makes of a dataset's content.
+
+    Two people with one file have two batches, so that neither can collect or cancel the other's.
+    """
+    return f"batch_{hashlib.sha256(orjson.dumps([content, user])).hexdigest()[:24]}"
 
 
 def slug(pair: str) -> str:
@@ -174,6 +177,21 @@ def failures_key(batch: str) -> str:
     line stands in the results.
     """
     return f"draftmill:failures:{batch}"
+
+
+def handed_key(batch: str) -> str:
+    """Set: jobs whose outcome was acknowledged, and is no longer in the results."""
+    return f"draftmill:handed:{batch}"
+
+
+def bad_key(batch: str) -> str:
+    """List: the error lines of the dataset's lines that cannot run, as the submission found them."""
+    return f"draftmill:bad:{batch}"
+
+
+def holder_key(batch: str) -> str:
+    """String that expires: the OUT that collects the batch, `<token> <place>`."""
+    return f"draftmill:holder:{batch}"
 
 
 FAILED = "draftmill:failed"

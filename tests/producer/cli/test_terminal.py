@@ -100,7 +100,6 @@ BATCH_KEYS = [
     "done",
     "failed",
     "cancelled",
-    "retries",
     "prompt_tokens",
     "completion_tokens",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer.cli.cron import check_arguments
+from draftmill.producer.client.submission import plan
 from draftmill.producer.cron import entries
 from draftmill.producer.cron.schedule import Schedule
 from draftmill.producer.input.dataset import Dataset
@@ -64,8 +66,8 @@ class Cron:
 
     def batch_of(self, at: int) -> str:
         """The batch that a slot of `tick` must be."""
-        content = Dataset(str(self.shell.folder / "in.jsonl"), PAIR, Defaults()).survey().batch
-        return wire.batch_of_slot(content, str(Slot("tick", at)))
+        dataset = Dataset(str(self.shell.folder / "in.jsonl"), PAIR, Defaults())
+        return plan(dataset, dataset.survey(str(Slot("tick", at))), getpass.getuser()).info.id
 
     def last(self) -> Ended | None:
         return entries.read(self.redis, check_arguments).entries["tick"].last
