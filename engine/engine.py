@@ -121,6 +121,7 @@ class Engine:
         self._read_at: float | None = None  # when the round before it was there
         self._rows: dict[str, Row] = {}
         self._finished: list[Row] = []
+        self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
 
     @classmethod
     def load(
@@ -204,7 +205,10 @@ class Engine:
         try:
             if self._in_flight and self._in_flight.late and not self._in_flight.yielding:
                 self._read_in_flight(None)  # no row could take part in the next round before
-            launched = self._launch(self.scheduler.plan())
+            plan = self.scheduler.plan()
+            if plan.started:
+                self.starting([row.request.id for row in plan.started])
+            launched = self._launch(plan)
             self._read_in_flight(launched)
         except Exception:
             self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong

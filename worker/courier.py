@@ -50,6 +50,7 @@ class Courier(threading.Thread):
         self._closing = threading.Event()
         self._aborted = threading.Event()
         self._room = 0
+        self._unread: list[Claimed] = []
         self._jobs: list[Claimed] = []
         self._fresh: list[Outcome] = []
         self._outcomes = spool.adopt()
@@ -160,6 +161,7 @@ class Courier(threading.Thread):
             self.metrics.stale.inc()
 
     def _claim(self) -> bool:
+        self._hand_over()
         with self._lock:
             room, held = self._room, len(self._held)
             alone = any(job.alone for job in self._held.values())
@@ -167,9 +169,18 @@ class Courier(threading.Thread):
             return False
         jobs = self.queue.claim(room, min(room, self.rows), held)
         with self._lock:
-            self._jobs += jobs
             self._room -= len(jobs)
             self._held.update((job.id, job) for job in jobs)
-        if jobs:
-            self.arrived.set()
+        self._unread += jobs
+        self._hand_over()
         return bool(jobs)
+
+    def _hand_over(self) -> None:
+        """Give the worker what was claimed, once Redis has noted that these jobs are to blame if it dies of them."""
+        if not self._unread:
+            return
+        self.queue.blame(self._unread)
+        with self._lock:
+            self._jobs += self._unread
+        self._unread = []
+        self.arrived.set()

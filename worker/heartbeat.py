@@ -116,7 +116,7 @@ class Heartbeat(threading.Thread):
         reaped = self.queue.reap()
         self.metrics.observe_reaped(reaped)
         if any(reaped):
-            log.warning("took back %d expired leases, gave up %d poison jobs", *reaped)
+            log.warning("took back %d expired leases, gave up %d poison jobs, ended %d that RQ's tools took", *reaped)
 
     def _listen(self, seconds: float) -> None:
         """Wait for RQ's commands until the next beat."""

@@ -195,6 +195,7 @@ class Metrics:
         """Account for expired leases that this worker took back."""
         self.reaped.inc(reaped.requeued + reaped.poisoned)
         self.jobs.labels("failed").inc(reaped.poisoned)
+        self.jobs.labels("cancelled").inc(reaped.taken)
         self.failures.labels("lost_leases").inc(reaped.poisoned)
 
     def add_energy(self, joules: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..engine.request import Completion, Request
@@ -23,6 +23,9 @@ class Engine(Protocol):
     def verdict(self) -> Verdict | None:
         """How near its logits are to mlx-lm's on this machine; None if nobody has looked."""
         ...
+
+    starting: Callable[[Sequence[str]], None]
+    """Called in `step` with the requests that are in rows from this round on, before it runs."""
 
     @property
     def busy(self) -> bool:

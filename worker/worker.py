@@ -22,7 +22,7 @@ from rq.worker.base import BaseWorker
 from ..engine.request import Completion, Request, RequestError
 from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import Claimed, JobQueue
-from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, slug
+from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, pair_queue
 from . import jobs, results
 from .courier import Courier
 from .duty import UNHEARD, duty
@@ -31,6 +31,7 @@ from .host import Host, Sensors
 from .metrics import Metrics
 from .protocol import Engine
 from .spool import Spool
+from .witness import Witness
 
 log = logging.getLogger("draftmill.worker")
 
@@ -42,13 +43,19 @@ MOST_FAILURES = 3
 
 @dataclass
 class Running:
-    """A claimed job in the engine, `since` when; `dropped` says why it should no longer run."""
+    """A claimed job in the engine, `since` when; `dropped` says why it should no longer run.
+
+    `counts` is whether Redis would count a loss of its lease against it, as it should while it is `in_row`; None if
+    nobody knows what Redis has.
+    """
 
     job: Claimed
     body: JobBody
     request: Request
     since: float
     dropped: str | None = None
+    in_row: bool = False
+    counts: bool | None = True
 
     @property
     def overdue(self) -> bool:
@@ -86,7 +93,7 @@ class MillWorker(BaseWorker):
     ) -> None:
         host = host or Host.here()
         name = f"{host.name}-{secrets.token_hex(3)}"  # one that was killed must not stand in its successor's way
-        queues = [f"draftmill.{slug(pair)}"]  # as `rq info` shows it: its batches have the queues below this name
+        queues = [pair_queue(pair)]  # as `rq info` shows it: its batches have the queues below this name
         super().__init__(queues, name=name, connection=connection, serializer=JsonSerializer)
         self.engine = engine
         self.pair = pair
@@ -99,6 +106,8 @@ class MillWorker(BaseWorker):
         self.queue = JobQueue(connection, self.name, pair, lease)
         self.spool = Spool(spool, self.name)
         self.courier = Courier(self.queue, self.metrics, engine.max_rows, self.spool)
+        self.witness = Witness(self.queue)
+        engine.starting = self._start_rows
         self.pulse = Heartbeat(
             self,
             self.queue,
@@ -139,6 +148,7 @@ class MillWorker(BaseWorker):
             signal.signal(number, self.request_shutdown)
         self.sensors.start()
         self.courier.start()
+        self.witness.start()
         self.pulse.start()
         ended_well = False
         try:
@@ -176,7 +186,7 @@ class MillWorker(BaseWorker):
         for job in self.courier.exchange(room):
             self.metrics.queue_seconds.observe(job.waited)
             if running := self._running.get(job.id):  # its lease was lost, and it came back while still running
-                running.job, running.dropped = job, None
+                running.job, running.dropped, running.counts = job, None, True
                 continue
             try:
                 body = jobs.decode(job, self.pair)
@@ -235,9 +245,26 @@ class MillWorker(BaseWorker):
         except Exception as error:
             return self._recover(error)
         self._failures = 0
+        self._tell_rows()
         self.metrics.observe_round(time.perf_counter() - begin, self.engine.stats)
         ended = [self._ended(completion) for completion in completions]
         self._deliver([outcome for outcome in ended if outcome])
+
+    def _start_rows(self, ids: Sequence[str]) -> None:
+        for id in ids:
+            if running := self._running.get(id):
+                running.in_row = True
+        self._tell_rows()
+
+    def _tell_rows(self) -> None:
+        """Let Redis know which jobs are in a row and which only wait: should this worker die, those are to blame."""
+        starting = [running for running in self._running.values() if running.in_row and not running.counts]
+        waiting = [running for running in self._running.values() if not running.in_row and running.counts is not False]
+        if not (starting or waiting):
+            return
+        told = self.witness.tell([running.job for running in starting], [running.job for running in waiting])
+        for running in (*starting, *waiting):
+            running.counts = running.in_row if told else None
 
     def _ended(self, completion: Completion) -> results.Outcome | None:
         running = self._running.pop(completion.id)
@@ -247,6 +274,7 @@ class MillWorker(BaseWorker):
             self.metrics.run_seconds.observe(time.monotonic() - running.since)
             return results.completed(running.job, running.body, completion)
         if running.dropped is None:  # stopped for a lost lease, then leased to us anew
+            running.in_row = False
             self._running[completion.id] = running
             self.engine.add(running.request)
         elif running.dropped == "overdue":

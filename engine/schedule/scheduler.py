@@ -55,10 +55,11 @@ class Move:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: what must move first, then the segments in packed order; and which rows had to give way."""
+    """One round: what must move first, then the segments in packed order; and which rows start or had to give way."""
 
     segments: list[Segment] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    started: list[Row] = field(default_factory=list)
     preempted: list[Row] = field(default_factory=list)
 
 
@@ -111,6 +112,7 @@ class Scheduler:
                 budget -= chunk.count
         # A preempted row's last round must be read before the row can start again.
         while budget and self.preempted == preempted and (started := self._admit()):
+            plan.started.append(started[0])
             plan.segments.append(chunk := self._prefill(*started, budget))
             budget -= chunk.count
         return plan

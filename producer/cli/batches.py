@@ -167,6 +167,8 @@ def collect_command(
     redis = connect(redis_url)
     state = known(redis, batch)
     with Output(out, batch, force, state.source, state.parameters) as output:
+        if batches.handed(redis, batch) > output.ended:
+            refuse_collected(state)
         try:
             state = _collect(redis, output, state, follow, leave)
         except KeyboardInterrupt:
@@ -244,5 +246,6 @@ def forget_command(batch: str, redis_url: str | None) -> None:
     redis = connect(redis_url)
     if not known(redis, batch).complete:
         raise UserError(f"{batch} is not complete; `draftmill cancel {batch}` ends what is open")
-    batches.forget(redis, batch)
+    if not batches.forget(redis, batch):
+        raise UserError(f"failed lines of {batch} were queued again just now; nothing was dropped")
     click.echo(f"Forgot {batch}")

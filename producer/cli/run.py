@@ -194,7 +194,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
             if job.retry_failed:
                 output.errors.drop_failures()
             if before and before.open > submission.survey.good - output.ended:
-                end(redis, batch.id)  # OUT has some of these lines from another Redis
+                _end(redis, batch.id)  # OUT has some of these lines from another Redis
                 before = None
             if job.has_all:
                 return Generated()
@@ -207,12 +207,12 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                 for line in worker.said():  # which draft it has, and whether something slows it down
                     progress.note(line)
                 ready = time.monotonic()
-                follower.feed = Feed(redis, submission, patience, has=output.has, retry_failed=job.retry_failed)
+                follower.feed = Feed(redis, submission, patience, output, retry_failed=job.retry_failed)
                 _follow(job, collector, follower.feed, worker, progress)
                 seconds = time.monotonic() - ready
             after = batches.status(redis, batch.id)
             if after and not after.complete:
-                end(redis, batch.id)  # nothing of it is to be done
+                _end(redis, batch.id)  # nothing of it is to be done
             tokens = (after.completion_tokens if after else 0) - (before.completion_tokens if before else 0)
             return Generated(max(0, tokens), seconds, ready - began)
 
@@ -230,7 +230,9 @@ def _follow(job: Run, collector: Collector, feed: Feed, worker: LocalWorker, pro
     collector.settle()
 
 
-def end(redis: redis_py.Redis, batch: str) -> None:
-    """Ends what is open of a batch, and forgets it."""
+def _end(redis: redis_py.Redis, batch: str) -> None:
+    """Ends what is open of a batch, and forgets it; waits for leases of workers that died."""
     batches.cancel(redis, batch)
-    batches.forget(redis, batch)
+    while not batches.forget(redis, batch):
+        time.sleep(READY_SECONDS)
+        batches.cancel(redis, batch)

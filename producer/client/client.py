@@ -109,7 +109,8 @@ class Batch:
         """Drops all that Redis holds of the batch, which must be complete."""
         if not self.status().complete:
             raise UserError(f"{self.id} is not complete; cancel it first")
-        batches.forget(self.redis, self.id)
+        if not batches.forget(self.redis, self.id):
+            raise UserError(f"failed lines of {self.id} were queued again just now; nothing was dropped")
 
     def feeding(self) -> bool:
         """Whether its lines are still being queued; raises what has ended that early."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 import redis as redis_py
 
 from ..input.dataset import Dataset, Survey
+from ..output.output import Output
 from ..queue import batches, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.errors import UserError
@@ -38,10 +39,17 @@ class Submission:
     survey: Survey
     info: BatchInfo
 
-    def begin(self, redis: redis_py.Redis) -> BatchStatus:
-        """Registers the batch with its bad lines; may be repeated. Raises UserError if it was cancelled."""
-        refuse_cancelled(batches.status(redis, self.info.id))
-        state = batches.create(redis, self.info)
+    def begin(self, redis: redis_py.Redis, lacking: int | None = None) -> BatchStatus:
+        """Registers the batch with its bad lines; may be repeated. Raises UserError if it was cancelled.
+
+        If only `lacking` of its lines are to be queued, a Redis that does not know the batch waits for no more.
+        """
+        state = batches.status(redis, self.info.id)
+        refuse_cancelled(state)
+        if lacking is None:
+            state = batches.create(redis, self.info)
+        elif state is None:
+            state = batches.create(redis, replace(self.info, total=lacking))
         batches.add_bad(redis, self.info.id, [orjson.dumps(line.record()) for line in self.survey.bad_lines])
         return state
 
@@ -62,9 +70,9 @@ def plan(
 class Feed:
     """Queues the lines of a submission that have no result yet, a chunk at a time while less than WINDOW have none.
 
-    `has` tells lines that their OUT has: these are not queued, and those are that OUT lacks although their result was
-    handed over. With `retry_failed` lines that failed are queued again. After Redis was away all lines are looked at
-    again, for it may have lost some.
+    Lines that `output` has are not queued; those that it lacks are, even if their results were handed over. With
+    `retry_failed` lines that failed are queued again. After Redis was away all lines are looked at again, for it may
+    have lost some.
     """
 
     def __init__(
@@ -72,12 +80,17 @@ class Feed:
         redis: redis_py.Redis,
         submission: Submission,
         patience: Patience,
-        has: Callable[[str], bool] | None = None,
+        output: Output | None = None,
         retry_failed: bool = False,
     ) -> None:
         self.submission = submission
-        self._redis, self._patience, self._has, self._retry_failed = redis, patience, has, retry_failed
+        self._redis, self._patience, self._output, self._retry_failed = redis, patience, output, retry_failed
         self.restart()
+
+    def begin(self) -> BatchStatus:
+        """Registers the batch, with as many lines as are to be queued."""
+        output = self._output
+        return self.submission.begin(self._redis, output and self.submission.info.total - output.ended)
 
     def restart(self) -> None:
         """Begins again with the first line."""
@@ -93,7 +106,7 @@ class Feed:
         template once. `state` is that of the batch; None if Redis does not know it (any longer).
         """
         if state is None:
-            state = self.submission.begin(self._redis)
+            state = self.begin()
             self.restart()
         if self._outages != self._patience.outages:
             self.restart()
@@ -110,14 +123,14 @@ class Feed:
         batch = self.submission.info
         lacking = [body.model_copy(update={"batch": batch.id}) for body in chunk if not self._ended(body)]
         if lacking:
-            missing, again = self._has is not None, self._retry_failed
+            missing, again = self._output is not None, self._retry_failed
             self.sent += batches.submit_chunk(
                 self._redis, batch, together(lacking), retry_failed=again, missing=missing
             )
         return True
 
     def _ended(self, body: JobBody) -> bool:
-        return self._has is not None and self._has(body.custom_id)
+        return self._output is not None and self._output.has(body.custom_id)
 
     def to_end(self, tick: Callable[[BatchStatus], object] = lambda _: None) -> Submitted:
         """Queues all lines; returns what became of them. `tick` sees each state; what it raises ends the submission."""
@@ -146,8 +159,9 @@ def submit(
     Submitting again queues only what is missing, at any time and however often it was cut.
     """
     patience = patience or Patience(redis)
-    patience(submission.begin, redis)
-    return Feed(redis, submission, patience, retry_failed=retry_failed).to_end(tick)
+    feed = Feed(redis, submission, patience, retry_failed=retry_failed)
+    patience(feed.begin)
+    return feed.to_end(tick)
 
 
 def refuse_cancelled(state: BatchStatus | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
@@ -11,7 +12,6 @@ from typing import Any
 import orjson
 
 from ..queue.errors import UserError
-from ..queue.wire import job_id
 from .errors import BAD_LINE
 from .files import beside, real, size, writing
 
@@ -54,4 +54,5 @@ def _is_line_of(raw: bytes, batch: str) -> bool:
         return False
     if line["error"]["code"] == BAD_LINE:  # of the dataset: it has no job
         return True
-    return line["id"] == f"batch_req_{job_id(batch, line['custom_id'])}"
+    digest = hashlib.sha256(line["custom_id"].encode("utf-8", "surrogatepass")).hexdigest()
+    return line["id"] == f"batch_req_{batch}-{digest[:20]}"

@@ -5,9 +5,10 @@ Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -17,9 +18,11 @@ import redis as redis_py
 from rq.job import Job, JobStatus
 
 from . import fleet, wire
-from .scripts import LUA, script
+from .scripts import script
 
-SUBMIT, CANCEL = script(LUA / "submit.lua"), script(LUA / "cancel.lua")
+CREATE, SUBMIT, CANCEL, ACKNOWLEDGE, FORGET = (
+    script(name) for name in ("create", "submit", "cancel", "acknowledge", "forget")
+)
 
 STRETCH = 1000
 """Jobs that one call ends or forgets, so that it never holds Redis up for long."""
@@ -73,9 +76,10 @@ class Submitted:
 class BatchStatus:
     """How far a batch is. `total` counts its lines, `submitted` those that reached the queue so far.
 
-    `collected` is when its results were collected and dropped from Redis, or None. `retries` grows whenever failures
-    were taken back to run again: then what was read of the results before may hold some of them. `waiting_since` is
-    when the job that is next in its queue was queued, Redis TIME in seconds; while none is queued it means nothing.
+    `ended` counts lines with a recorded outcome. `collected` is when the last of its results was acknowledged, or None
+    while some may come. `generation` differs each time that a batch is created, as after it was forgotten.
+    `waiting_since` is when the job that is next in its queue was queued, Redis TIME in seconds; while none is queued it
+    means nothing.
     """
 
     id: str
@@ -94,7 +98,7 @@ class BatchStatus:
     completion_tokens: int
     is_cancelled: bool
     collected: float | None
-    retries: int
+    generation: int
     waiting_since: float
     parameters: Mapping[str, Any]
 
@@ -114,27 +118,26 @@ class BatchStatus:
 
     @property
     def complete(self) -> bool:
-        return self.ended >= self.total
+        return self.ended >= max(self.total, self.submitted)
 
 
 def create(redis: redis_py.Redis, batch: BatchInfo) -> BatchStatus:
-    """Registers a batch; registering it again keeps its counters and its first submission time."""
-    now, key = time.time(), wire.batch_key(batch.id)
-    what: dict[Any, Any] = {
-        "pair": batch.pair,
-        "priority": batch.priority,
+    """Registers a batch. Registering it again keeps its results, its user and its first submission time.
+
+    Another priority than before holds from now on, for what is queued already too.
+    """
+    what: dict[str, Any] = {
         "total": batch.total,
-        "source": batch.source,
         "user": batch.user,
+        "pair": batch.pair,
+        "queue": wire.queue_name(batch.pair, batch.id),
+        "priority": batch.priority,
+        "source": batch.source,
         "parameters": orjson.dumps(dict(batch.parameters)),
     }
-    with redis.pipeline(transaction=True) as pipe:
-        pipe.hsetnx(key, "created", str(now))
-        pipe.hset(key, mapping=what)
-        pipe.zadd(wire.BATCHES, {batch.id: now}, nx=True)
-        pipe.execute()
+    _eval(redis, CREATE, batch.id, str(time.time()), *(part for field in what.items() for part in field))
     found = status(redis, batch.id)
-    assert found
+    assert found  # it expires in days
     return found
 
 
@@ -149,37 +152,18 @@ def submit_chunk(
     """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best.
 
     With `retry_failed`, failures are taken back and queued again, in one step: the line has no outcome until its next
-    one is recorded.
+    one is recorded. With `missing`, so are lines whose results were acknowledged: the caller's file lacks them. Those
+    whose results are still to be read are not. A batch that was cancelled, or that Redis no longer knows, takes none.
     """
-    if missing:
-        _open_again(redis, batch, bodies)
-    queue = wire.queue_name(batch.pair, batch.priority, batch.id)
-    common = [part for pair in _job_hash(redis, queue).items() for part in pair]
+    common = [part for pair in _job_hash(redis, wire.queue_name(batch.pair, batch.id)).items() for part in pair]
     jobs: list[Any] = []
     for body in bodies:
         own = ["data", _data(body), "description", body.custom_id[:200]]
         if body.keep is not None:
             own += ["draftmill_keep", orjson.dumps(body.keep)]
         width = len(common) + len(own)
-        jobs += [wire.job_id(body.batch, body.custom_id), body.custom_id, body.line, width, *common, *own]
-    return Submitted(*_eval(redis, SUBMIT, batch.id, queue, int(retry_failed), len(bodies), *jobs))
-
-
-def _open_again(redis: redis_py.Redis, batch: BatchInfo, bodies: Sequence[wire.JobBody]) -> None:
-    """Forgets the outcomes of those of `bodies` that were handed over."""
-    known = status(redis, batch.id)
-    if known and known.collected:
-        forget(redis, batch.id)
-        create(redis, batch)
-    key = wire.batch_key(batch.id)
-    for body in bodies:
-        job = wire.job_id(batch.id, body.custom_id)
-        outcome: Any = redis.hget(wire.done_key(batch.id), job)
-        if redis.srem(wire.handed_key(batch.id), job) and outcome:
-            redis.hdel(wire.done_key(batch.id), job)
-            redis.hdel(wire.failures_key(batch.id), job)
-            redis.hincrby(key, outcome.decode(), -1)
-            redis.hincrby(key, "submitted", -1)
+        jobs += [wire.job_id(batch.id, body.custom_id), body.custom_id, body.line, width, *common, *own]
+    return Submitted(*_eval(redis, SUBMIT, batch.id, int(retry_failed), int(missing), len(bodies), *jobs))
 
 
 def _data(body: wire.JobBody) -> bytes:
@@ -211,17 +195,35 @@ def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
 
 def status(redis: redis_py.Redis, batch: str) -> BatchStatus | None:
     """The state of a batch, or None if Redis knows no such batch."""
-    raw: Any = redis.hgetall(wire.batch_key(batch))
-    return _status(batch, raw) if raw else None
+    found = statuses(redis, [batch])
+    return found[0] if found else None
 
 
-def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
+class _Found(NamedTuple):
+    """What Redis has of a batch: its hash, and how many of its jobs are open, have ended, run."""
+
+    raw: Mapping[bytes, bytes]
+    open: int
+    ended: int
+    running: int
+
+
+def _status(batch: str, found: _Found) -> BatchStatus:
+    raw = found.raw
+
     def text(name: str) -> str:
         return raw.get(name.encode(), b"").decode("utf-8", "replace")
 
     def number(name: str) -> int:
         return int(raw.get(name.encode(), 0))
 
+    failed, cancelled, total = number("failed"), number("cancelled"), number("total")
+    if b"generation" in raw:
+        submitted, running = found.open + found.ended, found.running
+        done = found.ended - failed - cancelled
+    else:  # it was submitted before there were generations
+        submitted, running, done = number("submitted"), number("running"), number("done")
+    complete = done + failed + cancelled >= max(total, submitted)
     return BatchStatus(
         id=batch,
         pair=text("pair"),
@@ -229,17 +231,17 @@ def _status(batch: str, raw: Mapping[bytes, bytes]) -> BatchStatus:
         user=text("user"),
         source=text("source"),
         created=float(raw.get(b"created", 0)),
-        total=number("total"),
-        submitted=number("submitted"),
-        running=number("running"),
-        done=number("done"),
-        failed=number("failed"),
-        cancelled=number("cancelled"),
+        total=total,
+        submitted=submitted,
+        running=running,
+        done=done,
+        failed=failed,
+        cancelled=cancelled,
         prompt_tokens=number("prompt_tokens"),
         completion_tokens=number("completion_tokens"),
         is_cancelled=b"cancelled_at" in raw,
-        collected=float(raw[b"collected_at"]) if b"collected_at" in raw else None,
-        retries=number("retries"),
+        collected=float(raw[b"collected_at"]) if complete and b"collected_at" in raw else None,
+        generation=number("generation"),
         waiting_since=number("waiting_since") / 1000,
         parameters=orjson.loads(raw.get(b"parameters", b"{}")),
     )
@@ -258,170 +260,138 @@ def newest(redis: redis_py.Redis) -> list[str]:
 
 def statuses(redis: redis_py.Redis, names: Sequence[str]) -> list[BatchStatus]:
     """The states of those of these batches that Redis knows, in one round trip."""
-    with redis.pipeline(transaction=False) as pipe:
+    with redis.pipeline(transaction=True) as pipe:
         for name in names:
             pipe.hgetall(wire.batch_key(name))
-        found = dict(zip(names, pipe.execute(), strict=True))
-    return [_status(name, raw) for name, raw in found.items() if raw]
+            pipe.hlen(wire.open_key(name))
+            pipe.bitcount(wire.ended_key(name))
+            pipe.scard(wire.running_key(name))
+        replies = pipe.execute()
+    found = {name: _Found(*replies[4 * i : 4 * i + 4]) for i, name in enumerate(names)}
+    return [_status(name, what) for name, what in found.items() if what.raw]
 
 
 def cancel(redis: redis_py.Redis, batch: str) -> int:
-    """Cancels a batch, ends its queued lines and returns how many.
+    """Cancels a batch, ends its lines that do not run and returns how many.
 
     Running lines follow within seconds, when their workers next renew their leases. Each cancelled line gets
-    an error line as its result, so a cancelled batch still has one result per line that was submitted.
+    an error line as its result, so a cancelled batch still has one result per line that was submitted. A batch that
+    an earlier version submitted is ended by workers of that version.
 
     Raises:
         ResponseError: `denied`: this user may not end lines; the batch is cancelled, and workers end them.
     """
-    known = status(redis, batch)
-    if known is None:
+    if not redis.exists(wire.batch_key(batch)):
         return 0
     redis.hsetnx(wire.batch_key(batch), "cancelled_at", str(time.time()))
-    ended = 0
-    for priority in wire.PRIORITIES:
-        queue, more = wire.queue_name(known.pair, priority, batch), 1
-        while more:
-            count, more = _eval(redis, CANCEL, batch, queue, STRETCH)
-            ended += count
-    return ended
-
-
-def drop_results(redis: redis_py.Redis, batch: str) -> bool:
-    """Drops the results of a complete batch. What `status` shows stays, and which lines failed. To repeat is harmless.
-
-    False, and nothing is dropped, if the batch is not complete: its failures were queued again just now.
-    """
-    known = status(redis, batch)
-    if known is None:
-        return True
-    with redis.pipeline() as pipe:  # nobody may queue failures again between the look and the mark
-        try:
-            pipe.watch(wire.batch_key(batch))
-            known = status(redis, batch)
-            if known is None or not known.complete:
-                return False
-            pipe.multi()
-            pipe.hsetnx(wire.batch_key(batch), "collected_at", str(time.time()))
-            pipe.execute()
-        except redis_py.WatchError:
-            return drop_results(redis, batch)
-    _drop(redis, known)
-    return True
-
-
-def _drop(redis: redis_py.Redis, known: BatchStatus) -> None:
-    batch = known.id
-    jobs: list[str] = []
-    for id, _ in redis.hscan_iter(wire.done_key(batch), count=STRETCH):
-        jobs.append(f"rq:job:{id.decode()}")
-        if len(jobs) >= STRETCH:
-            redis.unlink(*jobs)
-            jobs.clear()
-    queues = [wire.queue_name(known.pair, priority, batch) for priority in wire.PRIORITIES]
-    registries = [f"rq:{kind}:{queue}" for kind in ("finished", "failed", "canceled") for queue in queues]
-    with redis.pipeline(transaction=False) as pipe:
-        pipe.unlink(wire.done_key(batch), wire.results_key(batch), wire.handed_key(batch), *jobs, *registries)
-        pipe.srem("rq:queues", *(f"rq:queue:{queue}" for queue in queues))
-        pipe.zrem(wire.turns_key(known.pair), *queues)
-        pipe.execute()
-
-
-def forget(redis: redis_py.Redis, batch: str) -> None:
-    """Drops all that Redis holds of a complete batch; submitted again, it runs anew."""
-    drop_results(redis, batch)
-    latest: Any = redis.xrange(wire.FAILED)
-    of_this = [entry for entry, failure in latest if failure.get(b"batch") == batch.encode()]
-    with redis.pipeline(transaction=False) as pipe:
-        if of_this:
-            pipe.xdel(wire.FAILED, *of_this)
-        pipe.unlink(wire.batch_key(batch), wire.failures_key(batch), wire.bad_key(batch), wire.holder_key(batch))
-        pipe.zrem(wire.BATCHES, batch)
-        pipe.execute()
+    total, place = 0, b"0"
+    while True:
+        ended, place = _eval(redis, CANCEL, batch, place, STRETCH)
+        total += ended
+        if place == b"0":
+            return total
 
 
 class Result(NamedTuple):
-    """One recorded outcome: its stream entry, the JSON output line, and the line number in the dataset."""
+    """One recorded outcome: its stream entry, the JSON output line, the line number in the dataset, and the job."""
 
     entry: str
     line: bytes
     n: int
+    job: str = ""
+
+
+def read(redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500, block: float = 0) -> list[Result]:
+    """Up to `count` results recorded after stream entry `after` that nobody has acknowledged.
+
+    Waits up to `block` seconds for the first, and never for longer than half of what a command may take.
+    """
+    longest = redis.connection_pool.connection_kwargs.get("socket_timeout") or math.inf
+    milliseconds = int(1000 * min(block, longest / 2))
+    found: Any = redis.xread({wire.results_key(batch): after}, count, milliseconds or None)
+    return [
+        Result(entry.decode(), fields[b"line"], int(fields.get(b"n", 0)), fields.get(b"job", b"").decode())
+        for _, entries in found or ()
+        for entry, fields in entries
+    ]
 
 
 def results(redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500) -> Iterator[Result]:
-    """The results recorded after stream entry `after`, until there is none left for now.
-
-    Each line of the batch comes once. Only who reads on after failures were retried (`BatchStatus.retries` grew) gets
-    a second result for a line that he has as a failure; `failed_at` tells which of these still stand.
-    """
-    while True:
-        entries: Any = redis.xrange(wire.results_key(batch), min=f"({after}", count=count)
-        jobs = [fields[b"job"].decode() for _, fields in entries if b"job" in fields]
-        standing = dict(zip(jobs, failed_at(redis, batch, jobs), strict=True))
-        for entry, fields in entries:
-            after = entry.decode()
-            if b"job" not in fields or standing[fields[b"job"].decode()] == after:
-                yield Result(after, fields[b"line"], int(fields.get(b"n", 0)))
-        if len(entries) < count:
-            return
-
-
-def read(redis: redis_py.Redis, batch: str, after: str, count: int, block: float = 0) -> list[Result]:
-    """The next `count` results behind stream entry `after`; waits up to `block` seconds for the first."""
-    stream: Any = {wire.results_key(batch): after}
-    if block and not redis.xread(stream, count=1, block=max(1, int(block * 1000))):
-        return []
-    found = results(redis, batch, after, count)
-    return [result for result, _ in zip(found, range(count), strict=False)]
+    """The results after stream entry `after`, page by page, until there is none left for now."""
+    while page := read(redis, batch, after, count):
+        yield from page
+        after = page[-1].entry
 
 
 def acknowledge(redis: redis_py.Redis, batch: str, results: Sequence[Result]) -> None:
-    """Drops results that are on the reader's disk, and what Redis has of their jobs. To repeat is harmless."""
-    if not results:
-        return
-    jobs = [wire.job_id(batch, orjson.loads(result.line)["custom_id"]) for result in results]
-    with redis.pipeline() as pipe:
-        pipe.xdel(wire.results_key(batch), *(result.entry for result in results))
-        pipe.sadd(wire.handed_key(batch), *jobs)
-        pipe.unlink(*(f"rq:job:{job}" for job in jobs))
-        pipe.execute()
-    known = status(redis, batch)
-    if known and known.complete and not redis.xlen(wire.results_key(batch)):
-        drop_results(redis, batch)
+    """Drops results that the caller has on its disk, and what Redis knows of their jobs. Repeating is harmless.
+
+    What `status` shows stays, and which lines failed.
+    """
+    for first in range(0, len(results), STRETCH):
+        some = results[first : first + STRETCH]
+        _eval(redis, ACKNOWLEDGE, batch, *(part for r in some for part in (r.entry, r.n, r.job)))
+
+
+def handed(redis: redis_py.Redis, batch: str) -> int:
+    """How many lines have a result that was acknowledged."""
+    return int(redis.bitcount(wire.handed_key(batch)))
 
 
 def hold(redis: redis_py.Redis, batch: str, holder: str, seconds: int) -> str | None:
-    """Takes or renews the batch for the OUT `holder`, `<token> <place>`; the place of the other OUT that has it."""
-    key = wire.holder_key(batch)
-    found: Any = redis.get(key)
-    if found and found.decode().partition(" ")[0] != holder.partition(" ")[0]:
-        return found.decode().partition(" ")[2]
-    redis.set(key, holder, ex=seconds)
-    return None
+    """Takes, or renews, the right to collect a batch into one OUT; returns None, or the place of the OUT that has it.
+
+    `holder` is `<token> <place>`: a random word that this OUT keeps, and where it is, for people. Another OUT can take
+    over `seconds` after the last renewal.
+    """
+    key, token = wire.holder_key(batch), holder.partition(" ")[0]
+    while True:
+        with redis.pipeline() as pipe:
+            try:
+                pipe.watch(key)
+                current: Any = pipe.get(key)
+                other, _, place = (current or b"").decode("utf-8", "replace").partition(" ")
+                if current and other != token:
+                    return place
+                pipe.multi()
+                pipe.set(key, holder, ex=seconds)
+                pipe.execute()
+                return None
+            except redis_py.WatchError:  # another took it, or it expired, just now
+                continue
 
 
 def add_bad(redis: redis_py.Redis, batch: str, lines: Sequence[bytes]) -> None:
-    """Keeps the error lines of the dataset's bad lines with the batch."""
-    with redis.pipeline() as pipe:
-        pipe.delete(wire.bad_key(batch))
-        if lines:
-            pipe.rpush(wire.bad_key(batch), *lines)
+    """Keeps the error lines of lines that cannot run with the batch, in place of those that it had."""
+    key = wire.bad_key(batch)
+    left: Any = redis.ttl(wire.batch_key(batch))
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(key)
+        for first in range(0, len(lines), STRETCH):
+            pipe.rpush(key, *lines[first : first + STRETCH])
+        if left > 0:
+            pipe.expire(key, left)
         pipe.execute()
 
 
 def bad_lines(redis: redis_py.Redis, batch: str) -> Iterator[bytes]:
-    """The error lines that `add_bad` kept."""
-    found: Any = redis.lrange(wire.bad_key(batch), 0, -1)
-    yield from found
+    """What `add_bad` kept, in its order."""
+    first, page = 0, True
+    while page:
+        page: Any = redis.lrange(wire.bad_key(batch), first, first + STRETCH - 1)
+        yield from page
+        first += STRETCH
 
 
-def failed_at(redis: redis_py.Redis, batch: str, jobs: Iterable[str]) -> list[str | None]:
-    """For each of `jobs`: the stream entry of its failure, or None if it has not failed, or is to run again."""
-    jobs = list(jobs)
-    if not jobs:
-        return []
-    found: Any = redis.hmget(wire.failures_key(batch), jobs)
-    return [value.decode().partition(" ")[2] if value else None for value in found]
+def forget(redis: redis_py.Redis, batch: str) -> bool:
+    """Drops all that Redis holds of a complete batch; submitted again, it runs anew.
+
+    False if the batch is not complete, as when its failures were queued again just now: then nothing is dropped.
+    """
+    reply = b"more"
+    while reply == b"more":
+        reply = _eval(redis, FORGET, batch, STRETCH)
+    return reply == b"forgotten"
 
 
 def workers(redis: redis_py.Redis) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import redis as redis_py
@@ -14,13 +13,12 @@ from . import batches, wire
 from .batches import rq_now
 from .scripts import script
 
-LUA = Path(__file__).parent / "lua"
-CLAIM, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
-    script(LUA / f"{name}.lua") for name in ("claim", "renew", "commit", "release", "retry", "reap", "beat")
+CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
+    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "beat")
 )
 
-MOST_REAPED = 200
-"""Expired leases that one call of the reap script takes back."""
+MOST_REAPED, MOST_BATCHES = 200, 50
+"""Expired leases that one call of the reap script takes back, and batches that it looks at."""
 
 RETRY_SECONDS = 5.0
 """Until the second try of a job that failed through no fault of its own; the third comes after four times as long."""
@@ -70,8 +68,11 @@ class Drop(NamedTuple):
 
 
 class Reaped(NamedTuple):
+    """Jobs that were queued again, given up as poison, and ended because RQ's tools had cancelled or deleted them."""
+
     requeued: int
     poisoned: int
+    taken: int = 0
 
 
 class JobQueue:
@@ -94,7 +95,7 @@ class JobQueue:
     def claim(self, n: int, ahead: int = 0, held: int = 0) -> list[Claimed]:
         """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already."""
         first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
-        counts = (first, n, ahead, held, wire.MAX_LEASES)
+        counts = (first, n, ahead, held)
         found = self._eval(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair))
         return [
             Claimed(
@@ -110,11 +111,19 @@ class JobQueue:
             for id, data, token, batch, custom_id, waited_ms, alone, keep in found
         ]
 
+    def blame(self, starting: Iterable[Claimed], waiting: Iterable[Claimed] = ()) -> None:
+        """Say that `starting` are about to be in a row, and `waiting` are not: the leases of those count, if lost."""
+        states = [
+            part for jobs, state in ((starting, 1), (waiting, 0)) for job in jobs for part in (*_pair(job), state)
+        ]
+        if states:
+            self._eval(BLAME, *states)
+
     def renew(self, jobs: Iterable[Claimed]) -> list[Drop]:
-        """Extend the leases of `jobs`; returns those that are lost or cancelled."""
+        """Extend the leases of `jobs`; returns those that are lost or cancelled. Call it also without jobs: it notes
+        that Redis is within reach.
+        """
         tokens = {job.id: job.token for job in jobs}
-        if not tokens:
-            return []
         pairs = [part for pair in tokens.items() for part in pair]
         found = [(id.decode(), why.decode()) for id, why in self._eval(RENEW, self._lease_ms, *pairs)]
         return [Drop(id, why, tokens[id]) for id, why in found]
@@ -131,7 +140,7 @@ class JobQueue:
                 if end.status == "returned":
                     pipe.eval(RELEASE, 0, *head[:2], end.job.id, end.job.token)
                 elif end.status == "retry":
-                    pipe.eval(RETRY, 0, *head, end.reason, str(int(RETRY_SECONDS * 1000)), str(wire.MAX_LEASES))
+                    pipe.eval(RETRY, 0, *head, end.reason, str(int(RETRY_SECONDS * 1000)))
                 else:
                     counts = (str(end.prompt_tokens), str(end.completion_tokens))
                     pipe.eval(COMMIT, 0, *head, end.status, end.line, *counts, end.reason)
@@ -140,15 +149,15 @@ class JobQueue:
 
     def release(self, jobs: Iterable[Claimed]) -> int:
         """Hand unfinished jobs back to the front of their queue."""
-        pairs = [part for job in jobs for part in (job.id, job.token)]
+        pairs = [part for job in jobs for part in _pair(job)]
         return self._eval(RELEASE, *pairs) if pairs else 0
 
     def reap(self) -> Reaped:
         """Take back expired leases, whoever held them; queue what waited for its next try; end what is cancelled."""
-        requeued, poisoned, cancelled = self._eval(REAP, MOST_REAPED, wire.MAX_LEASES, wire.slug(self.pair))
+        requeued, poisoned, taken, cancelled = self._eval(REAP, MOST_REAPED, MOST_BATCHES)
         for batch in cancelled:  # by a producer who may not end its lines
             batches.cancel(self.redis, batch.decode())
-        return Reaped(requeued, poisoned)
+        return Reaped(requeued, poisoned, taken)
 
     @property
     def _lease_ms(self) -> int:
@@ -156,3 +165,7 @@ class JobQueue:
 
     def _eval(self, text: str, *arguments: Any) -> Any:
         return self.redis.eval(text, 0, rq_now(), str(wire.RESULT_TTL), *arguments)
+
+
+def _pair(job: Claimed) -> tuple[str, str]:
+    return job.id, job.token

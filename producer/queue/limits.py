@@ -7,7 +7,7 @@ from typing import Any
 
 import redis as redis_py
 
-from .wire import LIMITS, RUNNING
+from .wire import LIMITS, USERS, user_running_key
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,13 @@ def limit(redis: redis_py.Redis, user: str, most: int) -> None:
 def limits(redis: redis_py.Redis) -> list[Limit]:
     """Every user who has a limit or jobs that run."""
     most: Any = redis.hgetall(LIMITS)
-    running: Any = redis.hgetall(RUNNING)
+    active: Any = redis.smembers(USERS)
+    names = sorted(most.keys() | active)
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.scard(user_running_key(name.decode()))
+        running = pipe.execute()
     return [
-        Limit(name.decode(), int(most[name]) if name in most else None, int(running.get(name, 0)))
-        for name in sorted(most.keys() | running.keys())
+        Limit(name.decode(), int(most[name]) if name in most else None, count)
+        for name, count in zip(names, running, strict=True)
     ]

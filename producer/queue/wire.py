@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-WIRE = 1
+WIRE = 2
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
-changes what the other side reads raises it. Heartbeats report it, and `draftmill workers require` can ask for one.
+changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
+so workers of one version never see the jobs of another. Heartbeats report it.
 """
 
 FUNCTION = "draftmill.generate"
@@ -33,6 +34,9 @@ MOST_BODY_BYTES = 16 * 2**20
 
 MOST_LINES = 1_000_000
 """Lines of a batch."""
+
+MOST_LINE_NUMBER = 2**32 - 1
+"""The largest number of a line: the place of its bit in a batch's bitmaps."""
 
 MOST_ID_CHARACTERS = 512
 """Characters of a custom_id."""
@@ -105,9 +109,10 @@ class Message(BaseModel):
 class JobBody(BaseModel):
     """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set.
 
-    `line` is the request's line number in the dataset; the result carries it so that output can be put in
-    input order. `keep` has the columns of the dataset's row that the result line hands back. `json_schema` is the text
-    of a JSON schema that the completion must obey.
+    `line` is the request's line number in the dataset, different for each line of a batch: by it the batch notes what
+    has ended, and the result carries it so that output can be put in input order. `keep` has the columns of the
+    dataset's row that the result line hands back. `json_schema` is the text of a JSON schema that the completion must
+    obey.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,14 +123,15 @@ class JobBody(BaseModel):
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     sampling: Sampling = Sampling()
-    line: Annotated[int, Field(ge=0)] = 0
+    line: Annotated[int, Field(ge=0, le=MOST_LINE_NUMBER)] = 0
     keep: dict[str, Any] | None = None
     json_schema: Annotated[str, Field(max_length=MOST_SCHEMA_CHARACTERS)] | None = None
 
 
 def job_id(batch: str, custom_id: str) -> str:
-    """The job id of a batch's line: the same line of the same batch always has the same id."""
-    return f"{batch}-{hashlib.sha256(custom_id.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+    """The job id of a batch's line: the same line of the same batch always has the same id, in one WIRE."""
+    name = f"{WIRE} {custom_id}".encode("utf-8", "surrogatepass")
+    return f"{batch}-{hashlib.sha256(name).hexdigest()[:20]}"
 
 
 def batch_of(content: str, user: str) -> str:
@@ -137,13 +143,18 @@ def batch_of(content: str, user: str) -> str:
 
 
 def slug(pair: str) -> str:
-    """A pair as it stands in the names of queues and keys."""
+    """A pair as it stands in the names of queues and keys; without a colon."""
     return re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())
 
 
-def queue_name(pair: str, priority: str, batch: str) -> str:
-    """The RQ queue of a batch. Workers let the queues of the pair that they have loaded take turns."""
-    return f"draftmill.{slug(pair)}.{priority}.{batch}"
+def pair_queue(pair: str) -> str:
+    """The name under which `rq info` lists the workers of a pair; the queues of its batches begin with it."""
+    return f"draftmill.{WIRE}.{slug(pair)}"
+
+
+def queue_name(pair: str, batch: str) -> str:
+    """The RQ queue of a batch. Workers let the batches of the pair that they have loaded take turns."""
+    return f"{pair_queue(pair)}:{batch}"
 
 
 # Keys that Python reads or writes. All keys, each with its type and owner, stand in `lua/record.lua`.
@@ -153,35 +164,50 @@ BATCHES = "draftmill:batches"
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, priority, user, source, parameters, created, cancelled_at, collected_at, and counters: total,
-    submitted, running, done, failed, cancelled, retries, prompt_tokens, completion_tokens; and `waiting_since`: when
+    """Hash: pair, queue, priority, user, source, parameters, total, created, cancelled_at, collected_at, generation,
+    wire; counters for people to read: failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since`: when
     the job that is next in its queue was queued, Redis TIME in ms.
     """
     return f"draftmill:batch:{batch}"
 
 
-def done_key(batch: str) -> str:
-    """Hash: job id -> "done" | "failed" | "cancelled": a job in it is never run or recorded again."""
-    return f"draftmill:done:{batch}"
+def open_key(batch: str) -> str:
+    """Hash: job without an outcome -> `<line number> <custom_id>`."""
+    return f"draftmill:open:{batch}"
+
+
+def ended_key(batch: str) -> str:
+    """Bitmap by line number: the line has a recorded outcome."""
+    return f"draftmill:ended:{batch}"
+
+
+def handed_key(batch: str) -> str:
+    """Bitmap by line number: the line's outcome was acknowledged, and is no longer in the results."""
+    return f"draftmill:handed:{batch}"
+
+
+def running_key(batch: str) -> str:
+    """Set of the batch's jobs that are leased."""
+    return f"draftmill:running:batch:{batch}"
+
+
+def user_running_key(user: str) -> str:
+    """Set of the user's jobs that are leased."""
+    return f"draftmill:running:user:{user}"
 
 
 def results_key(batch: str) -> str:
-    """Stream in completion order, one entry per line of the batch: `line` is the JSON output line, `n` the
-    body's `line`. A failure that was retried is still there, but `batches.results` leaves it out.
+    """Stream in completion order, one entry per outcome that nobody acknowledged: `line` is the JSON output line, `n`
+    the body's `line`, `job` the job.
     """
     return f"draftmill:results:{batch}"
 
 
 def failures_key(batch: str) -> str:
-    """Hash: job id -> "failed <entry>" | "cancelled <entry>": lines that could be retried, and where their error
-    line stands in the results.
+    """Hash: job -> "failed <n> <entry>" | "cancelled <n> <entry>": lines that could be retried, and where their error
+    line stands or stood in the results.
     """
     return f"draftmill:failures:{batch}"
-
-
-def handed_key(batch: str) -> str:
-    """Set: jobs whose outcome was acknowledged, and is no longer in the results."""
-    return f"draftmill:handed:{batch}"
 
 
 def bad_key(batch: str) -> str:
@@ -194,19 +220,32 @@ def holder_key(batch: str) -> str:
     return f"draftmill:holder:{batch}"
 
 
+LEASES = f"draftmill:leases:{WIRE}"
+"""Sorted set: running job -> lease expiry, Redis TIME in ms."""
+
+LATER = f"draftmill:later:{WIRE}"
+"""Sorted set: job that is to be tried again -> when, Redis TIME in ms."""
+
 FAILED = "draftmill:failed"
 """Stream: the latest failures of all batches, for people to read: `batch`, `custom_id`, `worker`, `reason`."""
 
 LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 
-RUNNING = "draftmill:running"
-"""Hash: user -> jobs of that user that run."""
+USERS = "draftmill:users"
+"""Set: users who have jobs that run."""
 
 
 def turns_key(pair: str) -> str:
-    """Sorted set: queue of the pair that has jobs -> when its next one is due, in virtual time."""
-    return f"draftmill:turns:{slug(pair)}"
+    """Sorted set: `<priority>:<user>` that has queued jobs of the pair -> when its next one is due, in virtual time.
+    Behind a further colon and such a name: batch of that user and priority -> when its next one is due.
+    """
+    return f"draftmill:turns:{WIRE}:{slug(pair)}"
+
+
+def alone_key(pair: str) -> str:
+    """List of the pair's jobs that must run alone, the head first."""
+    return f"draftmill:alone:{WIRE}:{slug(pair)}"
 
 
 WORKERS = "draftmill:workers"

@@ -66,19 +66,17 @@ class FarmCollector(Collector):
         yield _gauge("draftmill_queue_oldest_age_seconds", help, labels, ages)
 
     def _depths(self, states: list[BatchStatus]) -> list[int]:
-        """Jobs in the queues of each of these batches; failures may run again at another priority."""
-        width = len(wire.PRIORITIES)
+        """Jobs in the queue of each of these batches."""
         with self._redis.pipeline(transaction=False) as pipe:
             for state in states:
-                for priority in wire.PRIORITIES:
-                    pipe.llen(f"rq:queue:{wire.queue_name(state.pair, priority, state.id)}")
+                pipe.llen(f"rq:queue:{wire.queue_name(state.pair, state.id)}")
             lengths: list[int] = pipe.execute()
-        return [sum(lengths[at : at + width]) for at in range(0, len(lengths), width)]
+        return lengths
 
     def _server(self) -> Iterator[Metric]:
         info: Any = self._redis.info()
-        running: Any = self._redis.zcard("draftmill:leases")
-        later: Any = self._redis.zcard("draftmill:later")
+        running: Any = self._redis.zcard(wire.LEASES)
+        later: Any = self._redis.zcard(wire.LATER)
         fine = info.get("aof_last_write_status") == "ok" and info.get("aof_last_bgrewrite_status") == "ok"
         for name, help, value in (
             ("draftmill_jobs_running", "Jobs that are leased to a worker.", running),

@@ -53,7 +53,7 @@ class Victims:
         still = []
         for since, job, token in self._open:
             held = self.farm.redis.hget(f"rq:job:{job}", "draftmill_lease") == token
-            if held and self.farm.redis.zscore("draftmill:leases", job) is not None:
+            if held and self.farm.redis.zscore(wire.LEASES, job) is not None:
                 still.append((since, job, token))
             self.slowest = max(self.slowest, now - since)
         self._open = still
@@ -73,7 +73,7 @@ def kills_among_cleaners(full: bool) -> Figure:
 def _kills(workers: int, jobs: int, count: int, cleaners: int = 0) -> Figure:
     dice = random.Random(count + cleaners)
     with Farm(rows=2, round_seconds=0.005, lease=2) as farm, ExitStack() as stack:
-        queue = wire.queue_name(PAIR, "normal", "b")
+        queue = wire.queue_name(PAIR, "b")
         commands = [[sys.executable, "-c", CLEANER, farm.server.url, queue]] * (cleaners - 1)
         commands += [["sh", "-c", INFO, str(RQ), farm.server.url]] * min(1, cleaners)
         for command in commands:

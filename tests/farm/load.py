@@ -106,7 +106,7 @@ def hostile_jobs(full: bool) -> Figure:
     count, honest = (1000, 200) if full else (120, 20)
     dice = random.Random(13)
     with Farm(rows=4, round_seconds=0.002) as farm:
-        mark, queue = farm.folder / "mark", wire.queue_name(PAIR, "normal", "b")
+        mark, queue = farm.folder / "mark", wire.queue_name(PAIR, "b")
         farm.submit(honest)
         ids = []
         for n in range(count):
@@ -124,7 +124,7 @@ def hostile_jobs(full: bool) -> Figure:
         farm.redis.set("rq:job:no-hash", "x")
         farm.redis.lpush(f"rq:queue:{queue}", "no-hash", "no-such-job")
         pid = farm.start()
-        farm.wait(lambda: farm.redis.llen(f"rq:queue:{queue}") == 0 and not farm.redis.zcard("draftmill:leases"), 120)
+        farm.wait(lambda: farm.redis.llen(f"rq:queue:{queue}") == 0 and not farm.redis.zcard(wire.LEASES), 120)
         refused = sum(farm.redis.hget(key, "status") == b"failed" for key in ids)
         lines = [orjson.loads(result.line) for result in batches.results(farm.redis, "b")]
         done = sum(line["error"] is None for line in lines)
@@ -198,8 +198,9 @@ def leaks(full: bool) -> Figure:
         def through(name: str, count: int) -> None:
             farm.submit(count, batch=name, tokens=1)
             farm.wait(lambda: farm.status(name).complete, 120)
-            assert sum(1 for _ in batches.results(farm.redis, name)) == count
-            batches.drop_results(farm.redis, name)
+            found = list(batches.results(farm.redis, name))
+            assert len(found) == count
+            batches.acknowledge(farm.redis, name, found)
 
         worker = farm.start()
         through("warm-up", 1_000)

@@ -63,6 +63,7 @@ class SetSpeedEngine:
         self._cancelled: list[Completion] = []
         self._flaked = False
         self.before_round: Callable[[], None] = lambda: None
+        self.starting: Callable[[Sequence[str]], None] = lambda ids: None
 
     @property
     def busy(self) -> bool:
@@ -100,10 +101,14 @@ class SetSpeedEngine:
 
     def step(self) -> list[Completion]:
         finished, self._cancelled = self._cancelled, []
+        started = []
         while self._waiting and len(self._rows) < self.max_rows:
             request = self._waiting.popleft()
             self._rows[request.id] = Row(request)
             self.stats.prefilled_tokens += len(request.tokens)
+            started.append(request.id)
+        if started:
+            self.starting(started)
         if not self._rows:
             return finished
         self.before_round()

@@ -19,9 +19,9 @@ def bodies(count: int = 3) -> list[wire.JobBody]:
     ]
 
 
-def submit(mill: Mill, retry_failed: bool = False) -> batches.Submitted:
+def submit(mill: Mill, retry_failed: bool = False, missing: bool = False) -> batches.Submitted:
     batches.create(mill.redis, INFO)
-    return batches.submit_chunk(mill.redis, INFO, bodies(), retry_failed)
+    return batches.submit_chunk(mill.redis, INFO, bodies(), retry_failed=retry_failed, missing=missing)
 
 
 def ended(job: Claimed, status: Status) -> Outcome:
@@ -50,7 +50,7 @@ def test_only_failures_run_again(mill: Mill) -> None:
     assert submit(mill, retry_failed=True) == batches.Submitted(new=2, done=1, retried=2)
     assert submit(mill, retry_failed=True) == batches.Submitted(queued=2, done=1)
     state = mill.status()
-    assert (state.submitted, state.ended, state.failed, state.queued, state.retries) == (3, 1, 0, 2, 1)
+    assert (state.submitted, state.ended, state.failed, state.queued) == (3, 1, 0, 2)
     assert outcomes(mill) == {"r-0": True}
     assert mill.redis.ttl(wire.batch_key("b")) == mill.redis.ttl(wire.results_key("b")) == -1
     run(mill, "done", "failed")
@@ -68,20 +68,42 @@ def test_a_line_that_was_stopped_is_a_failure_and_one_of_a_cancelled_batch_is_no
     assert submit(mill, retry_failed=True) == batches.Submitted()
 
 
-def test_after_the_results_were_collected_only_failures_can_run_again(mill: Mill) -> None:
+def collect(mill: Mill) -> None:
+    batches.acknowledge(mill.redis, "b", list(batches.results(mill.redis, "b")))
+
+
+def test_after_the_results_were_collected_failures_can_run_again(mill: Mill) -> None:
     submit(mill)
     run(mill, "done", "failed", "done")
-    assert batches.drop_results(mill.redis, "b")
+    collect(mill)
+    assert mill.status().collected
     assert submit(mill) == batches.Submitted(done=3)
     assert submit(mill, retry_failed=True) == batches.Submitted(new=1, done=2, retried=1)
-    assert not batches.drop_results(mill.redis, "b")
+    assert mill.status().collected is None
+    assert not batches.forget(mill.redis, "b")
     assert submit(mill, retry_failed=True) == batches.Submitted(queued=1, done=2)
     run(mill, "done")
     assert outcomes(mill) == {"r-1": True}
     assert mill.status().complete
-    assert batches.drop_results(mill.redis, "b")
-    batches.forget(mill.redis, "b")
+    collect(mill)
+    assert batches.forget(mill.redis, "b")
     assert submit(mill).new == 3
+
+
+def test_lines_that_a_file_lacks_run_again_unless_their_results_are_still_to_be_read(mill: Mill) -> None:
+    submit(mill)
+    run(mill, "done", "failed", "done")
+    first, second, third = batches.results(mill.redis, "b")
+    batches.acknowledge(mill.redis, "b", [first, second])
+    assert submit(mill, missing=True) == batches.Submitted(new=2, done=1, retried=1)
+    assert submit(mill, missing=True) == batches.Submitted(queued=2, done=1)
+    assert (mill.status().done, mill.status().failed, mill.status().open) == (1, 0, 2)
+    batches.acknowledge(mill.redis, "b", [first, second])
+    run(mill, "done", "done")
+    assert [result.n for result in batches.results(mill.redis, "b")] == [third.n, 1, 2]
+    assert submit(mill, missing=True) == batches.Submitted(done=3)
+    collect(mill)
+    assert submit(mill, missing=True) == batches.Submitted(new=3)
 
 
 def test_a_commit_that_is_sent_again_does_not_bring_a_failure_back(mill: Mill) -> None:
@@ -95,16 +117,15 @@ def test_a_commit_that_is_sent_again_does_not_bring_a_failure_back(mill: Mill) -
     assert outcomes(mill) == {"r-0": True, "r-1": True, "r-2": True}
 
 
-def test_a_reader_in_the_middle_gets_the_new_result_and_can_tell_which_failures_stand(mill: Mill) -> None:
+def test_a_failure_that_runs_again_is_no_longer_to_be_read(mill: Mill) -> None:
     submit(mill)
-    jobs = run(mill, "failed", "failed")
+    run(mill, "failed", "failed")
     first = list(batches.results(mill.redis, "b"))
     batches.submit_chunk(mill.redis, INFO, bodies(1), retry_failed=True)
-    assert batches.failed_at(mill.redis, "b", [job.id for job in jobs]) == [None, first[1].entry]
+    assert list(batches.results(mill.redis, "b")) == first[1:]
     run(mill, "done", "failed")
-    later = list(batches.results(mill.redis, "b", first[-1].entry, count=1))
+    later = batches.read(mill.redis, "b", first[-1].entry, 10)
     assert [orjson.loads(result.line)["custom_id"] for result in later] == ["r-2", "r-0"]
-    assert batches.failed_at(mill.redis, "b", [jobs[0].id]) == [later[1].entry]
 
 
 def test_lines_that_scripts_end_hand_back_what_is_kept(mill: Mill) -> None:

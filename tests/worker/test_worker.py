@@ -21,7 +21,7 @@ from draftmill.producer.queue import batches, wire
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
-QUEUE = wire.queue_name(PAIR, "normal", "b")
+QUEUE = wire.queue_name(PAIR, "b")
 RQ = Path(sys.executable).with_name("rq")
 
 CLEANER = """
@@ -171,7 +171,7 @@ def test_an_engine_that_fails_again_and_again_ends_its_worker(mill: Mill) -> Non
     worker = mill.start(lease=60)
     for number in range(2):
         mill.submit(1, batch=f"b{number}", prompt="broken")
-        mill.wait(lambda _, n=number: mill.redis.zcard("draftmill:later") == n + 1, batch=f"b{number}")
+        mill.wait(lambda _, n=number: mill.redis.zcard(wire.LATER) == n + 1, batch=f"b{number}")
     mill.submit(1, prompt="broken")
     assert worker.wait(timeout=20) != 0
     assert mill.status().running == 1  # its lease counts

@@ -1,123 +1,200 @@
 -- Takes up to n jobs of a pair from the queues of its batches and leases them to a worker. Keys: see record.lua.
 --   ARGV[3]  worker   ARGV[4]  length of a lease in ms   ARGV[5]  number of the first lease   ARGV[6]  n
 --   ARGV[7]  how many of these n would only wait in the worker   ARGV[8]  how many jobs it has already
---   ARGV[9]  leases after which a job is poison   ARGV[10]  pair, as it stands in the names of queues
+--   ARGV[9]  pair, as it stands in the names of queues
 -- Returns a list of {job, data, token, batch, custom_id, ms in the queue, 1 if it must run alone, keep}. Entries of a
--- queue whose job is gone, ended or already leased are dropped; the jobs of a cancelled batch end here.
--- `rq suspend` stops claiming.
+-- queue whose job is not open, or already leased, are dropped. `rq suspend` stops claiming.
 --
--- Batches take turns (virtual clock): the next job is that of the batch whose next job is due first, and then the one after
--- it comes due later by what the batch's priority costs. So batches of one priority share alike, a high one gets 16
--- jobs for each of a normal one, and a low one is served too. A user's batches wait while as many jobs of that
--- user run as the limit allows.
+-- Users take turns, and the batches of a user among themselves (virtual clock). What takes turns is a flow: all batches of
+-- one user and one priority. The next job is that of the flow whose next job is due first, and then the one after it comes
+-- due later by what the priority costs. So users share alike, however many batches each has; a high priority gets 16
+-- jobs for each of a normal one, and a low one is served too. Inside a flow, batches share alike. A user's flows wait
+-- while as many jobs of that user run as the limit allows.
 --
 -- Jobs that would wait are taken from full queues only, a quarter of what is there: so a row that ends is filled
 -- without a trip to Redis, and yet the last jobs of a batch go to the workers that have a row free.
--- A job on its last lease runs alone: whatever killed its workers, its neighbours must not be blamed a third time.
--- A worker that meets one claims nothing more until it has finished what it has, and then only this one.
+--
+-- Jobs on their last lease have a list of their own. A worker takes one when it holds nothing and finds nothing else, and
+-- the others go on meanwhile. So that they do not wait for ever under a load that never ends: once the first has waited
+-- for PATIENCE leases, one worker claims nothing more until it is empty, and then takes it; no more than one such drain
+-- in PATIENCE leases.
 
 local worker, lease, number, wanted = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local ahead, held, limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local TURNS = 'draftmill:turns:' .. ARGV[10]
-local MOST_LOOKED_AT = 1000
+local ahead, held, pair = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local TURNS, ALONE = 'draftmill:turns:' .. WIRE .. ':' .. pair, 'draftmill:alone:' .. WIRE .. ':' .. pair
+local DRAINS = 'draftmill:drains:' .. WIRE .. ':' .. pair
+local MOST_LOOKED_AT, PATIENCE = 1000, 5
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {} end
 
-local turns, there = {}, 0
+local flows = {}
 local scores = redis.call('ZRANGE', TURNS, 0, -1, 'WITHSCORES')
 for i = 1, #scores, 2 do
-  local priority, batch = string.match(scores[i], '%.(%a+)%.([^.]+)$')
-  local due = tonumber(scores[i + 1])
-  local turn = { queue = scores[i], due = due, was = due, cost = COST[priority] or COST.low, batch = batch or '' }
-  turns[#turns + 1] = turn
-  there = there + redis.call('LLEN', 'rq:queue:' .. turn.queue)
+  local name, due = scores[i], tonumber(scores[i + 1])
+  local priority, user = string.match(name, '^(%a+):(.*)$')
+  flows[#flows + 1] =
+    { name = name, key = TURNS .. ':' .. name, user = user or '', cost = COST[priority] or COST.low, due = due, was = due }
 end
-wanted = wanted - ahead + math.min(ahead, math.floor(there / 4))
+
+-- Jobs that are queued, counted as far as it matters.
+local function count_queued(enough)
+  local there = 0
+  for _, flow in ipairs(flows) do
+    for _, batch in ipairs(redis.call('ZRANGE', flow.key, 0, enough)) do
+      there = there + redis.call('LLEN', 'rq:queue:draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch)
+      if there >= enough then return there end
+    end
+  end
+  return there
+end
+wanted = wanted - ahead + math.min(ahead, math.floor(count_queued(4 * ahead) / 4))
 
 -- How many more jobs of a user may run.
 local allowances = {}
 local function allowance(user)
   if not allowances[user] then
     local cap = redis.call('HGET', 'draftmill:limits', user) or redis.call('HGET', 'draftmill:limits', '*')
-    local running = redis.call('HGET', 'draftmill:running', user) or 0
-    allowances[user] = cap and tonumber(cap) - running or math.huge
+    allowances[user] = cap and tonumber(cap) - redis.call('SCARD', 'draftmill:running:user:' .. user) or math.huge
   end
   return allowances[user]
 end
 
 local clock = 0
-local function next_turn()
+local function next_flow()
   local best
-  for _, turn in ipairs(turns) do
-    if not turn.over and (not best or turn.due < best.due) then
-      turn.user = turn.user or user_of(turn.batch)
-      turn.capped = allowance(turn.user) <= 0
-      if not turn.capped then best = turn end
+  for _, flow in ipairs(flows) do
+    if not flow.over and (not best or flow.due < best.due) then
+      flow.capped = allowance(flow.user) <= 0
+      if not flow.capped then best = flow end
     end
   end
   if best then clock = best.due end
   return best
 end
 
-local function lease_job(job, queue)
-  job.queue = queue
-  local token = worker .. '.' .. number
+-- The queue of the flow's next batch, that batch, and when it was due; nothing once the flow has no more.
+local function next_batch(flow)
+  while true do
+    local found = redis.call('ZRANGE', flow.key, 0, 0, 'WITHSCORES')
+    local batch = found[1]
+    if not batch then
+      flow.over = true
+      redis.call('ZREM', TURNS, flow.name)
+      return nil
+    end
+    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'priority', 'user', 'cancelled_at')
+    if about[1] and not about[4] and about[2] .. ':' .. about[3] == flow.name then
+      return about[1], batch, tonumber(found[2])
+    end
+    redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, or of another priority by now
+  end
+end
+
+local claimed = {}
+local function claim(job, alone)
+  local token = worker .. '.' .. job.generation .. '.' .. number
   local execution = job.id .. ':' .. token
   local seconds = math.floor(NOW / 1000)
   number = number + 1
-  redis.call('ZADD', 'draftmill:leases', NOW + lease, job.id)
-  redis.call('HSET', job.key, 'status', 'started', 'origin', queue, 'started_at', AT, 'worker_name', worker,
-    'draftmill_lease', token, 'draftmill_leases', job.leases + 1)
-  redis.call('ZADD', 'rq:wip:' .. queue, seconds + TEN_YEARS, execution)
+  redis.call('ZADD', LEASES, NOW + lease, job.id)
+  redis.call('HSET', job.key, 'status', 'started', 'origin', job.queue, 'started_at', AT, 'worker_name', worker,
+    'draftmill_lease', token, 'draftmill_lease_ms', lease)
+  redis.call('ZADD', 'rq:wip:' .. job.queue, seconds + TEN_YEARS, execution)
   redis.call('HSET', 'rq:execution:' .. execution, 'id', token, 'job_id', job.id, 'worker_name', worker,
     'created_at', seconds, 'last_heartbeat', seconds)
   redis.call('EXPIRE', 'rq:execution:' .. execution, TTL)
   redis.call('SADD', 'rq:worker:' .. worker .. ':executions', execution)
   redis.call('EXPIRE', 'rq:worker:' .. worker .. ':executions', TTL)
-  count_running(job.batch, 1)
-  return token
+  redis.call('SADD', 'draftmill:running:batch:' .. job.batch, job.id)
+  redis.call('SADD', 'draftmill:running:user:' .. job.user, job.id)
+  redis.call('SADD', 'draftmill:users', job.user)
+  allowances[job.user] = allowance(job.user) - 1
+  claimed[#claimed + 1] = { job.id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, alone, job.keep }
 end
 
--- Notes since when the next job of a batch waits, if there is one.
-local function note_waiting(queue, batch)
-  local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
-  local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
-  if since then redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since', since) end
+-- Whether a job that was taken from a list may run; settles what is to become of it if not.
+local function may_run(job, id)
+  if not job then
+    local ghost = read_ghost(id)
+    if ghost then record_taken(ghost) end
+  elseif not is_open(job) then
+    if job.status == 'queued' then -- nobody submitted it by draftmill
+      file(job, 'failed')
+      redis.call('HSET', job.key, 'exc_info', 'this job was not submitted by draftmill')
+    end
+  elseif leased(job) then
+    return false
+  elseif cancelled(job) then
+    record_cancelled(job)
+  elseif job.status == 'canceled' then
+    record_taken(job)
+  else
+    return true
+  end
+  return false
 end
 
-local claimed, looked_at, is_alone = {}, 0, false
-while #claimed < wanted and looked_at < MOST_LOOKED_AT and not is_alone do
-  local turn = next_turn()
-  if not turn then break end
-  local list = 'rq:queue:' .. turn.queue
-  local id = redis.call('LPOP', list)
-  looked_at = looked_at + 1
-  local job = id and string.match(id, '^[%w_.-]+$') and read_job(id)
-  local outcome = job and done(job)
-  if not id then
-    turn.over = true
-    redis.call('ZREM', TURNS, turn.queue)
-  elseif outcome then
-    redis.call('HSET', job.key, 'status', STATUS[outcome])
-  elseif job and not leased(job) then
-    is_alone = job.leases == limit - 1
-    if cancelled(job) then
-      record_cancelled(job)
-    elseif is_alone and held + #claimed > 0 then
-      redis.call('LPUSH', list, id)
-    else
-      local token = lease_job(job, turn.queue)
-      claimed[#claimed + 1] =
-        { id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, is_alone and 1 or 0, job.keep }
-      turn.due, turn.served = turn.due + turn.cost, job.batch
-      allowances[turn.user] = allowances[turn.user] - 1
+-- Leases one job that must run alone, if there is one whose user is not at the limit.
+local function claim_alone()
+  for _ = 1, redis.call('LLEN', ALONE) do
+    local id = redis.call('LPOP', ALONE)
+    local job = read_job(id)
+    if may_run(job, id) then
+      if allowance(job.user) > 0 then
+        take_up(job)
+        return claim(job, 1)
+      end
+      redis.call('RPUSH', ALONE, id)
     end
   end
 end
 
--- A batch whose user is at the limit saves nothing up meanwhile.
-for _, turn in ipairs(turns) do
-  if turn.capped then turn.due = math.max(turn.due, clock) end
-  if turn.due ~= turn.was then redis.call('ZADD', TURNS, 'XX', turn.due, turn.queue) end
-  if turn.served and turn.served ~= '' then note_waiting(turn.queue, turn.served) end
+-- Whether this worker is the one that drains for a job that must run alone.
+local function drains()
+  local first = redis.call('LINDEX', ALONE, 0)
+  if not first then return false end
+  local since = tonumber(redis.call('HGET', 'rq:job:' .. first, 'draftmill_enqueued')) or NOW
+  if NOW - since > PATIENCE * lease then redis.call('SET', DRAINS, worker, 'NX', 'PX', PATIENCE * lease) end
+  if redis.call('GET', DRAINS) ~= worker then return false end
+  redis.call('PEXPIRE', DRAINS, PATIENCE * lease)
+  return true
+end
+
+if drains() then
+  if held == 0 then
+    redis.call('SET', DRAINS, '-', 'PX', PATIENCE * lease)
+    claim_alone()
+  end
+  if held > 0 or #claimed > 0 then return claimed end
+end
+
+local served, looked_at = {}, 0
+while #claimed < wanted and looked_at < MOST_LOOKED_AT do
+  local flow = next_flow()
+  if not flow then break end
+  local queue, batch, due = next_batch(flow)
+  local id = queue and redis.call('LPOP', 'rq:queue:' .. queue)
+  looked_at = looked_at + 1
+  if queue and not id then
+    redis.call('ZREM', flow.key, batch)
+  elseif id and string.match(id, '^[%w_.-]+$') then
+    local job = read_job(id)
+    if job then job.queue = queue end
+    if may_run(job, id) then
+      claim(job, 0)
+      flow.due, served[batch] = flow.due + flow.cost, queue
+      redis.call('ZADD', flow.key, 'XX', due + 1, batch)
+    end
+  end
+end
+if #claimed == 0 and held == 0 then claim_alone() end
+
+for _, flow in ipairs(flows) do
+  if flow.capped then flow.due = math.max(flow.due, clock) end -- it saves nothing up meanwhile
+  if flow.due ~= flow.was then redis.call('ZADD', TURNS, 'XX', flow.due, flow.name) end
+end
+for batch, queue in pairs(served) do -- since when the next job of each waits
+  local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
+  local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
+  if since then redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since', since) end
 end
 return claimed

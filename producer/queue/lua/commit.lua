@@ -4,16 +4,14 @@
 --   ARGV[8]  prompt tokens   ARGV[9]  completion tokens   ARGV[10]  why it failed, or ''
 -- Returns 'recorded', or 'stale' if the commit was dropped. Sending a commit again is harmless.
 --
--- A lease that has run out but was taken by nobody else still counts: the result is as good as any, and the done
--- marker keeps the queue's entry from running again. A job that was leased anew belongs to the new holder. A failure
--- that was taken back must not come back by a commit that is sent again.
+-- A lease that has run out but was taken by nobody else still counts: the result is as good as any, and a job that is
+-- no longer open does not run again. A job that was leased anew belongs to the new holder, and a line that was queued
+-- again is of another generation.
 
 local worker, token, outcome = ARGV[3], ARGV[5], ARGV[6]
 local job = read_job(ARGV[4])
-local recorded = job and (done(job) or (job.batch == '' and job.status ~= 'queued' and job.status ~= 'started'))
-if recorded and job.token == token then return 'recorded' end
-local of_an_earlier_try = job and job.retried and job.token == ''
-if not job or recorded or of_an_earlier_try or (leased(job) and job.token ~= token) then
+if job and not is_open(job) then return job.token == token and 'recorded' or 'stale' end
+if not job or string.match(token, '%.(%d+)%.%d+$') ~= job.generation or (leased(job) and job.token ~= token) then
   return 'stale'
 end
 

@@ -1,21 +1,36 @@
--- Takes back expired leases, and queues again what was to be tried later. Keys: see record.lua.
---   ARGV[3]  most jobs to look at   ARGV[4]  leases after which a job is poison
---   ARGV[5]  pair, as it stands in the names of queues
--- Returns {requeued, failed as poison, cancelled batches of this pair that have queued jobs}.
+-- Takes back expired leases, queues again what was to be tried later, and repairs what others than draftmill took away.
+-- Keys: see record.lua.
+--   ARGV[3]  most jobs to look at   ARGV[4]  most batches to look at
+-- Returns {requeued, failed as poison, ended because RQ's tools took them, cancelled batches with lines to end}.
 -- Also forgets some of the queues and batches that are listed and gone.
 
-local most, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
-local requeued, poisoned = 0, 0
+local most, most_batches = tonumber(ARGV[3]), tonumber(ARGV[4])
+local requeued, poisoned, taken = 0, 0, 0
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'draftmill:leases', '-inf', NOW, 'LIMIT', 0, most)) do
-  local job = read_job(id)
+-- Whether Redis was within reach long enough for whoever lives to have renewed leases of this length (see renew.lua).
+local last = tonumber(redis.call('HGET', 'draftmill:alive', 'last')) or 0
+local function steady(length)
+  local since = tonumber(redis.call('HGET', 'draftmill:alive', length)) or NOW
+  return NOW - last <= length / 2 and NOW - since >= length
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW, 'LIMIT', 0, most)) do
+  local job = read_job(id) or read_ghost(id)
   if not job then
-    redis.call('ZREM', 'draftmill:leases', id)
-  elseif done(job) then
+    redis.call('ZREM', LEASES, id)
+  elseif job.gone then
+    record_taken(job)
+    taken = taken + 1
+  elseif not is_open(job) then
     drop_lease(job)
   elseif cancelled(job) then
     record_cancelled(job)
-  elseif job.leases >= limit then
+  elseif not steady(job.lease_ms) then
+    -- its worker may be about to renew
+  elseif job.status == 'canceled' then
+    record_taken(job)
+    taken = taken + 1
+  elseif job.leases >= MOST_LEASES then
     local message = 'given up after ' .. job.leases .. ' workers took this request and died or lost it'
     record(job, 'failed', error_line(job, 'lost_leases', message))
     explain(job, 'failed', job.worker, message)
@@ -27,23 +42,78 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'draftmill:leases', '-inf', NOW,
   end
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'draftmill:later', '-inf', NOW, 'LIMIT', 0, most)) do
-  redis.call('ZREM', 'draftmill:later', id)
-  local job = read_job(id)
-  if job and not done(job) and not leased(job) then requeue(job) end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', NOW, 'LIMIT', 0, most)) do
+  local job = read_job(id) or read_ghost(id)
+  if not job then
+    redis.call('ZREM', LATER, id)
+  elseif job.gone or job.status == 'canceled' then
+    if job.gone or is_open(job) then
+      record_taken(job)
+      taken = taken + 1
+    end
+  else
+    take_up(job)
+    if is_open(job) and not leased(job) then requeue(job) end
+  end
+  redis.call('ZREM', LATER, id)
+end
+
+-- Goes through some open jobs of a batch of which not all are to be found: ends those that RQ's tools cancelled or deleted,
+-- and queues again those that only their queue's list has lost.
+local function repair(batch, queue)
+  local key, list, queued = 'draftmill:batch:' .. batch, 'rq:queue:' .. queue, {}
+  for _, id in ipairs(redis.call('LRANGE', list, 0, -1)) do queued[id] = true end
+  local found = redis.call('HSCAN', 'draftmill:open:' .. batch, redis.call('HGET', key, 'repaired') or 0, 'COUNT', most)
+  redis.call('HSET', key, 'repaired', found[1])
+  for i = 1, #found[2], 2 do
+    local id = found[2][i]
+    local job = read_job(id) or read_ghost(id)
+    local elsewhere = leased(job) or redis.call('SISMEMBER', 'draftmill:aside:' .. batch, id) == 1
+    if job.gone or (job.status == 'canceled' and not elsewhere) then
+      record_taken(job)
+      taken = taken + 1
+    elseif not elsewhere and not queued[id] then
+      redis.call('RPUSH', list, id)
+      requeued = requeued + 1
+    end
+  end
+end
+
+-- All batches that are not complete, in turns.
+local to_end = {}
+for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
+  redis.call('ZADD', UNENDED, 'XX', NOW, batch)
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'cancelled_at')
+  local queue, running = about[1], 'draftmill:running:batch:' .. batch
+  if not queue then
+    redis.call('ZREM', UNENDED, batch)
+    redis.call('DEL', 'draftmill:open:' .. batch, 'draftmill:aside:' .. batch)
+  elseif about[2] then
+    to_end[#to_end + 1] = batch
+  else
+    for _, id in ipairs(redis.call('SRANDMEMBER', running, 20)) do
+      if not leased({ id = id }) then redis.call('SREM', running, id) end
+    end
+    local known = redis.call('LLEN', 'rq:queue:' .. queue) + redis.call('SCARD', running)
+      + redis.call('SCARD', 'draftmill:aside:' .. batch)
+    if known < redis.call('HLEN', 'draftmill:open:' .. batch) then repair(batch, queue) end
+    if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then take_turns(batch) end
+    expire_if_complete(batch)
+  end
 end
 
 for _, queue in ipairs(redis.call('SRANDMEMBER', 'rq:queues', 20)) do
-  local batch = string.match(queue, '^rq:queue:draftmill%..+%.%a+%.([^.]+)$')
+  local batch = string.match(queue, '^rq:queue:draftmill%.' .. WIRE .. '%..+:([^:]+)$')
   if batch and redis.call('EXISTS', 'draftmill:batch:' .. batch) == 0 then redis.call('SREM', 'rq:queues', queue) end
 end
-for _, batch in ipairs(redis.call('ZRANGE', 'draftmill:batches', 0, 19)) do
+for _, batch in ipairs(redis.call('ZRANDMEMBER', 'draftmill:batches', 20)) do
   if redis.call('EXISTS', 'draftmill:batch:' .. batch) == 0 then redis.call('ZREM', 'draftmill:batches', batch) end
 end
-
-local to_end = {}
-for _, queue in ipairs(redis.call('ZRANGE', 'draftmill:turns:' .. ARGV[5], 0, -1)) do
-  local batch = string.match(queue, '%.([^.]+)$')
-  if redis.call('HEXISTS', 'draftmill:batch:' .. batch, 'cancelled_at') == 1 then to_end[#to_end + 1] = batch end
+for _, user in ipairs(redis.call('SRANDMEMBER', 'draftmill:users', 20)) do
+  local running = 'draftmill:running:user:' .. user
+  for _, id in ipairs(redis.call('SRANDMEMBER', running, 20)) do
+    if not leased({ id = id }) then redis.call('SREM', running, id) end
+  end
+  if redis.call('EXISTS', running) == 0 then redis.call('SREM', 'draftmill:users', user) end
 end
-return { requeued, poisoned, to_end }
+return { requeued, poisoned, taken, to_end }

@@ -1,41 +1,59 @@
--- What every script shares: reading a job, giving up its lease, and recording its one outcome.
--- This file stands in front of each other script of the queue; cron.lua, about schedules, stands alone.
+-- What every script shares: reading a job, where it lies, giving up its lease, and recording its one outcome.
+-- This file stands in front of each other script of the queue, behind the constants WIRE and MOST_LEASES; cron.lua,
+-- about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
--- RQ's own keys. Each batch has a queue of its own, `draftmill.<pair>.<priority>.<batch>`; with the batch go its keys.
+-- RQ's own keys. Each batch has a queue of its own, `draftmill.<w>.<pair>:<batch>`; with the batch go its keys.
 --   rq:queues                      set     the keys of all queues; a queue without a batch is forgotten by reap.lua
 --   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
---   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is queued or runs, then
---                                          JOB_TTL seconds:
+--   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then until its
+--                                          result is acknowledged, at most JOB_TTL seconds:
 --     draftmill_batch                      batch of the job
+--     draftmill_user                       who submitted it
 --     draftmill_custom_id                  its line's custom_id
 --     draftmill_n                          its line number in the dataset
 --     draftmill_keep                       JSON object that its result hands back, or absent
---     draftmill_retried                    1 if an earlier failure of it was taken back
+--     draftmill_generation                 that of its batch; a line that is queued again gets a new one
 --     draftmill_enqueued                   Redis TIME in ms when it was last queued
---     draftmill_lease                      token of the last lease, `<worker>.<number>`
---     draftmill_leases                     how many leases were given and not handed back
+--     draftmill_lease                      token of the last lease, `<worker>.<generation>.<number>`
+--     draftmill_lease_ms                   length of that lease
+--     draftmill_blamed                     token of the last lease under which it was in a row: it counts
+--     draftmill_leases                     how many leases count
 --   rq:wip:<queue>                 zset    `<job>:<token>` of running jobs; the score is ten years ahead, because RQ's
 --                                          own clean-up takes no lock and must never touch them
 --   rq:execution:<job>:<token>     hash    RQ's record of a running job; goes with the lease
 --   rq:worker:<worker>             hash    RQ's record of a worker; 60 s after its last heartbeat it expires
 --   rq:worker:<worker>:executions  set     `<job>:<token>` of what a worker runs; expires after TTL
---   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with the batch
--- Keys of the project
+--   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with its result
+-- Keys of a batch. Complete, they expire after TTL; `draftmill forget` drops them.
 --   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by reap.lua
---   draftmill:batch:<batch>        hash    what a batch is, and its counters. Its owner is who submitted it: `draftmill
---                                          cancel` and `draftmill forget` end it. Complete, it expires after TTL
---   draftmill:done:<batch>         hash    job -> outcome; the done marker. Goes when the results are collected
---   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <entry>`: how it ended without a
---                                          completion, and where that stands in the results. Stays with the batch
---   draftmill:results:<batch>      stream  one entry per line with an outcome: `line`, the JSON output line, and `n`;
---                                          a failure has `job`, and counts while draftmill:failures names its entry.
---                                          Goes when it is collected
+--   draftmill:batch:<batch>        hash    what a batch is, see wire.py. Its owner is who submitted it
+--   draftmill:open:<batch>         hash    job without an outcome -> `<n> <custom_id>`: it is queued, runs or is set aside.
+--                                          A job that is not in it is never run or recorded
+--   draftmill:ended:<batch>        bitmap  by line number: the line has a recorded outcome. A batch is complete when
+--                                          nothing is open and `total` bits are set
+--   draftmill:handed:<batch>       bitmap  by line number: its outcome was acknowledged
+--   draftmill:running:batch:<batch>  set   jobs of the batch that are leased
+--   draftmill:aside:<batch>        set     jobs of the batch that are in draftmill:later or draftmill:alone
+--   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <n> <entry>`: how it ended without a
+--                                          completion, and where that stands or stood in the results
+--   draftmill:results:<batch>      stream  outcomes that nobody acknowledged: `line`, the JSON output line, `n`, `job`
+--   draftmill:bad:<batch>          list    error lines of the dataset's bad lines
+--   draftmill:holder:<batch>       string  `<token> <place>` of the OUT that collects it; expires
+-- Other keys of the project
+--   draftmill:generation           string  the last generation that was given out
 --   draftmill:failed               stream  the latest failures of all batches, for people to read: `batch`, `custom_id`,
 --                                          `worker`, `reason`. A day after the last one it expires
---   draftmill:turns:<pair>         zset    queue that has jobs -> when its next one is due, in virtual time
---   draftmill:leases               zset    running job -> lease expiry, Redis TIME in ms
---   draftmill:later                zset    job that is to be tried again -> when, Redis TIME in ms
---   draftmill:running              hash    user -> how many of that user's jobs run; no field is 0
+--   draftmill:unended:<w>          zset    batch that is not complete -> when reap.lua last looked at it
+--   draftmill:turns:<w>:<pair>     zset    `<priority>:<user>`, a flow -> when its next job is due, in virtual time
+--   draftmill:turns:<w>:<pair>:<flow>  zset  batch of the flow that has queued jobs -> when its next one is due
+--   draftmill:alone:<w>:<pair>     list    jobs on their last lease, which must run alone; the head is the oldest
+--   draftmill:drains:<w>:<pair>    string  worker that drains to run one of these, `-` once it did; expires
+--   draftmill:leases:<w>           zset    running job -> lease expiry, Redis TIME in ms
+--   draftmill:later:<w>            zset    job that is to be tried again -> when, Redis TIME in ms
+--   draftmill:alive                hash    `last` -> when a worker last renewed; length of leases in ms -> since when
+--                                          renewals came so often that no such lease can have run out for want of Redis
+--   draftmill:users                set     users who have jobs that run
+--   draftmill:running:user:<user>  set     jobs of the user that are leased
 --   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
 --   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
 --   draftmill:worker:<worker>      hash    what a worker reports of itself, see wire.py; expires a day after its end
@@ -47,6 +65,8 @@
 
 local AT, TTL = ARGV[1], tonumber(ARGV[2])
 local TEN_YEARS, JOB_TTL = 315360000, 3600
+local LEASES, LATER = 'draftmill:leases:' .. WIRE, 'draftmill:later:' .. WIRE
+local UNENDED = 'draftmill:unended:' .. WIRE
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -55,22 +75,43 @@ end
 
 local NOW = now_ms()
 
+-- A line number, which is the place of a bit, whatever somebody wrote there.
+local function place(n)
+  n = tonumber(n) or 0
+  return string.format('%.0f', n >= 0 and n < 2 ^ 32 and math.floor(n) or 0)
+end
+
 -- A job as a table, or nil if its hash is gone or is no hash.
 local function read_job(id)
-  local field = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_custom_id',
-    'draftmill_lease', 'draftmill_leases', 'worker_name', 'draftmill_enqueued', 'status', 'draftmill_n',
-    'draftmill_keep', 'draftmill_retried')
+  local field = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_user',
+    'draftmill_custom_id', 'draftmill_n', 'draftmill_keep', 'draftmill_generation', 'draftmill_enqueued',
+    'draftmill_lease', 'draftmill_lease_ms', 'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status')
   if not field[1] then return nil end
   return {
     id = id, key = 'rq:job:' .. id, data = field[1], queue = field[2] or '', batch = field[3] or '',
-    custom_id = field[4] or '', token = field[5] or '', leases = tonumber(field[6]) or 0, worker = field[7] or '',
-    enqueued = tonumber(field[8]) or NOW, status = field[9] or '', n = field[10] or '0', keep = field[11] or '',
-    retried = field[12],
+    user = field[4] or '', custom_id = field[5] or '', n = place(field[6]), keep = field[7] or '',
+    generation = field[8] or '', enqueued = tonumber(field[9]) or NOW, token = field[10] or '',
+    lease_ms = tonumber(field[11]) or 0, blamed = field[12] or '', leases = tonumber(field[13]) or 0,
+    worker = field[14] or '', status = field[15] or '',
   }
 end
 
-local function done(job)
-  return job.batch ~= '' and redis.call('HGET', 'draftmill:done:' .. job.batch, job.id)
+-- Whether a job has no outcome yet.
+local function is_open(job)
+  return job.batch ~= '' and redis.call('HEXISTS', 'draftmill:open:' .. job.batch, job.id) == 1
+end
+
+-- What is known of an open job whose hash is gone, or nil if it is not open. Ids are `<batch>-<digest>`.
+local function read_ghost(id)
+  local batch = string.match(id, '^(.*)%-%x+$')
+  local entry = batch and redis.call('HGET', 'draftmill:open:' .. batch, id)
+  if not entry then return nil end
+  local n, custom_id = string.match(entry, '^(%S*) ?(.*)$')
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'user')
+  return {
+    id = id, gone = true, batch = batch, n = place(n), custom_id = custom_id, queue = about[1] or '', user = about[2] or '',
+    token = '', blamed = '', leases = 0, worker = '', keep = '',
+  }
 end
 
 local function cancelled(job)
@@ -78,94 +119,139 @@ local function cancelled(job)
 end
 
 local function leased(job)
-  return redis.call('ZSCORE', 'draftmill:leases', job.id)
+  return redis.call('ZSCORE', LEASES, job.id)
 end
 
--- Who submitted a batch.
-local function user_of(batch)
-  return redis.call('HGET', 'draftmill:batch:' .. batch, 'user') or ''
+-- The pair in the name of a queue.
+local function pair_of(queue)
+  return string.match(queue, '^draftmill%.' .. WIRE .. '%.(.+):[^:]+$') or ''
 end
 
--- Counts one job of a batch that begins (1) or ceases (-1) to run.
-local function count_running(batch, by)
-  if batch == '' then return end
-  redis.call('HINCRBY', 'draftmill:batch:' .. batch, 'running', by)
-  local user = user_of(batch)
-  if redis.call('HINCRBY', 'draftmill:running', user, by) <= 0 then redis.call('HDEL', 'draftmill:running', user) end
+-- Leases that count: those under which the job was in a row. They are what makes poison of it.
+local function blame(job)
+  if job.blamed == job.token then return end
+  job.leases, job.blamed = job.leases + 1, job.token
+  redis.call('HSET', job.key, 'draftmill_leases', job.leases, 'draftmill_blamed', job.blamed)
+end
+
+local function clear(job)
+  if job.blamed ~= job.token then return end
+  job.leases, job.blamed = job.leases - 1, ''
+  redis.call('HSET', job.key, 'draftmill_leases', job.leases, 'draftmill_blamed', '')
 end
 
 -- Takes the lease away, whoever holds it; true if there was one.
 local function drop_lease(job)
-  if redis.call('ZREM', 'draftmill:leases', job.id) == 0 then return false end
+  if redis.call('ZREM', LEASES, job.id) == 0 then return false end
   local execution = job.id .. ':' .. job.token
   redis.call('ZREM', 'rq:wip:' .. job.queue, execution)
   redis.call('DEL', 'rq:execution:' .. execution)
   redis.call('SREM', 'rq:worker:' .. job.worker .. ':executions', execution)
-  count_running(job.batch, -1)
+  redis.call('SREM', 'draftmill:running:batch:' .. job.batch, job.id)
+  redis.call('SREM', 'draftmill:running:user:' .. job.user, job.id)
+  if redis.call('EXISTS', 'draftmill:running:user:' .. job.user) == 0 then
+    redis.call('SREM', 'draftmill:users', job.user)
+  end
   return true
 end
 
--- What a job of a priority costs its batch; claim.lua says how batches take turns.
-local COST = { high = 1, normal = 16, low = 256 }
-
--- Lets a queue that has jobs take turns; its first job comes due after the job that is next.
-local function take_turns(queue)
-  local pair, priority = string.match(queue, '^draftmill%.(.+)%.(%a+)%.[^.]+$')
-  if not pair then return end
-  local turns = 'draftmill:turns:' .. pair
-  local next = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')[2] or 0
-  redis.call('ZADD', turns, 'NX', next + (COST[priority] or COST.low), queue)
+-- Notes that a job waits elsewhere than in its queue.
+local function set_aside(job)
+  redis.call('SADD', 'draftmill:aside:' .. job.batch, job.id)
 end
 
--- Puts a job whose lease was dropped at the front of its queue.
+-- Takes it from there.
+local function take_up(job)
+  if redis.call('SREM', 'draftmill:aside:' .. job.batch, job.id) == 0 then return end
+  if redis.call('ZREM', LATER, job.id) == 0 then
+    redis.call('LREM', 'draftmill:alone:' .. WIRE .. ':' .. pair_of(job.queue), 1, job.id)
+  end
+end
+
+-- What a job of a priority costs its flow; claim.lua says how flows and batches take turns.
+local COST = { high = 1, normal = 16, low = 256 }
+
+-- Lets a flow or a batch take turns: its first job comes due after the job that is next.
+local function enter(turns, member, cost)
+  local next = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')[2] or 0
+  redis.call('ZADD', turns, 'NX', next + cost, member)
+end
+
+-- Lets a batch that has queued jobs take turns.
+local function take_turns(batch)
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'priority', 'user')
+  if not about[1] then return end
+  local turns, flow = 'draftmill:turns:' .. WIRE .. ':' .. pair_of(about[1]), about[2] .. ':' .. about[3]
+  enter(turns .. ':' .. flow, batch, 1)
+  enter(turns, flow, COST[about[2]] or COST.low)
+end
+
+-- Puts a job whose lease was dropped at the front of its queue, or where those wait that must run alone: whatever
+-- killed its workers, neighbours must not be blamed a third time.
 local function requeue(job)
   redis.call('HSET', job.key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'draftmill_enqueued', NOW)
-  local alone = redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id) == 1
-  if alone and job.batch ~= '' then redis.call('HSET', 'draftmill:batch:' .. job.batch, 'waiting_since', NOW) end
-  take_turns(job.queue)
+  if job.leases >= MOST_LEASES - 1 then
+    set_aside(job)
+    redis.call('RPUSH', 'draftmill:alone:' .. WIRE .. ':' .. pair_of(job.queue), job.id)
+    return
+  end
+  if redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id) == 1 then
+    redis.call('HSET', 'draftmill:batch:' .. job.batch, 'waiting_since', NOW)
+  end
+  take_turns(job.batch)
 end
 
 local STATUS = { done = 'finished', failed = 'failed', cancelled = 'canceled' }
+local KINDS = { 'ended', 'handed', 'failures', 'results', 'bad' }
 
--- Lets the keys of a batch expire once each of its lines has an outcome.
-local function expire_if_complete(batch, queue)
-  local key = 'draftmill:batch:' .. batch
-  local count = redis.call('HMGET', key, 'total', 'done', 'failed', 'cancelled')
-  local ended = (tonumber(count[2]) or 0) + (tonumber(count[3]) or 0) + (tonumber(count[4]) or 0)
-  if ended < (tonumber(count[1]) or 0) then return end
-  redis.call('EXPIRE', key, TTL)
-  for _, kind in ipairs({ 'done', 'failures', 'results' }) do
-    redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, TTL)
-  end
-  for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
+-- Whether each line of a batch has an outcome.
+local function complete(batch)
+  if redis.call('EXISTS', 'draftmill:open:' .. batch) == 1 then return false end
+  local about =
+    redis.call('HMGET', 'draftmill:batch:' .. batch, 'total', 'generation', 'done', 'failed', 'cancelled')
+  local ended = about[2] and redis.call('BITCOUNT', 'draftmill:ended:' .. batch)
+    or (tonumber(about[3]) or 0) + (tonumber(about[4]) or 0) + (tonumber(about[5]) or 0) -- of the first wire
+  return ended >= (tonumber(about[1]) or 0)
 end
 
--- Ends a job: done marker, result line, counters, RQ's registries, expiry. The caller has checked that it has no outcome.
-local function record(job, outcome, line, prompt_tokens, completion_tokens)
-  drop_lease(job)
-  redis.call('ZREM', 'draftmill:later', job.id)
-  redis.call('HSET', job.key, 'status', STATUS[outcome], 'ended_at', AT)
+-- Lets the keys of a batch expire once it is complete.
+local function expire_if_complete(batch)
+  if not complete(batch) then return end
+  local queue = redis.call('HGET', 'draftmill:batch:' .. batch, 'queue') or ''
+  redis.call('EXPIRE', 'draftmill:batch:' .. batch, TTL)
+  for _, kind in ipairs(KINDS) do redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, TTL) end
+  for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
+  redis.call('ZREM', UNENDED, batch)
+end
+
+-- Shows RQ how a job ended.
+local function file(job, status)
+  if job.gone then return end
+  redis.call('HSET', job.key, 'status', status, 'ended_at', AT)
   redis.call('EXPIRE', job.key, JOB_TTL)
-  local registry, seconds = 'rq:' .. STATUS[outcome] .. ':' .. job.queue, math.floor(NOW / 1000)
+  local registry, seconds = 'rq:' .. status .. ':' .. job.queue, math.floor(NOW / 1000)
   redis.call('ZREMRANGEBYSCORE', registry, '-inf', seconds)
   redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
-  if job.batch == '' then
-    redis.call('EXPIRE', registry, JOB_TTL)
-    return
+end
+
+-- Ends an open job: mark, result line, counters, RQ's registries, expiry.
+local function record(job, outcome, line, prompt_tokens, completion_tokens)
+  drop_lease(job)
+  take_up(job)
+  file(job, STATUS[outcome])
+  local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
+  redis.call('HDEL', 'draftmill:open:' .. job.batch, job.id)
+  redis.call('SETBIT', 'draftmill:ended:' .. job.batch, job.n, 1)
+  local entry = redis.call('XADD', results, '*', 'line', line, 'n', job.n, 'job', job.id)
+  if outcome ~= 'done' then
+    redis.call('HINCRBY', batch, outcome, 1)
+    if not cancelled(job) then
+      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, outcome .. ' ' .. job.n .. ' ' .. entry)
+    end
   end
-  local batch = 'draftmill:batch:' .. job.batch
-  redis.call('HSET', 'draftmill:done:' .. job.batch, job.id, outcome)
-  local results = 'draftmill:results:' .. job.batch
-  if outcome == 'done' or cancelled(job) then
-    redis.call('XADD', results, '*', 'line', line, 'n', job.n)
-  else
-    local entry = redis.call('XADD', results, '*', 'line', line, 'n', job.n, 'job', job.id)
-    redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, outcome .. ' ' .. entry)
-  end
-  redis.call('HINCRBY', batch, outcome, 1)
   redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
   redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
-  expire_if_complete(job.batch, job.queue)
+  expire_if_complete(job.batch)
 end
 
 -- The output line of a job that ends without a completion.
@@ -189,3 +275,8 @@ local function record_cancelled(job)
   record(job, 'cancelled', error_line(job, 'batch_cancelled', 'the batch was cancelled before this request finished'))
 end
 
+-- Ends a job that somebody cancelled or deleted by RQ's tools, such as the buttons of its dashboard.
+local function record_taken(job)
+  local message = "this request was cancelled or deleted by RQ's tools (rq, rq-dashboard), not by draftmill"
+  record(job, 'cancelled', error_line(job, 'request_stopped', message))
+end

@@ -5,8 +5,8 @@
 local released = 0
 for i = #ARGV - 1, 3, -2 do
   local job = read_job(ARGV[i])
-  if job and job.token == ARGV[i + 1] and drop_lease(job) then
-    redis.call('HSET', job.key, 'draftmill_leases', job.leases - 1)
+  if job and job.token == ARGV[i + 1] and is_open(job) and drop_lease(job) then
+    clear(job)
     requeue(job)
     released = released + 1
   end

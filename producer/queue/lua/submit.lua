@@ -1,25 +1,31 @@
 -- Queues the jobs of a chunk that have no outcome yet and are not queued already. Keys: see record.lua.
---   ARGV[3]  batch   ARGV[4]  queue   ARGV[5]  1 to run jobs again that ended without a completion
+--   ARGV[3]  batch   ARGV[4]  1 to run jobs again that ended without a completion
+--   ARGV[5]  1 to run jobs again whose results were handed over: the caller lacks them
 --   ARGV[6]  number of jobs
 --   then for each job: id, custom_id, line number, number of strings that follow, and RQ's hash as field, value, …
--- Returns {new, already queued or running, already ended, of the new ones those that had failed}. A cancelled batch
--- takes no more jobs. One whose results were collected has lost its done markers: only its failures can run again.
+-- Returns {new, already queued or running, already ended, of the new ones those that had failed}. A batch that was
+-- cancelled, or that is not there, takes no jobs.
 
-local batch, queue, again = ARGV[3], ARGV[4], ARGV[5] == '1'
-local key, failures = 'draftmill:batch:' .. batch, 'draftmill:failures:' .. batch
-if redis.call('HEXISTS', key, 'cancelled_at') == 1 then return { 0, 0, 0, 0 } end
-local collected = redis.call('HEXISTS', key, 'collected_at') == 1
+local batch, again, missing = ARGV[3], ARGV[4] == '1', ARGV[5] == '1'
+local key, failures, results = 'draftmill:batch:' .. batch, 'draftmill:failures:' .. batch, 'draftmill:results:' .. batch
+local opened, ended_bits, handed = 'draftmill:open:' .. batch, 'draftmill:ended:' .. batch, 'draftmill:handed:' .. batch
+local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'queue', 'user')
+if about[1] or not about[2] then return { 0, 0, 0, 0 } end
+local generation, queue, user = about[2], about[3], about[4]
 local new, waiting, ended, retried = 0, 0, 0, 0
+local anew
 local at = 7
 
--- Takes a failure back: the job is as if it had never been submitted. The failure's entry in the results stays, so that
--- readers keep their place, but no longer counts.
-local function take_back(id, failure)
+-- Takes an outcome back: the line is as if it had never run, in a generation of its own.
+local function take_back(id, n, failure)
+  anew = anew or redis.call('INCR', 'draftmill:generation')
+  redis.call('SETBIT', ended_bits, n, 0)
+  redis.call('SETBIT', handed, n, 0)
+  if not failure then return end
+  local outcome, entry = string.match(failure, '^(%a+) %d+ (.+)$')
   redis.call('HDEL', failures, id)
-  redis.call('HDEL', 'draftmill:done:' .. batch, id)
-  redis.call('DEL', 'rq:job:' .. id)
-  redis.call('HINCRBY', key, string.match(failure, '^%a+'), -1)
-  redis.call('HINCRBY', key, 'submitted', -1)
+  redis.call('XDEL', results, entry)
+  redis.call('HINCRBY', key, outcome, -1)
   retried = retried + 1
 end
 
@@ -28,33 +34,34 @@ for _ = 1, tonumber(ARGV[6]) do
   local first = at + 4
   at = first + width
   local job = 'rq:job:' .. id
-  local failure = again and redis.call('HGET', failures, id)
-  if failure then take_back(id, failure) end
-  if redis.call('HEXISTS', 'draftmill:done:' .. batch, id) == 1 then
-    ended = ended + 1
-  elseif redis.call('EXISTS', job) == 1 then
+  local has_ended = redis.call('GETBIT', ended_bits, n) == 1
+  local failure = has_ended and redis.call('HGET', failures, id)
+  local is_back = has_ended
+    and ((again and failure) or (missing and redis.call('GETBIT', handed, n) == 1))
+  if redis.call('HEXISTS', opened, id) == 1 then
     waiting = waiting + 1
-  elseif collected and not failure then
+  elseif has_ended and not is_back then
     ended = ended + 1
   else
+    if is_back then take_back(id, n, failure) end
     new = new + 1
-    redis.call('HINCRBY', key, 'submitted', 1)
-    redis.call('HSET', job, 'draftmill_batch', batch, 'draftmill_custom_id', custom_id, 'draftmill_n', n,
-      'draftmill_enqueued', NOW, unpack(ARGV, first, first + width - 1))
-    if failure then redis.call('HSET', job, 'draftmill_retried', 1) end
+    redis.call('DEL', job)
+    redis.call('HSET', job, 'draftmill_batch', batch, 'draftmill_user', user, 'draftmill_custom_id', custom_id,
+      'draftmill_n', n, 'draftmill_generation', is_back and anew or generation, 'draftmill_enqueued', NOW,
+      unpack(ARGV, first, first + width - 1))
+    redis.call('HSET', opened, id, n .. ' ' .. custom_id)
     if redis.call('RPUSH', 'rq:queue:' .. queue, id) == 1 then redis.call('HSET', key, 'waiting_since', NOW) end
   end
 end
 
-if retried > 0 then
-  redis.call('HINCRBY', key, 'retries', 1)
+if anew then
+  redis.call('HDEL', key, 'collected_at')
   redis.call('PERSIST', key)
-  for _, kind in ipairs({ 'done', 'failures', 'results' }) do
-    redis.call('PERSIST', 'draftmill:' .. kind .. ':' .. batch)
-  end
+  for _, kind in ipairs(KINDS) do redis.call('PERSIST', 'draftmill:' .. kind .. ':' .. batch) end
 end
 if new > 0 then
+  redis.call('ZADD', UNENDED, 'NX', NOW, batch)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
-  take_turns(queue)
+  take_turns(batch)
 end
 return { new, waiting, ended, retried }

@@ -161,11 +161,9 @@ class Runner:
         dataset = self._dataset(batch.id, batch.pair)
         self._write_refused(dataset, output)
         survey = dataset.survey() if batch.total > batch.refused else Survey()
-        info = BatchInfo(
-            batch.id, batch.pair, PRIORITIES[1], batch.total - batch.refused, batch.input_file_id, batch.user
-        )
+        info = BatchInfo(batch.id, batch.pair, PRIORITIES[1], batch.total, batch.input_file_id, batch.user)
         patience = impatient(self._redis)  # `_keep_on` tries again
-        feed = Feed(self._redis, Submission(dataset, survey, info), patience, has=output.has)
+        feed = Feed(self._redis, Submission(dataset, survey, info), patience, output)
         follower = Follower(self._redis, batch.id, patience, feed)
         with Collector(follower, output) as collector:
             try:

@@ -27,7 +27,7 @@ def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path
     submission = planned(path)
     assert submit(redis, submission).new == 7
     batch = submission.info.id
-    queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', 'normal', batch)}", 0, -1)
+    queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', batch)}", 0, -1)
     names = {wire.job_id(batch, line["id"]): line["id"] for line in lines}
     assert [names[job.decode()] for job in queued] == ["0", "2", "4", "1", "3", "5", "alone"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import signal
 import subprocess
 import time
@@ -22,6 +21,7 @@ from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue import schedules as store
+from draftmill.producer.queue.connect import login
 from draftmill.producer.queue.schedules import Ended, Slot, spoken
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
@@ -67,7 +67,7 @@ class Cron:
     def batch_of(self, at: int) -> str:
         """The batch that a slot of `tick` must be."""
         dataset = Dataset(str(self.shell.folder / "in.jsonl"), PAIR, Defaults())
-        return plan(dataset, dataset.survey(str(Slot("tick", at))), getpass.getuser()).info.id
+        return plan(dataset, dataset.survey(str(Slot("tick", at))), login()).info.id
 
     def last(self) -> Ended | None:
         return entries.read(self.redis, check_arguments).entries["tick"].last
@@ -109,7 +109,7 @@ def test_three_schedulers_one_killed_each_slot_once(cron: Cron) -> None:
     assert found.keys() == {cron.batch_of(first + n * 200) for n in range(len(found))}
     for batch in found.values():
         assert (batch.total, batch.submitted) == (1, 1)
-        assert cron.redis.llen(f"rq:queue:{wire.queue_name(PAIR, 'normal', batch.id)}") == 1
+        assert cron.redis.llen(f"rq:queue:{wire.queue_name(PAIR, batch.id)}") == 1
 
 
 def test_a_slot_whose_scheduler_died_is_taken_over(cron: Cron) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from draftmill.producer.input.dataset import BadLine
 from draftmill.producer.output.output import Output, errors_of
 from draftmill.producer.queue.batches import Result
 from draftmill.producer.queue.errors import UserError
-from draftmill.producer.queue.wire import job_id
 from tests.producer.output.test_output import FORMATS, done, rows
 
 
 def failed(batch: str, n: int) -> Result:
     error = {"code": "x", "message": "y"}
-    line = {"id": f"batch_req_{job_id(batch, f'r-{n}')}", "custom_id": f"r-{n}", "response": None, "error": error}
+    digest = hashlib.sha256(f"r-{n}".encode()).hexdigest()
+    line = {"id": f"batch_req_{batch}-{digest[:20]}", "custom_id": f"r-{n}", "response": None, "error": error}
     return Result(f"{n + 1}-0", orjson.dumps(line), n)
 
 

@@ -1,0 +1,24 @@
+-- Drops outcomes that a reader has on its disk. Keys: see record.lua.
+--   ARGV[3]  batch   then for each result: its entry, its line number, its job or ''
+-- A line that was queued again meanwhile keeps its new job. Repeating is harmless.
+
+local batch = ARGV[3]
+local key, results = 'draftmill:batch:' .. batch, 'draftmill:results:' .. batch
+local queue = redis.call('HGET', key, 'queue') or ''
+for i = 4, #ARGV, 3 do
+  local entry, n, job = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  redis.call('XDEL', results, entry)
+  if redis.call('HEXISTS', 'draftmill:open:' .. batch, job) == 0 then
+    redis.call('UNLINK', 'rq:job:' .. job)
+    for _, status in pairs(STATUS) do redis.call('ZREM', 'rq:' .. status .. ':' .. queue, job) end
+    if redis.call('GETBIT', 'draftmill:ended:' .. batch, n) == 1 then
+      redis.call('SETBIT', 'draftmill:handed:' .. batch, n, 1)
+    end
+  end
+end
+if not complete(batch) then return end
+redis.call('EXPIRE', 'draftmill:handed:' .. batch, TTL)
+if redis.call('XLEN', results) == 0 then
+  redis.call('DEL', results)
+  redis.call('HSETNX', key, 'collected_at', NOW / 1000)
+end
