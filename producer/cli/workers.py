@@ -198,7 +198,7 @@ def require(anything: bool, redis_url: str | None, **given: Any) -> None:
     Examples:
       draftmill workers require 0.2.0
       draftmill workers require 0.2.0 --mlx 0.32.4
-      draftmill workers require --wire 1
+      draftmill workers require --wire 2
     """
     wanted = {name: str(given[name]) for name in fleet.VERSIONED if given[name]}
     if wanted and anything:

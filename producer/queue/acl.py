@@ -38,67 +38,86 @@ WHO_WORKS = (
 )
 """What progress displays read."""
 
+HOW_FAR = (
+    Grant("hget hgetall", "%R~draftmill:batch:*"),
+    Grant("zrange zrevrange", "%R~draftmill:batches"),
+    Grant("hlen", "%R~draftmill:open:*"),
+    Grant("bitcount", "%R~draftmill:ended:*"),
+    Grant("scard", "%R~draftmill:running:*"),
+    *WHO_WORKS,
+)
+"""What says how far batches are."""
+
 ROLES = {
-    "producer": Role(  # submit, status, cancel; reads no prompt and no result, writes none, and can take failures back
+    "producer": Role(  # submit, status, cancel; reads no prompt and no result, writes none, and can take outcomes back
         "eval time",
         (
-            Grant("hget hgetall hexists hset hsetnx hincrby persist", "~draftmill:batch:*"),
-            Grant("zadd zrange zrevrange", "~draftmill:batches ~draftmill:turns:*"),
-            Grant("hexists hdel persist", "~draftmill:done:*"),
+            *HOW_FAR,
+            Grant("exists ttl hget hmget hexists hset hsetnx hdel hincrby persist", "~draftmill:batch:*"),
+            Grant("zadd zrange zrevrange", "~draftmill:batches ~draftmill:turns:* ~draftmill:unended:*"),
+            Grant("incr", "~draftmill:generation"),
+            Grant("exists hexists hset hlen", "~draftmill:open:*"),
+            Grant("getbit setbit bitcount persist", "~draftmill:ended:* ~draftmill:handed:*"),
             Grant("hget hdel persist", "~draftmill:failures:*"),
-            Grant("persist", "%W~draftmill:results:*"),
+            Grant("xdel persist", "%W~draftmill:results:*"),
+            Grant("del rpush expire persist", "%W~draftmill:bad:*"),
             Grant("exists hset del", "%W~rq:job:*"),
-            Grant("rpush", "%W~rq:queue:draftmill.*"),
+            Grant("exists rpush", "%W~rq:queue:draftmill.*"),
             Grant("sadd", "%W~rq:queues"),
-            *WHO_WORKS,
         ),
     ),
     "worker": Role(  # claims, commits, reaps; cannot read results back
         "eval time publish subscribe unsubscribe",
         (
+            *HOW_FAR,
             Grant(
-                "exists expire del hget hmget hgetall hset hdel hexists hincrby lindex llen lpop lpush lrem "
-                "sadd srem smembers srandmember scard hscan zadd zrem zrange zrangebyscore zremrangebyscore zscore",
-                "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:done:* ~draftmill:failures:* "
-                "~draftmill:turns:* ~draftmill:worker:* ~draftmill:workers ~draftmill:leases ~draftmill:later "
-                "~draftmill:running",
+                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hscan "
+                "lindex llen lpop lpush lrange lrem sadd srem sismember smembers srandmember scard "
+                "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
+                "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* ~draftmill:failures:* "
+                "~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* ~draftmill:turns:* "
+                "~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* ~draftmill:alive "
+                "~draftmill:worker:* ~draftmill:workers",
             ),
+            Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
             Grant("hget", "%R~draftmill:limits"),
-            *WHO_WORKS,
             Grant("xadd expire", "%W~draftmill:results:* %W~draftmill:failed"),
+            Grant("expire", "%W~draftmill:handed:* %W~draftmill:bad:*"),
         ),
         "&rq:pubsub:*",
     ),
     "collector": Role(  # status, collect, forget; cannot queue anything
-        "unwatch",
+        "eval time unwatch",
         (
-            Grant("hget hgetall hsetnx watch", "~draftmill:batch:*"),
-            Grant("zrange zrevrange zrem", "~draftmill:batches ~draftmill:turns:*"),
-            Grant("xrange", "%R~draftmill:results:*"),
-            Grant("hscan", "%R~draftmill:done:*"),
-            Grant("hmget", "%R~draftmill:failures:*"),
+            *HOW_FAR,
+            Grant("exists hget hmget hsetnx", "~draftmill:batch:*"),
+            Grant("exists hexists", "%R~draftmill:open:*"),
+            Grant("getbit", "%R~draftmill:ended:*"),
+            Grant("setbit expire", "~draftmill:handed:*"),
+            Grant("xread xrange xlen xdel del", "~draftmill:results:*"),
             Grant("xrange xdel", "~draftmill:failed"),
+            Grant("hmget", "%R~draftmill:failures:*"),
+            Grant("lrange", "%R~draftmill:bad:*"),
+            Grant("get set watch", "~draftmill:holder:*"),
+            Grant("zrem", "~draftmill:batches ~draftmill:unended:*"),
+            Grant("zrem", "%W~rq:finished:draftmill.* %W~rq:failed:draftmill.* %W~rq:canceled:draftmill.*"),
             Grant(
                 "unlink",
-                "%W~draftmill:batch:* %W~draftmill:results:* %W~draftmill:done:* %W~draftmill:failures:* %W~rq:job:* "
+                "%W~draftmill:batch:* %W~draftmill:ended:* %W~draftmill:handed:* %W~draftmill:failures:* "
+                "%W~draftmill:results:* %W~draftmill:bad:* %W~draftmill:holder:* %W~draftmill:done:* %W~rq:job:* "
                 "%W~rq:finished:draftmill.* %W~rq:failed:draftmill.* %W~rq:canceled:draftmill.*",
             ),
             Grant("srem", "%W~rq:queues"),
-            *WHO_WORKS,
         ),
     ),
     "metrics": Role(  # numbers: neither prompts nor results, and no change
         "",
         (
-            Grant("hget hgetall", "%R~draftmill:batch:*"),
-            Grant(
-                "zrange zrevrange zcard",
-                "%R~draftmill:batches %R~draftmill:turns:* %R~draftmill:leases %R~draftmill:later",
-            ),
+            *HOW_FAR,
+            Grant("zrange zcard", "%R~draftmill:turns:* %R~draftmill:leases:* %R~draftmill:later:*"),
             Grant("llen", "%R~rq:queue:draftmill.*"),
-            Grant("smembers", "%R~rq:queues"),
-            Grant("hgetall", "%R~draftmill:running %R~draftmill:limits"),
-            *WHO_WORKS,
+            Grant("smembers", "%R~rq:queues %R~draftmill:users"),
+            Grant("hgetall", "%R~draftmill:limits"),
         ),
     ),
 }
@@ -110,7 +129,7 @@ ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and canc
     (
         *ROLES["metrics"].grants,
         Grant("xrevrange", "%R~draftmill:failed"),
-        Grant("hsetnx", "%W~draftmill:batch:*"),
+        Grant("exists hsetnx", "~draftmill:batch:*"),
     ),
 )
 ROLES["operator"] = Role(  # `draftmill workers` and `draftmill limit`: sees numbers, and says who works and how much

@@ -115,7 +115,7 @@ def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subpr
         f"workers resume {host}",
         f"workers pair {host} {PAIR}",
         f"workers pair {host} --clear",
-        "workers require --wire 1",
+        "workers require --wire 2",
         "workers require --any",
         "limit * 0",
         "status",
@@ -196,13 +196,14 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
     "read results": ({"collector", "server", "scheduler"}, ("XRANGE", "draftmill:results:b", "-", "+")),
     "write a result": ({"worker"}, ("XADD", "draftmill:results:b", "*", "line", "x")),
-    "mark a line as done": ({"worker"}, ("HSET", "draftmill:done:b", "b-1", "done")),
+    "mark a line as ended": ({"producer", "worker", "server", "scheduler"}, ("SETBIT", "draftmill:ended:b", "1", "1")),
+    "end a line": ({"worker"}, ("HDEL", "draftmill:open:b", "b-1")),
     "overwrite a queued prompt": ({"producer", "worker", "server", "scheduler"}, ("HSET", "rq:job:b-1", "data", "x")),
     "put a job at the end of a queue": (
-        {"producer", "server", "scheduler"},
-        ("RPUSH", "rq:queue:draftmill.p.low.b", "b-1"),
+        {"producer", "worker", "server", "scheduler"},
+        ("RPUSH", "rq:queue:draftmill.2.p:b", "b-1"),
     ),
-    "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.p.low.b")),
+    "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.2.p:b")),
     "use another application's queue": (set(), ("RPUSH", "rq:queue:default", "x")),
     "cancel a batch": (
         {"producer", "worker", "server", "scheduler"},
@@ -212,7 +213,7 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "add a schedule": ({"scheduler"}, ("HSET", "draftmill:cron", "x", "{}")),
     "take a slot": ({"scheduler"}, ("ZADD", "draftmill:cron:open", "1", "x@1")),
     "cancel a batch, and no more": (
-        {"producer", "collector", "dashboard", "server", "scheduler"},
+        {"producer", "worker", "collector", "dashboard", "server", "scheduler"},
         ("HSETNX", "draftmill:batch:b", "cancelled_at", "0"),
     ),
     "read the latest failures": ({"dashboard"}, ("XREVRANGE", "draftmill:failed", "+", "-")),
@@ -249,7 +250,7 @@ def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
             except redis_py.ResponseError:
                 pass
             allowed.add(trial)
-        if role in ("producer", "worker", "server", "scheduler"):  # a script may do no more than its caller
+        if role in ("producer", "worker", "collector", "server", "scheduler"):  # a script may do no more than its caller
             for trial in TRIALS.keys() - allowed:
                 arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
                 with pytest.raises(redis_py.ResponseError):

@@ -90,7 +90,7 @@ local function read_job(id)
   return {
     id = id, key = 'rq:job:' .. id, data = field[1], queue = field[2] or '', batch = field[3] or '',
     user = field[4] or '', custom_id = field[5] or '', n = place(field[6]), keep = field[7] or '',
-    generation = field[8] or '', enqueued = tonumber(field[9]) or NOW, token = field[10] or '',
+    generation = string.match(field[8] or '', '^%d+$') or '0', enqueued = tonumber(field[9]) or NOW, token = field[10] or '',
     lease_ms = tonumber(field[11]) or 0, blamed = field[12] or '', leases = tonumber(field[13]) or 0,
     worker = field[14] or '', status = field[15] or '',
   }
