@@ -12,7 +12,7 @@ import redis as redis_py
 from ..client.collect import Collector, refuse_collected
 from ..client.follower import Follower, known
 from ..client.patience import Patience
-from ..client.submission import WINDOW, plan, submit
+from ..client.submission import WINDOW, plan, refuse_cancelled, submit
 from ..input import parameters
 from ..output.files import check_writable
 from ..output.formats import format_of
@@ -75,6 +75,7 @@ def submit_command(
         return
     redis, batch = connect(redis_url), submission.info
     before = batches.status(redis, batch.id)
+    refuse_cancelled(before)
     for line in survey.bad_lines:
         click.echo(f"Bad {line}", err=True)
     if before is None and not given.get("slot"):
@@ -88,7 +89,7 @@ def submit_command(
             note = f"Note: no live worker serves {batch.pair}; start one with: {start}"
             click.echo(f"{note}{pair_names.hint(batch.pair)}", err=True)
         try:
-            sent = submit(redis, submission, Notice(), retry_failed, Patience(redis, say))
+            sent = submit(Patience(redis, say), submission, Notice(), retry_failed)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
@@ -195,7 +196,7 @@ def collect_command(
 def _collect(redis: redis_py.Redis, output: Output, state: BatchStatus, follow: bool, leave: bool) -> BatchStatus:
     """Writes what there is, or all that comes; returns the state of the batch."""
     with BatchProgress(redis, state.pair) as progress:
-        follower = Follower(redis, state.id, Patience(redis, progress.note))
+        follower = Follower(Patience(redis, progress.note), state.id)
         with Collector(follower, output, leave) as collector:
             if follow:
                 for state in collector:

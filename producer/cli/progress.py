@@ -8,11 +8,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 import redis as redis_py
+import redis.exceptions as rx
 
 from ..queue import fleet
 from ..queue.batches import BatchStatus
@@ -129,7 +131,9 @@ class BatchProgress:
     def __call__(self, state: BatchStatus) -> None:
         now = time.monotonic()
         if now - self._speed_at > REPORT_SECONDS:
-            self._speed, self._speed_at = speed(self.redis, self.pair), now
+            with suppress(rx.ConnectionError, rx.TimeoutError):  # who follows the batch waits for Redis
+                self._speed = speed(self.redis, self.pair)
+            self._speed_at = now
         text = describe(state, self._speed, self._meter.seconds_left(state, now))
         if self._bar:
             self._bar.show(text, state.ended, state.total, below(self._speed.workers))

@@ -185,7 +185,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
     submission, output, batch = job.submission, job.output, job.submission.info
     with BatchProgress(redis, batch.pair) as progress:
         patience = Patience(redis, progress.note)
-        follower = Follower(redis, batch.id, patience)
+        follower = Follower(patience, batch.id)
         with Collector(follower, output) as collector:
             before = batches.status(redis, batch.id)
             refuse_cancelled(before)
@@ -200,17 +200,17 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                 return Generated()
             began = time.monotonic()
             with LocalWorker(redis, redis_url, batch.pair, batch.id) as worker:
-                while not patience(worker.is_ready, redis):
+                while not patience(worker.is_ready, patience.redis):
                     worker.check()
                     progress.say(f"loading {batch.pair}")
                     time.sleep(READY_SECONDS)
                 for line in worker.said():  # which draft it has, and whether something slows it down
                     progress.note(line)
                 ready = time.monotonic()
-                follower.feed = Feed(redis, submission, patience, output, retry_failed=job.retry_failed)
+                follower.feed = Feed(submission, patience, output, job.retry_failed)
                 _follow(job, collector, follower.feed, worker, progress)
                 seconds = time.monotonic() - ready
-            after = batches.status(redis, batch.id)
+            after = patience(batches.status, patience.redis, batch.id)
             if after and not after.complete:
                 _end(redis, batch.id)  # nothing of it is to be done
             tokens = (after.completion_tokens if after else 0) - (before.completion_tokens if before else 0)

@@ -54,12 +54,13 @@ def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchSta
     """Shows each new state until the batch is complete; returns the last one."""
     shown = None
     with BatchProgress(redis, state.pair) as progress:
-        follower = Follower(redis, state.id, Patience(redis, progress.note))
+        patience = Patience(redis, progress.note)
+        follower = Follower(patience, state.id)
         for state in follower.states():
             if not as_json:
                 progress(state)
             elif state != shown and not state.complete:
-                _print(redis, state)
+                patience(_print, patience.redis, state)
                 shown = state
     return state
 

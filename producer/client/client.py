@@ -26,7 +26,7 @@ from ..queue.wire import DEFAULT_PAIR
 from .collect import refuse_collected
 from .follower import BLOCK_SECONDS, Follower, known
 from .patience import Patience
-from .submission import POLL_SECONDS, Cancelled, Feed, Submission, plan
+from .submission import POLL_SECONDS, Cancelled, Feed, Submission, plan, refuse_cancelled
 
 Source = str | PathLike[str] | Iterable[str | Mapping[str, Any]]
 """A path, or the rows themselves: prompts, or what a line of a JSONL file has."""
@@ -89,7 +89,7 @@ class Batch:
         """Returns when the batch is complete; raises TimeoutError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         patience = Patience(self.redis)
-        while self.feeding() or not (state := patience(self.status)).complete:
+        while self.feeding() or not (state := patience(known, patience.redis, self.id)).complete:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{self.id} is not complete after {timeout:g} s")
             time.sleep(POLL_SECONDS)
@@ -123,7 +123,7 @@ class Reader:
     """Reads the results of a batch from behind the stream entry `after`, page by page."""
 
     def __init__(self, batch: Batch, after: str) -> None:
-        self._batch, self._follower = batch, Follower(batch.redis, batch.id, after=after)
+        self._batch, self._follower = batch, Follower(Patience(batch.redis), batch.id, after=after)
         self._from_start, self._read = after == "0-0", 0
 
     def next(self) -> list[Result] | None:
@@ -145,7 +145,7 @@ class Feeder(threading.Thread):
         super().__init__(name=f"draftmill-{submission.info.id}")
         self.error: Exception | None = None
         self._stopped = threading.Event()
-        self._feed = Feed(redis, submission, Patience(redis), retry_failed=retry_failed)
+        self._feed = Feed(submission, Patience(redis), retry_failed=retry_failed)
 
     def run(self) -> None:
         try:
@@ -209,6 +209,7 @@ class Client:
         submission = plan(dataset, survey, user, priority, about)
         id, bad = submission.info.id, tuple(survey.bad_lines)
         before, retry_failed = batches.status(self.redis, id), options.get("retry_failed", False)
+        refuse_cancelled(before)
         if before and before.collected and not retry_failed:
             return Batch(id, self.redis, bad)
         submission.begin(self.redis)

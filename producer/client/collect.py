@@ -35,6 +35,7 @@ class Collector:
         self._follower, self._output, self._leave = follower, output, leave
         self._redis, self._batch, self._patience = follower.redis, follower.batch, follower.patience
         self._pending: list[Result] = []
+        self._outages = self._patience.outages
         self._synced = self._held = time.monotonic()
         self._holder = f"{output.manifest.token} {socket.gethostname()}:{os.path.abspath(output.path)}"
 
@@ -76,6 +77,8 @@ class Collector:
         self._synced = time.monotonic()
 
     def _take(self, results: list[Result]) -> None:
+        if self._outages != self._patience.outages:  # Redis may have lost what it was told last: read all that it has
+            self._outages, self._follower.after = self._patience.outages, "0-0"
         if time.monotonic() - self._held > HOLD_SECONDS / 6:
             self._patience(self._hold)
         for result in results:

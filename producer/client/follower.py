@@ -44,16 +44,9 @@ class Follower:
     behind which it begins.
     """
 
-    def __init__(
-        self,
-        redis: redis_py.Redis,
-        batch: str,
-        patience: Patience | None = None,
-        feed: Feed | None = None,
-        after: str = "0-0",
-    ) -> None:
-        self.redis, self.batch, self.feed, self.after = redis, batch, feed, after
-        self.patience = patience or Patience(redis)
+    def __init__(self, patience: Patience, batch: str, feed: Feed | None = None, after: str = "0-0") -> None:
+        self.patience, self.batch, self.feed, self.after = patience, batch, feed, after
+        self.redis = patience.redis
 
     def __iter__(self) -> Iterator[Page]:
         while True:

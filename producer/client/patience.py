@@ -10,12 +10,14 @@ from typing import ParamSpec, TypeVar
 import redis as redis_py
 import redis.exceptions as rx
 
-from ..queue.connect import is_private, start_private
+from ..queue.connect import is_private, start_private, without_retries
 from ..queue.errors import UserError, explain_redis
 
 AWAY_SECONDS = 600.0
 """How long Redis may be away before a command gives up."""
-PAUSE_SECONDS = 1.0
+QUIET_SECONDS = 2.0
+"""How long it may be away without a word."""
+PAUSE_SECONDS = 0.5
 """Between two tries."""
 REFUSALS = (rx.AuthenticationError, rx.AuthorizationError, rx.AuthenticationWrongNumberOfArgsError)
 """What redis-py counts among failing connections, and what does not pass."""
@@ -27,39 +29,45 @@ Answer = TypeVar("Answer")
 class Patience:
     """Calls what asks Redis, again and again while Redis is away; `outages` counts how often it was.
 
-    Says once that it waits, by `say`. A private server that died is started again. After `seconds` the error is raised.
+    Says by `say` that it waits, unless that is short. A private server that died is started again. After `seconds` the
+    error is raised. What is called uses `redis`, a client that does not hide a short outage: Redis may have lost its
+    last second in it.
     """
 
     def __init__(
         self, redis: redis_py.Redis, say: Callable[[str], object] = lambda _: None, seconds: float = AWAY_SECONDS
     ) -> None:
+        self.redis = without_retries(redis)
         self.outages = 0
         self.is_away = False
-        self._say = say
-        self._redis, self._seconds = redis, seconds
+        self._say, self._seconds = say, seconds
 
     def __call__(
         self, call: Callable[Parameters, Answer], *arguments: Parameters.args, **options: Parameters.kwargs
     ) -> Answer:
-        since: float | None = None
+        since, said = 0.0, False
         while True:
             try:
                 answer = call(*arguments, **options)
             except (rx.ConnectionError, rx.TimeoutError) as error:
                 now = time.monotonic()
-                if isinstance(error, REFUSALS) or now - (since or now) >= self._seconds:
-                    raise
-                if since is None:
-                    since, self.is_away = now, True
+                if not self.is_away:
+                    self.is_away, since = True, now
                     self.outages += 1
+                    if is_private(self.redis):
+                        self._say("the private Redis has ended; starting it again")
+                if isinstance(error, REFUSALS) or now - since >= self._seconds:
+                    raise
+                if not said and now - since > QUIET_SECONDS:
+                    said = True
                     self._say(f"{explain_redis(error, 'Redis').message.partition(';')[0]}; waiting for it")
-                if is_private(self._redis):
+                if is_private(self.redis):
                     with suppress(UserError):
                         start_private()
                 time.sleep(PAUSE_SECONDS)
             else:
-                if since is not None:
-                    self.is_away = False
+                self.is_away = False
+                if said:
                     self._say("Redis is back")
                 return answer
 

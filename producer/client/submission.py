@@ -77,14 +77,13 @@ class Feed:
 
     def __init__(
         self,
-        redis: redis_py.Redis,
         submission: Submission,
         patience: Patience,
         output: Output | None = None,
         retry_failed: bool = False,
     ) -> None:
         self.submission = submission
-        self._redis, self._patience, self._output, self._retry_failed = redis, patience, output, retry_failed
+        self._redis, self._patience, self._output, self._retry_failed = patience.redis, patience, output, retry_failed
         self.restart()
 
     def begin(self) -> BatchStatus:
@@ -148,18 +147,16 @@ class Feed:
 
 
 def submit(
-    redis: redis_py.Redis,
+    patience: Patience,
     submission: Submission,
     tick: Callable[[BatchStatus], object] = lambda _: None,
     retry_failed: bool = False,
-    patience: Patience | None = None,
 ) -> Submitted:
     """Queues every line that has no result yet; returns what became of all lines.
 
     Submitting again queues only what is missing, at any time and however often it was cut.
     """
-    patience = patience or Patience(redis)
-    feed = Feed(redis, submission, patience, retry_failed=retry_failed)
+    feed = Feed(submission, patience, retry_failed=retry_failed)
     patience(feed.begin)
     return feed.to_end(tick)
 

@@ -14,14 +14,14 @@ RECORD = Struct("<QI")
 
 
 class Order:
-    """A file beside OUT of such records, written before OUT's own."""
+    """A file beside `out` of such records, written before OUT's own."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, out: Path) -> None:
+        self.path, self._out = path, out
         self._file: BinaryIO | None = None
 
     def add(self, key: int, number: int) -> None:
-        with writing(self.path):
+        with writing(self._out):
             if self._file is None:
                 self._file = self.path.open("ab")
                 os.truncate(self.path, self._file.tell() // RECORD.size * RECORD.size)
@@ -29,12 +29,12 @@ class Order:
 
     def flush(self) -> None:
         if self._file:
-            with writing(self.path):
+            with writing(self._out):
                 self._file.flush()
 
     def sync(self) -> None:
         if self._file:
-            with writing(self.path):
+            with writing(self._out):
                 sync(self._file)
 
     def numbers(self) -> dict[int, int]:
@@ -47,7 +47,7 @@ class Order:
 
     def close(self) -> None:
         if self._file:
-            with writing(self.path):
+            with writing(self._out):
                 self._file.close()
             self._file = None
 

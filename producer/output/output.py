@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,14 @@ class Output:
             self._parquet = parquet
         self._stream_path = path.with_name(f"{path.name}.partial.jsonl") if self._format.packed else path
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
-        self._order = Order(path.with_name(f"{path.name}.draftmill.order"))
+        self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
         self._done: set[int] = set()
         self._out = open_locked(self._stream_path)
         try:
             self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
             self._load()
-            self._save_manifest()
+            if manifests.read(self._manifest_path) != asdict(self.manifest):
+                self._save_manifest()
         except UserError:
             self._out.close()
             if self._format.packed and not size(self._stream_path):

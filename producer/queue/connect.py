@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -123,6 +124,13 @@ def _check(client: redis.Redis, where: str) -> None:
             "run CONFIG SET maxmemory-policy noeviction",
             NO_REDIS,
         )
+
+
+def without_retries(client: redis.Redis) -> redis.Redis:
+    """A client of the same server that reports each time that it is away, for those who try again themselves."""
+    pool = client.connection_pool
+    settings: dict[str, Any] = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
+    return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))
 
 
 # The private server.

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from draftmill.producer.client.patience import Patience
 from draftmill.producer.client.submission import plan, submit
 from draftmill.producer.input.dataset import BadLine, Dataset
 from draftmill.producer.input.lines import Defaults
@@ -177,7 +178,7 @@ def speed(full: bool) -> Figure:
         begin = time.monotonic()
         dataset = Dataset(str(file), PAIR, Defaults())
         submission = plan(dataset, dataset.survey(), "soak")
-        submit(farm.redis, submission)
+        submit(Patience(farm.redis), submission)
         batch = submission.info.id
         submitted = jobs / (time.monotonic() - begin)
         farm.start()

@@ -250,7 +250,13 @@ def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
             except redis_py.ResponseError:
                 pass
             allowed.add(trial)
-        if role in ("producer", "worker", "collector", "server", "scheduler"):  # a script may do no more than its caller
+        if role in (
+            "producer",
+            "worker",
+            "collector",
+            "server",
+            "scheduler",
+        ):  # a script may do no more than its caller
             for trial in TRIALS.keys() - allowed:
                 arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
                 with pytest.raises(redis_py.ResponseError):

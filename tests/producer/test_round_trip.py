@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftmill.engine.request import Completion
+from draftmill.producer.client.patience import Patience
 from draftmill.producer.client.submission import plan, submit
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
@@ -51,7 +52,7 @@ def there_and_back(redis: redis_py.Redis, name: str, content: bytes, rows: list[
     assert (survey.good, survey.bad) == (len(rows), 0), survey.first_bad
     redis.flushdb()
     submission = plan(dataset, survey, "ann")
-    submit(redis, submission)
+    submit(Patience(redis), submission)
     queue = JobQueue(redis, "w", PAIR, lease=30)
     for claimed in queue.claim(len(rows)):
         body = jobs.decode(claimed, PAIR)

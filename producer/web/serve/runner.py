@@ -163,8 +163,8 @@ class Runner:
         survey = dataset.survey() if batch.total > batch.refused else Survey()
         info = BatchInfo(batch.id, batch.pair, PRIORITIES[1], batch.total, batch.input_file_id, batch.user)
         patience = impatient(self._redis)  # `_keep_on` tries again
-        feed = Feed(self._redis, Submission(dataset, survey, info), patience, output)
-        follower = Follower(self._redis, batch.id, patience, feed)
+        feed = Feed(Submission(dataset, survey, info), patience, output)
+        follower = Follower(patience, batch.id, feed)
         with Collector(follower, output) as collector:
             try:
                 while output.ended < batch.total:

@@ -9,6 +9,7 @@ import orjson
 import pytest
 import redis as redis_py
 
+from draftmill.producer.client.patience import Patience
 from draftmill.producer.client.submission import BEGINNING, Submission, plan, submit
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
@@ -25,7 +26,7 @@ def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join(map(orjson.dumps, lines)))
     submission = planned(path)
-    assert submit(redis, submission).new == 7
+    assert submit(Patience(redis), submission).new == 7
     batch = submission.info.id
     queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', batch)}", 0, -1)
     names = {wire.job_id(batch, line["id"]): line["id"] for line in lines}
@@ -54,7 +55,7 @@ def test_nothing_of_a_file_that_changed_meanwhile_is_queued(
     submission = planned(path)
     path.write_bytes(b"".join(changed))
     with pytest.raises(UserError, match="changed while it was submitted"):
-        submit(redis, submission)
+        submit(Patience(redis), submission)
     state = batches.status(redis, submission.info.id)
     assert state
     assert state.submitted == queued
