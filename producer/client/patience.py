@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import redis as redis_py
 import redis.exceptions as rx
 
-from ..queue.connect import is_private, start_private, without_retries
+from ..queue.connect import is_private, plain, start_private
 from ..queue.errors import UserError, explain_redis
 
 AWAY_SECONDS = 600.0
@@ -27,20 +27,27 @@ Answer = TypeVar("Answer")
 
 
 class Patience:
-    """Calls what asks Redis, again and again while Redis is away; `outages` counts how often it was.
+    """Calls what asks Redis, by the client `redis`, again and again while Redis is away.
 
     Says by `say` that it waits, unless that is short. A private server that died is started again. After `seconds` the
-    error is raised. What is called uses `redis`, a client that does not hide a short outage: Redis may have lost its
-    last second in it.
+    error is raised.
     """
 
     def __init__(
         self, redis: redis_py.Redis, say: Callable[[str], object] = lambda _: None, seconds: float = AWAY_SECONDS
     ) -> None:
-        self.redis = without_retries(redis)
-        self.outages = 0
+        self.redis = plain(redis, self._connected)
         self.is_away = False
+        self._connections = 0
         self._say, self._seconds = say, seconds
+
+    @property
+    def outages(self) -> int:
+        """How often the connection was lost, however shortly: Redis may have died, and lost its last second."""
+        return max(0, self._connections - 1)
+
+    def _connected(self) -> None:
+        self._connections += 1
 
     def __call__(
         self, call: Callable[Parameters, Answer], *arguments: Parameters.args, **options: Parameters.kwargs
@@ -53,7 +60,6 @@ class Patience:
                 now = time.monotonic()
                 if not self.is_away:
                     self.is_away, since = True, now
-                    self.outages += 1
                     if is_private(self.redis):
                         self._say("the private Redis has ended; starting it again")
                 if isinstance(error, REFUSALS) or now - since >= self._seconds:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,19 @@ def _check(client: redis.Redis, where: str) -> None:
         )
 
 
-def without_retries(client: redis.Redis) -> redis.Redis:
-    """A client of the same server that reports each time that it is away, for those who try again themselves."""
+def plain(client: redis.Redis, connected: Callable[[], object]) -> redis.Redis:
+    """A client of the same server for those who try again themselves: it never does. Each time that it has connected,
+    it calls `connected`."""
+
+    def on_connect(connection: Any) -> None:
+        connection.on_connect()
+        connected()
+
     pool = client.connection_pool
-    settings: dict[str, Any] = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
+    settings: dict[str, Any] = pool.connection_kwargs | {
+        "retry": Retry(NoBackoff(), 0),
+        "redis_connect_func": on_connect,
+    }
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))
 
 
