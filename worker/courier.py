@@ -67,7 +67,8 @@ class Courier(threading.Thread):
         """
         with self._lock:
             jobs, self._jobs = self._jobs, []
-            more, self._room = room - len(jobs) > self._room, max(0, room - len(jobs))
+            room = max(0, room - len(jobs) - len(self._unread))
+            more, self._room = room > self._room, room
             self.arrived.clear()
         if more:
             self._wake.set()
@@ -169,9 +170,9 @@ class Courier(threading.Thread):
             return False
         jobs = self.queue.claim(room, min(room, self.rows), held)
         with self._lock:
-            self._room -= len(jobs)
+            self._room = max(0, self._room - len(jobs))
             self._held.update((job.id, job) for job in jobs)
-        self._unread += jobs
+            self._unread += jobs
         self._hand_over()
         return bool(jobs)
 
@@ -182,5 +183,5 @@ class Courier(threading.Thread):
         self.queue.blame(self._unread)
         with self._lock:
             self._jobs += self._unread
-        self._unread = []
+            self._unread = []
         self.arrived.set()

@@ -74,10 +74,10 @@ ROLES = {
                 "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hscan "
                 "lindex llen lpop lpush lrange lrem sadd srem sismember smembers srandmember scard "
                 "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
-                "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* ~draftmill:failures:* "
-                "~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* ~draftmill:turns:* "
-                "~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* ~draftmill:alive "
-                "~draftmill:worker:* ~draftmill:workers",
+                "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
+                "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
+                "~draftmill:turns:* ~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* "
+                "~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
             Grant("hget", "%R~draftmill:limits"),

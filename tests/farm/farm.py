@@ -92,10 +92,18 @@ class Farm:
 
     def shift_clocks(self, library: Path, seconds: int) -> None:
         """The workers that start from now on have clocks that are wrong by so much."""
-        self._environment = {"LD_PRELOAD": str(library), "SHIFTED_BY": str(seconds)}
+        self.work_in({"LD_PRELOAD": str(library), "SHIFTED_BY": str(seconds)})
+
+    def work_in(self, environment: dict[str, str]) -> None:
+        """The workers that start from now on have these environment variables besides."""
+        self._environment = environment
         if self._zygote:
             self._retired.append(self._zygote)
             self._zygote = None
+
+    def said(self) -> str:
+        """What all workers have logged."""
+        return (self.folder / "workers.log").read_text("utf-8", "replace")
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -130,9 +138,10 @@ class Farm:
         tokens: int = 6,
         prompt: Callable[[int], str] | None = None,
         after: int = 0,
+        user: str = "",
     ) -> None:
         """Submits the lines r-0 … of a batch of `count`, but for those `after` that have been submitted before."""
-        info = batches.BatchInfo(batch, PAIR, "normal", count, "soak")
+        info = batches.BatchInfo(batch, PAIR, "normal", count, "soak", user)
         batches.create(self.redis, info)
         sampling = wire.Sampling(max_tokens=tokens)
         for first in range(after, count, 500):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import subprocess
 import tempfile
@@ -34,6 +35,26 @@ def redis_kills(full: bool) -> Figure:
         alive = sum(farm.alive(pid) for pid in pids)
     text = f"{count} kills and {outage} s away; {account}; {alive} of {len(pids)} workers still the same process"
     return Figure(text, account.clean and alive == len(pids) and in_work)
+
+
+def long_outage(full: bool) -> Figure:
+    """The server is away for three leases while workers work on: none of their leases is taken when it is back."""
+    jobs, lease, count = (4_000, 4, 3) if full else (300, 1, 1)
+    with Farm(rows=4, round_seconds=0.02, lease=lease) as farm:
+        farm.submit(jobs)
+        pids = [farm.start() for _ in range(4 if full else 2)]
+        for number in range(count):
+            target = jobs * (number + 1) // (count + 2)
+            farm.wait(lambda target=target: farm.status().ended >= target, 60)
+            farm.server.kill()
+            time.sleep(3 * lease)
+            farm.server.start()
+        in_work = not farm.status().complete
+        account = farm.account(jobs, seconds=120)
+        alive = sum(farm.alive(pid) for pid in pids)
+        lost = sum(map(int, re.findall(r"took back (\d+) expired", farm.said())))
+    text = f"{count} times {3 * lease} s away; {lost} leases lost; {account}; {alive} of {len(pids)} workers alive"
+    return Figure(text, account.clean and lost == 0 and alive == len(pids) and in_work)
 
 
 def _through(farm: Farm, full: bool, hurt: Callable[[], None], heal: Callable[[], object]) -> Figure:

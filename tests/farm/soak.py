@@ -10,6 +10,7 @@ import time
 
 from tests.farm import datasets, dying, load, outputs, redis_faults
 from tests.farm.figure import Fault
+from tests.farm.sharing import fairness, neighbours
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
 
@@ -19,11 +20,16 @@ FAULTS = (
     Fault("cleaners", f"kills, with 3 loops of `rq info` and RQ's clean-up: {NOTHING}", dying.kills_among_cleaners),
     Fault("sleeps", "20 SIGSTOPs of two leases: 0 duplicated", dying.sleeps),
     Fault("redis-kills", f"10 kill -9 of Redis, 60 s away: {NOTHING}, same processes", redis_faults.redis_kills),
+    Fault("long-outage", f"Redis away for 3 leases, 3 times: 0 leases lost, {NOTHING}", redis_faults.long_outage),
     Fault("poison", "5 poison among 1,000: 5 failed as poison, 995 done", dying.poison),
     Fault("submits", "10,000 lines submitted twice and cut at random: 10,000 results", load.interrupted_submits),
     Fault("clocks", f"two clocks off by 120 s: {NOTHING}", dying.clocks),
     Fault("hostile-jobs", "1,000 hostile bodies: all refused, nothing run, worker alive", load.hostile_jobs),
     Fault("hostile-lines", "1,000 hostile lines: all refused", load.hostile_lines),
+    Fault("turns", "20 batches of one user beside 1 of another: turns within 10 % of fair", fairness.turns),
+    Fault("sick-jobs", "5 jobs on their last lease beside 180: these as fast as without", fairness.sick_jobs),
+    Fault("rq-buttons", "RQ's cancel, delete and empty over 1,000 jobs: one outcome a line", neighbours.rq_buttons),
+    Fault("wires", f"producers and workers of two wires mixed: {NOTHING}", neighbours.wires),
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
     Fault("csv-rows", "100,000 CSV rows: producer below 300 MB, Redis below 1 GB", datasets.csv_rows),
     Fault("two-servers", "run killed under one OUT, two servers in turn: 0 lost, 0 twice", outputs.two_servers),

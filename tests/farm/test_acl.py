@@ -19,7 +19,8 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from draftmill.producer.cli.main import main
-from draftmill.producer.queue import acl
+from draftmill.producer.queue import acl, batches, wire
+from draftmill.producer.queue.leases import JobQueue, Outcome
 from draftmill.producer.web.cancel import cancel
 from draftmill.producer.web.dashboard.view import Observer
 from draftmill.worker.host import host_name
@@ -105,6 +106,45 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callab
     assert denied.returncode == 3
     assert "denies a command to this user" in denied.stderr
     assert len(denied.stderr.splitlines()) == 1
+
+
+def test_a_worker_repairs_what_others_left(fleet: Fleet) -> None:
+    """Every way that a job can take: retried, sick, alone, deleted by RQ's tools, marked as cancelled."""
+    info = batches.BatchInfo("b", PAIR, "normal", 8)
+    bodies = [wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompt="x", line=n) for n in range(8)]
+    with fleet.connect("admin") as admin, fleet.connect("producer") as producer, fleet.connect("worker") as client:
+        batches.create(producer, info)
+        assert batches.submit_chunk(producer, info, bodies).new == 8
+        w = JobQueue(client, "w", PAIR, 60)
+        for _ in range(wire.MAX_LEASES):
+            (job,) = w.claim(1)
+            w.blame([job])
+            w.renew([job])
+            admin.hset("draftmill:alive", "60000", 0)
+            admin.zadd(wire.LEASES, {job.id: 1})
+            w.reap()
+            if admin.llen(wire.alone_key(PAIR)):
+                admin.rename(f"rq:queue:{wire.queue_name(PAIR, 'b')}", "kept")
+        admin.rename("kept", f"rq:queue:{wire.queue_name(PAIR, 'b')}")
+        tried, *others = w.claim(3)
+        w.blame([], others)
+        assert w.commit([Outcome(tried, "retry", b"", reason="x"), Outcome(others[0], "done", b"{}")]) == [True, True]
+        assert w.release(others) == 1
+        admin.zadd(wire.LATER, {tried.id: 1})
+        admin.delete(f"rq:queue:{wire.queue_name(PAIR, 'b')}")
+        admin.delete(f"rq:job:{wire.job_id('b', 'r-7')}")
+        w.reap()
+        producer.hset(wire.batch_key("b"), "cancelled_at", "0")
+        w.reap()
+        found = batches.status(producer, "b")
+        assert found
+        assert (found.failed, found.done, found.cancelled, found.complete) == (1, 1, 6, True)
+    with fleet.connect("collector") as collector:
+        results = batches.read(collector, "b", "0-0", 100)
+        batches.acknowledge(collector, "b", results)
+        assert len(results) == 8
+        assert batches.hold(collector, "b", "t here", 9) is None
+        assert batches.forget(collector, "b")
 
 
 def test_an_operator_does_its_whole_job(fleet: Fleet, worker: Callable[[], subprocess.Popen[str]]) -> None:

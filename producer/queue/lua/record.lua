@@ -140,9 +140,18 @@ local function clear(job)
   redis.call('HSET', job.key, 'draftmill_leases', job.leases, 'draftmill_blamed', '')
 end
 
+-- Finds out under which lease a job ran whose hash is gone.
+local function find_token(job)
+  for _, execution in ipairs(redis.call('ZRANGE', 'rq:wip:' .. job.queue, 0, -1)) do
+    local id, token = string.match(execution, '^(.*):([^:]*)$')
+    if id == job.id then job.token, job.worker = token, string.match(token, '^(.*)%.%d+%.%d+$') or '' end
+  end
+end
+
 -- Takes the lease away, whoever holds it; true if there was one.
 local function drop_lease(job)
   if redis.call('ZREM', LEASES, job.id) == 0 then return false end
+  if job.gone then find_token(job) end
   local execution = job.id .. ':' .. job.token
   redis.call('ZREM', 'rq:wip:' .. job.queue, execution)
   redis.call('DEL', 'rq:execution:' .. execution)

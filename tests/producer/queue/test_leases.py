@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 import pytest
 from rq import Queue
-from rq.job import Job, JobStatus
+from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 
-from draftmill.producer.queue import batches, limits, wire
-from draftmill.producer.queue.leases import Claimed, JobQueue, Outcome
+from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.leases import Claimed, Outcome
+from tests.producer.queue.helpers import fetch, lapse, outcome, queue
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
 QUEUE = wire.queue_name(PAIR, "b")
 
 
-def queue(mill: Mill, name: str, lease: float = 60) -> JobQueue:
-    return JobQueue(mill.redis, name, PAIR, lease)
-
-
-def outcome(job: Claimed) -> Outcome:
-    return Outcome(job, "done", b'{"custom_id":"%s"}' % job.custom_id.encode(), 3, 5)
-
-
 def again(job: Claimed) -> Outcome:
     return Outcome(job, "retry", b"", reason="the engine failed")
-
-
-def lapse(mill: Mill, *jobs: Claimed) -> None:
-    """Lets the leases of these jobs run out, with Redis within reach all the time."""
-    mill.redis.hset("draftmill:alive", mapping={"60000": 0, "last": int(time.time() * 1000) + 1000})
-    mill.redis.zadd(wire.LEASES, {job.id: 1 for job in jobs})
-
-
-def lose(mill: Mill, w: JobQueue, *jobs: Claimed) -> None:
-    """A worker dies while these jobs are in its rows."""
-    w.blame(jobs)
-    lapse(mill, *jobs)
-
-
-def fetch(mill: Mill, id: str) -> Job:
-    return Job.fetch(id, connection=mill.redis, serializer=wire.JsonSerializer)
 
 
 def test_submitting_again_sends_only_what_has_no_outcome(mill: Mill) -> None:
@@ -54,87 +30,6 @@ def test_submitting_again_sends_only_what_has_no_outcome(mill: Mill) -> None:
     assert mill.redis.llen(f"rq:queue:{QUEUE}") == 5
     status = mill.status()
     assert (status.total, status.submitted, status.queued, status.running, status.done) == (7, 7, 5, 1, 1)
-
-
-def test_claims_follow_priority_then_order(mill: Mill) -> None:
-    mill.submit(2, batch="soon", priority="high")
-    mill.submit(2, batch="slow", priority="low")
-    mill.submit(2, batch="usual")
-    claimed = queue(mill, "w").claim(5)
-    assert [(job.batch, job.custom_id) for job in claimed] == [
-        ("soon", "r-0"),
-        ("soon", "r-1"),
-        ("usual", "r-0"),
-        ("usual", "r-1"),
-        ("slow", "r-0"),
-    ]
-
-
-def served(w: JobQueue, n: int) -> Counter[str]:
-    """Claims and ends `n` jobs one by one; how many each batch had."""
-    count: Counter[str] = Counter()
-    for _ in range(n):
-        (job,) = w.claim(1)
-        w.commit([outcome(job)])
-        count[job.batch] += 1
-    return count
-
-
-def alike(count: Counter[str], batches: int) -> bool:
-    """Whether this many batches had equally many, give or take the one that is next."""
-    return len(count) == batches and max(count.values()) - min(count.values()) <= 2
-
-
-def test_batches_of_one_priority_share_alike(mill: Mill) -> None:
-    w = queue(mill, "w")
-    mill.submit(500, batch="million")
-    assert served(w, 100) == {"million": 100}
-    mill.submit(20, batch="small")
-    mill.submit(500, batch="other")
-    assert alike(served(w, 57), 3)
-    served(w, 9)
-    assert alike(served(w, 40), 2)
-
-
-def test_low_priority_waits_and_does_not_starve(mill: Mill) -> None:
-    mill.submit(600, batch="high", priority="high")
-    mill.submit(100, batch="normal")
-    mill.submit(10, batch="low", priority="low")
-    first = served(queue(mill, "w"), 546)
-    assert (first["high"], first["normal"], first["low"]) == (513, 31, 2)
-
-
-def running_now(mill: Mill) -> dict[str, int]:
-    return {found.user: found.running for found in limits.limits(mill.redis) if found.running}
-
-
-def test_a_user_at_the_limit_waits_and_saves_nothing_up(mill: Mill) -> None:
-    w = queue(mill, "w")
-    mill.redis.hset(wire.LIMITS, mapping={"*": 3, "ops": 100})
-    mill.submit(50, batch="ann-1", user="ann")
-    mill.submit(50, batch="ann-2", user="ann")
-    mill.submit(60, batch="ops", user="ops")
-    running = w.claim(40)
-    assert Counter(job.batch for job in running) == {"ops": 37, "ann-1": 2, "ann-2": 1}
-    assert running_now(mill) == {"ann": 3, "ops": 37}
-    w.commit([outcome(job) for job in running if job.batch.startswith("ann")])
-    assert Counter(job.batch[:3] for job in w.claim(8)) == {"ops": 5, "ann": 3}
-    mill.redis.delete(wire.LIMITS)
-    assert alike(Counter(job.batch[:3] for job in w.claim(12)), 2)
-
-
-def test_limits_count_what_was_released_lost_or_retried(mill: Mill) -> None:
-    mill.redis.hset(wire.LIMITS, "ann", 2)
-    mill.submit(9, user="ann")
-    w, other = queue(mill, "w"), queue(mill, "other")
-    held = other.claim(9)
-    assert len(held) == 2
-    lapse(mill, *held)
-    w.reap()
-    assert w.release(w.claim(9)) == 2
-    assert w.commit([again(job) for job in w.claim(9)]) == [True, True]
-    assert len(w.claim(9)) == 2
-    assert running_now(mill) == {"ann": 2}
 
 
 def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
@@ -265,7 +160,8 @@ def test_a_job_that_loses_every_lease_fails_as_poison(mill: Mill) -> None:
     for lost in range(1, wire.MAX_LEASES + 1):
         (job,) = w.claim(1)
         assert job.alone == (lost == wire.MAX_LEASES)
-        lose(mill, w, job)
+        w.blame([job])
+        lapse(mill, job)
         assert w.reap() == ((1, 0, 0) if lost < wire.MAX_LEASES else (0, 1, 0))
     error = mill.lines()["r-0"]["error"]
     assert error["code"] == "lost_leases"
