@@ -168,8 +168,6 @@ def collect_command(
     redis = connect(redis_url)
     state = known(redis, batch)
     with Output(out, batch, force, state.source, state.parameters) as output:
-        if batches.handed(redis, batch) > output.ended:
-            refuse_collected(state)
         try:
             state = _collect(redis, output, state, follow, leave)
         except KeyboardInterrupt:
@@ -198,6 +196,8 @@ def _collect(redis: redis_py.Redis, output: Output, state: BatchStatus, follow: 
     with BatchProgress(redis, state.pair) as progress:
         follower = Follower(Patience(redis, progress.note), state.id)
         with Collector(follower, output, leave) as collector:
+            if batches.handed(redis, state.id) > output.ended:
+                refuse_collected(state)
             if follow:
                 for state in collector:
                     progress(state)
