@@ -182,18 +182,19 @@ def _run(job: Run, redis_url: str | None) -> Generated:
 
 
 def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
-    submission, output, batch = job.submission, job.output, job.submission.info
+    """Follows the batch from one end to the other, with a worker of its own."""
+    submission, output = job.submission, job.output
+    batch, lines = submission.info, submission.survey.good
     with BatchProgress(redis, batch.pair) as progress:
         patience = Patience(redis, progress.note)
-        follower = Follower(patience, batch.id)
-        with Collector(follower, output) as collector:
+        with Collector(Follower(patience, batch.id), output) as collector:
             before = batches.status(redis, batch.id)
             refuse_cancelled(before)
             if before:
                 collector.step()  # results that no OUT has yet
             if job.retry_failed:
                 output.errors.drop_failures()
-            if before and before.open > submission.survey.good - output.ended:
+            if before and before.open > lines - output.ended:
                 _end(redis, batch.id)  # OUT has some of these lines from another Redis
                 before = None
             if job.has_all:
@@ -207,27 +208,16 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                 for line in worker.said():  # which draft it has, and whether something slows it down
                     progress.note(line)
                 ready = time.monotonic()
-                follower.feed = Feed(submission, patience, output, job.retry_failed)
-                _follow(job, collector, follower.feed, worker, progress)
+                feed = Feed(submission, patience, output, job.retry_failed)
+                for state in collector.until(lines, feed):
+                    worker.check()
+                    progress(replace(state, total=lines, done=output.done, failed=output.failed, cancelled=0))
                 seconds = time.monotonic() - ready
             after = patience(batches.status, patience.redis, batch.id)
             if after and not after.complete:
                 _end(redis, batch.id)  # nothing of it is to be done
             tokens = (after.completion_tokens if after else 0) - (before.completion_tokens if before else 0)
             return Generated(max(0, tokens), seconds, ready - began)
-
-
-def _follow(job: Run, collector: Collector, feed: Feed, worker: LocalWorker, progress: BatchProgress) -> None:
-    """Queues what OUT lacks and writes its results, until OUT lacks nothing."""
-    output, lines = job.output, job.submission.survey.good
-    while not job.has_all:
-        for state in collector:
-            worker.check()
-            progress(replace(state, total=lines, done=output.done, failed=output.failed, cancelled=0))
-            if job.has_all:
-                break
-        feed.restart()  # should results have gone elsewhere
-    collector.settle()
 
 
 def _end(redis: redis_py.Redis, batch: str) -> None:

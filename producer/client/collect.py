@@ -14,8 +14,9 @@ import redis.exceptions as rx
 from ..output.output import Output
 from ..queue import batches
 from ..queue.batches import BatchStatus, Result
-from ..queue.errors import UserError
+from ..queue.errors import AGAIN, UserError
 from .follower import Follower
+from .submission import Feed
 
 SYNC_SECONDS = 2.0
 """How long a result may be in OUT before it is synced to the disk and dropped from Redis."""
@@ -52,6 +53,23 @@ class Collector:
         for page in self._follower:
             self._take(page.results)
             yield page.state
+        self.settle()
+
+    def until(self, lines: int, feed: Feed) -> Iterator[BatchStatus]:
+        """Feeds and collects until OUT has `lines` lines, whatever becomes of those in Redis."""
+        self._follower.feed = feed
+        while (before := self._output.ended) < lines:
+            for state in self:
+                yield state
+                if self._output.ended >= lines:
+                    break
+            if self._output.ended == before and not feed.sent.new:
+                raise UserError(
+                    f"Redis has no results for {lines - before:,} lines of {self._batch} and does not run them again; "
+                    f"draftmill forget {self._batch}, and {AGAIN}"
+                )
+            feed.restart()  # should Redis have lost lines, or others have taken results
+        self._follower.feed = None
         self.settle()
 
     def step(self) -> BatchStatus:

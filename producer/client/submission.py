@@ -166,7 +166,7 @@ def refuse_cancelled(state: BatchStatus | None) -> None:
     if state and state.is_cancelled:
         raise UserError(
             f"{state.id} was cancelled; `draftmill collect {state.id} -o OUT` writes what it has, "
-            "a change to the file or its parameters makes a new batch"
+            f"draftmill forget {state.id} lets it run anew"
         )
 
 

@@ -164,19 +164,14 @@ class Runner:
         info = BatchInfo(batch.id, batch.pair, PRIORITIES[1], batch.total, batch.input_file_id, batch.user)
         patience = impatient(self._redis)  # `_keep_on` tries again
         feed = Feed(Submission(dataset, survey, info), patience, output)
-        follower = Follower(patience, batch.id, feed)
+        follower = Follower(patience, batch.id)
         with Collector(follower, output) as collector:
             try:
-                while output.ended < batch.total:
-                    for state in collector:
-                        self._tick(state, output)
-                        if output.ended == batch.total:
-                            break
-                    feed.restart()  # should Redis have lost results
+                for state in collector.until(batch.total, feed):
+                    self._tick(state, output)
             except (Ended, Cancelled):
                 follower.feed = None
                 self._end(batch.id, dataset, collector, output)
-            collector.settle()
         self.shelf.update(batch.id, lambda batch: batch.at("finalizing"))
 
     def _tick(self, state: BatchStatus, output: Output) -> None:
