@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -21,6 +22,9 @@ from tests.worker.run_worker import PAIR
 DRAFTMILL = [sys.executable, "-m", "draftmill"]
 MOST_REDIS = 200 * 2**20
 """For a batch of any size: a window of its lines, the results of some seconds, and its record."""
+
+MOST_WAITING = 4_000
+"""Results that OUT has or is to have, and Redis still."""
 
 
 def two_servers(full: bool) -> Figure:
@@ -44,7 +48,9 @@ def two_servers(full: bool) -> Figure:
 
         def start(server: str) -> subprocess.Popen[bytes]:
             environment = os.environ | {"REDIS_URL": server, "DRAFTMILL_HOME": name}
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
 
         for n in range(kills):
             process = start((one, two)[n % 2].url)
@@ -78,7 +84,7 @@ def whole(out: Path) -> bytes:
 
 def followed(full: bool) -> Figure:
     """A batch that is submitted and collected at once: Redis holds a window of it and the latest results."""
-    rows = 100_000 if full else 3_000
+    rows = 100_000 if full else 6_000
     with Farm(rows=64 if full else 8, round_seconds=0 if full else 0.005, lease=10) as farm:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
         with source.open("w") as file:
@@ -86,11 +92,12 @@ def followed(full: bool) -> Figure:
         environment = os.environ | {"REDIS_URL": farm.server.url, "DRAFTMILL_HOME": str(farm.folder)}
         farm.start()
         submit = [*DRAFTMILL, "submit", str(source), "--pair", PAIR]
-        submitting = subprocess.Popen(submit, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        submitting = subprocess.Popen(submit, cwd=ROOT, env=environment, **silent)
         farm.wait(lambda: bool(farm.redis.zcard(wire.BATCHES)), 60)
         (batch,) = batches.newest(farm.redis)
         collect = [*DRAFTMILL, "collect", batch, "-o", str(out), "--follow"]
-        collecting = subprocess.Popen(collect, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        collecting = subprocess.Popen(collect, cwd=ROOT, env=environment, **silent)
         most = 0
         while collecting.poll() is None:
             most = max(most, farm.redis.xlen(wire.results_key(batch)))
@@ -103,4 +110,6 @@ def followed(full: bool) -> Figure:
         f"{len(set(ids)):,} results; Redis at most {peak / 2**20:,.0f} MB and {most:,} results, "
         f"then {left / 2**10:,.0f} KB"
     )
-    return Figure(text, codes == (0, 0) and len(ids) == len(set(ids)) == rows and peak < MOST_REDIS and most < rows / 2)
+    return Figure(
+        text, codes == (0, 0) and len(ids) == len(set(ids)) == rows and peak < MOST_REDIS and most < MOST_WAITING
+    )
