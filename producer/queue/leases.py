@@ -154,10 +154,13 @@ class JobQueue:
 
     def reap(self) -> Reaped:
         """Take back expired leases, whoever held them; queue what waited for its next try; end what is cancelled."""
-        requeued, poisoned, taken, cancelled = self._eval(REAP, MOST_REAPED, MOST_BATCHES)
-        for batch in cancelled:  # by a producer who may not end its lines
-            batches.cancel(self.redis, batch.decode())
-        return Reaped(requeued, poisoned, taken)
+        reaped, found = Reaped(0, 0), MOST_REAPED
+        while found >= MOST_REAPED:  # there may be more
+            *counts, cancelled = self._eval(REAP, MOST_REAPED, MOST_BATCHES)
+            for batch in cancelled:  # by a producer who may not end its lines
+                batches.cancel(self.redis, batch.decode())
+            reaped, found = Reaped(*map(sum, zip(reaped, counts, strict=True))), sum(counts)
+        return reaped
 
     @property
     def _lease_ms(self) -> int:

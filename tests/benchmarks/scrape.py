@@ -77,7 +77,9 @@ def main(pairs: int, seconds: float, rate: float, rows: int) -> None:
                 batch = batches.BatchInfo("load", pair, "normal", 2000)
                 sampling = wire.Sampling(max_tokens=128)
                 bodies = [
-                    wire.JobBody(batch=batch.id, custom_id=str(n), pair=pair, prompt=f"Why {n}?", sampling=sampling)
+                    wire.JobBody(
+                        batch=batch.id, custom_id=str(n), pair=pair, prompt=f"Why {n}?", sampling=sampling, line=n
+                    )
                     for n in range(batch.total)
                 ]
                 batches.create(redis, batch)

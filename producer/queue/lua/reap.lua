@@ -58,25 +58,32 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', NOW, 'LIMIT', 0, 
   redis.call('ZREM', LATER, id)
 end
 
--- Goes through some open jobs of a batch of which not all are to be found: ends those that RQ's tools cancelled or deleted,
--- and queues again those that only their queue's list has lost.
-local function repair(batch, queue)
+-- Goes through the open jobs of a batch of which not all are to be found, until so many are settled: ends those that RQ's
+-- tools cancelled or deleted, and queues again those that only their queue's list has lost.
+local function repair(batch, queue, missing)
   local key, list, queued = 'draftmill:batch:' .. batch, 'rq:queue:' .. queue, {}
   for _, id in ipairs(redis.call('LRANGE', list, 0, -1)) do queued[id] = true end
-  local found = redis.call('HSCAN', 'draftmill:open:' .. batch, redis.call('HGET', key, 'repaired') or 0, 'COUNT', most)
-  redis.call('HSET', key, 'repaired', found[1])
-  for i = 1, #found[2], 2 do
-    local id = found[2][i]
-    local job = read_job(id) or read_ghost(id)
-    local elsewhere = leased(job) or redis.call('SISMEMBER', 'draftmill:aside:' .. batch, id) == 1
-    if job.gone or (job.status == 'canceled' and not elsewhere) then
-      record_taken(job)
-      taken = taken + 1
-    elseif not elsewhere and not queued[id] then
-      redis.call('RPUSH', list, id)
-      requeued = requeued + 1
+  local place = redis.call('HGET', key, 'repaired') or '0'
+  repeat
+    local found = redis.call('HSCAN', 'draftmill:open:' .. batch, place, 'COUNT', most)
+    place = found[1]
+    for i = 1, #found[2], 2 do
+      local id = found[2][i]
+      if not queued[id] and not leased({ id = id })
+        and redis.call('SISMEMBER', 'draftmill:aside:' .. batch, id) == 0 then
+        local job = read_job(id) or read_ghost(id)
+        if job.gone or job.status == 'canceled' then
+          record_taken(job)
+          taken = taken + 1
+        else
+          redis.call('RPUSH', list, id)
+          requeued = requeued + 1
+        end
+        missing = missing - 1
+      end
     end
-  end
+  until place == '0' or missing <= 0 or taken + requeued >= most
+  redis.call('HSET', key, 'repaired', place)
 end
 
 -- All batches that are not complete, in turns.
@@ -96,7 +103,8 @@ for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
     end
     local known = redis.call('LLEN', 'rq:queue:' .. queue) + redis.call('SCARD', running)
       + redis.call('SCARD', 'draftmill:aside:' .. batch)
-    if known < redis.call('HLEN', 'draftmill:open:' .. batch) then repair(batch, queue) end
+    local missing = redis.call('HLEN', 'draftmill:open:' .. batch) - known
+    if missing > 0 then repair(batch, queue, missing) end
     if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then take_turns(batch) end
     expire_if_complete(batch)
   end

@@ -120,6 +120,18 @@ def test_entries_that_only_the_queue_s_list_lost_are_queued_again(mill: Mill) ->
     assert mill.status().done == COUNT
 
 
+def test_a_long_queue_is_repaired_at_once(mill: Mill) -> None:
+    mill.submit(3000)
+    w = queue(mill, "w")
+    for n in (5, 2500):
+        cancel(mill, n)
+    assert w.reap() == (0, 0, 2)
+    rq_queue(mill).empty()
+    assert w.reap() == (0, 0, 2998)
+    assert mill.status().complete
+    assert len(mill.lines()) == 3000
+
+
 def test_a_batch_is_looked_after_however_many_older_ones_there_are(mill: Mill) -> None:
     for number in range(120):
         mill.submit(1, batch=f"old-{number}")
