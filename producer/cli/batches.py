@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import redis as redis_py
 
-from ..client.submission import WINDOW, refuse_cancelled, submit
+from ..client.collect import Collector, refuse_collected
+from ..client.follower import Follower, known
+from ..client.patience import Patience
+from ..client.submission import WINDOW, plan, refuse_cancelled, submit
 from ..input import parameters
-from ..input.dataset import BadLine
-from ..output import collect
 from ..output.files import check_writable
 from ..output.formats import format_of
 from ..output.manifest import difference
 from ..output.output import Output
 from ..queue import batches, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
-from ..queue.connect import connect, user
+from ..queue.connect import connect, user_of
 from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
 from ..queue.wire import PRIORITIES
 from . import options
@@ -68,60 +68,64 @@ def submit_command(
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
     heed_signals()
-    dataset, survey = options.read(input, redis_url=redis_url, **given)
+    dataset, survey = options.read(input, **given)
+    submission = plan(dataset, survey, user_of(redis_url), priority, parameters.of(given))
     if dry_run:
-        preview(dataset, survey, redis_url)
+        preview(submission, redis_url)
         return
-    redis = connect(redis_url)
-    about, known = parameters.of(given), batches.status(redis, survey.batch)
-    refuse_cancelled(known)
-    if survey.bad:
-        for item in dataset:
-            if isinstance(item, BadLine):
-                click.echo(f"Bad {item}", err=True)
-    if known is None and not given.get("slot"):
-        _say_what_changed(redis, dataset.name, about)
+    redis, batch = connect(redis_url), submission.info
+    before = batches.status(redis, batch.id)
+    refuse_cancelled(before)
+    for line in survey.bad_lines:
+        click.echo(f"Bad {line}", err=True)
+    if before is None and not given.get("slot"):
+        _say_what_changed(redis, batch)
     sent = Submitted(done=survey.good)
-    if known and known.collected and not retry_failed:
-        click.echo(f"Note: it was collected already; draftmill forget {survey.batch} lets it run anew", err=True)
+    if before and before.collected and not retry_failed:
+        click.echo(f"Note: it was collected already; draftmill forget {batch.id} lets it run anew", err=True)
     else:
-        if not speed(redis, dataset.pair).workers:
-            start = f"draftmill worker --pair {shlex.quote(dataset.pair)}"
-            note = f"Note: no live worker serves {dataset.pair}; start one with: {start}"
-            click.echo(f"{note}{pair_names.hint(dataset.pair)}", err=True)
-        batch = BatchInfo(survey.batch, dataset.pair, priority, survey.good, dataset.name, user(redis), about)
+        if not speed(redis, batch.pair).workers:
+            start = f"draftmill worker --pair {shlex.quote(batch.pair)}"
+            note = f"Note: no live worker serves {batch.pair}; start one with: {start}"
+            click.echo(f"{note}{pair_names.hint(batch.pair)}", err=True)
         try:
-            sent = submit(redis, dataset, batch, Patience(), retry_failed)
+            sent = submit(Patience(redis, say), submission, Notice(), retry_failed)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
         click.echo(f"Note: {count(sent.retried, 'failed line')} queued again", err=True)
     if as_json:
         counts = {"lines": survey.good, "bad": survey.bad, "new": sent.new, "retried": sent.retried}
-        print_json({"batch": survey.batch} | counts | {"queued_before": sent.queued, "ended_before": sent.done})
+        print_json({"batch": batch.id} | counts | {"queued_before": sent.queued, "ended_before": sent.done})
     else:
-        click.echo(survey.batch)
+        click.echo(batch.id)
     if survey.bad:
         context.exit(FAILED_ITEMS)
 
 
-def _say_what_changed(redis: redis_py.Redis, source: str, about: Mapping[str, Any]) -> None:
+def _say_what_changed(redis: redis_py.Redis, batch: BatchInfo) -> None:
     """A new batch of a file that was submitted before: says why it is another one."""
     for state in batches.list_batches(redis):
-        if state.source == source:
-            click.echo(f"Note: a new batch, not {state.id}: {difference(state, source, about)}", err=True)
+        if (state.source, state.user) == (batch.source, batch.user):
+            why = difference(state, batch.source, batch.parameters)
+            click.echo(f"Note: a new batch, not {state.id}: {why}", err=True)
             return
 
 
-class Patience:
+def say(text: str) -> None:
+    """Something that the user should know meanwhile."""
+    click.echo(text, err=True)
+
+
+class Notice:
     """Says once that submitting waits for workers."""
 
     said = False
 
     def __call__(self, state: BatchStatus) -> None:
-        if state.submitted - state.ended > WINDOW and not self.said:
+        if state.open > WINDOW and not self.said:
             self.said = True
-            click.echo(f"{WINDOW:,} lines are queued; the others follow as these finish", err=True)
+            say(f"{WINDOW:,} lines are queued; the others follow as these finish")
 
 
 @click.command("collect")
@@ -149,7 +153,7 @@ def collect_command(
 
     OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
     complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
-    however often it was cut. Failed lines go to OUT.errors.jsonl. Once OUT has all results, Redis drops them, unless
+    however often it was cut. Failed and bad lines go to OUT.errors.jsonl. Redis drops the results that OUT has, unless
     you --leave them for others.
 
     \b
@@ -162,16 +166,19 @@ def collect_command(
     check_writable(out)
     heed_signals()
     redis = connect(redis_url)
-    state = collect.status(redis, batch)
+    state = known(redis, batch)
     with Output(out, batch, force, state.source, state.parameters) as output:
         try:
-            collect.reconcile(redis, output)
-            state = _collect(redis, output, state.pair, follow, in_order, leave)
+            state = _collect(redis, output, state, follow, leave)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
+        if state.complete:
+            if in_order:
+                output.sort()
+            output.finish()
         missing = max(0, state.total - state.ended)
         if as_json:
-            print_json(output_report(output) | {"missing": missing})
+            print_json(output_report(output, state.complete) | {"missing": missing})
         else:
             click.echo(where(output))
         if missing:
@@ -180,21 +187,25 @@ def collect_command(
                 "run the same command again, or add --follow",
                 err=True,
             )
-        if output.manifest.failed or output.manifest.bad:
+        if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
 
 
-def _collect(
-    redis: redis_py.Redis, output: Output, pair: str, follow: bool, in_order: bool, leave: bool
-) -> BatchStatus:
+def _collect(redis: redis_py.Redis, output: Output, state: BatchStatus, follow: bool, leave: bool) -> BatchStatus:
     """Writes what there is, or all that comes; returns the state of the batch."""
-    while True:
-        if follow:
-            with BatchProgress(redis, pair) as progress:
-                state = collect.follow(redis, output, progress)
-        else:
-            state = collect.step(redis, output)
-        if not state.complete or collect.finish(redis, output, in_order, leave):
+    with BatchProgress(redis, state.pair) as progress:
+        follower = Follower(Patience(redis, progress.note), state.id)
+        with Collector(follower, output, leave) as collector:
+            if batches.handed(redis, state.id) > output.ended:
+                refuse_collected(state)
+            if follow:
+                for state in collector:
+                    progress(state)
+            else:
+                state = collector.step()
+            if state.complete and output.ended < state.ended:
+                refuse_collected(state)
+            collector.take_bad_lines()
             return state
 
 
@@ -209,7 +220,7 @@ def cancel_command(batch: str, redis_url: str | None) -> None:
       draftmill cancel batch_0123456789abcdef01234567
     """
     redis = connect(redis_url)
-    state = collect.status(redis, batch)
+    state = known(redis, batch)
     if state.complete:
         click.echo(f"{batch} is complete already")
         return
@@ -234,7 +245,7 @@ def forget_command(batch: str, redis_url: str | None) -> None:
       draftmill forget batch_0123456789abcdef01234567
     """
     redis = connect(redis_url)
-    if not collect.status(redis, batch).complete:
+    if not known(redis, batch).complete:
         raise UserError(f"{batch} is not complete; `draftmill cancel {batch}` ends what is open")
     if not batches.forget(redis, batch):
         raise UserError(f"failed lines of {batch} were queued again just now; nothing was dropped")

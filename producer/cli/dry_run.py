@@ -8,7 +8,7 @@ from collections.abc import Callable
 import click
 import redis as redis_py
 
-from ..input.dataset import Dataset, Survey
+from ..client.submission import Submission
 from ..queue.connect import connect, running
 from ..queue.errors import UserError
 from ..queue.wire import JobBody
@@ -71,8 +71,9 @@ class Sizes:
         return f"{least}{count(self.refused, 'request')}, first: {self.first_refused}"
 
 
-def preview(dataset: Dataset, survey: Survey, redis_url: str | None) -> None:
-    """Prints the first prompts and the totals of a dataset that was surveyed."""
+def preview(submission: Submission, redis_url: str | None) -> None:
+    """Prints the first prompts and the totals of what would be submitted."""
+    dataset, survey = submission.dataset, submission.survey
     counter, missing = _counter(dataset.pair)
     sizes = Sizes(counter)
     for item in dataset:
@@ -81,7 +82,7 @@ def preview(dataset: Dataset, survey: Survey, redis_url: str | None) -> None:
                 _show(item, counter)
             sizes.add(item)
     bad = f", {count(survey.bad, 'bad line')} left out, first: {survey.first_bad}" if survey.bad else ""
-    click.echo(f"{survey.batch}: {count(survey.good, 'request')} for {dataset.pair}{bad}")
+    click.echo(f"{submission.info.id}: {count(survey.good, 'request')} for {dataset.pair}{bad}")
     if sizes.refused:
         click.echo(f"failing  {sizes.failing}")
     click.echo(f"prompts  {sizes}{missing}")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import redis as redis_py
@@ -51,11 +50,9 @@ class LocalWorker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_until_ready(self, redis: redis_py.Redis) -> None:
-        """Returns when the worker has loaded its model and reports; raises UserError if it ends instead."""
-        while self._names(redis) <= self._others:
-            self.check()
-            time.sleep(0.1)
+    def is_ready(self, redis: redis_py.Redis) -> bool:
+        """Whether the worker has loaded its model and reports."""
+        return not self._names(redis) <= self._others
 
     def check(self) -> None:
         """Raises UserError, with what the worker said last, if it has ended."""

@@ -17,9 +17,8 @@ from ..input.fields import SAMPLING
 from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
 from ..input.sources import BOM, FORMATS
-from ..queue.connect import user_of
 from ..queue.errors import UserError, explain_file
-from ..queue.wire import DEFAULT_PAIR, batch_of
+from ..queue.wire import DEFAULT_PAIR
 from .completion import batch_ids
 
 Command = Callable[..., Any]
@@ -161,9 +160,7 @@ def _row_options(given: Mapping[str, Any]) -> RowOptions:
     return RowOptions(**{field.name: given[field.name] for field in fields(RowOptions) if field.name in given})
 
 
-def read(
-    input: str, pair: str, strict: bool, redis_url: str | None, slot: str | None = None, **given: Any
-) -> tuple[Dataset, Survey]:
+def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
     """Opens and surveys INPUT; says on standard error what was ignored."""
     values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
     try:
@@ -172,10 +169,9 @@ def read(
         name, _, wrong = str(fault).partition(" ")
         raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
     dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
-    survey = dataset.survey()
+    survey = dataset.survey(slot)
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
-    survey.batch = batch_of(f"{survey.batch} {slot}" if slot else survey.batch, user_of(redis_url))
     for note in survey.notes.lines():
         click.echo(f"Note: {note}", err=True)
     return dataset, survey

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 import redis as redis_py
+import redis.exceptions as rx
 
 from ..queue import fleet
 from ..queue.batches import BatchStatus
@@ -95,7 +98,7 @@ class BatchProgress:
         self._bar: Bar | None = None
         self._meter = Meter()
         self._speed = Speed()
-        self._speed_at = self._line_at = 0.0
+        self._speed_at = self._line_at = -math.inf
         self._last_line = ""
 
     def __enter__(self) -> BatchProgress:
@@ -112,11 +115,11 @@ class BatchProgress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Shows `text` until the next state."""
+        """Shows `text` until the next state; may be called again and again."""
         if self._bar:
             self._bar.say(text)
-        else:
-            click.echo(text, err=True)
+        elif time.monotonic() - self._line_at > PLAIN_SECONDS:
+            self._line(text)
 
     def note(self, text: str) -> None:
         """Leaves a line standing above the bar."""
@@ -128,13 +131,18 @@ class BatchProgress:
     def __call__(self, state: BatchStatus) -> None:
         now = time.monotonic()
         if now - self._speed_at > REPORT_SECONDS:
-            self._speed, self._speed_at = speed(self.redis, self.pair), now
+            with suppress(rx.ConnectionError, rx.TimeoutError):  # who follows the batch waits for Redis
+                self._speed = speed(self.redis, self.pair)
+            self._speed_at = now
         text = describe(state, self._speed, self._meter.seconds_left(state, now))
         if self._bar:
             self._bar.show(text, state.ended, state.total, below(self._speed.workers))
-        elif (state.complete or now - self._line_at > PLAIN_SECONDS) and text != self._last_line:
-            click.echo(text, err=True)
-            self._line_at, self._last_line = now, text
+        elif now - self._line_at > PLAIN_SECONDS or (state.complete and text != self._last_line):
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        click.echo(text, err=True)
+        self._line_at, self._last_line = time.monotonic(), text
 
 
 def below(workers: Sequence[WorkerSpeed]) -> list[str]:

@@ -78,10 +78,9 @@ def word(state: BatchStatus) -> str:
 
 def where(output: Output) -> str:
     """What lies in which file."""
-    manifest = output.manifest
-    text = f"{count(manifest.done, 'result')} in {output.holder}"
-    if manifest.failed or manifest.bad:
-        text += f", {manifest.failed} failed and {count(manifest.bad, 'bad line')} in {output.errors_path}"
+    text = f"{count(output.done, 'result')} in {output.holder}"
+    if output.failed or output.bad:
+        text += f", {output.failed} failed and {count(output.bad, 'bad line')} in {output.errors.path}"
     if output.holder != output.path:
         text += f"; {output.path} is written when the batch is complete"
     return text
@@ -147,15 +146,14 @@ def worker_report(report: Report) -> dict[str, Any]:
     }
 
 
-def output_report(output: Output) -> dict[str, Any]:
+def output_report(output: Output, complete: bool) -> dict[str, Any]:
     """What lies in which file, for scripts; `errors` is null while there are none."""
-    manifest = output.manifest
     return {
-        "batch": manifest.batch,
-        "complete": manifest.complete,
+        "batch": output.manifest.batch,
+        "complete": complete,
         "out": str(output.holder),
-        "errors": str(output.errors_path) if output.errors_path.exists() else None,
-        "done": manifest.done,
-        "failed": manifest.failed,
-        "bad": manifest.bad,
+        "errors": str(output.errors.path) if output.failed or output.bad else None,
+        "done": output.done,
+        "failed": output.failed,
+        "bad": output.bad,
     }

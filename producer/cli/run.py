@@ -5,31 +5,35 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import redis as redis_py
 
-from ..client.submission import refuse_cancelled, submit
+from ..client.collect import Collector
+from ..client.follower import Follower
+from ..client.patience import Patience
+from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
-from ..input.dataset import BadLine, Dataset, Survey
-from ..output import collect
 from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
+from ..output.records import key_of
 from ..queue import batches
-from ..queue.batches import BatchInfo, BatchStatus
-from ..queue.connect import connect, resolve, user
-from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, heed_signals
+from ..queue.connect import connect, resolve, user_of
+from ..queue.errors import FAILED_ITEMS, Interrupted, heed_signals
 from ..queue.urls import shown
-from ..queue.wire import PRIORITIES, JobBody
+from ..queue.wire import JobBody
 from . import options
 from .dry_run import preview
 from .local_worker import LocalWorker
 from .progress import BatchProgress
 from .report import count, output_report, print_json, where
+
+READY_SECONDS = 0.2
+"""Between two looks whether the worker has loaded its model."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +56,30 @@ class Generated:
 class Run:
     """What `run` was asked to do."""
 
-    dataset: Dataset
-    survey: Survey
+    submission: Submission
     output: Output
-    parameters: dict[str, Any]
     in_order: bool
     retry_failed: bool
 
     @property
-    def is_done(self) -> bool:
-        """Whether OUT has all that was asked for."""
-        manifest = self.output.manifest
-        again = self.retry_failed and manifest.failed
-        return manifest.complete and (manifest.in_order or not self.in_order) and not again
+    def has_all(self) -> bool:
+        """Whether each line has ended."""
+        return self.output.ended >= self.submission.survey.good
 
     @property
-    def numbers(self) -> dict[str, int]:
-        """The line number of each custom_id."""
-        return {item.custom_id: item.line for item in self.dataset if isinstance(item, JobBody)}
+    def is_done(self) -> bool:
+        """Whether OUT is all that was asked for."""
+        output = self.output
+        is_whole = output.is_packed and output.bad >= self.submission.survey.bad
+        in_order = output.manifest.in_order or not self.in_order
+        return self.has_all and is_whole and in_order and not (self.retry_failed and output.failed)
+
+    def finish(self) -> None:
+        """Makes of OUT what was asked for, once it has all."""
+        if self.in_order:
+            items = self.submission.dataset
+            self.output.sort({key_of(item.custom_id): item.line for item in items if isinstance(item, JobBody)})
+        self.output.finish()
 
 
 @click.command()
@@ -128,90 +138,91 @@ def run(
     check_writable(out)
     check_apart(input, out, errors_of(out))
     heed_signals()
-    dataset, survey = options.read(input, redis_url=redis_url, **given)
+    dataset, survey = options.read(input, **given)
+    submission = plan(dataset, survey, user_of(redis_url), parameters=parameters.of(given))
     if dry_run:
-        preview(dataset, survey, redis_url)
+        preview(submission, redis_url)
         return
-    about = parameters.of(given)
-    with Output(out, survey.batch, force, dataset.name, about) as output:
-        job, generated = Run(dataset, survey, output, about, in_order, retry_failed), Generated()
+    batch = submission.info
+    with Output(out, batch.id, force, batch.source, batch.parameters, survey.content) as output:
+        job, generated = Run(submission, output, in_order, retry_failed), Generated()
         if job.is_done:
-            click.echo(f"{survey.batch} is complete already", err=True)
+            click.echo(f"{batch.id} is complete already", err=True)
         else:
             try:
                 generated = _run(job, redis_url)
             except KeyboardInterrupt:
                 raise Interrupted(
-                    f"interrupted: {output.manifest.done} of {survey.good} results are in {output.holder}; "
+                    f"interrupted: {output.done} of {survey.good} results are in {output.holder}; "
                     f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"
                 ) from None
         if as_json:
-            print_json(output_report(output) | asdict(generated))
+            print_json(output_report(output, job.has_all) | asdict(generated))
         else:
             if generated.seconds:
                 click.echo(generated)
             click.echo(where(output))
-        if output.manifest.failed or output.manifest.bad:
+        if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
 
 
 def _run(job: Run, redis_url: str | None) -> Generated:
-    batch, output, generated = job.survey.batch, job.output, Generated()
-    if output.manifest.complete and not job.retry_failed:  # only its order is asked for
-        output.sort(job.numbers)
-        output.complete()
-        return generated
-    redis_url = resolve(redis_url)
-    redis = connect(redis_url)
-    before = batches.status(redis, batch)
-    refuse_cancelled(before)
-    if before and before.collected and before.complete and output.manifest.untouched:  # into a file that is gone
-        batches.forget(redis, batch)
-        before = None
-    if before is None and output.manifest.complete and job.retry_failed:
-        raise UserError(f"this Redis no longer knows {batch}; to run all of its lines anew, say --force")
-    collect.reconcile(redis, output)
-    _write_bad_lines(job)
-    again = job.retry_failed and before and before.failed + before.cancelled
-    while True:
-        if before is None or not before.complete or again:
-            generated = _generate(redis, redis_url, job, before)
-        collect.step(redis, output)
-        if collect.finish(redis, output, job.in_order, numbers=job.numbers if job.in_order else None):
-            return generated
-        before, again = batches.status(redis, batch), False  # somebody else queued failures again
-
-
-def _generate(redis: redis_py.Redis, redis_url: str, job: Run, before: BatchStatus | None) -> Generated:
-    dataset, survey, output = job.dataset, job.survey, job.output
-    batch = BatchInfo(survey.batch, dataset.pair, PRIORITIES[1], survey.good, dataset.name, user(redis), job.parameters)
-    began = time.monotonic()
-    with (
-        LocalWorker(redis, redis_url, dataset.pair, survey.batch) as worker,
-        BatchProgress(redis, dataset.pair) as progress,
-    ):
-
-        def tick(state: BatchStatus) -> None:
-            worker.check()
-            progress(state)
-
-        progress.say(f"loading {dataset.pair}")
-        worker.wait_until_ready(redis)
-        for line in worker.said():  # which draft it has, and whether something slows it down
-            progress.note(line)
-        ready = time.monotonic()
-        submit(redis, dataset, batch, lambda _: tick(collect.step(redis, output)), job.retry_failed)
-        state = collect.follow(redis, output, tick)
-        tokens_before = before.completion_tokens if before else 0
-        return Generated(state.completion_tokens - tokens_before, time.monotonic() - ready, ready - began)
-
-
-def _write_bad_lines(job: Run) -> None:
-    survey, output = job.survey, job.output
-    if survey.bad and not output.manifest.bad_written:
-        for item in job.dataset:
-            if isinstance(item, BadLine):
-                output.write_bad(item)
-        output.manifest.bad_written = True
-        output.save()
+    """Generates what OUT lacks."""
+    survey, output = job.submission.survey, job.output
+    for line in survey.bad_lines:
+        output.write_bad(line)
+    if survey.bad:
         click.echo(f"{count(survey.bad, 'bad line')} left out, first: {survey.first_bad}", err=True)
+    generated = Generated()
+    if not job.has_all or (job.retry_failed and output.failed):
+        redis_url = resolve(redis_url)
+        generated = _generate(job, connect(redis_url), redis_url)
+    job.finish()
+    return generated
+
+
+def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
+    """Follows the batch from one end to the other, with a worker of its own."""
+    submission, output = job.submission, job.output
+    batch, lines = submission.info, submission.survey.good
+    with BatchProgress(redis, batch.pair) as progress:
+        patience = Patience(redis, progress.note)
+        with Collector(Follower(patience, batch.id), output) as collector:
+            before = batches.status(redis, batch.id)
+            refuse_cancelled(before)
+            if before:
+                collector.step()  # results that no OUT has yet
+            if job.retry_failed:
+                output.errors.drop_failures()
+            if before and before.open > lines - output.ended:
+                _end(redis, batch.id)  # OUT has some of these lines from another Redis
+                before = None
+            if job.has_all:
+                return Generated()
+            began = time.monotonic()
+            with LocalWorker(redis, redis_url, batch.pair, batch.id) as worker:
+                while not patience(worker.is_ready, patience.redis):
+                    worker.check()
+                    progress.say(f"loading {batch.pair}")
+                    time.sleep(READY_SECONDS)
+                for line in worker.said():  # which draft it has, and whether something slows it down
+                    progress.note(line)
+                ready = time.monotonic()
+                feed = Feed(submission, patience, output, job.retry_failed)
+                for state in collector.until(lines, feed):
+                    worker.check()
+                    progress(replace(state, total=lines, done=output.done, failed=output.failed, cancelled=0))
+                seconds = time.monotonic() - ready
+            after = patience(batches.status, patience.redis, batch.id)
+            if after and not after.complete:
+                _end(redis, batch.id)  # nothing of it is to be done
+            tokens = (after.completion_tokens if after else 0) - (before.completion_tokens if before else 0)
+            return Generated(max(0, tokens), seconds, ready - began)
+
+
+def _end(redis: redis_py.Redis, batch: str) -> None:
+    """Ends what is open of a batch, and forgets it; waits for leases of workers that died."""
+    batches.cancel(redis, batch)
+    while not batches.forget(redis, batch):
+        time.sleep(READY_SECONDS)
+        batches.cancel(redis, batch)

@@ -8,7 +8,8 @@ import time
 import click
 import redis as redis_py
 
-from ..output import collect
+from ..client.follower import Follower, known
+from ..client.patience import Patience
 from ..queue import batches
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
@@ -39,7 +40,7 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     heed_signals()
     redis = connect(redis_url)
     if batch is not None:
-        state = collect.status(redis, batch)
+        state = known(redis, batch)
         if watch:
             state = _watch(redis, state, as_json)
         _print(redis, state) if as_json else _show(redis, state)
@@ -53,14 +54,14 @@ def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchSta
     """Shows each new state until the batch is complete; returns the last one."""
     shown = None
     with BatchProgress(redis, state.pair) as progress:
-        while not state.complete:
+        patience = Patience(redis, progress.note)
+        follower = Follower(patience, state.id)
+        for state in follower.states():
             if not as_json:
                 progress(state)
-            elif state != shown:
-                _print(redis, state)
+            elif state != shown and not state.complete:
+                patience(_print, patience.redis, state)
                 shown = state
-            time.sleep(collect.POLL_SECONDS)
-            state = collect.status(redis, state.id)
     return state
 
 

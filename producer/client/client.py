@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -19,16 +18,15 @@ from ..input.dataset import BadLine, Dataset
 from ..input.fields import SAMPLING
 from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
-from ..output import collect
 from ..queue import batches, connect
-from ..queue.batches import BatchInfo, BatchStatus
+from ..queue.batches import BatchStatus
 from ..queue.errors import UserError, denied
 from ..queue.result import Result
-from ..queue.wire import DEFAULT_PAIR, batch_of
-from .submission import Cancelled, refuse_cancelled, submit
-
-PAGE = 500
-"""Results that are read at once."""
+from ..queue.wire import DEFAULT_PAIR
+from .collect import refuse_collected
+from .follower import BLOCK_SECONDS, Follower, known
+from .patience import Patience
+from .submission import POLL_SECONDS, Cancelled, Feed, Submission, plan, refuse_cancelled
 
 Source = str | PathLike[str] | Iterable[str | Mapping[str, Any]]
 """A path, or the rows themselves: prompts, or what a line of a JSONL file has."""
@@ -74,42 +72,27 @@ class Batch:
 
     def status(self) -> BatchStatus:
         """How far it is."""
-        return collect.status(self.redis, self.id)
+        return known(self.redis, self.id)
 
     def results(self, after: str = "0-0") -> Iterator[Result]:
         """Yields each result once, in the order in which they finish, until the batch is complete.
 
         `after` is the `entry` of the last result that an earlier call gave: this one goes on behind it. If failed lines
         are queued again meanwhile, their new results follow. Reading changes nothing: results stay in Redis until
-        they are collected or forgotten, or for 14 days.
+        they are collected or forgotten, or for 14 days. It waits up to ten minutes for a Redis that is away.
         """
-        while True:
-            page, complete = self.page(after)
-            for result in page:
-                after = result.entry
-                yield result
-            if complete:
-                return
-            if len(page) < PAGE:
-                time.sleep(collect.POLL_SECONDS)
-
-    def page(self, after: str = "0-0") -> tuple[list[Result], bool]:
-        """The next results that are there, and whether no more will come."""
-        feeding, state = self.feeding(), self.status()
-        found = islice(batches.results(self.redis, self.id, after, PAGE), PAGE)
-        page = [Result.parse(result.entry, result.line, result.n) for result in found]
-        if len(page) == PAGE:
-            return page, False
-        collect.refuse_collected(self.status())
-        return page, state.complete and not feeding
+        reader = Reader(self, after)
+        while (page := reader.next()) is not None:
+            yield from page
 
     def wait(self, timeout: float | None = None) -> BatchStatus:
         """Returns when the batch is complete; raises TimeoutError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self.feeding() or not (state := self.status()).complete:
+        patience = Patience(self.redis)
+        while self.feeding() or not (state := patience(known, patience.redis, self.id)).complete:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{self.id} is not complete after {timeout:g} s")
-            time.sleep(collect.POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return state
 
     def cancel(self) -> None:
@@ -136,21 +119,40 @@ class Batch:
         return self.feeder is not None and self.feeder.is_alive()
 
 
-class Feeder(threading.Thread):
-    """Queues a dataset in the background; a window of its lines is in Redis at a time."""
+class Reader:
+    """Reads the results of a batch from behind the stream entry `after`, page by page."""
 
-    def __init__(self, redis: redis_py.Redis, dataset: Dataset, info: BatchInfo, retry_failed: bool) -> None:
-        super().__init__(name=f"draftmill-{info.id}")
+    def __init__(self, batch: Batch, after: str) -> None:
+        self._batch, self._follower = batch, Follower(Patience(batch.redis), batch.id, after=after)
+        self._from_start, self._read = after == "0-0", 0
+
+    def next(self) -> list[Result] | None:
+        """The next results, perhaps none; None if no more will come. Raises UserError if somebody else took some."""
+        feeding = self._batch.feeding()
+        page, is_last = self._follower.patience(self._follower.look, BLOCK_SECONDS)
+        self._read += len(page.results)
+        if is_last and not feeding:
+            if self._from_start and self._read < page.state.ended:
+                refuse_collected(page.state)
+            return None
+        return [Result.parse(result.entry, result.line, result.n) for result in page.results]
+
+
+class Feeder(threading.Thread):
+    """Queues a submission in the background; a window of its lines is in Redis at a time."""
+
+    def __init__(self, redis: redis_py.Redis, submission: Submission, retry_failed: bool) -> None:
+        super().__init__(name=f"draftmill-{submission.info.id}")
         self.error: Exception | None = None
         self._stopped = threading.Event()
-        self._work = (redis, dataset, info, self._tick, retry_failed)
+        self._feed = Feed(submission, Patience(redis), retry_failed=retry_failed)
 
     def run(self) -> None:
         try:
-            submit(*self._work)
+            self._feed.to_end(self._tick)
         except (_Stopped, Cancelled):
             pass
-        except Exception as error:  # for `Batch.check`, in the thread that wants to know
+        except Exception as error:  # for `Batch.feeding`, in the thread that wants to know
             self.error = error
 
     def stop(self) -> None:
@@ -199,29 +201,26 @@ class Client:
             raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
         given: dict[str, Any] = {"pair": DEFAULT_PAIR, **options, "keep": tuple(options.get("keep", ()))}
         dataset = self._dataset(source, given)
-        survey = dataset.survey()
+        survey = dataset.survey(options.get("slot"))
         if survey.first_bad and options.get("strict"):
             raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all)")
-        content = f"{survey.batch} {options['slot']}" if "slot" in options else survey.batch
-        id = batch_of(content, connect.user(self.redis))
-        known = batches.status(self.redis, id)
-        refuse_cancelled(known)
-        bad = tuple(item for item in dataset if isinstance(item, BadLine)) if survey.bad else ()
-        retry_failed = options.get("retry_failed", False)
-        if known and known.collected and not retry_failed:
-            return Batch(id, self.redis, bad)
         about = parameters.of({name: given[name] for name in given.keys() - NOT_ABOUT_LINES})
         priority, user = options.get("priority", "normal"), connect.user(self.redis)
-        info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, user, about)
-        batches.create(self.redis, info)
-        feeder = Feeder(self.redis, dataset, info, retry_failed)
+        submission = plan(dataset, survey, user, priority, about)
+        id, bad = submission.info.id, tuple(survey.bad_lines)
+        before, retry_failed = batches.status(self.redis, id), options.get("retry_failed", False)
+        refuse_cancelled(before)
+        if before and before.collected and not retry_failed:
+            return Batch(id, self.redis, bad)
+        submission.begin(self.redis)
+        feeder = Feeder(self.redis, submission, retry_failed)
         self._feeders.append(feeder)
         feeder.start()
         return Batch(id, self.redis, bad, feeder)
 
     def batch(self, id: str) -> Batch:
         """A batch that was submitted before, by whomever."""
-        collect.status(self.redis, id)
+        known(self.redis, id)
         return Batch(id, self.redis)
 
     def close(self, wait: bool = True) -> None:

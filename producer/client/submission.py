@@ -1,22 +1,27 @@
-"""Puts a dataset's jobs into the queue, with a window so that a large dataset never fills Redis."""
+"""A dataset on its way into the queue: planned, then fed with a window, so that a large dataset never fills Redis."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+import orjson
 import redis as redis_py
 
-from ..input.dataset import Dataset
-from ..queue import batches
+from ..input.dataset import Dataset, Survey
+from ..output.output import Output
+from ..queue import batches, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.errors import UserError
-from ..queue.wire import JobBody
+from ..queue.wire import PRIORITIES, JobBody
+from .patience import Patience
 
-CHUNK = 500
 WINDOW = 20_000
 """Lines of a batch that may be in Redis without a result: about 60 MB."""
 POLL_SECONDS = 0.25
+"""Between two looks for room, where results may not be read."""
 
 BEGINNING = 200
 """Characters by which lines of one template are known: some fifty tokens."""
@@ -26,41 +31,134 @@ class Cancelled(UserError):
     """The batch was cancelled while it was submitted."""
 
 
-def submit(
-    redis: redis_py.Redis,
+@dataclass(frozen=True)
+class Submission:
+    """A dataset as it was surveyed, and the batch that it makes."""
+
+    dataset: Dataset
+    survey: Survey
+    info: BatchInfo
+
+    def begin(self, redis: redis_py.Redis, lacking: int | None = None) -> BatchStatus:
+        """Registers the batch with its bad lines; may be repeated. Raises UserError if it was cancelled.
+
+        If only `lacking` of its lines are to be queued, a Redis that does not know the batch waits for no more.
+        """
+        state = batches.status(redis, self.info.id)
+        refuse_cancelled(state)
+        if lacking is None:
+            state = batches.create(redis, self.info)
+        elif state is None:
+            state = batches.create(redis, replace(self.info, total=lacking))
+        batches.add_bad(redis, self.info.id, [orjson.dumps(line.record()) for line in self.survey.bad_lines])
+        return state
+
+
+def plan(
     dataset: Dataset,
-    batch: BatchInfo,
-    tick: Callable[[BatchStatus], None],
+    survey: Survey,
+    user: str,
+    priority: str = PRIORITIES[1],
+    parameters: Mapping[str, Any] | None = None,
+) -> Submission:
+    """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user."""
+    id = wire.batch_of(survey.identity, user)
+    info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, user, parameters or {})
+    return Submission(dataset, survey, info)
+
+
+class Feed:
+    """Queues the lines of a submission that have no result yet, a chunk at a time while less than WINDOW have none.
+
+    Lines that `output` has are not queued; those that it lacks are, even if their results were handed over. With
+    `retry_failed` lines that failed are queued again. After Redis was away all lines are looked at again, for it may
+    have lost some.
+    """
+
+    def __init__(
+        self,
+        submission: Submission,
+        patience: Patience,
+        output: Output | None = None,
+        retry_failed: bool = False,
+    ) -> None:
+        self.submission = submission
+        self._redis, self._patience, self._output, self._retry_failed = patience.redis, patience, output, retry_failed
+        self.restart()
+
+    def begin(self) -> BatchStatus:
+        """Registers the batch, with as many lines as are to be queued."""
+        output = self._output
+        return self.submission.begin(self._redis, output and self.submission.info.total - output.ended)
+
+    def restart(self) -> None:
+        """Begins again with the first line."""
+        self.sent = Submitted()
+        self.exhausted = False
+        self._outages = self._patience.outages
+        self._chunks = self.submission.dataset.chunks(self.submission.survey)
+
+    def advance(self, state: BatchStatus | None) -> bool:
+        """Queues the next chunk if there is room; False if there is nothing to do just now.
+
+        Of a chunk, lines that begin alike follow each other, so that a worker claims them together and reads their
+        template once. `state` is that of the batch; None if Redis does not know it (any longer).
+        """
+        if state is None:
+            state = self.begin()
+            self.restart()
+        if self._outages != self._patience.outages:
+            self.restart()
+        if self.exhausted:
+            return False
+        if state.is_cancelled:
+            raise Cancelled(f"{state.id} was cancelled while it was submitted")
+        if state.submitted - state.ended > WINDOW:
+            return False
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self.exhausted = True
+            return False
+        batch = self.submission.info
+        lacking = [body.model_copy(update={"batch": batch.id}) for body in chunk if not self._ended(body)]
+        if lacking:
+            missing, again = self._output is not None, self._retry_failed
+            self.sent += batches.submit_chunk(
+                self._redis, batch, together(lacking), retry_failed=again, missing=missing
+            )
+        return True
+
+    def _ended(self, body: JobBody) -> bool:
+        return self._output is not None and self._output.has(body.custom_id)
+
+    def to_end(self, tick: Callable[[BatchStatus], object] = lambda _: None) -> Submitted:
+        """Queues all lines; returns what became of them. `tick` sees each state; what it raises ends the submission."""
+        while not self.exhausted:
+            state, advanced = self._patience(self._look)
+            if state:
+                tick(state)
+            if not advanced and not self.exhausted:
+                time.sleep(POLL_SECONDS)
+        return self.sent
+
+    def _look(self) -> tuple[BatchStatus | None, bool]:
+        state = batches.status(self._redis, self.submission.info.id)
+        return state, self.advance(state)
+
+
+def submit(
+    patience: Patience,
+    submission: Submission,
+    tick: Callable[[BatchStatus], object] = lambda _: None,
     retry_failed: bool = False,
 ) -> Submitted:
-    """Queues every line that has no result yet, waiting while WINDOW lines have none; returns what became of all lines.
+    """Queues every line that has no result yet; returns what became of all lines.
 
-    Of every CHUNK lines those that begin alike follow each other, so that a worker claims them together and reads their
-    template once. Batches take turns line by line all the same.
-
-    Submitting again queues only what is missing, at any time and however often it was cut; with `retry_failed` also the
-    lines that failed. `tick` is called with each new state of the batch; what it raises ends the submission.
+    Submitting again queues only what is missing, at any time and however often it was cut.
     """
-    batches.create(redis, batch)
-    sent, read = Submitted(), 0
-    chunk: list[JobBody] = []
-    for item in dataset:
-        if isinstance(item, JobBody):
-            read += 1
-            chunk.append(item.model_copy(update={"batch": batch.id}))
-        if len(chunk) == CHUNK:
-            sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed=retry_failed)
-            _wait(redis, batch, tick)
-            chunk = []
-    if chunk:
-        sent += batches.submit_chunk(redis, batch, together(chunk), retry_failed=retry_failed)
-        _wait(redis, batch, tick)
-    if read != batch.total:
-        raise UserError(
-            f"{dataset.name} changed while it was submitted: {batch.total:,} lines at first, then {read:,}; "
-            f"draftmill cancel {batch.id}, and submit the file as it is now"
-        )
-    return sent
+    feed = Feed(submission, patience, retry_failed=retry_failed)
+    patience(feed.begin)
+    return feed.to_end(tick)
 
 
 def refuse_cancelled(state: BatchStatus | None) -> None:
@@ -68,7 +166,7 @@ def refuse_cancelled(state: BatchStatus | None) -> None:
     if state and state.is_cancelled:
         raise UserError(
             f"{state.id} was cancelled; `draftmill collect {state.id} -o OUT` writes what it has, "
-            "a change to the file or its parameters makes a new batch"
+            f"draftmill forget {state.id} lets it run anew"
         )
 
 
@@ -79,17 +177,3 @@ def together(chunk: list[JobBody]) -> list[JobBody]:
         text = body.prompt or "\n".join(message.content for message in body.messages or ())
         alike.setdefault(text[:BEGINNING], []).append(body)
     return [body for bodies in alike.values() for body in bodies]
-
-
-def _wait(redis: redis_py.Redis, batch: BatchInfo, tick: Callable[[BatchStatus], None]) -> None:
-    """Returns when the queue has room for more of the batch."""
-    while True:
-        state = batches.status(redis, batch.id)
-        if state is None:
-            raise UserError(f"{batch.id} vanished from Redis while it was submitted; run the same command again")
-        tick(state)
-        if state.is_cancelled:
-            raise Cancelled(f"{batch.id} was cancelled while it was submitted")
-        if state.submitted - state.ended <= WINDOW:
-            return
-        time.sleep(POLL_SECONDS)

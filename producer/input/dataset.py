@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -19,6 +20,9 @@ from .rows import RowOptions, Rows
 from .sources import open_source
 
 NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
+
+CHUNK = 500
+"""Jobs that share a digest in a survey, and that are submitted together."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,27 @@ class BadLine:
 
 @dataclass
 class Survey:
-    """What the first pass over a dataset learns."""
+    """What the first pass over a dataset learns.
 
-    batch: str = ""
+    `content` is a name for the jobs and their pair: the same work has the same one wherever it is submitted, and
+    whatever other lines stand between. `identity` derives from it and from the number of each line, by which the queue
+    knows lines. `digests` are those of each CHUNK jobs.
+    """
+
+    content: str = ""
+    identity: str = ""
     good: int = 0
-    bad: int = 0
-    first_bad: BadLine | None = None
+    bad_lines: list[BadLine] = field(default_factory=list[BadLine])
+    digests: list[bytes] = field(default_factory=list[bytes])
     notes: Notes = field(default_factory=Notes)
+
+    @property
+    def bad(self) -> int:
+        return len(self.bad_lines)
+
+    @property
+    def first_bad(self) -> BadLine | None:
+        return self.bad_lines[0] if self.bad_lines else None
 
 
 class Dataset:
@@ -100,28 +118,55 @@ class Dataset:
             raise Fault(f"becomes longer than {MOST_BODY_BYTES:,} bytes")
         return body
 
-    def survey(self) -> Survey:
-        """Reads the dataset once: its batch id and what is wrong with it.
+    def survey(self, slot: str | None = None) -> Survey:
+        """Reads the dataset once: what identifies it, and what is wrong with it.
 
-        The id is a hash of the jobs and the pair, so the same work has the same id wherever it is submitted. How long
-        it may take is no part of it.
+        With a `slot` the same lines are other work for each one. How long a line may take is no part of its identity.
         """
         survey = Survey()
-        content = hashlib.sha256(self.pair.encode())
+        content, chunk = hashlib.sha256(self.pair.encode()), hashlib.sha256()
         for item in self:
             if isinstance(item, BadLine):
-                survey.bad += 1
-                survey.first_bad = survey.first_bad or item
+                survey.bad_lines.append(item)
             else:
                 survey.good += 1
-                content.update(_identity(item) + b"\n")
+                identity = _identity(item)
+                content.update(identity + b"\n")
+                chunk.update(_numbered(item, identity))
+                if survey.good % CHUNK == 0:
+                    survey.digests.append(chunk.digest())
+                    chunk = hashlib.sha256()
+        if survey.good % CHUNK:
+            survey.digests.append(chunk.digest())
         if survey.good > MOST_LINES:
             raise UserError(f"{self.name} has {survey.good:,} lines, a batch at most {MOST_LINES:,}; split the file")
-        survey.batch = f"batch_{content.hexdigest()[:24]}"
+        survey.content = f"batch_{content.hexdigest()[:24]}"
+        if slot is not None:
+            survey.content = f"batch_{hashlib.sha256(f'{survey.content} {slot}'.encode()).hexdigest()[:24]}"
+        survey.identity = f"{survey.content} {hashlib.sha256(b''.join(survey.digests)).hexdigest()}"
         survey.notes = self.notes
         if not survey.good:
             self._refuse(survey)
         return survey
+
+    def chunks(self, survey: Survey) -> Iterator[list[JobBody]]:
+        """The jobs again, CHUNK at a time, each chunk exactly as it was surveyed; raises UserError if it is not."""
+        expected, jobs = iter(survey.digests), (item for item in self if isinstance(item, JobBody))
+        while chunk := list(islice(jobs, CHUNK)):
+            digest = hashlib.sha256()
+            for body in chunk:
+                digest.update(_numbered(body, _identity(body)))
+            if digest.digest() != next(expected, None):
+                raise self._changed()
+            yield chunk
+        if next(expected, None) is not None:
+            raise self._changed()
+
+    def _changed(self) -> UserError:
+        return UserError(
+            f"{self.name} changed while it was submitted; what is queued is of the file as it was at first; "
+            "the same command takes the file as it is now"
+        )
 
     def _refuse(self, survey: Survey) -> None:
         if survey.first_bad is None and self.options.where is not None:
@@ -131,6 +176,11 @@ class Dataset:
             raise UserError(f"{self.name} is empty; {hint}")
         hint = "" if self.options.template is not None else f"; {hint}"
         raise UserError(f"{self.name} has no usable line; {survey.first_bad}{hint}")
+
+
+def _numbered(body: JobBody, identity: bytes) -> bytes:
+    """What of a job must not change between two readings."""
+    return b"%d %b\n" % (body.line, identity)
 
 
 def _identity(body: JobBody) -> bytes:

@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from ..queue.errors import UserError
-from ..queue.wire import job_id
+from .errors import BAD_LINE
 from .files import beside, real, size, writing
-from .manifest import Manifest
 
 
-def adopt_errors(out: Path, errors: Path, found: Manifest) -> bool:
-    """Gives the error file of an earlier version the name `errors`; says whether there was one.
+def adopt_errors(out: Path, errors: Path, manifest: Mapping[str, Any]) -> None:
+    """Gives the error file of an earlier version the name `errors`; `manifest` is that version's.
 
-    Raises UserError if another output has written over the failures that `found` counts.
+    Raises UserError if another output has written over the failures that it counts.
     """
     earlier = out.with_name(f"{out.stem}.errors.jsonl")
-    if errors.exists() or not earlier.exists() or not (found.errors_bytes or found.swapping):
-        return False
+    swapping = manifest.get("swapping")
+    if errors.exists() or not earlier.exists() or not (manifest.get("errors_bytes") or swapping):
+        return
     with writing(earlier):
-        if found.swapping:
+        if swapping:  # a new error file was to take its place
             with suppress(FileNotFoundError):
                 beside(earlier).replace(real(earlier))
-        if not _is_of(earlier, found):
-            if found.complete:  # OUT itself is whole
-                return False
+        if _is_of(earlier, manifest):
+            earlier.rename(errors)
+        elif not manifest["complete"]:  # else OUT itself is whole
             raise UserError(
                 f"{str(earlier)!r} does not hold the failures of {str(out)!r}: another output has the same error file; "
                 "start over with --force"
             )
-        earlier.rename(errors)
-    return True
 
 
-def _is_of(path: Path, found: Manifest) -> bool:
+def _is_of(path: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether the file begins with as many failures and bad lines as the manifest counts, all of its batch."""
-    if size(path) < found.errors_bytes:
+    if size(path) < manifest["errors_bytes"]:
         return False
     with path.open("rb") as file:
-        raw = list(islice(file, found.failed + found.bad))
-    return sum(map(len, raw)) == found.errors_bytes and all(_is_line_of(line, found.batch) for line in raw)
+        raw = list(islice(file, manifest["failed"] + manifest["bad"]))
+    return sum(map(len, raw)) == manifest["errors_bytes"] and all(_is_line_of(line, manifest["batch"]) for line in raw)
 
 
 def _is_line_of(raw: bytes, batch: str) -> bool:
@@ -51,6 +52,7 @@ def _is_line_of(raw: bytes, batch: str) -> bool:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return False
-    if line["error"]["code"] == "invalid_line":  # of the dataset: it has no job
+    if line["error"]["code"] == BAD_LINE:  # of the dataset: it has no job
         return True
-    return line["id"] == f"batch_req_{job_id(batch, line['custom_id'])}"
+    digest = hashlib.sha256(line["custom_id"].encode("utf-8", "surrogatepass")).hexdigest()
+    return line["id"] == f"batch_req_{batch}-{digest[:20]}"

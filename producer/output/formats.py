@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import orjson
 
 from ..queue.errors import UserError
+from .records import whole_lines
 
 COLUMNS = ("custom_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_per_round")
 """Columns of every table; the kept ones follow."""
@@ -34,7 +35,10 @@ class Format(Protocol):
         ...
 
     def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
-        """What was written, with the custom_id of each record; the header has none."""
+        """What was written, with the custom_id of each whole record; the header has none.
+
+        Raises ValueError, LookupError or TypeError at what was never written.
+        """
         ...
 
 
@@ -50,7 +54,7 @@ class Jsonl:
         return raw + b"\n"
 
     def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
-        for raw in file:
+        for raw in whole_lines(file):
             yield orjson.loads(raw)["custom_id"], raw
 
 
@@ -81,7 +85,7 @@ class Csv:
 
     def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
         header, parts, quotes = True, [], 0
-        for part in file:
+        for part in whole_lines(file):
             parts.append(part)
             quotes += part.count(b'"')
             if quotes % 2 == 0:  # else the line breaks within quotes
@@ -104,7 +108,7 @@ FORMATS: dict[str, Format] = {
 }
 """By OUT's extension. What promises something else is refused, never filled with JSON lines."""
 
-OWN = (".errors.jsonl", ".partial.jsonl", ".draftmill.json")
+OWN = (".errors.jsonl", ".partial.jsonl", ".draftmill.json", ".draftmill.order")
 """Ends of names that files beside an OUT have; another OUT of such a name would be written over."""
 
 

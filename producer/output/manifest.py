@@ -1,9 +1,9 @@
-"""What stands beside OUT: which batch it holds, how far it is, and what was said about the batch."""
+"""What stands beside OUT: which batch it holds, what was said about the batch, and what OUT itself cannot say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +15,42 @@ from ..queue.batches import BatchStatus
 
 @dataclass
 class Manifest:
-    """How far OUT is. Lengths are bytes; `after` is the last entry of the result stream that was written.
+    """Of which batch OUT holds results. `content` names its lines, whoever runs them; empty if INPUT was not seen.
 
-    `columns` are the kept columns of a table's header, once it is written. `complete_to` is the entry at which OUT
-    last had all results: Redis may have dropped those up to it. `retries` is how often failures had been queued again
-    when the error file was last cleared of them. `swapping` is set while a new error file takes the old one's place.
+    `columns` are the kept columns of a table's header, once it is written. `in_order` says that OUT is in input order.
+    `token` tells the queue this OUT from others.
     """
 
     batch: str
+    content: str = ""
     source: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
-    created: float = 0.0
-    after: str = "0-0"
-    out_bytes: int = 0
-    errors_bytes: int = 0
     columns: list[str] | None = None
-    done: int = 0
-    failed: int = 0
-    bad: int = 0
-    bad_written: bool = False
     in_order: bool = False
-    complete: bool = False
-    complete_to: str = ""
-    retries: int = 0
-    swapping: bool = False
+    token: str = ""
 
     @classmethod
-    def load(cls, path: Path) -> Manifest | None:
-        """The manifest in `path`, or None if there is none that can be read."""
-        try:
-            return cls(**orjson.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+    def of(cls, content: Mapping[str, Any]) -> Manifest:
+        """The manifest as a file holds it, which may be of another version and say more or less."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
 
-    @property
-    def content(self) -> bytes:
+    def dump(self) -> bytes:
+        """What `read` reads."""
         return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n"
 
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was written for its batch."""
-        return not (self.done or self.failed or self.bad or self.complete or self.after != "0-0")
+    def is_of(self, other: Manifest) -> bool:
+        """Whether both are of the same lines with the same parameters. Earlier versions had `content` as the batch."""
+        return self.batch in (other.batch, other.content) or (self.content != "" and self.content == other.content)
 
-    def fresh(self) -> Manifest:
-        """The same batch with nothing written."""
-        return Manifest(self.batch, self.source, self.parameters)
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a manifest says, or None if there is none that can be read."""
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("batch"), str) else None
 
 
 def difference(before: Manifest | BatchStatus, source: str, parameters: Mapping[str, Any]) -> str:

@@ -1,34 +1,32 @@
-"""The results file: written so that a cut at any moment, and any number of repetitions, leave each line once.
+"""The results file: what stands in OUT and its error file is what is done, and each line stands there once.
 
-Beside OUT lies a manifest, `OUT.draftmill.json`: which batch OUT holds, how far the batch's result stream was
-read, and how long OUT and the error file were then. What lies past those lengths was written after the last
-save; it is cut away before writing goes on.
+Whoever opens OUT reads which lines have a result. Only a record that a cut tore at its end is removed. Beside OUT
+lies a manifest, `OUT.draftmill.json`, with what OUT cannot say.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
 from ..input.dataset import BadLine
 from ..queue.batches import Result
 from ..queue.errors import UserError
+from . import manifest as manifests
 from .earlier import adopt_errors
-from .files import WriteError, beside, open_locked, real, remove, replacing, size, sync, writing
+from .errors import ErrorFile
+from .files import WriteError, open_locked, remove, replacing, size, sync, writing
 from .formats import format_of
 from .manifest import Manifest, difference
-
-SAVE_SECONDS = 2.0
-"""How much copying of results an interruption may have to repeat."""
-CHUNK = 500
-"""Lines of the error file that are looked at together."""
+from .order import Order
+from .records import changed, cut, key_of
 
 
 def errors_of(out: Path) -> Path:
@@ -39,9 +37,9 @@ def errors_of(out: Path) -> Path:
 class Output:
     """OUT, its error file `OUT.errors.jsonl` and its manifest, for one batch; a context manager.
 
-    A Parquet file is written when the batch is complete; until then its rows are in `OUT.partial.jsonl`. If OUT is a
-    link, the file that it leads to is written; what lies beside OUT lies beside the link. `source` and
-    `parameters` tell what the batch is of, for the day when OUT is named for another one.
+    A Parquet file cannot grow: new rows stand in `OUT.partial.jsonl` until the batch is complete. If OUT is a link, the
+    file that it leads to is written; what lies beside OUT lies beside the link. `source`, `parameters` and `content`
+    tell what the batch is of, for the day when OUT is named for another one.
     """
 
     def __init__(
@@ -51,9 +49,10 @@ class Output:
         force: bool = False,
         source: str = "",
         parameters: Mapping[str, Any] | None = None,
+        content: str = "",
     ) -> None:
         self.path = path
-        self.errors_path = errors_of(path)
+        self.errors = ErrorFile(errors_of(path))
         self._format = format_of(path)
         if self._format.packed:
             from . import parquet  # says at once that its package is missing
@@ -61,140 +60,146 @@ class Output:
             self._parquet = parquet
         self._stream_path = path.with_name(f"{path.name}.partial.jsonl") if self._format.packed else path
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
+        self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
+        self._done: set[int] = set()
         self._out = open_locked(self._stream_path)
-        self._errors: BinaryIO | None = None
-        self._halfway = False
-        self._saved = time.monotonic()
         try:
-            self.manifest = self._found(Manifest(batch, source, dict(parameters or {})), force)
+            self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
+            self._load()
+            if manifests.read(self._manifest_path) != asdict(self.manifest):
+                self._save_manifest()
         except UserError:
             self._out.close()
             if self._format.packed and not size(self._stream_path):
                 self._stream_path.unlink()
             raise
-        self._cut()
-        self.save()
 
     def __enter__(self) -> Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is not WriteError and not self._halfway:
+            if kind is None:
                 self.save()
+                self.errors.tidy()
         finally:
-            for file in filter(None, (self._out, self._errors)):
-                with suppress(OSError):  # a full disk has been reported before
+            for file in (self._out, self.errors, self._order):
+                with suppress(OSError, WriteError):  # a full disk has been reported before
                     file.close()
-        if self.manifest.untouched:
+        untouched = not (self._done or self.errors.failed or self.errors.bad or self.manifest.columns is not None)
+        if untouched:
             self._manifest_path.unlink(missing_ok=True)
-        if self.manifest.untouched or (self._format.packed and self.manifest.complete):
+            self._order.remove()
+        if untouched or (self._format.packed and self.is_packed):
             self._stream_path.unlink(missing_ok=True)
+
+    @property
+    def done(self) -> int:
+        """Lines that have a result."""
+        return len(self._done)
+
+    @property
+    def failed(self) -> int:
+        """Lines that stand in the error file because they failed."""
+        return len(self.errors.failed)
+
+    @property
+    def ended(self) -> int:
+        return self.done + self.failed
+
+    @property
+    def bad(self) -> int:
+        """Lines that stand in the error file because they cannot run."""
+        return self.errors.bad
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether OUT itself has all results; else a Parquet file is still to be made of some."""
+        return not self._format.packed or (size(self.path) > 0 and not size(self._stream_path))
 
     @property
     def holder(self) -> Path:
         """The file that has the results now: OUT, or what it will be made of."""
-        return self.path if self.manifest.complete else self._stream_path
+        return self.path if self.is_packed else self._stream_path
+
+    def has(self, custom_id: str) -> bool:
+        """Whether a line has ended: with a result in OUT, or as a failure in the error file."""
+        key = key_of(custom_id)
+        return key in self._done or key in self.errors.failed
 
     def write(self, result: Result) -> None:
-        """Adds one result to OUT, or to the error file if it is an error.
+        """Adds a result to OUT, or to the error file if it is an error; not if OUT has one of that line.
 
-        Interrupted between the file and the manifest, both are left as they were at the last save.
+        A line that failed before has this result instead.
         """
-        self._halfway = True
         line = orjson.loads(result.line)
-        if line.get("error") is None:
-            record = self._format.record(result.line, line, self._columns(line.get("keep") or {}))
-            with writing(self._stream_path):
-                self._out.write(record)
-            self.manifest.done += 1
-        else:
-            self._error(result.line)
-            self.manifest.failed += 1
-        self.manifest.after = result.entry
-        self._halfway = False
+        key = key_of(line["custom_id"])
+        self._order.add(key, result.n)
+        if key in self._done:
+            return
+        if line.get("error") is not None:
+            self.errors.add(result.line, line)
+            return
+        record = self._format.record(result.line, line, self._columns(line.get("keep") or {}))
+        if self.manifest.in_order:
+            self.manifest.in_order = False
+            self._save_manifest()
+        with writing(self._stream_path):
+            self._out.write(record)
+        self._done.add(key)
+        self.errors.drop(key)
 
     def write_bad(self, line: BadLine) -> None:
-        """Adds a line that could not be submitted to the error file."""
-        self._halfway = True
-        self._error(orjson.dumps(line.record()))
-        self.manifest.bad += 1
-        self._halfway = False
+        """Adds a line that could not be submitted to the error file, unless it stands there."""
+        record = line.record()
+        self.errors.add(orjson.dumps(record), record)
 
     def flush(self) -> None:
         """Shows what was written to whoever reads the files (`tail -f`)."""
+        self._order.flush()
         with writing(self._stream_path):
             self._out.flush()
-            if self._errors:
-                self._errors.flush()
-
-    def save_sometimes(self) -> None:
-        """Saves if the last time is long enough ago."""
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
+        self.errors.flush()
 
     def save(self) -> None:
-        """Puts what was written on the disk, then says so in the manifest."""
+        """Puts what was written on the disk."""
+        self._order.sync()
         with writing(self._stream_path):
-            self.manifest.out_bytes = sync(self._out)
-            if self._errors:
-                self.manifest.errors_bytes = sync(self._errors)
-        self._save_manifest()
-        self._saved = time.monotonic()
+            sync(self._out)
+        self.errors.sync()
 
-    def complete(self) -> None:
-        """OUT has a result for each line: makes it what its format wants, and says so in the manifest."""
+    def finish(self) -> None:
+        """OUT has all results that it is to have for now: makes it what its format wants, and the error file tidy."""
         self._columns(())
         self.save()
-        if self._format.packed:
+        self.errors.tidy()
+        if not self.is_packed:
+            self._unpack()
             with self._stream_path.open("rb") as rows, replacing(self.path) as target:
                 self._parquet.pack(rows, target)
-        self.manifest.complete = True
-        self.manifest.complete_to = self.manifest.after
-        self.save()
+            self._out.truncate(0)
+        self._order.remove()
 
-    def start_over(self) -> None:
-        """Forgets all that was written."""
-        self.manifest = self.manifest.fresh()
-        self._cut()
+    def sort(self, numbers: Mapping[int, int] | None = None) -> None:
+        """Puts the results in the order of the line numbers that `numbers` has for each key of a custom_id.
 
-    def take_back(self, retries: int, stands: Callable[[Sequence[dict[str, Any]]], Sequence[bool]]) -> None:
-        """Goes on after failures were queued again: leaves in the error file those that still stand.
-
-        `stands` is asked about some lines of the error file at a time, none of them a bad line. An OUT that was
-        complete no longer is.
+        By default these are the numbers that came with the results. A Parquet file is in order once `finish` made it.
         """
-        if self.manifest.complete:
-            if size(self.errors_path) < self.manifest.errors_bytes:
-                raise UserError(f"{str(self.errors_path)!r} was changed since it was written; start over with --force")
-            self._unpack()
-            self.manifest.complete = self.manifest.in_order = False
-            self._cut()
-        self.save()
-        self._close_errors()
-        if self.manifest.errors_bytes:
-            self.manifest.failed, self.manifest.errors_bytes = self._write_standing(stands)
-            self.manifest.swapping = True
-        self.manifest.retries = retries
-        self._save_manifest()
-        if self.manifest.swapping:
-            self._swap(self.manifest)
-            self._save_manifest()
-            self._cut()
-
-    def sort(self, numbers: dict[str, int]) -> None:
-        """Puts the results in the order of the line numbers that `numbers` gives for each custom_id.
-
-        A Parquet file has that order from the next call of `complete`.
-        """
-        if self.manifest.complete:
-            self._unpack()
+        if self.manifest.in_order:
+            return
+        numbers = self._order.numbers() if numbers is None else numbers
+        if not self._done <= numbers.keys():
+            raise UserError(
+                f"the order of all lines of {self.manifest.batch} is no longer known; run again without --sorted, "
+                "or let `draftmill run` sort them by its INPUT"
+            )
+        self._unpack()
         self.save()
         places: list[tuple[int, int, int]] = []
         with self._stream_path.open("rb") as source, replacing(self._stream_path) as target:
             offset = 0
             for custom_id, record in self._format.records(source):
-                places.append((-1 if custom_id is None else numbers[custom_id], offset, len(record)))
+                places.append((-1 if custom_id is None else numbers[key_of(custom_id)], offset, len(record)))
                 offset += len(record)
             for _, start, length in sorted(places):
                 source.seek(start)
@@ -202,107 +207,82 @@ class Output:
         self._out.close()
         self._out = open_locked(self._stream_path)
         self.manifest.in_order = True
+        self._save_manifest()
 
     def _columns(self, keep: Sequence[str] | Mapping[str, Any]) -> list[str]:
-        """The kept columns; the first result decides on them, and writes the header."""
+        """The kept columns; the first result decides on them. A new file begins with its header."""
         if self.manifest.columns is None:
             self.manifest.columns = list(keep)
+            self._save_manifest()
+        if self._out.tell() == 0:
             with writing(self._stream_path):
                 self._out.write(self._format.header(self.manifest.columns))
         return self.manifest.columns
 
-    def _error(self, line: bytes) -> None:
-        if self._errors is None:
-            self._errors = open_locked(self.errors_path)
-        with writing(self.errors_path):
-            self._errors.write(line + b"\n")
-
-    def _close_errors(self) -> None:
-        if self._errors:
-            self._errors.close()
-            self._errors = None
-
-    def _write_standing(self, stands: Callable[[Sequence[dict[str, Any]]], Sequence[bool]]) -> tuple[int, int]:
-        """Writes a new error file without the failures that no longer stand; returns how many do, and its length.
-
-        The manifest names the length before the files change places, so that a cut between is made good.
-        """
-        failed = 0
-        new = beside(self.errors_path)
-        with writing(self.errors_path), self.errors_path.open("rb") as source, new.open("wb") as target:
-            while raw := list(islice(source, CHUNK)):
-                lines = [orjson.loads(line) for line in raw]
-                answers = iter(stands([line for line in lines if not _is_bad(line)]))
-                for text, line in zip(raw, lines, strict=True):
-                    if _is_bad(line):
-                        target.write(text)
-                    elif next(answers):
-                        target.write(text)
-                        failed += 1
-            return failed, sync(target)
-
-    def _swap(self, manifest: Manifest) -> None:
-        """Lets the error files change places, if they have not before the cut."""
-        with suppress(FileNotFoundError):
-            beside(self.errors_path).replace(real(self.errors_path))
-        manifest.swapping = False
-
     def _found(self, new: Manifest, force: bool) -> Manifest:
-        """What an earlier command left here, if it is this batch's; refuses to touch anything else."""
-        found = Manifest.load(self._manifest_path)
-        out, errors = max(size(self.path), size(self._stream_path)), size(self.errors_path)
+        """What an earlier command left here, if it is of the same lines; refuses to touch anything else."""
+        content = manifests.read(self._manifest_path)
+        out, errors = max(size(self.path), size(self._stream_path)), size(self.errors.path)
+        there = self.path if size(self.path) else self._stream_path if out else self.errors.path
+        new.token = secrets.token_hex(8)
         if force:
-            if self._format.packed:
-                remove(self.path)
+            return self._start_over(new)
+        if content is None:
+            if out or errors:
+                raise UserError(f"{str(there)!r} exists; choose another file or overwrite it with --force")
             return new
-        if out == 0 and (errors == 0 or found is not None) and not (found and found.batch == new.batch):
+        found = Manifest.of(content)
+        if found.is_of(new):
+            adopt_errors(self.path, self.errors.path, content)
+            new.columns, new.in_order, new.token = found.columns, found.in_order, found.token or new.token
             return new
-        if found is None:
-            there = self.path if size(self.path) else self._stream_path if out else self.errors_path
-            raise UserError(f"{str(there)!r} exists; choose another file or overwrite it with --force")
-        if found.batch != new.batch:
+        if out:
             raise UserError(
                 f"{str(self.path)!r} holds {found.batch}, not {new.batch} "
                 f"({difference(found, new.source, new.parameters)}); choose another file or overwrite it with --force"
             )
-        if adopt_errors(self.path, self.errors_path, found):
-            errors = size(self.errors_path)
-        if found.swapping:
-            self._swap(found)
-            errors = size(self.errors_path)
-        if self._format.packed and found.complete:
-            return found if self.path.exists() else new
-        written = size(self._stream_path)
-        if written == 0 and found.out_bytes:
-            return new
-        if written < found.out_bytes or (errors < found.errors_bytes and not found.complete):
-            raise UserError(f"{str(self.path)!r} was changed since it was written; start over with --force")
-        return found
+        return self._start_over(new)  # its user has removed OUT
+
+    def _start_over(self, new: Manifest) -> Manifest:
+        self._out.truncate(0)
+        if self._format.packed:
+            remove(self.path)
+        remove(self.errors.path)
+        self._order.remove()
+        return new
+
+    def _load(self) -> None:
+        """Reads which lines have ended, and cuts off what a cut tore."""
+        length = number = 0
+        path = self._stream_path
+        try:
+            with path.open("rb") as file:
+                for number, (custom_id, record) in enumerate(self._format.records(file), 1):  # noqa: B007
+                    length += len(record)
+                    if custom_id is not None:
+                        self._done.add(key_of(custom_id))
+            if self._format.packed and size(self.path):
+                path, number = self.path, 0
+                with path.open("rb") as packed:
+                    self._done.update(map(key_of, self._parquet.ids(packed)))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise changed(path, number + 1) from None
+        cut(self._stream_path, length)
+        self._out.seek(0, os.SEEK_END)
+        self.errors.load(self._done)
+
+    def _unpack(self) -> None:
+        """Adds the rows of a Parquet file to those that came since, where all of them can be sorted and packed anew."""
+        if not self._format.packed or not size(self.path):
+            return
+        with self._stream_path.open("rb") as rows:
+            there = {key_of(custom_id) for custom_id, _ in self._format.records(rows) if custom_id is not None}
+        with writing(self._stream_path), self.path.open("rb") as packed:
+            for row in self._parquet.unpack(packed):
+                if key_of(orjson.loads(row)["custom_id"]) not in there:
+                    self._out.write(row)
+            sync(self._out)
 
     def _save_manifest(self) -> None:
         with replacing(self._manifest_path, self.path) as file:
-            file.write(self.manifest.content)
-
-    def _unpack(self) -> None:
-        """Puts the rows of a complete Parquet file back where they can be added to."""
-        if self._format.packed:
-            with writing(self._stream_path), self.path.open("rb") as packed:
-                self._out.truncate(0)
-                self._out.writelines(self._parquet.unpack(packed))
-                self.manifest.out_bytes = sync(self._out)
-
-    def _cut(self) -> None:
-        """Removes what was written after the last save."""
-        if self.manifest.complete:
-            return
-        self._out.truncate(self.manifest.out_bytes)
-        self._close_errors()
-        if self.manifest.errors_bytes:
-            os.truncate(self.errors_path, self.manifest.errors_bytes)
-        else:
-            remove(self.errors_path)
-
-
-def _is_bad(line: Mapping[str, Any]) -> bool:
-    """Whether a line of the error file is of the dataset's, and never reached the queue."""
-    return line["error"]["code"] == "invalid_line"
+            file.write(self.manifest.dump())

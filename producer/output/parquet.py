@@ -47,6 +47,12 @@ def unpack(source: BinaryIO) -> Iterator[bytes]:
             yield orjson.dumps(row) + b"\n"
 
 
+def ids(source: BinaryIO) -> Iterator[str]:
+    """The custom_id of each row of a Parquet file."""
+    for batch in pq.ParquetFile(source).iter_batches(ROWS, columns=["custom_id"]):
+        yield from batch.column(0).to_pylist()
+
+
 def _schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
     kinds: dict[str, set[Any]] = {}
     for row in rows:

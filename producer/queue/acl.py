@@ -93,7 +93,7 @@ ROLES = {
             Grant("exists hget hmget hsetnx", "~draftmill:batch:*"),
             Grant("exists hexists", "%R~draftmill:open:*"),
             Grant("getbit", "%R~draftmill:ended:*"),
-            Grant("setbit expire", "~draftmill:handed:*"),
+            Grant("bitcount setbit expire", "~draftmill:handed:*"),
             Grant("xread xrange xlen xdel del", "~draftmill:results:*"),
             Grant("xrange xdel", "~draftmill:failed"),
             Grant("hmget", "%R~draftmill:failures:*"),

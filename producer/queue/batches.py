@@ -333,6 +333,11 @@ def acknowledge(redis: redis_py.Redis, batch: str, results: Sequence[Result]) ->
         _eval(redis, ACKNOWLEDGE, batch, *(part for r in some for part in (r.entry, r.n, r.job)))
 
 
+def handed(redis: redis_py.Redis, batch: str) -> int:
+    """How many lines have a result that was acknowledged."""
+    return int(redis.bitcount(wire.handed_key(batch)))
+
+
 def hold(redis: redis_py.Redis, batch: str, holder: str, seconds: int) -> str | None:
     """Takes, or renews, the right to collect a batch into one OUT; returns None, or the place of the OUT that has it.
 

@@ -11,9 +11,10 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -125,6 +126,22 @@ def _check(client: redis.Redis, where: str) -> None:
         )
 
 
+def plain(client: redis.Redis, connected: Callable[[], object]) -> redis.Redis:
+    """A client of the same server for those who try again themselves: it never does. Each time that it has connected,
+    it calls `connected`."""
+
+    def on_connect(connection: Any) -> None:
+        connection.on_connect()
+        connected()
+
+    pool = client.connection_pool
+    settings: dict[str, Any] = pool.connection_kwargs | {
+        "retry": Retry(NoBackoff(), 0),
+        "redis_connect_func": on_connect,
+    }
+    return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))
+
+
 # The private server.
 
 
@@ -136,6 +153,11 @@ def private_folder() -> Path:
 def private_url() -> str:
     """The private server's URL, whether it runs or not."""
     return f"unix://{quote(str(_socket()))}"
+
+
+def is_private(client: redis.Redis) -> bool:
+    """Whether it is a client of the private server."""
+    return client.connection_pool.connection_kwargs.get("path") == str(_socket())
 
 
 def running() -> redis.Redis | None:

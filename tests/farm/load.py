@@ -15,11 +15,11 @@ from typing import Any
 
 import orjson
 
-from draftmill.producer.client.submission import submit
+from draftmill.producer.client.patience import Patience
+from draftmill.producer.client.submission import plan, submit
 from draftmill.producer.input.dataset import BadLine, Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.queue import batches, wire
-from draftmill.producer.queue.batches import BatchInfo
 from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
 from tests.worker.run_worker import PAIR
@@ -177,13 +177,14 @@ def speed(full: bool) -> Figure:
         file.write_text("".join(f'{{"id": "r-{n}", "prompt": "say {n}", "max_tokens": 1}}\n' for n in range(jobs)))
         begin = time.monotonic()
         dataset = Dataset(str(file), PAIR, Defaults())
-        survey = dataset.survey()
-        submit(farm.redis, dataset, BatchInfo(survey.batch, PAIR, "normal", survey.good), lambda _: None)
+        submission = plan(dataset, dataset.survey(), "soak")
+        submit(Patience(farm.redis), submission)
+        batch = submission.info.id
         submitted = jobs / (time.monotonic() - begin)
         farm.start()
-        farm.wait(lambda: farm.status(survey.batch).done > 0, 20)
-        begin, done = time.monotonic(), farm.status(survey.batch).done
-        farm.wait(lambda: farm.status(survey.batch).complete, 120)
+        farm.wait(lambda: farm.status(batch).done > 0, 20)
+        begin, done = time.monotonic(), farm.status(batch).done
+        farm.wait(lambda: farm.status(batch).complete, 120)
         through = (jobs - done) / (time.monotonic() - begin)
     text = f"{through:,.0f} jobs/s through one worker, {submitted:,.0f} lines/s read and submitted"
     return Figure(text, through >= 500 and submitted >= 3_000)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.farm import datasets, dying, load, own_disk, redis_faults
+from tests.farm import datasets, dying, load, outputs, own_disk, redis_faults
 from tests.farm.figure import Fault
 from tests.farm.sharing import fairness, neighbours
 
@@ -32,6 +32,8 @@ FAULTS = (
     Fault("wires", f"producers and workers of two wires mixed: {NOTHING}", neighbours.wires),
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
     Fault("csv-rows", "100,000 CSV rows: producer below 300 MB, Redis below 1 GB", datasets.csv_rows),
+    Fault("two-servers", "run killed under one OUT, two servers in turn: 0 lost, 0 twice", outputs.two_servers),
+    Fault("followed", "100,000 rows submitted and collected at once: Redis below 200 MB", outputs.followed),
     Fault("leaks", "100,000 jobs: memory back to its baseline + 5 %", load.leaks),
     Fault("full-memory", f"maxmemory reached: {NOTHING}", redis_faults.full_memory),
     Fault("full-disk", f"disk full under the append-only file: {NOTHING}", redis_faults.full_disk),

@@ -64,18 +64,3 @@ def test_trouble_is_one_line_and_the_same_command_goes_on(
     assert collected.returncode == 0, collected.stderr
     ids = [orjson.loads(line)["custom_id"] for line in shell.lines("out.jsonl")]
     assert sorted(ids) == sorted(f"r-{n}" for n in range(LINES))
-
-
-def test_a_submitter_whose_redis_dies_says_so_and_resumes(shell: Shell, redis_server: RedisServer) -> None:
-    shell.write("long.jsonl", b"\n".join(b'{"prompt": "say %d"}' % n for n in range(25_000)))
-    process = shell.start("submit", "long.jsonl", "--pair", PAIR)  # it waits: a window of lines is queued
-    assert process.stderr
-    while "lines are queued" not in process.stderr.readline():
-        assert process.poll() is None
-    redis_server.kill()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert error.splitlines()[-1].startswith("Error: cannot reach Redis")
-    redis_server.start()
-    listed = shell("status").stdout
-    assert "0/25,000" in listed

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftmill.engine.request import Completion
-from draftmill.producer.client.submission import submit
+from draftmill.producer.client.patience import Patience
+from draftmill.producer.client.submission import plan, submit
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.input.rows import RowOptions
 from draftmill.producer.queue import batches
-from draftmill.producer.queue.batches import BatchInfo
 from draftmill.producer.queue.leases import JobQueue
 from draftmill.worker import jobs, results
 
@@ -51,14 +51,16 @@ def there_and_back(redis: redis_py.Redis, name: str, content: bytes, rows: list[
         survey = dataset.survey()
     assert (survey.good, survey.bad) == (len(rows), 0), survey.first_bad
     redis.flushdb()
-    submit(redis, dataset, BatchInfo(survey.batch, PAIR, "normal", survey.good), lambda _: None)
+    submission = plan(dataset, survey, "ann")
+    submit(Patience(redis), submission)
     queue = JobQueue(redis, "w", PAIR, lease=30)
     for claimed in queue.claim(len(rows)):
         body = jobs.decode(claimed, PAIR)
         assert body.messages
         completion = Completion(claimed.id, body.messages[0].content, (1,), "stop", 1)
         assert queue.commit([results.completed(claimed, body, completion)]) == [True]
-    lines = [orjson.loads(result.line) for result in sorted(batches.results(redis, survey.batch), key=lambda r: r.n)]
+    found = sorted(batches.read(redis, submission.info.id, "0-0", 500), key=lambda result: result.n)
+    lines = [orjson.loads(result.line) for result in found]
     assert [orjson.loads(line["response"]["body"]["choices"][0]["message"]["content"]) for line in lines] == rows
     assert [line.get("keep", {}) for line in lines] == rows
 

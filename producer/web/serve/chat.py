@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,11 @@ from .models import Models
 from .pages import json_object
 from .records import new_id
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
-"""Seconds between two looks for the result: longer, the longer it takes."""
+BLOCK_SECONDS = 1.0
+"""How long Redis is asked to wait for a result before the client is looked after."""
+MOST_WAITING = 500
+"""Calls that wait in a thread at once; if there are more, they take turns."""
+END_PAUSE = 0.5
 END_SECONDS = 60.0
 """How long a cancelled call that runs is looked after; then the server's next start does it."""
 STOP_SECONDS = 5.0
@@ -43,6 +47,7 @@ class Chat:
 
     def __init__(self, redis: redis_py.Redis, models: Models, folder: Path, timeout: float) -> None:
         self._redis, self._models, self._folder, self._timeout = redis, models, folder, timeout
+        self._threads = ThreadPoolExecutor(MOST_WAITING, "draftmill-call")
         self._endings: set[asyncio.Task[None]] = set()
         folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -85,18 +90,18 @@ class Chat:
 
     async def _wait(self, request: Request, job: JobBody) -> dict[str, Any]:
         """The output line of the job; raises if it takes too long or the client goes away."""
-        deadline, pause = time.monotonic() + self._timeout, SHORTEST_PAUSE
-        while (line := await run_in_threadpool(self._result, job.batch)) is None:
+        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self._timeout
+        while (line := await loop.run_in_executor(self._threads, self._result, job.batch)) is None:
             if await request.is_disconnected():
                 raise ClientDisconnect
             if time.monotonic() > deadline:
                 raise await run_in_threadpool(self._too_late, job.pair)
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.2, LONGEST_PAUSE)
         return line
 
     def _result(self, batch: str) -> dict[str, Any] | None:
-        return next((orjson.loads(result.line) for result in batches.results(self._redis, batch)), None)
+        """The output line of the one request, if it comes within a moment."""
+        found = batches.read(self._redis, batch, "0-0", 1, BLOCK_SECONDS)
+        return orjson.loads(found[0].line) if found else None
 
     def _too_late(self, pair: str) -> ApiError:
         workers = self._models.live()[pair]
@@ -116,7 +121,7 @@ class Chat:
         deadline = time.monotonic() + END_SECONDS
         with suppress(rx.RedisError):
             while time.monotonic() < deadline and not await run_in_threadpool(self._ended, batch):
-                await asyncio.sleep(LONGEST_PAUSE)
+                await asyncio.sleep(END_PAUSE)
 
     def _ended(self, batch: str) -> bool:
         state = batches.status(self._redis, batch)

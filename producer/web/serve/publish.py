@@ -49,7 +49,7 @@ class Unqueued(BadLine):
 
 def publish(batch: BatchRecord, output: Output, files: Files) -> BatchRecord:
     """Makes files of what the batch put out, and returns the batch that names them. May be repeated."""
-    out, errors = output.path, output.errors_path
+    out, errors = output.path, output.errors.path
     output_id = error_id = None
     if out.stat().st_size:
         output_id = _file_id(batch, "output")

@@ -1,7 +1,7 @@
 """Takes each batch from status to status, in a thread of its own: validate, queue and collect, publish.
 
-A kill at any moment loses nothing: what a batch is at stands in its record, how far its results are in the manifest of
-its output, and each step may be taken again. So a server that starts goes on with every unfinished batch.
+A kill at any moment loses nothing: what a batch is at stands in its record, which of its requests have ended in its
+output, and each step may be taken again. So a server that starts goes on with every unfinished batch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import shutil
 import threading
 import time
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 
 import redis as redis_py
 import redis.exceptions as rx
 
-from ...client.submission import submit
-from ...input.dataset import BadLine, Dataset
+from ...client.collect import Collector
+from ...client.follower import Follower
+from ...client.patience import impatient
+from ...client.submission import Cancelled, Feed, Submission
+from ...input.dataset import BadLine, Dataset, Survey
 from ...input.lines import Defaults
-from ...output import collect
 from ...output.files import WriteError
 from ...output.output import Output
 from ...queue import batches
@@ -133,8 +134,9 @@ class Runner:
         batch = self.shelf[id]
         if batch.is_open:
             with Output(self._work(id) / "results.jsonl", id) as output:
-                if not output.manifest.complete:
+                if output.ended < batch.total:
                     self._generate(batch, output)
+                output.finish()
                 self._publish(output)
             LOG.info("%s %s", id, self.shelf[id].status)
         shutil.rmtree(self._work(id))
@@ -157,67 +159,57 @@ class Runner:
     def _generate(self, batch: BatchRecord, output: Output) -> None:
         """Queues the requests and collects their results until each has one, or the batch is to end."""
         dataset = self._dataset(batch.id, batch.pair)
-        info = BatchInfo(
-            batch.id, batch.pair, PRIORITIES[1], batch.total - batch.refused, batch.input_file_id, batch.user
-        )
-        state = batches.status(self._redis, batch.id)
-        if state is None or not state.is_cancelled:
-            batches.create(self._redis, info)
-        collect.reconcile(self._redis, output)
         self._write_refused(dataset, output)
-        try:
-            self._tick(collect.step(self._redis, output))
-            submit(self._redis, dataset, info, lambda _: self._tick(collect.step(self._redis, output)))
-            collect.follow(self._redis, output, self._tick)
-        except Ended:
-            self._end(batch.id, dataset, output)
+        survey = dataset.survey() if batch.total > batch.refused else Survey()
+        info = BatchInfo(batch.id, batch.pair, PRIORITIES[1], batch.total, batch.input_file_id, batch.user)
+        patience = impatient(self._redis)  # `_keep_on` tries again
+        feed = Feed(Submission(dataset, survey, info), patience, output)
+        follower = Follower(patience, batch.id)
+        with Collector(follower, output) as collector:
+            try:
+                for state in collector.until(batch.total, feed):
+                    self._tick(state, output)
+            except (Ended, Cancelled):
+                follower.feed = None
+                self._end(batch.id, dataset, collector, output)
         self.shelf.update(batch.id, lambda batch: batch.at("finalizing"))
-        collect.finish(self._redis, output, in_order=False)
 
-    def _tick(self, state: BatchStatus) -> None:
+    def _tick(self, state: BatchStatus, output: Output) -> None:
         """Shows how far a batch is, and notices that it is to end."""
-        if self._stopping.is_set():
-            raise Stopping
-        batch = self._count(state)
-        if state.is_cancelled and not batch.is_ending:  # by `draftmill cancel`
-            batch = self.shelf.update(batch.id, lambda batch: batch.at("cancelling"))
+        batch = self._count(state, output)
         if time.time() >= batch.expires_at and not batch.is_ending and not state.complete:
             batch = self.shelf.update(batch.id, lambda batch: replace(batch, expired_at=int(time.time())))
-        if batch.is_ending:
+        if batch.is_ending or state.is_cancelled:
             raise Ended
 
-    def _count(self, state: BatchStatus) -> BatchRecord:
-        failed = state.failed + self.shelf[state.id].refused
-        return self.shelf.show(state.id, completed=state.done, failed=failed)
+    def _count(self, state: BatchStatus, output: Output) -> BatchRecord:
+        if self._stopping.is_set():
+            raise Stopping
+        batch = self.shelf[state.id]
+        failed = max(batch.failed, batch.refused + state.failed)  # Redis may have lost some
+        return self.shelf.show(state.id, completed=output.done, failed=failed)
 
-    def _end(self, id: str, dataset: Dataset, output: Output) -> None:
+    def _end(self, id: str, dataset: Dataset, collector: Collector, output: Output) -> None:
         """Cancels what is queued or runs, collects what there is, and writes an error for what was never queued."""
+        if not self.shelf[id].is_ending:  # by `draftmill cancel`
+            self.shelf.update(id, lambda batch: batch.at("cancelling"))
         self.shelf.update(id, lambda batch: batch.at("finalizing"))
-        again = 0.0
-
-        def tick(state: BatchStatus) -> None:
-            nonlocal again
-            if self._stopping.is_set():
-                raise Stopping
-            if time.monotonic() >= again and not state.complete:
-                cancel(self._redis, id)
-                again = time.monotonic() + CANCEL_SECONDS
-            self._count(state)
-
-        cancel(self._redis, id)
-        state = collect.follow(self._redis, output, tick)
-        jobs = (item for item in dataset if isinstance(item, JobBody))
-        written = output.manifest.bad - self.shelf[id].refused  # before a cut
-        for job in islice(jobs, state.submitted + written, None):  # lines are queued in their order
-            output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))
+        if batches.status(self._redis, id) is not None:
+            cancel(self._redis, id)
+            again = time.monotonic() + CANCEL_SECONDS
+            for state in collector:
+                self._count(state, output)
+                if time.monotonic() >= again and not state.complete:
+                    cancel(self._redis, id)
+                    again = time.monotonic() + CANCEL_SECONDS
+        for job in dataset:
+            if isinstance(job, JobBody) and not output.has(job.custom_id):
+                output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))
 
     def _write_refused(self, dataset: Dataset, output: Output) -> None:
-        if not output.manifest.bad_written:
-            for item in dataset:
-                if isinstance(item, BadLine):
-                    output.write_bad(Refused(item.number, item.reason, item.custom_id, output.manifest.batch))
-            output.manifest.bad_written = True
-            output.save()
+        for item in dataset:
+            if isinstance(item, BadLine) and not output.has(item.custom_id or ""):
+                output.write_bad(Refused(item.number, item.reason, item.custom_id, output.manifest.batch))
 
     def _publish(self, output: Output) -> None:
         """Turns the output into files of the user's; then Redis needs to know nothing more of the batch."""

@@ -9,11 +9,11 @@ import orjson
 import pytest
 import redis as redis_py
 
-from draftmill.producer.client.submission import BEGINNING, submit
+from draftmill.producer.client.patience import Patience
+from draftmill.producer.client.submission import BEGINNING, Submission, plan, submit
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
-from draftmill.producer.queue import wire
-from draftmill.producer.queue.batches import BatchInfo
+from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.errors import UserError
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer
@@ -25,22 +25,56 @@ def test_lines_of_one_template_follow_each_other(redis: redis_py.Redis, tmp_path
     lines.insert(3, {"id": "alone", "prompt": "hello"})
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join(map(orjson.dumps, lines)))
-    dataset = Dataset(str(path), "some-pair", Defaults())
-    batch = BatchInfo(dataset.survey().batch, "some-pair", "normal", 7)
-    assert submit(redis, dataset, batch, lambda state: None).new == 7
-    queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', batch.id)}", 0, -1)
-    names = {wire.job_id(batch.id, line["id"]): line["id"] for line in lines}
+    submission = planned(path)
+    assert submit(Patience(redis), submission).new == 7
+    batch = submission.info.id
+    queued: Any = redis.lrange(f"rq:queue:{wire.queue_name('some-pair', batch)}", 0, -1)
+    names = {wire.job_id(batch, line["id"]): line["id"] for line in lines}
     assert [names[job.decode()] for job in queued] == ["0", "2", "4", "1", "3", "5", "alone"]
 
 
-def test_a_file_that_changes_meanwhile_is_told(redis: redis_py.Redis, tmp_path: Path) -> None:
+LINES = [orjson.dumps({"id": f"{n}", "prompt": f"hello {n}"}) + b"\n" for n in range(1200)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "queued"),
+    [
+        (LINES[:4], 0),
+        ([*LINES[:700], LINES[700].replace(b"hello", b"HELLO"), *LINES[701:]], 500),
+        ([*LINES[:500], b"\n", *LINES[500:]], 500),  # the numbers of lines change
+        ([*LINES, LINES[0].replace(b'"0"', b'"x"')], 1000),
+        (LINES[:1000], 1000),
+    ],
+    ids=["cut short", "one prompt", "a blank line", "one more", "a chunk less"],
+)
+def test_nothing_of_a_file_that_changed_meanwhile_is_queued(
+    redis: redis_py.Redis, tmp_path: Path, changed: list[bytes], queued: int
+) -> None:
     path = tmp_path / "in.jsonl"
-    path.write_bytes(b"".join(orjson.dumps({"id": f"{n}", "prompt": "hello"}) + b"\n" for n in range(9)))
+    path.write_bytes(b"".join(LINES))
+    submission = planned(path)
+    path.write_bytes(b"".join(changed))
+    with pytest.raises(UserError, match="changed while it was submitted"):
+        submit(Patience(redis), submission)
+    state = batches.status(redis, submission.info.id)
+    assert state
+    assert state.submitted == queued
+
+
+def test_a_batch_is_its_lines_and_its_user(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"".join(LINES[:3]))
+    first = planned(path)
+    assert planned(path).info.id == first.info.id != planned(path, "bob").info.id
+    path.write_bytes(b"\n" + b"".join(LINES[:3]))  # the queue knows lines by their numbers, OUT by their ids
+    second = planned(path)
+    assert second.info.id != first.info.id
+    assert second.survey.content == first.survey.content
+
+
+def planned(path: Path, user: str = "ann") -> Submission:
     dataset = Dataset(str(path), "some-pair", Defaults())
-    batch = BatchInfo(dataset.survey().batch, "some-pair", "normal", 9)
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
-    with pytest.raises(UserError, match="changed while it was submitted: 9 lines at first, then 4"):
-        submit(redis, dataset, batch, lambda state: None)
+    return plan(dataset, dataset.survey(), user)
 
 
 def test_results_are_not_written_over_their_input(shell: Shell) -> None:

@@ -16,6 +16,7 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer.cli.cron import check_arguments
+from draftmill.producer.client.submission import plan
 from draftmill.producer.cron import entries
 from draftmill.producer.cron.schedule import Schedule
 from draftmill.producer.cron.scheduler import Scheduler
@@ -68,8 +69,8 @@ class Cron:
 
     def batch_of(self, at: int) -> str:
         """The batch that a slot of `tick` must be."""
-        content = Dataset(str(self.shell.folder / "in.jsonl"), PAIR, Defaults()).survey().batch
-        return wire.batch_of(f"{content} {Slot('tick', at)}", login())
+        dataset = Dataset(str(self.shell.folder / "in.jsonl"), PAIR, Defaults())
+        return plan(dataset, dataset.survey(str(Slot("tick", at))), login()).info.id
 
     def last(self) -> Ended | None:
         return entries.read(self.redis, check_arguments).entries["tick"].last

@@ -221,7 +221,8 @@ def test_a_response_format_becomes_the_text_of_a_schema() -> None:
         assert job(line, schema=default).json_schema == expected
         assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
     assert job({"prompt": "a"}).json_schema is None
-    assert dataset({"prompt": "a"}).survey().batch != dataset({"prompt": "a", "response_format": strict}).survey().batch
+    surveys = [dataset(line).survey() for line in ({"prompt": "a"}, {"prompt": "a", "response_format": strict})]
+    assert surveys[0].content != surveys[1].content
 
 
 def test_a_schema_is_taken_out_of_its_wrapper() -> None:
@@ -304,14 +305,14 @@ def test_no_json_is_a_surprise(line: dict[str, Any]) -> None:
 
 def test_a_batch_is_its_jobs_and_pair() -> None:
     lines: list[bytes | dict[str, Any]] = [{"prompt": "a"}, {"id": "b", "prompt": "b"}]
-    id = dataset(*lines).survey().batch
+    id = dataset(*lines).survey().content
     assert id.startswith("batch_")
     assert len(id) == len("batch_") + 24
-    assert dataset(*lines).survey().batch == id
-    assert dataset(*lines, b"not a job").survey().batch == id
-    assert dataset(lines[0], b' {"prompt" : "b", "id": "b"} ').survey().batch == id
-    assert dataset(*lines, defaults=Defaults({"max_tokens": 5})).survey().batch != id
-    assert dataset(lines[0]).survey().batch != id
+    assert dataset(*lines).survey().content == id
+    assert dataset(*lines, b"not a job").survey().content == id
+    assert dataset(lines[0], b' {"prompt" : "b", "id": "b"} ').survey().content == id
+    assert dataset(*lines, defaults=Defaults({"max_tokens": 5})).survey().content != id
+    assert dataset(lines[0]).survey().content != id
 
 
 def test_a_survey_counts() -> None:
@@ -344,7 +345,7 @@ def test_batches_lines_and_names_have_a_largest_size(monkeypatch: pytest.MonkeyP
 
 def test_how_long_a_line_may_take_is_no_part_of_a_batch_s_identity() -> None:
     line = {"prompt": "a", "max_tokens": 3}
-    assert dataset(line).survey().batch == dataset(line | {"max_seconds": 5}).survey().batch
+    assert dataset(line).survey().content == dataset(line | {"max_seconds": 5}).survey().content
     assert job(line, sampling={"max_seconds": 2.5}).sampling.max_seconds == 2.5
     (bad,) = read(line | {"max_seconds": 0})
     assert str(bad) == "line 1: max_seconds is 0; it must be more than 0"

@@ -107,10 +107,10 @@ def test_parameters_in_a_csv_file_are_numbers(tmp_path: Path) -> None:
 def test_ids_of_batches_stay_as_they_were(path: Path) -> None:
     """The example prompts have had this id from the start; what a job keeps is a part of the id."""
     example = str(ROOT / "producer/examples/prompts.jsonl")
-    assert Dataset(example, "smollm2-135m", Defaults()).survey().batch == "batch_7eb96748b390f6298efd819b"
+    assert Dataset(example, "smollm2-135m", Defaults()).survey().content == "batch_7eb96748b390f6298efd819b"
 
     def batch(**options: Any) -> str:
-        return Dataset(str(path), PAIR, Defaults(), RowOptions(**options)).survey().batch
+        return Dataset(str(path), PAIR, Defaults(), RowOptions(**options)).survey().content
 
     assert batch(template="{{ text }}") == batch(template="{{ row['text'] }}") == batch(template="{{text}}", where="1")
     assert len({batch(template="{{ text }}", keep=keep) for keep in ((), ("stars",), ("stars", "text"))}) == 3

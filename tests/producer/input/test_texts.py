@@ -54,7 +54,7 @@ def test_a_folder_may_change_while_it_is_read(notes: Path) -> None:
     (notes / "d.txt").write_text("new")
     assert [item.custom_id for item in opened] == ["a.txt", "b.txt"]
     assert opened.survey() == survey
-    assert dataset(notes).survey().batch != survey.batch
+    assert dataset(notes).survey().content != survey.content
 
 
 def test_files_that_are_no_text_are_named(notes: Path) -> None:

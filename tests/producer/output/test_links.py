@@ -8,6 +8,7 @@ import pytest
 
 from draftmill.producer.output.files import check_writable
 from draftmill.producer.output.output import Output, errors_of
+from draftmill.producer.output.records import key_of
 from draftmill.producer.queue.errors import UserError
 from tests.producer.output.test_output import FORMATS, done, failed, rows
 
@@ -26,19 +27,18 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path, format: str, the
         with Output(out, "b") as output:
             output.write(failed(n) if n == 2 else done(n))
     with Output(out, "b") as output:
-        output.sort({f"r-{n}": 9 - n for n in range(4)})
-        output.complete()
+        output.sort({key_of(f"r-{n}"): 9 - n for n in range(4)})
+        output.finish()
     assert out.is_symlink()
     assert errors_of(out).is_symlink()
     assert {path.name for path in big.iterdir()} == {out.name, errors_of(out).name}
     assert [row["custom_id"] for row in rows(big / out.name)] == ["r-3", "r-1", "r-0"]
     with Output(out, "b") as output:  # the failure runs again
-        output.take_back(1, lambda lines: [False for _ in lines])
         output.write(done(2))
-        output.complete()
+        output.finish()
     with Output(out, "c", force=True) as output:
         output.write(done(7))
-        output.complete()
+        output.finish()
     assert out.is_symlink()
     assert errors_of(out).is_symlink()
     assert {path.name for path in big.iterdir()} == {out.name}

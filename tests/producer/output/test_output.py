@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -57,7 +59,7 @@ def write(path: Path, results: Sequence[Result]) -> None:
     with Output(path, "b") as output:
         for result in results:
             output.write(result)
-        output.complete()
+        output.finish()
 
 
 def stray(folder: Path) -> set[str]:
@@ -121,40 +123,79 @@ def test_a_table_has_plain_columns_with_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @given(
     fails=st.lists(st.booleans(), min_size=1, max_size=30),
-    cuts=st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=40), st.binary(max_size=40)), max_size=6),
+    cuts=st.lists(
+        st.tuples(st.integers(0, 30), st.integers(0, 200), st.integers(0, 60), st.integers(0, 30)), max_size=6
+    ),
 )
 @settings(max_examples=20, deadline=None)
 def test_what_an_interruption_tore_is_cut_away(
-    tmp_path_factory: pytest.TempPathFactory, format: str, fails: list[bool], cuts: list[tuple[int, bytes, bytes]]
+    tmp_path_factory: pytest.TempPathFactory, format: str, fails: list[bool], cuts: list[tuple[int, int, int, int]]
 ) -> None:
+    """Files lose any number of bytes at their ends, as in a power cut; what was not acknowledged comes again."""
     path = tmp_path_factory.mktemp("out") / f"out.{format}"
-    errors = errors_of(path)
     results = [failed(n) if fail else done(n, 'a\n"b",c') for n, fail in enumerate(fails)]
-
-    def go_on(count: int) -> None:
+    growing = path.with_name("out.parquet.partial.jsonl") if format == "parquet" else path
+    for count, *lost in cuts:
         with Output(path, "b") as output:
-            at = int(output.manifest.after.partition("-")[0])
-            for each in results[at : at + count]:
+            for each in results[:count]:
                 output.write(each)
-
-    for count, torn, torn_errors in cuts:
-        go_on(count)
-        if not path.with_name(f"{path.name}.draftmill.json").exists():  # nothing was written, so nothing is kept
-            continue
-        growing = path.with_name("out.parquet.partial.jsonl") if format == "parquet" else path
-        with growing.open("ab") as out, errors.open("ab") as error_file:
-            out.write(torn)
-            error_file.write(torn_errors)
+        order = path.with_name(f"{path.name}.draftmill.order")
+        for file, bytes in zip((growing, errors_of(path), order), lost, strict=True):
+            if file.exists():
+                os.truncate(file, max(0, file.stat().st_size - bytes))
     with Output(path, "b") as output:
-        for each in results[int(output.manifest.after.partition("-")[0]) :]:
+        for each in results:
             output.write(each)
-        output.sort({f"r-{n}": 100 - n for n in range(len(fails))})
-        output.complete()
+        output.sort()
+        output.finish()
     good = [n for n, fail in enumerate(fails) if not fail]
-    assert [row["custom_id"] for row in rows(path)] == [f"r-{n}" for n in reversed(good)]
-    wrong = b"".join(r.line + b"\n" for r, fail in zip(results, fails, strict=True) if fail)
-    assert (errors.read_bytes() if errors.exists() else b"") == wrong
+    assert [row["custom_id"] for row in rows(path)] == [f"r-{n}" for n in good]
+    assert failures(path) == [r.line for r, fail in zip(results, fails, strict=True) if fail]
     assert stray(path.parent) == {f"{path.name}.draftmill.json"}
+
+
+def failures(out: Path) -> list[bytes]:
+    errors = errors_of(out)
+    return errors.read_bytes().splitlines() if errors.exists() else []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_line_is_written_once_however_often_it_comes(tmp_path: Path, format: str) -> None:
+    path = tmp_path / f"out.{format}"
+    for _ in range(2):
+        with Output(path, "b") as output:
+            output.write_bad(BadLine(9, "no prompt"))
+            for n in (0, 1, 0):
+                output.write(done(n))
+            output.write(failed(1))  # from another Redis: OUT has its result
+            for _ in range(2):
+                output.write(failed(2))
+            assert (output.done, output.failed, output.bad) == (2, 1, 1)
+            assert [output.has(f"r-{n}") for n in range(4)] == [True, True, True, False]
+            output.finish()
+    assert [row["custom_id"] for row in rows(path)] == ["r-0", "r-1"]
+    assert [orjson.loads(line)["custom_id"] for line in failures(path)] == [None, "r-2"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_only_what_stands_in_a_file_of_ours_goes_on(tmp_path: Path, format: str) -> None:
+    """Records that somebody took out come again; a record that is none is told, and nothing is lost to it."""
+    path = tmp_path / f"out.{format}"
+    growing = path.with_name("out.parquet.partial.jsonl") if format == "parquet" else path
+    with Output(path, "b") as output:
+        for n in range(3):
+            output.write(done(n))
+    lines = growing.read_bytes().splitlines(keepends=True)
+    growing.write_bytes(b"".join(lines[:-2] + lines[-1:]))
+    with Output(path, "b") as output:
+        assert [output.has(f"r-{n}") for n in range(3)] == [True, False, True]
+    if format != "csv":  # of which anything is a record
+        with growing.open("ab") as file:
+            file.write(b"not ours\n" + lines[0])
+        before = growing.read_bytes()
+        with pytest.raises(UserError, match=r"was changed since it was written: record 3 is no result"):
+            Output(path, "b")
+        assert growing.read_bytes() == before
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -169,36 +210,51 @@ def test_results_can_be_read_while_they_come(tmp_path: Path, format: str) -> Non
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_failures_that_run_again_leave_the_error_file(tmp_path: Path, format: str) -> None:
+def test_a_failure_that_ran_again_has_its_new_result(tmp_path: Path, format: str) -> None:
+    """After `submit --retry-failed`: old failures stand until the new results come."""
     path = tmp_path / f"out.{format}"
+    again = Result("9-0", orjson.dumps({"custom_id": "r-2", "error": {"code": "z", "message": "again"}}), 2)
     with Output(path, "b") as output:
         output.write_bad(BadLine(9, "no prompt"))
         for result in (failed(0), done(1), failed(2)):
             output.write(result)
-        output.complete()
-    asked: list[str] = []
-
-    def stands(lines: Sequence[dict[str, Any]]) -> list[bool]:
-        asked.extend(line["custom_id"] for line in lines)
-        return [line["custom_id"] == "r-2" for line in lines]
-
-    def cut(lines: Sequence[dict[str, Any]]) -> list[bool]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), Output(path, "b") as output:
-        output.take_back(1, cut)
+        output.finish()
     with Output(path, "b") as output:
-        assert output.manifest.retries == 0
-        output.take_back(1, stands)
-        assert asked == ["r-0", "r-2"]
-        assert (output.manifest.done, output.manifest.failed, output.manifest.bad) == (1, 1, 1)
-    with Output(path, "b") as output:
+        assert (output.done, output.failed, output.bad) == (1, 2, 1)
         output.write(done(0))
-        output.complete()
-    assert [row["custom_id"] for row in rows(path)] == ["r-1", "r-0"]
-    lines = [orjson.loads(line) for line in errors_of(path).read_bytes().splitlines()]
-    assert [line["error"]["code"] for line in lines] == ["invalid_line", "x"]
-    assert stray(tmp_path) == {f"{path.name}.draftmill.json"}
+        output.write(again)
+        output.save()  # and a cut: the old failures still stand there
+        with Output(copied(path, tmp_path / "copy"), "b") as cut:
+            assert (cut.done, cut.failed, cut.bad) == (2, 1, 1)
+            cut.finish()
+        output.finish()
+    for folder in (tmp_path, tmp_path / "copy"):
+        assert sorted(row["custom_id"] for row in rows(folder / path.name)) == ["r-0", "r-1"]
+        lines = [orjson.loads(line) for line in failures(folder / path.name)]
+        assert [line["error"]["code"] for line in lines] == ["invalid_line", "z"]
+    assert stray(tmp_path) == {f"{path.name}.draftmill.json", "copy"}
+
+
+def copied(out: Path, folder: Path) -> Path:
+    """OUT and what lies beside it, in another folder."""
+    folder.mkdir()
+    for path in out.parent.glob(f"{out.name}*"):
+        shutil.copy(path, folder)
+    return folder / out.name
+
+
+def test_failures_are_dropped_to_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Output(path, "b") as output:
+        output.write_bad(BadLine(9, "no prompt"))
+        output.write(failed(0))
+        output.errors.drop_failures()
+        assert not output.has("r-0")
+    assert [orjson.loads(line)["id"] for line in failures(path)] == ["line-9"]
+    with Output(path, "b") as output:
+        output.write(failed(0))
+        output.finish()
+    assert [orjson.loads(line)["custom_id"] for line in failures(path)] == [None, "r-0"]
 
 
 def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_path: Path) -> None:
@@ -208,30 +264,10 @@ def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_p
         output.write(done(0))
         output.write(done(1, keep={"stars": 1}))
     with Output(path, "b") as output:
-        assert output.manifest.after == "0-0"
+        assert output.done == 1
         output.write(done(0))
-        output.complete()
+        output.finish()
     assert [row["custom_id"] for row in rows(path)] == ["r-0"]
-
-
-@pytest.mark.parametrize("renamed", [False, True])
-def test_a_cut_while_the_error_file_is_swapped_is_made_good(tmp_path: Path, renamed: bool) -> None:
-    path, errors = tmp_path / "out.jsonl", tmp_path / "out.jsonl.errors.jsonl"
-    with Output(path, "b") as output:
-        output.write(failed(0))
-        output.write(failed(1))
-    with Output(path, "b") as output:
-        before, manifest = errors.read_bytes(), output.manifest
-        output.take_back(1, lambda lines: [line["custom_id"] == "r-1" for line in lines])
-        after = errors.read_bytes()
-    manifest.swapping = True
-    path.with_name("out.jsonl.draftmill.json").write_bytes(manifest.content)
-    if not renamed:
-        errors.write_bytes(before)
-        path.with_name("out.jsonl.errors.jsonl.tmp").write_bytes(after)
-    with Output(path, "b") as output:
-        output.write(done(0))
-    assert errors.read_bytes() == after == failed(1).line + b"\n"
 
 
 def test_another_batch_s_file_is_not_touched(tmp_path: Path) -> None:

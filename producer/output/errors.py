@@ -1,0 +1,123 @@
+"""The error file: failed requests and bad lines, one line of JSON each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from .files import open_locked, remove, replacing, size, sync, writing
+from .records import changed, cut, key_of, whole_lines
+
+BAD_LINE = "invalid_line"
+"""Error code of a line of the dataset that never reached the queue."""
+
+
+class ErrorFile:
+    """Grows like OUT. A failure that no longer counts, because its line has a result or failed again since, stays until
+    `tidy` writes the file anew; whoever reads the file in between lets the last one count.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failed: set[int] = set()
+        self._bad: set[str] = set()
+        self._untidy = False
+        self._file: BinaryIO | None = None
+
+    @property
+    def bad(self) -> int:
+        """Bad lines that stand in it."""
+        return len(self._bad)
+
+    def load(self, done: Set[int]) -> None:
+        """Reads what stands there; `done` are the lines that OUT has. Cuts off a torn end."""
+        if not size(self.path):
+            return
+        length = 0
+        for raw, line in self._lines():
+            length += len(raw)
+            self._note(line, done)
+        cut(self.path, length)
+
+    def add(self, raw: bytes, line: dict[str, Any]) -> None:
+        """Adds a line, raw and parsed, unless it is a bad line that stands there already."""
+        if not self._note(line):
+            return
+        if self._file is None:
+            self._file = open_locked(self.path)
+        with writing(self.path):
+            self._file.write(raw + b"\n")
+
+    def drop(self, key: int) -> None:
+        """The failure of a line that has a result now no longer counts."""
+        if key in self.failed:
+            self.failed.discard(key)
+            self._untidy = True
+
+    def drop_failures(self) -> None:
+        """No failure counts any longer; bad lines stay."""
+        self._untidy |= bool(self.failed)
+        self.failed.clear()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Writes the file anew without the failures that no longer count."""
+        if not self._untidy:
+            return
+        self.close()
+        last = {key_of(line["custom_id"]): n for n, (_, line) in enumerate(self._lines()) if not _is_bad(line)}
+        with replacing(self.path) as target:
+            for n, (raw, line) in enumerate(self._lines()):
+                key = None if _is_bad(line) else key_of(line["custom_id"])
+                if key is None or (key in self.failed and last[key] == n):
+                    target.write(raw)
+        if not size(self.path):
+            remove(self.path)
+        self._untidy = False
+
+    def flush(self) -> None:
+        if self._file:
+            with writing(self.path):
+                self._file.flush()
+
+    def sync(self) -> None:
+        """Puts what was written on the disk."""
+        if self._file:
+            with writing(self.path):
+                sync(self._file)
+
+    def close(self) -> None:
+        if self._file:
+            with writing(self.path):
+                self._file.close()
+            self._file = None
+
+    def _note(self, line: dict[str, Any], done: Set[int] = frozenset()) -> bool:
+        """Counts a line; False if it is a bad one that was counted before."""
+        if _is_bad(line):
+            is_new = line["id"] not in self._bad
+            self._bad.add(line["id"])
+            return is_new
+        key = key_of(line["custom_id"])
+        self._untidy |= key in self.failed or key in done
+        if key not in done:
+            self.failed.add(key)
+        return True
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """The whole lines of the file, raw and parsed."""
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(whole_lines(file), 1):
+                try:
+                    line = orjson.loads(raw)
+                    line["id" if _is_bad(line) else "custom_id"].encode()
+                except (ValueError, LookupError, TypeError, AttributeError):
+                    raise changed(self.path, number) from None
+                yield raw, line
+
+
+def _is_bad(line: dict[str, Any]) -> bool:
+    return line["error"]["code"] == BAD_LINE
