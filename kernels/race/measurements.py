@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..gpu.source import digest
+
+log = logging.getLogger(__name__)
 
 
 def machine() -> str:
@@ -28,9 +32,17 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def write(file: Path, owner: str, entry: Any) -> None:
-    """Keep a machine's entry beside those of others and of other versions; the file is replaced in one step."""
+    """Keep a machine's entry beside those of others and of other versions; the file is replaced in one step.
+
+    Where that fails (a full disk), the next start measures again.
+    """
     entries = read(file) | {owner: entry}
-    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f"{file.name}.{os.getpid()}")
-    new.write_text(json.dumps(entries, indent=1))
-    new.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps(entries, indent=1))
+        new.replace(file)
+    except OSError as error:
+        log.warning("cannot write %s (%s), so the next start measures again", file, error.strerror)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
