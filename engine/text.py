@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .chat import Chat
 from .request import RequestError
 
 
@@ -13,25 +14,16 @@ class Text:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
+        self.chat = Chat(tokenizer)
         self.end_tokens: frozenset[int] = frozenset(tokenizer.eos_token_ids)
 
     def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
-        """Tokens of a chat, through the model's own template, or of a plain prompt.
+        """Tokens of a chat, through the model's own template, or of a plain prompt, which may name control tokens.
 
         Raises:
             RequestError: the template refuses the messages, or there is no text at all.
         """
-        if messages is None:
-            tokens = self.tokenizer.encode(prompt)
-        elif getattr(self.tokenizer, "chat_template", None) is None:
-            raise RequestError("this model has no chat template; send a plain prompt (/v1/completions)")
-        else:
-            try:
-                tokens = self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
-                )
-            except Exception as error:  # a template is a program of the model's: it raises what it likes
-                raise RequestError(f"the model's chat template refuses these messages: {error}") from error
+        tokens = self.tokenizer.encode(prompt) if messages is None else self.chat.encode(messages)
         if not tokens:
             raise RequestError("the prompt is empty")
         return list(tokens)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import redis as redis_py
 
-from ..producer.queue.errors import denied
+from ..producer.queue.errors import denied, redis_trouble
 from ..producer.queue.leases import Claimed, JobQueue, Outcome
 from .metrics import Metrics
 from .spool import Spool
@@ -113,7 +113,9 @@ class Courier(threading.Thread):
                 found = self._claim()
             except redis_py.RedisError as error:
                 self.metrics.redis_errors.inc()
-                log.warning("Redis: %s; trying again in %d s, %d results wait", error, backoff, self.pending)
+                log.warning(
+                    "%s; trying again in %d s, %d results wait here", redis_trouble(error), backoff, self.pending
+                )
                 self._aborted.wait(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
                 continue
@@ -155,7 +157,7 @@ class Courier(threading.Thread):
         """Redis has answered: it has this outcome, or does not want it."""
         self.forget(outcome.job)
         if isinstance(reply, redis_py.RedisError):  # its lease will expire, and in the end it fails as poison
-            log.error("Redis refuses the result of %s: %s", outcome.job.id, reply)
+            log.error("the result of %s cannot be recorded: %s", outcome.job.id, redis_trouble(reply))
         elif reply:
             self.metrics.observe_outcome(outcome)
         else:

@@ -5,13 +5,15 @@ One file per worker, locked for as long as it lives, one JSON line per outcome. 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 import redis as redis_py
@@ -19,6 +21,8 @@ import redis as redis_py
 from ..producer.queue.leases import Claimed, Outcome
 
 log = logging.getLogger("draftmill.worker")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def spool_folder(data: Path, redis: redis_py.Redis) -> Path:
@@ -32,67 +36,132 @@ class Spool:
     """The outcomes that one worker holds. Only its owner may read them: they are completions.
 
     A disk that is full costs nothing but this safety: the worker says so and goes on.
+    Raises OSError if the folder cannot be used for another reason.
     """
 
     def __init__(self, folder: Path, worker: str) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.path = folder / f"{worker}.jsonl"
-        self._file = open(self.path, "ab", opener=_private)  # noqa: SIM115 -- closed in close()
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._size = 0
+        self._file: FileIO | None = None
+        self._has_lines = False
+        self._adopted: list[tuple[Path, FileIO]] = []
+        self._failing = False
+        try:
+            self._file = self._open()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._warn(error)
 
     def adopt(self) -> list[Outcome]:
-        """What workers left here that live no more; from now on it lies in this worker's file."""
+        """What workers left here that live no more. Their files stay, locked by this worker, until Redis has all."""
         found: list[Outcome] = []
-        for path in sorted(self.folder.glob("*.jsonl")):
-            if path == self.path:
+        others: list[Path] = []
+        with suppress(FileNotFoundError):  # on a full disk there may be no folder
+            others = sorted(path for path in self.folder.glob("*.jsonl") if path != self.path)
+        for path in others:
+            try:
+                file = FileIO(path, "r")
+            except FileNotFoundError:  # another worker was here first
                 continue
-            with path.open("rb") as file:
-                if _owned(file):
-                    continue
-                outcomes = list(_read(file))
-                self.add(outcomes)
-                path.unlink()
+            if not _is_left_over(path, file):
+                file.close()
+                continue
+            lines = file.read().splitlines()
+            outcomes = [outcome for line in lines if (outcome := _outcome(line))]
+            if unreadable := len(lines) - len(outcomes):
+                log.warning("%d results in %s are damaged or of another version; they run again", unreadable, path)
             found += outcomes
+            self._adopted.append((path, file))
         return found
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes down before Redis is asked to take them."""
         if not outcomes:
             return
-        lines = b"".join(_line(outcome) for outcome in outcomes)
         try:
-            self._file.write(lines)
-            self._file.flush()
+            self._file = self._file or self._open()
+            _append(self._file, b"".join(_line(outcome) for outcome in outcomes))
         except OSError as error:
-            log.warning("cannot keep %d results in %s: %s", len(outcomes), self.path, error.strerror)
-        self._size += len(lines)
+            self._warn(error)
+        else:
+            self._failing, self._has_lines = False, True
 
     def clear(self) -> None:
-        """Redis has them all."""
-        if self._size:
-            self._file.truncate(0)
-            self._size = 0
+        """Redis has them all. What a full disk does not let us remove is sent once more by the next worker."""
+        if self._file and self._has_lines:
+            with suppress(OSError):
+                self._file.truncate(0)
+            self._has_lines = False
+        for path, file in self._adopted:
+            with suppress(OSError):
+                path.unlink()
+            file.close()
+        self._adopted.clear()
 
     def close(self) -> None:
-        """Leave the file to the next worker, or nothing if Redis has all."""
-        if not self._size:
-            self.path.unlink(missing_ok=True)
-        self._file.close()
+        """Leave the files to the next worker, or nothing if Redis has all."""
+        if self._file:
+            if not self._has_lines:
+                with suppress(OSError):
+                    self.path.unlink()
+            self._file.close()
+        for _, file in self._adopted:
+            file.close()
+
+    def _open(self) -> FileIO:
+        """This worker's file. Until it is locked, another worker may take it for a left-over one, and remove it."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            file = FileIO(self.path, "ab", opener=_private)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(self.path, file):
+                return file
+            file.close()
+
+    def _warn(self, error: OSError) -> None:
+        """Said once, until writing works again."""
+        if not self._failing:
+            log.warning("cannot write to %s: %s; a crash would now lose finished results", self.path, error.strerror)
+        self._failing = True
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _owned(file: BinaryIO) -> bool:
-    """Whether a living worker holds this file; if not, we hold it from now on."""
+def _is_left_over(path: Path, file: FileIO) -> bool:
+    """Whether no living worker holds this file; if so, we hold it from now on. Files without a line are removed."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    return False
+        return False
+    if not _is_at(path, file):
+        return False
+    if os.fstat(file.fileno()).st_size == 0:
+        with suppress(OSError):
+            path.unlink()
+        return False
+    return True
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    """Whether `file` still is what lies at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _append(file: FileIO, lines: bytes) -> None:
+    """Write all of it or, if the disk is full, nothing."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        while lines:
+            lines = lines[file.write(lines) :]
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def _line(outcome: Outcome) -> bytes:
@@ -108,11 +177,23 @@ def _line(outcome: Outcome) -> bytes:
     return orjson.dumps(record) + b"\n"
 
 
-def _read(file: BinaryIO) -> Iterator[Outcome]:
-    for raw in file:
-        try:
-            record = orjson.loads(raw)
-        except orjson.JSONDecodeError:  # torn by the crash: this one is generated again
-            continue
-        job = Claimed(record.pop("job"), b"", record.pop("token"), "", "", 0)
-        yield Outcome(job, line=record.pop("line").encode(), **record)
+def _outcome(line: bytes) -> Outcome | None:
+    """The outcome in a line of a file; None if the line was torn by the crash, or is another version's."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    match record:
+        case {
+            "job": str(id),
+            "token": str(token),
+            "status": ("done" | "failed" | "cancelled" | "retry" | "returned") as status,
+            "line": str(text),
+            "prompt_tokens": int(prompt_tokens),
+            "completion_tokens": int(completion_tokens),
+            "reason": str(reason),
+        }:
+            job = Claimed(id, b"", token, "", "", 0)
+            return Outcome(job, status, text.encode(), prompt_tokens, completion_tokens, reason)
+        case _:
+            return None

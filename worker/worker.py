@@ -9,7 +9,7 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,10 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, Request, RequestError
+from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
-from ..producer.queue.leases import Claimed, JobQueue
+from ..producer.queue.leases import RETRY_SECONDS, Claimed, JobQueue
+from ..producer.queue.pair_names import canonical
 from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, pair_queue
 from . import jobs, results
 from .courier import Courier
@@ -38,7 +40,9 @@ log = logging.getLogger("draftmill.worker")
 VERSIONS = {name: version(name) for name in ("draftmill", "mlx", "rq")} | {"wire": str(WIRE)}
 
 MOST_FAILURES = 3
-"""Rounds that may fail one after the other before the worker ends."""
+"""Rounds that may fail in a row, each of other requests, before the worker ends."""
+IDLE_SECONDS = RETRY_SECONDS / 2
+"""An engine without work for so long has no rounds in a row: what failed comes back after RETRY_SECONDS, alone."""
 
 
 @dataclass
@@ -96,7 +100,7 @@ class MillWorker(BaseWorker):
         queues = [pair_queue(pair)]  # as `rq info` shows it: its batches have the queues below this name
         super().__init__(queues, name=name, connection=connection, serializer=JsonSerializer)
         self.engine = engine
-        self.pair = pair
+        self.pair = pair = canonical(pair)
         self.capacity = 2 * engine.max_rows
         about = {"host": host.name, "chip": host.chip, "mlx": VERSIONS["mlx"]}
         self.metrics = Metrics(pair, self.name, VERSIONS["draftmill"], **about)
@@ -128,6 +132,7 @@ class MillWorker(BaseWorker):
         self.signals = 0
         self._stop_at = math.inf
         self._failures = 0
+        self._worked_at = 0.0
         self._running: dict[str, Running] = {}
         self._done = self._failed = 0
         self._speed: deque[tuple[float, int]] = deque(maxlen=11)
@@ -165,9 +170,11 @@ class MillWorker(BaseWorker):
                     break
                 else:
                     self.courier.arrived.wait(0.1)
+                    if time.monotonic() - self._worked_at > IDLE_SECONDS:
+                        self._failures = 0
             ended_well = True
-        finally:  # jobs that were running when the engine failed are not handed back: their leases count
-            self._close(hand_back=ended_well)
+        finally:  # jobs that were running when the worker failed are not handed back: their leases count
+            self._close({} if ended_well else self._running)
         return not self.courier.held()
 
     def request_shutdown(self, *_: Any) -> None:
@@ -244,6 +251,8 @@ class MillWorker(BaseWorker):
             completions = self.engine.step()
         except Exception as error:
             return self._recover(error)
+        finally:
+            self._worked_at = time.monotonic()
         self._failures = 0
         self._tell_rows()
         self.metrics.observe_round(time.perf_counter() - begin, self.engine.stats)
@@ -286,21 +295,30 @@ class MillWorker(BaseWorker):
         return None
 
     def _recover(self, error: Exception) -> None:
-        """After a round that failed: empty the engine, and let what it ran be tried again, somewhere, later.
+        """After a round that failed: let what it ran be tried again, somewhere, later, and empty the engine.
 
-        An engine that fails again and again, or cannot even be emptied, ends the worker.
+        An engine that fails again and again, or cannot even be emptied, ends the worker. A request on its last try
+        runs alone; if its round fails, that is the request's fault.
         """
-        self._failures += 1
         log.error("a round of the engine failed: %s: %s", type(error).__name__, str(error)[:200])
+        ran = dict(self._running)
+        self._running.clear()
+        kept = [running for running in ran.values() if running.dropped != "lost"]
+        nobody_ran = not any(running.in_row for running in kept)
+        self._deliver(
+            [
+                results.retry(running.job, error) if running.in_row or nobody_ran else results.returned(running.job)
+                for running in kept
+            ]
+        )
+        if not any(running.job.alone for running in kept):
+            self._failures += 1
         if self._failures >= MOST_FAILURES:
             raise error
-        for id in self._running:
+        for id in ran:
             self.engine.cancel(id)
         while self.engine.busy:
             self.engine.step()
-        ended = [results.retry(running.job, error) for running in self._running.values() if running.dropped != "lost"]
-        self._running.clear()
-        self._deliver(ended)
 
     def _deliver(self, outcomes: Sequence[results.Outcome]) -> None:
         if outcomes:
@@ -310,8 +328,11 @@ class MillWorker(BaseWorker):
             self.courier.deliver(outcomes)
         self.metrics.in_flight.set(len(self._running))
 
-    def _close(self, hand_back: bool) -> None:
-        """Deliver what is finished while there is time, then only try; what Redis does not take stays on disk."""
+    def _close(self, lost: Mapping[str, Running]) -> None:
+        """Deliver what is finished while there is time, then only try; what Redis does not take stays on disk.
+
+        What is not finished is handed back, but for the jobs that are `lost`.
+        """
         self.courier.close()
         while self.courier.is_alive() and not self._out_of_time:
             self.courier.join(0.1)
@@ -320,12 +341,12 @@ class MillWorker(BaseWorker):
         self.pulse.stop()
         try:
             self.courier.flush()
-            if hand_back and (count := self.queue.release(self.courier.held())):
+            if count := self.queue.release(job for job in self.courier.held() if job.id not in lost):
                 log.warning("handed back %d unfinished jobs", count)
             self.pulse.sign_off()
         except redis_py.RedisError as error:
-            count = self.courier.pending
-            log.warning("Redis: %s; %d results wait in %s for the next worker", error, count, self.spool.path)
+            said, count = redis_trouble(error), self.courier.pending
+            log.warning("%s; %d results wait in %s for the next worker on this machine", said, count, self.spool.path)
         self.spool.close()
 
     def obey(self, orders: Orders) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +53,17 @@ def resolve(name: str) -> Pair:
     A target that belongs to no known pair is a pair without a draft.
 
     Raises:
-        ModelError: no such pair, and no folder or hub id either; names the nearest pair.
+        ModelError: no such pair, and no folder or hub id either; names the nearest pairs.
     """
     if pair := PAIRS.get(name.lower()):
         return pair
     if "/" in name or Path(name).is_dir():
         known = _family(name)
         return Pair(name, name, known.draft if known else None)
-    near = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "see `draftmill pairs`"
+    near = difflib.get_close_matches(name.lower(), PAIRS, n=len(PAIRS), cutoff=0.5)
+    jumbled = [known for known in near if not Counter(name.lower()) - Counter(known)]  # has every character of `name`
+    meant = " or ".join(f"'{known}'" for known in jumbled or near[:3])
+    hint = f"did you mean {meant}?" if meant else "see `draftmill pairs`"
     raise ModelError(f"unknown pair '{name}', {hint} (a folder or a hub id such as owner/name works too)")
 
 

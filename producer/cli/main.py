@@ -74,7 +74,7 @@ class Commands(click.Group):
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """Ends quietly when nobody reads the output any more: 1 would say that lines have failed."""
+    """Ends quietly when nobody reads the output any more; Python would end with 1 and a traceback."""
     try:
         yield
     except BrokenPipeError:
@@ -109,7 +109,7 @@ def main(debug: bool) -> None:
       draftmill worker                        on each Mac
       draftmill collect BATCH -o results.jsonl --follow
 
-    Exit codes: 0 done, 1 finished with failed or bad lines, 2 wrong usage or input, 3 cannot use Redis,
+    Exit codes: 0 done, 2 wrong usage or input, 3 cannot use Redis, 4 finished with failed or bad lines,
     70 a defect or a worker that died, 130 interrupted, and the same command goes on, 141 its output was not read to
     the end.
 

@@ -47,7 +47,7 @@ def workers_group(
 ) -> None:
     """List the workers of the fleet, or say what they are to do: drain, resume, pair, require.
 
-    One that vanished stays in the list for a day as `gone`, unless its machine has a new one. The exit code is 1 if
+    One that vanished stays in the list for a day as `gone`, unless its machine has a new one. The exit code is 4 if
     there is no live worker and --wait or --host asks for one.
 
     \b
@@ -93,7 +93,7 @@ def drain(names: tuple[str, ...], everybody: bool, wait: float | None, redis_url
     """Let the worker or the machine NAME take nothing new until `resume`.
 
     What runs is finished; what takes longer than the worker's own --drain goes back to the queue. A machine
-    stays drained when its worker is started again. With --wait the exit code is 1 if they are not drained in time.
+    stays drained when its worker is started again. With --wait the exit code is 4 if they are not drained in time.
 
     \b
     Examples:
@@ -165,6 +165,7 @@ def pair(host: str, pair: str | None, start: str | None, end: str | None, clear:
     if start is not None and (start == end or not pair):
         raise click.UsageError("--from and --until are the hours of a PAIR, and differ")
     redis = _connect(redis_url)
+    pair = pair and pair_names.canonical(pair)
     shifts = [] if clear else fleet.schedule(redis, host)
     if pair:
         new = Shift(pair, start or "00:00", end or "00:00")

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+import orjson
 import redis as redis_py
 
 from ..queue import batches
 from ..queue import schedules as store
-from ..queue.errors import BUG, DONE, FAILED_ITEMS, USAGE, UserError, explain_file, explain_redis
+from ..queue.errors import BUG, DONE, FAILED_ITEMS, USAGE, UserError, explain_file, redis_trouble
 from ..queue.schedules import Ended, Slot
 from . import entries
 from .entries import Schedules
@@ -38,7 +39,9 @@ AWAY_SECONDS = 5.0
 """Between two tries while Redis is away."""
 SAID_LINES = 5
 """Of what a command says, so many lines are logged."""
-FINAL = (DONE, FAILED_ITEMS, USAGE, BUG)
+WORKED = (DONE, FAILED_ITEMS)
+"""Exit codes of a command that did what it should, if with bad or failed lines."""
+FINAL = (*WORKED, USAGE, BUG)
 """Exit codes after which a slot is not tried again."""
 
 log = logging.getLogger("draftmill.cron")
@@ -52,6 +55,29 @@ class Task:
     batch: str = ""
     command: Command | None = None
     collecting: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code, the batch that it submitted, if it did, what it reported at last, and the
+    remarks that it made on the way.
+    """
+
+    code: int
+    batch: str
+    said: str
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def worked(self) -> bool:
+        return self.code in WORKED
+
+    @classmethod
+    def read(cls, code: int, out: Sequence[str], err: Sequence[str]) -> Outcome:
+        """From an exit code and the last lines of both outputs, which may be empty whatever the code is."""
+        worked = code in WORKED
+        said = (out if worked else err)[-1:]
+        return cls(code, _batch(said) if worked else "", "".join(said), tuple(err if worked else err[:-1]))
 
 
 class Command:
@@ -69,10 +95,10 @@ class Command:
             start_new_session=True,
         )
 
-    def result(self) -> tuple[int, list[str], list[str]] | None:
-        """Exit code and the last lines of both outputs once it has ended, else None."""
+    def outcome(self) -> Outcome | None:
+        """How it ended; None while it runs."""
         code = self.process.poll()
-        return None if code is None else (code, _tail(self._out), _tail(self._err))
+        return None if code is None else Outcome.read(code, _tail(self._out), _tail(self._err))
 
     def stop(self) -> None:
         """Interrupts it and waits for its end."""
@@ -110,7 +136,7 @@ class Scheduler:
             try:
                 pause = self._look()
             except redis_py.RedisError as error:
-                log.warning("%s; trying again", explain_redis(error, "Redis").message)
+                log.warning("%s; trying again", redis_trouble(error))
                 pause = AWAY_SECONDS
             self.stop.wait(pause)
         return self._give_up()
@@ -156,7 +182,7 @@ class Scheduler:
             self._end(slot, error.exit_code, error.message)
 
     def _submit(self, slot: Slot, task: Task) -> None:
-        task.command = self._start("submit", "--slot", str(slot), *task.schedule.arguments)
+        task.command = self._start("submit", "--json", "--slot", str(slot), *task.schedule.arguments)
 
     def _collect_when_complete(self, slot: Slot, task: Task) -> None:
         state = batches.status(self.redis, task.batch)
@@ -179,31 +205,31 @@ class Scheduler:
 
     def _finish(self, slot: Slot, task: Task, command: Command) -> None:
         """What the end of a command means for its slot."""
-        result = command.result()
-        if result is None:
+        outcome = command.outcome()
+        if outcome is None:
             return
-        code, out, err = result
         task.command = None
-        worked = code in (DONE, FAILED_ITEMS)
-        for line in err if worked else err[:-1]:
-            log.info("%s: %s", slot, line)
-        if code not in FINAL:  # its lease runs out, and somebody tries again
-            log.warning("%s: to be tried again (exit code %d): %s", slot, code, " ".join(err[-1:]))
-            self._drop(slot)
-        elif worked and not task.collecting:
-            task.batch = out[-1]
+        for remark in outcome.remarks:
+            log.info("%s: %s", slot, remark)
+        submits = not task.collecting
+        if outcome.code not in FINAL or (submits and outcome.worked and not outcome.batch):
+            log.warning("%s: to be tried again (exit code %d): %s", slot, outcome.code, outcome.said or "no word")
+            self._drop(slot)  # its lease runs out, and somebody tries again
+        elif submits and outcome.worked:
+            task.batch = outcome.batch
+            said = f"submitted as {task.batch}"
             if task.schedule.output:
                 store.submitted(self.redis, slot, task.batch)
-                log.info("%s: submitted as %s", slot, task.batch)
+                log.info("%s: %s", slot, said)
             else:
-                self._end(slot, code, f"submitted as {task.batch}")
+                self._end(slot, outcome.code, said)
         else:
-            self._end(slot, code, (out if worked else err)[-1])
+            self._end(slot, outcome.code, outcome.said or f"ended with exit code {outcome.code}")
 
     def _end(self, slot: Slot, code: int, said: str) -> None:
         task = self._tasks.pop(slot)
         self._ended[slot] = Ended(slot.at, code, said.removeprefix("Error: "), task.batch)
-        log.log(logging.INFO if code in (DONE, FAILED_ITEMS) else logging.WARNING, "%s: %s", slot, said)
+        log.log(logging.INFO if code in WORKED else logging.WARNING, "%s: %s", slot, said)
 
     def _drop(self, slot: Slot) -> None:
         task = self._tasks.pop(slot, None)
@@ -225,6 +251,19 @@ class Scheduler:
         except redis_py.RedisError:
             log.warning("Redis is away; others go on with open slots when their leases have run out")
         return not held
+
+
+def _batch(said: Sequence[str]) -> str:
+    """The batch in the report of `submit --json`; empty for another command's, or none."""
+    try:
+        report = orjson.loads("".join(said))
+    except orjson.JSONDecodeError:
+        return ""
+    match report:
+        case {"batch": str(batch)}:
+            return batch
+        case _:
+            return ""
 
 
 def _tail(file: IO[bytes]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from ..queue.errors import UserError
+from ..queue.pair_names import canonical
 from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
 from . import lines
 from .lines import Defaults, Fault
@@ -79,7 +80,7 @@ class Dataset:
 
     def __init__(self, source: str, pair: str, defaults: Defaults, options: RowOptions | None = None) -> None:
         self.name = "standard input" if source == "-" else source
-        self.pair = pair
+        self.pair = canonical(pair)
         self.defaults = defaults
         self.options = options or RowOptions()
         self.notes = Notes()

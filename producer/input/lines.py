@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from ..queue.pair_names import canonical
 from ..queue.wire import MOST_ID_CHARACTERS, MOST_SCHEMA_CHARACTERS, JobBody, Message, Sampling
 from .fields import CELLS, CHANGE_NOTHING, MUST_BE, SAMPLING, SERVED, TEXTS, UNSERVED, WHOLE
 from .notes import Notes
@@ -79,7 +80,8 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
     """The job that a line asks for, not yet in a batch. `notes` counts what was ignored."""
     chat, asked = _openai(line) if "body" in line else _short(line)
     _refuse_unsupported(asked, defaults.served, notes)
-    if (model := asked.get("model")) not in (None, pair):
+    model = asked.get("model")
+    if model is not None and not (isinstance(model, str) and canonical(model) == pair):
         notes.models[f"model {_show(model)} is ignored: the pair is {pair}"] += 1
     return JobBody(
         batch="",

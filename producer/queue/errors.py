@@ -13,8 +13,8 @@ from typing import IO, Never
 import click
 import redis.exceptions as rx
 
-DONE, FAILED_ITEMS, USAGE, NO_REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
-"""Exit codes of every command."""
+DONE, USAGE, NO_REDIS, FAILED_ITEMS, BUG, INTERRUPTED = 0, 2, 3, 4, 70, 130
+"""Exit codes of every command. 1 is none of them: Python ends with it when it cannot even begin."""
 
 CUT_SHORT = 141
 """Exit code when the reader of the output has left, as `head` does; shells use it for SIGPIPE."""
@@ -133,6 +133,11 @@ def explain_redis(error: rx.RedisError, where: str) -> UserError:
         case _:
             message = f"{where} answered: {text}"
     return UserError(message, NO_REDIS)
+
+
+def redis_trouble(error: rx.RedisError) -> str:
+    """What a Redis error means, for a log of something that tries again by itself; without the password in it."""
+    return explain_redis(error, "Redis").message.partition("; ")[0]
 
 
 def denied(error: rx.RedisError) -> bool:

@@ -1,7 +1,8 @@
-"""The names of pairs, as far as a producer needs them: to offer them, and to notice a mistyped one."""
+"""The names of pairs, as producers and workers need them: one form of each, those to offer, and mistyped ones."""
 
 from __future__ import annotations
 
+from collections import Counter
 from difflib import get_close_matches
 
 KNOWN = (
@@ -19,7 +20,20 @@ KNOWN = (
 """The names of `engine/models/pairs.py`, which a producer does not import; a test compares them."""
 
 
+def canonical(pair: str) -> str:
+    """The one form of a pair's name, by which its jobs and its workers find each other: `Qwen3-4B` is `qwen3-4b`.
+
+    Folders and hub ids keep their case: two folders may differ in nothing else.
+    """
+    lower = pair.lower()
+    return lower if lower in KNOWN else pair.rstrip("/") or pair
+
+
 def hint(pair: str) -> str:
-    """The end of a sentence about a pair: which known one a name like it may mean; nothing for others."""
-    close = [] if pair in KNOWN else get_close_matches(pair, KNOWN, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """The end of a sentence about a pair: which known ones a name like it may mean; nothing for others."""
+    if pair in KNOWN:
+        return ""
+    near = get_close_matches(pair.lower(), KNOWN, len(KNOWN))
+    jumbled = [name for name in near if not Counter(pair.lower()) - Counter(name)]  # has every character of `pair`
+    meant = " or ".join(repr(name) for name in jumbled or near[:3])
+    return f"; did you mean {meant}?" if meant else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl
 
 SCHEME = r"(?:rediss?|unix|valkeys?|https?|tcp)://"
@@ -15,8 +15,10 @@ CLEAR = re.compile(rf"(?P<scheme>{SCHEME}){LOGIN}(?P<place>{HOST}|/[0-9]*){QUERY
 CLEAR_SOCKET = re.compile(rf"(?P<scheme>unix://){LOGIN}(?P<place>/[^@?#\s]*){QUERY}")
 """URLs of which every part is certain."""
 
-WORD = re.compile(r"(?:-[\w-]*=)?(?P<url>[a-z]*://.*@.*|(?:rediss?|unix):.*)", re.DOTALL | re.IGNORECASE)
-"""A word of a command line that is a URL, or an option with one."""
+WORD = re.compile(
+    r"(?:-[\w-]*=)?(?P<url>[a-z]*://.*[@?].*|(?:rediss?|unix):.*|[^\s:@]*:\S*@\S+)", re.DOTALL | re.IGNORECASE
+)
+"""A word of a command line that is a URL, or an option with one. Its scheme may have been forgotten."""
 
 OPTIONS = {
     "client_name",
@@ -77,18 +79,22 @@ def has_unknown_options(url: str) -> bool:
 
 def shown(words: Iterable[str]) -> list[str]:
     """The words of a command line without passwords."""
-    return [word.replace(url, masked(url)) if (url := _url(word)) else word for word in words]
+    return [word.replace(url, masked(url)) if url else word for word, url in _urls(words)]
 
 
 def without_passwords(message: str, words: Iterable[str]) -> str:
     """A message in which nothing of the command line's URLs can be read but what may be shown."""
-    for word in words:
-        if url := _url(word):
+    for _, url in _urls(words):
+        if url:
             for spelling in (url, repr(url)[1:-1], " ".join(url.split())):
                 message = message.replace(spelling, masked(url))
     return message
 
 
-def _url(word: str) -> str | None:
-    found = WORD.fullmatch(word)
-    return found["url"] if found else None
+def _urls(words: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Each word and the URL in it, if there is one. What follows `--redis-url` is one, whatever it looks like."""
+    before = ""
+    for word in words:
+        found = WORD.fullmatch(word)
+        yield word, word if before == "--redis-url" else found["url"] if found else None
+        before = word

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from .pair_names import canonical
+
 WIRE = 2
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
@@ -119,7 +121,7 @@ class JobBody(BaseModel):
 
     batch: str
     custom_id: str
-    pair: str
+    pair: Annotated[str, AfterValidator(canonical)]
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     sampling: Sampling = Sampling()
@@ -144,7 +146,9 @@ def batch_of(content: str, user: str) -> str:
 
 def slug(pair: str) -> str:
     """A pair as it stands in the names of queues and keys; without a colon."""
-    return re.sub(r"[^a-z0-9_.-]+", "_", pair.lower())
+    name = canonical(pair)
+    plain = re.sub(r"[^a-z0-9_.-]+", "_", name.lower())
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"  # no two are the same
 
 
 def pair_queue(pair: str) -> str:

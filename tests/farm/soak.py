@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.farm import datasets, dying, load, outputs, redis_faults
+from tests.farm import datasets, dying, load, outputs, own_disk, redis_faults
 from tests.farm.figure import Fault
 from tests.farm.sharing import fairness, neighbours
 
@@ -37,6 +37,7 @@ FAULTS = (
     Fault("leaks", "100,000 jobs: memory back to its baseline + 5 %", load.leaks),
     Fault("full-memory", f"maxmemory reached: {NOTHING}", redis_faults.full_memory),
     Fault("full-disk", f"disk full under the append-only file: {NOTHING}", redis_faults.full_disk),
+    Fault("own-disk", f"a worker's own disk full: {NOTHING}, same processes", own_disk.own_disk),
     Fault("read-only", f"read-only replica: {NOTHING}", redis_faults.read_only),
     Fault("half-open", f"connections that go dead: {NOTHING}", redis_faults.half_open),
     Fault("frozen", f"a server that answers after the leases: {NOTHING}", redis_faults.frozen),

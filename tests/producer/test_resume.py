@@ -64,11 +64,11 @@ def test_submit_and_collect_killed_ten_times(shell: Shell, worker: Callable[[], 
     for _ in range(10):
         kill_at_random(shell, dice, 1.2, "collect", batch, "-o", out, "--follow", "--sorted")
     last = shell("collect", batch, "-o", out, "--follow", "--sorted")
-    assert last.returncode == 1
+    assert last.returncode == 4
     assert last.stdout == f"{LINES - 1} results in {out}, 1 failed and 0 bad lines in {out}.errors.jsonl\n"
     expect(shell, out, LINES, [7])
     before = (shell.folder / out).read_bytes()
-    assert shell("collect", batch, "-o", out).returncode == 1
+    assert shell("collect", batch, "-o", out).returncode == 4
     assert (shell.folder / out).read_bytes() == before
 
 
@@ -83,7 +83,7 @@ def test_failures_run_again_after_they_were_collected(shell: Shell, worker: Call
     shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
     worker()
     batch = shell("submit", *arguments).stdout.strip()
-    assert shell("collect", batch, "-o", out, "--follow", "--sorted").returncode == 1
+    assert shell("collect", batch, "-o", out, "--follow", "--sorted").returncode == 4
     expect(shell, out, 40, [3, 5, 7])
     assert orjson.loads(shell.lines(f"{out}.errors.jsonl")[0])["keep"] == {"stars": 3}
 
@@ -148,7 +148,7 @@ def test_run_killed_ten_times(shell: Shell, model: str, format: str, kills: int)
     for _ in range(kills - 1):
         kill_at_random(shell, dice, 1.5, *command, after="is ready")
     last = shell(*command)
-    assert last.returncode == 1, last.stderr
+    assert last.returncode == 4, last.stderr
     expect(shell, out, RUN_LINES, [7])
     assert [int(row["stars"]) for row in rows(shell.folder / out) if "stars" in row] == (
         [] if format == "jsonl" else [n for n in range(RUN_LINES) if n != 7]
@@ -164,9 +164,9 @@ def test_run_retries_what_failed(shell: Shell, model: str) -> None:
     lines = [{"id": f"r-{n}", "prompt": "word " * (200 if n == 2 else 2), "max_tokens": 3} for n in range(4)]
     shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
     command = ["run", "in.jsonl", "-o", "out.csv", "--pair", str(folder), "--sorted"]
-    assert shell(*command).returncode == 1
+    assert shell(*command).returncode == 4
     assert errors(shell, "out.csv") == ["r-2"]
-    assert shell(*command, "--retry-failed").returncode == 1
+    assert shell(*command, "--retry-failed").returncode == 4
     assert errors(shell, "out.csv") == ["r-2"]
     (folder / "config.json").write_bytes(orjson.dumps(config))
     last = shell(*command, "--retry-failed", "--json")

@@ -33,7 +33,7 @@ def test_a_machine_that_has_all(redis_server: RedisServer):
 
 def test_a_redis_that_cannot_be_reached():
     code, found = doctor("redis://127.0.0.1:1")
-    assert code == 1
+    assert code == 4
     assert found["queue"].startswith("missing cannot reach Redis at redis://127.0.0.1:1: connection refused")
 
 

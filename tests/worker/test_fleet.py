@@ -194,7 +194,7 @@ def test_mistakes_are_one_line(mill: Mill, draftmill: Command) -> None:
         assert said in failed.stderr
         assert len(failed.stderr.splitlines()) == 1
     absent = draftmill("--host", "mini")
-    assert (absent.exit_code, absent.stdout) == (1, "No workers here. Start one: draftmill worker\n")
+    assert (absent.exit_code, absent.stdout) == (4, "No workers here. Start one: draftmill worker\n")
 
 
 def test_hours_of_a_pair() -> None:

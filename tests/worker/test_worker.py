@@ -18,6 +18,7 @@ from rq.command import send_stop_job_command
 from rq.job import Job
 
 from draftmill.producer.queue import batches, wire
+from draftmill.worker.worker import IDLE_SECONDS
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
@@ -167,16 +168,41 @@ def test_a_failed_round_is_tried_again_by_the_same_worker(mill: Mill) -> None:
     assert "a round of the engine failed: RuntimeError: out of memory" in logged
 
 
+def try_again(mill: Mill) -> None:
+    """Lets what waits for its next try have it now."""
+    for job in mill.redis.zrange(wire.LATER, 0, -1):
+        mill.redis.zadd(wire.LATER, {job: 0})
+
+
 def test_an_engine_that_fails_again_and_again_ends_its_worker(mill: Mill) -> None:
-    worker = mill.start(lease=60)
-    for number in range(2):
-        mill.submit(1, batch=f"b{number}", prompt="broken")
-        mill.wait(lambda _, n=number: mill.redis.zcard(wire.LATER) == n + 1, batch=f"b{number}")
-    mill.submit(1, prompt="broken")
+    """One row, and so three rounds in a row that fail with other requests; those count, what only waited does not."""
+    mill.submit(6, prompt="broken")
+    worker = mill.start(rows=1, lease=60)
     assert worker.wait(timeout=20) != 0
-    assert mill.status().running == 1  # its lease counts
+    assert (mill.redis.zcard(wire.LATER), mill.status().queued, mill.status().running) == (3, 6, 0)
     mill.processes.remove(worker)
     assert "RuntimeError: out of memory" in worker.communicate()[1]
+
+
+def test_requests_that_fail_their_rounds_fail_alone_and_say_why(mill: Mill) -> None:
+    """Also on a worker that has nothing else to do, so that these are all the rounds that it knows."""
+    mill.submit(4, batch="bad", prompt="broken", tokens=5)
+    worker = mill.start(rows=8, lease=60)
+    for tries in (1, 2):
+        mill.wait(lambda _: mill.redis.zcard(wire.LATER) == 4, batch="bad")
+        if tries == 2:
+            mill.submit(3, batch="good", tokens=300)  # in the round before the last try, and they end well
+        time.sleep(IDLE_SECONDS + 0.5)
+        try_again(mill)
+    mill.wait(all_done, batch="bad")
+    mill.wait(all_done, batch="good")
+    assert worker.poll() is None
+    assert mill.status("good").done == 3
+    errors = [line["error"] for line in mill.lines("bad").values()]
+    assert errors == [{"code": "engine_failed", "message": "the engine failed with RuntimeError"}] * 4
+    mill.submit(1, batch="after", tokens=5)
+    mill.wait(all_done, batch="after")
+    assert mill.status("after").done == 1
 
 
 def test_results_that_redis_did_not_take_are_sent_by_the_next_worker(mill: Mill) -> None:

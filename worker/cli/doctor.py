@@ -15,7 +15,7 @@ from ...producer.cli import options
 from ...producer.cli.report import print_json, print_table
 from ...producer.queue import paths
 from ...producer.queue.connect import connect, private_url
-from ...producer.queue.errors import UserError
+from ...producer.queue.errors import FAILED_ITEMS, UserError
 from ...producer.queue.urls import masked
 from .. import blas
 
@@ -39,7 +39,7 @@ COLOURS = {"ok": "green", "slow": "yellow", "missing": "red"}
 def doctor(as_json: bool, redis_url: str | None) -> None:
     """Show versions, device, Redis and models of this machine, and what is missing to generate here.
 
-    Each line is ok, slow or missing; the exit code is 1 if something is missing.
+    Each line is ok, slow or missing; the exit code is 4 if something is missing.
 
     \b
     Examples:
@@ -53,7 +53,8 @@ def doctor(as_json: bool, redis_url: str | None) -> None:
     else:
         rows = [(finding.verdict, finding.name, finding.text) for finding in findings]
         print_table((), rows, styles=COLOURS)
-    sys.exit(any(finding.verdict == "missing" for finding in findings))
+    if any(finding.verdict == "missing" for finding in findings):
+        sys.exit(FAILED_ITEMS)
 
 
 def examine(redis_url: str | None) -> Iterator[Finding]:

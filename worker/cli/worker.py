@@ -19,6 +19,7 @@ from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
 from ...producer.queue.errors import INTERRUPTED, RESTART, UserError, explain_file
 from ...producer.queue.fleet import scheduled_pair
+from ...producer.queue.pair_names import canonical
 from ...producer.queue.paths import cache_dir, data_dir
 from ...producer.queue.wire import DEFAULT_PAIR
 from ..host import Host, host_name
@@ -144,7 +145,7 @@ def worker(
 
     accelerator = None if mx.default_device() == mx.cpu else mx.device_info().get("device_name")
     facts = Host.here(machine, watts, str(accelerator) if accelerator else None)
-    name = pair or target or DEFAULT_PAIR
+    name = canonical(pair or target or DEFAULT_PAIR)
     try:
         models = Pair(target, target, draft) if target else resolve(name)
         bits = int(draft_bits) if draft_bits else None

@@ -31,7 +31,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW, 'LIMIT', 0,
     record_taken(job)
     taken = taken + 1
   elseif job.leases >= MOST_LEASES then
-    local message = 'given up after ' .. job.leases .. ' workers took this request and died or lost it'
+    local message = 'given up: the worker that ran this request died or was cut off, ' .. job.leases .. ' times'
     record(job, 'failed', error_line(job, 'lost_leases', message))
     explain(job, 'failed', job.worker, message)
     poisoned = poisoned + 1

@@ -21,7 +21,7 @@ class Models:
 
     def __init__(self, redis: redis_py.Redis, more: Sequence[str]) -> None:
         self._redis = redis
-        self._known = (*more, *pair_names.KNOWN)
+        self._known = (*map(pair_names.canonical, more), *pair_names.KNOWN)
         self._since = int(time.time())
 
     @property
@@ -36,7 +36,7 @@ class Models:
     def pair(self, model: str) -> str | None:
         """The pair that a model's name stands for."""
         known = {*self._known, *self.live()}
-        return next((name for name in (model, model.lower()) if name in known), None)
+        return next((name for name in (pair_names.canonical(model), model.lower()) if name in known), None)
 
     def check(self, model: Any) -> str:
         """The pair for the `model` of a request; raises ApiError."""

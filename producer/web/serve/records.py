@@ -7,13 +7,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import orjson
 
 from ...output.files import replacing
+from ...queue.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,21 @@ def new_id(prefix: str) -> str:
 
 
 class Shelf(Generic[R]):
-    """All records of a kind, in memory and in a folder; usable from any thread."""
+    """All records of a kind, in memory and in a folder; usable from any thread.
+
+    Fields of a later version are ignored and stay in the files, so that going back to this version loses nothing.
+    """
 
     def __init__(self, folder: Path, kind: type[R]) -> None:
         self._folder = folder
         self._lock = threading.RLock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = (kind(**orjson.loads(path.read_bytes())) for path in folder.glob("*.json"))
-        self._records: dict[str, R] = {record.id: record for record in found}
+        self._records: dict[str, R] = {}
+        self._unknown: dict[str, dict[str, Any]] = {}
+        for path in folder.glob("*.json"):
+            record, unknown = _read(path, kind)
+            self._records[record.id] = record
+            self._unknown[record.id] = unknown
 
     def __iter__(self) -> Iterator[R]:
         with self._lock:
@@ -65,13 +73,13 @@ class Shelf(Generic[R]):
         """Adds or replaces a record; it is on the disk when this returns."""
         with self._lock:
             with replacing(self._path(record.id)) as file:
-                file.write(orjson.dumps(asdict(record)))
+                file.write(orjson.dumps(self._unknown.get(record.id, {}) | asdict(record)))
             self._records[record.id] = record
 
-    def show(self, id: str, **fields: Any) -> R:
+    def show(self, id: str, **changes: Any) -> R:
         """Replaces fields of a record in memory only: what can be counted again need not be on the disk."""
         with self._lock:
-            record = self._records[id] = replace(self._records[id], **fields)
+            record = self._records[id] = replace(self._records[id], **changes)
             return record
 
     def update(self, id: str, how: Callable[[R], R]) -> R:
@@ -87,6 +95,18 @@ class Shelf(Generic[R]):
         with self._lock:
             self._path(id).unlink(missing_ok=True)
             self._records.pop(id, None)
+            self._unknown.pop(id, None)
 
     def _path(self, id: str) -> Path:
         return self._folder / f"{id}.json"
+
+
+def _read(path: Path, kind: type[R]) -> tuple[R, dict[str, Any]]:
+    """The record in a file, and those of its fields that this version does not know. Raises UserError."""
+    try:
+        found = orjson.loads(path.read_bytes())
+        own = {known.name: found.pop(known.name) for known in fields(kind) if known.name in found}
+        record = kind(**own)
+    except (orjson.JSONDecodeError, AttributeError, TypeError):
+        raise UserError(f"the record {str(path)!r} is damaged; restore it from a copy, or move it away") from None
+    return record, found

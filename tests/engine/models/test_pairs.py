@@ -36,7 +36,15 @@ def test_a_folder_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve("Qwen3-4B-8bit").target == "Qwen3-4B-8bit"
 
 
-@pytest.mark.parametrize(("name", "near"), [("smollm-135m", "smollm2-135m"), ("qwen35-4b", "qwen3.5-4b")])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("smollm-135m", "smollm2-135m"),
+        ("qwen35-4b", "qwen3.5-4b"),
+        ("qwen4-b", "qwen3-4b' or 'qwen3.5-4b"),
+        ("Qwem3-4B", "qwen3-4b' or 'qwen3.5-4b' or 'qwen3-8b"),
+    ],
+)
 def test_a_misspelt_pair_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ModelError, match=f"did you mean '{near}'"):
         resolve(name)

@@ -37,6 +37,7 @@ class ChatTokenizer(NumberTokenizer):
 
     chat_template = "90 {} 91 "
     bos_token_id = pad_token_id = unk_token_id = None
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, end: int = 0):
         super().__init__((end,))
@@ -277,7 +278,7 @@ def test_the_mask_token_is_an_unused_special_one() -> None:
             self.content, self.special = content, special
 
     class Tokenizer(ChatTokenizer):
-        added_tokens_decoder: ClassVar = {
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {
             0: Added("<end>"),
             1: Added("<user>"),
             2: Added("<spare>"),

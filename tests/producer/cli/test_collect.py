@@ -66,7 +66,7 @@ def test_collect_that_is_told_to_stop_can_go_on(
     assert collecting.communicate(timeout=60)[1] == "interrupted; the same command goes on, the batch runs on\n"
     assert collecting.returncode == 130
     worker()
-    assert shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted").returncode == 1
+    assert shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted").returncode == 4
     assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
 
 
@@ -82,7 +82,7 @@ def test_collect_killed_at_random_moments_has_every_line_once(
         collecting.kill()
         collecting.communicate()
     last = shell("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
-    assert last.returncode == 1
+    assert last.returncode == 4
     assert last.stdout == f"{LINES - 1} results in out.jsonl, 1 failed and 0 bad lines in out.jsonl.errors.jsonl\n"
     assert ids(shell, "out.jsonl") == [f"r-{n}" for n in range(LINES) if n != 7]
     assert ids(shell, "out.jsonl.errors.jsonl") == ["r-7"]
@@ -94,8 +94,8 @@ def test_collect_killed_at_random_moments_has_every_line_once(
 def test_collected_results_are_dropped_unless_left(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:
     worker()
     batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
-    assert shell("collect", batch, "-o", "first.jsonl", "--follow", "--leave").returncode == 1
-    assert shell("collect", batch, "-o", "second.jsonl").returncode == 1
+    assert shell("collect", batch, "-o", "first.jsonl", "--follow", "--leave").returncode == 4
+    assert shell("collect", batch, "-o", "second.jsonl").returncode == 4
     assert sorted(shell.lines("first.jsonl")) == sorted(shell.lines("second.jsonl"))
     third = shell("collect", batch, "-o", "third.jsonl")
     assert third.returncode == 2
@@ -170,7 +170,7 @@ def test_cancel_ends_what_is_queued(shell: Shell, prompts: str) -> None:
     assert shell("cancel", batch).stdout == f"{batch} is complete already\n"
     assert "cancelled" in shell("status").stdout
     collected = shell("collect", batch, "-o", "out.jsonl")
-    assert collected.returncode == 1
+    assert collected.returncode == 4
     assert len(shell.lines("out.jsonl.errors.jsonl")) == LINES
     again = shell("submit", prompts, "--pair", PAIR)
     assert again.returncode == 2
@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
         assert len(shell.lines("disk/out.parquet.partial.jsonl")) == LINES - 1
     subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
     last = shell("collect", batch, "-o", f"disk/{out}")
-    assert last.returncode == 1, last.stderr
+    assert last.returncode == 4, last.stderr
     found = [row["custom_id"] for row in rows(small_disk / out)]
     assert sorted(found) == sorted(f"r-{n}" for n in range(LINES) if n != 7)
 

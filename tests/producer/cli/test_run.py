@@ -66,7 +66,7 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
     shell.write("in.jsonl", "\n".join(lines))
     command = ["run", "in.jsonl", "-o", "out.jsonl", "--pair", model, "--max-tokens", "3", "--sorted"]
     first = shell(*command)
-    assert first.returncode == 1, first.stderr
+    assert first.returncode == 4, first.stderr
     assert re.search(
         r"^\d+ tokens in [\d.]+ s \([\d.,]+ tokens/s\), after [\d.]+ s of loading$",
         first.stdout,
@@ -86,12 +86,12 @@ def test_from_prompts_to_results(shell: Shell, model: str) -> None:
 
     before = shell.lines("out.jsonl")
     again = shell(*command)
-    assert again.returncode == 1
+    assert again.returncode == 4
     assert "is complete already" in again.stderr
     assert shell.lines("out.jsonl") == before
 
     (shell.folder / "out.jsonl").unlink()  # Redis has dropped the results: they are generated anew
-    assert shell(*command).returncode == 1
+    assert shell(*command).returncode == 4
     assert ids(shell) == ["line-1", "b"]
 
 
@@ -115,7 +115,7 @@ def test_answers_obey_schemas_and_one_that_cannot_be_enforced_fails_alone(shell:
         assert refused.stderr.count("\n") == 1
 
     done = shell(*command, "mood.json")
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 4, done.stderr
     answers = {
         line["custom_id"]: line["response"]["body"]["choices"][0]
         for line in map(orjson.loads, shell.lines("out.jsonl"))

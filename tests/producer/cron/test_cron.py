@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from draftmill.producer.cli.cron import check_arguments
 from draftmill.producer.client.submission import plan
 from draftmill.producer.cron import entries
 from draftmill.producer.cron.schedule import Schedule
+from draftmill.producer.cron.scheduler import Scheduler
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.queue import batches, wire
@@ -184,6 +187,51 @@ def test_what_cannot_be_submitted_is_said_and_the_next_slot_comes(cron: Cron) ->
     said = cron.stop(process)
     assert "Z: Error: cannot read 'in.jsonl': no such file or folder\n" in said
     assert "Z: submitted as batch_" in said
+
+
+def test_bad_lines_are_no_failure_of_a_slot(cron: Cron) -> None:
+    slot = cron.add(every_ms=HOUR, missed="one") - HOUR
+    cron.shell.write("in.jsonl", LINE + "not json\n")
+    cron.redis.zadd(store.NEXT, {"tick": slot})
+    process = cron.start()
+    wait(cron.last)
+    assert "Bad line 2: not JSON" in cron.stop(process)
+    last = cron.last()
+    assert last
+    assert (last.code, last.said) == (4, f"submitted as {last.batch}")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("raise ImportError('half an upgrade')", "(exit code 1): ImportError: half an upgrade"),
+        ("raise SystemExit(0)", "(exit code 0): no word"),
+        ("raise SystemExit(4)", "(exit code 4): no word"),
+    ],
+)
+def test_a_command_that_cannot_even_begin_is_tried_again(
+    cron: Cron, module: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The packages of the scheduler's machine are being replaced; the scheduler itself has long been running."""
+    slot = cron.add(every_ms=HOUR) - HOUR
+    cron.redis.zadd(store.NEXT, {"tick": slot})
+    (broken := cron.shell.folder / "broken").mkdir()
+    (broken / "orjson.py").write_text(module)
+    scheduler = Scheduler(cron.redis, cron.url, cron.shell.folder, 1.0, check_arguments)
+    thread = threading.Thread(target=scheduler.run)
+    with caplog.at_level(logging.INFO), monkeypatch.context() as broken_environment:
+        broken_environment.setenv("PYTHONPATH", str(broken))
+        thread.start()
+        wait(lambda: "to be tried again" in caplog.text)
+        assert thread.is_alive()
+        assert cron.last() is None
+    wait(cron.last)
+    scheduler.stop.set()
+    thread.join()
+    assert said in caplog.text
+    last = cron.last()
+    assert last
+    assert (last.code, last.batch) == (0, cron.batch_of(slot))
 
 
 @pytest.mark.parametrize(

@@ -412,7 +412,7 @@ def test_failures_are_told_with_their_reasons_and_no_more_than_a_hundred(redis: 
     assert redis.xlen(wire.FAILED) == 100
     failure, *others = Observer(redis).look().parts["failures"]
     assert len(others) == 19
-    assert failure["reason"] == "given up after 3 workers took this request and died or lost it"
+    assert failure["reason"] == "given up: the worker that ran this request died or was cut off, 3 times"
     assert (failure["batch"], failure["worker"]) == ("batch_a", "mini-1")
     assert failure["custom_id"].startswith("r-")
 
