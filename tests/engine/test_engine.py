@@ -54,6 +54,18 @@ def test_rows_joining_at_any_round_change_nothing(every: int) -> None:
         assert list(done[request.id].tokens) == reference(model, request)
 
 
+def test_it_says_which_requests_start_before_their_first_round() -> None:
+    engine = small_engine(small_model("llama"), max_rows=2)
+    said: list[tuple[list[str], int]] = []
+    engine.starting = lambda ids: said.append((list(ids), engine.stats.rounds))
+    asked = requests(4)
+    run(engine, asked)
+    started = [id for ids, _ in said for id in ids]
+    assert sorted(started) == sorted(request.id for request in asked)
+    assert (len(said[0][0]), said[0][1]) == (2, 0)
+    assert all(rounds > 0 for _, rounds in said[1:])
+
+
 def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftmill.engine.schedule.scheduler.PREFILL_TOKENS", 7)
     model = small_model("qwen3")

@@ -108,6 +108,20 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callab
     assert len(denied.stderr.splitlines()) == 1
 
 
+def test_two_people_with_one_file_have_two_batches(fleet: Fleet, shell: Shell) -> None:
+    shell.write("in.jsonl", '{"id": "a", "prompt": "say it", "max_tokens": 5}\n')
+    urls = [fleet.url("producer"), fleet.url("server"), fleet.url("producer")]
+    one, other, again = (shell("submit", "in.jsonl", "--pair", PAIR, "--redis-url", url).stdout for url in urls)
+    assert one == again != other
+    shell("cancel", other.strip(), "--redis-url", fleet.url("server"))
+    with fleet.connect("admin") as admin:
+        first = batches.status(admin, one.strip())
+        assert first
+        assert (first.user, first.is_cancelled, first.queued) == ("producer", False, 1)
+        batches.cancel(admin, one.strip())
+        batches.cancel(admin, other.strip())
+
+
 def test_a_worker_repairs_what_others_left(fleet: Fleet) -> None:
     """Every way that a job can take: retried, sick, alone, deleted by RQ's tools, marked as cancelled."""
     info = batches.BatchInfo("b", PAIR, "normal", 8)

@@ -130,3 +130,11 @@ def test_a_redis_that_lost_everything_costs_out_nothing(shell: Shell, redis_serv
     after = shell.lines("out.jsonl")
     assert after[:29] == before
     assert sorted(ids(shell, "out.jsonl")) == sorted(f"r-{n}" for n in range(30))
+
+
+def test_results_of_a_batch_that_redis_lost_are_acknowledged_in_vain(redis_server: RedisServer) -> None:
+    """Nothing may look like a batch afterwards, or it would never be submitted again."""
+    with redis_server.connect() as redis:
+        batches.acknowledge(redis, "b", [batches.Result("1-1", b"{}", 1, "b-1")])
+        assert batches.status(redis, "b") is None
+        assert redis.keys() == []

@@ -1,9 +1,11 @@
 -- Drops outcomes that a reader has on its disk. Keys: see record.lua.
 --   ARGV[3]  batch   then for each result: its entry, its line number, its job or ''
--- A line that was queued again meanwhile keeps its new job. Repeating is harmless.
+-- A line that was queued again meanwhile keeps its new job. Repeating is harmless; nothing is noted of a batch that
+-- Redis has lost.
 
 local batch = ARGV[3]
 local key, results = 'draftmill:batch:' .. batch, 'draftmill:results:' .. batch
+if redis.call('EXISTS', key) == 0 then return end
 local queue = redis.call('HGET', key, 'queue') or ''
 for i = 4, #ARGV, 3 do
   local entry, n, job = ARGV[i], ARGV[i + 1], ARGV[i + 2]

@@ -11,11 +11,12 @@
 local worker, token, outcome = ARGV[3], ARGV[5], ARGV[6]
 local job = read_job(ARGV[4])
 if job and not is_open(job) then return job.token == token and 'recorded' or 'stale' end
-if not job or string.match(token, '%.(%d+)%.%d+$') ~= job.generation or (leased(job) and job.token ~= token) then
+local held = job and leased(job)
+if not job or string.match(token, '%.(%d+)%.%d+$') ~= job.generation or (held and job.token ~= token) then
   return 'stale'
 end
 
-if not leased(job) then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
+if not held then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
 redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
 record(job, outcome, ARGV[7], ARGV[8], ARGV[9])
 if ARGV[10] ~= '' then explain(job, outcome, worker, ARGV[10]) end

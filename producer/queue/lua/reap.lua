@@ -64,9 +64,11 @@ local function repair(batch, queue, missing)
   local key, list, queued = 'draftmill:batch:' .. batch, 'rq:queue:' .. queue, {}
   for _, id in ipairs(redis.call('LRANGE', list, 0, -1)) do queued[id] = true end
   local place = redis.call('HGET', key, 'repaired') or '0'
+  local ends = place == '0' and 1 or 2 -- how often it comes to the end: whoever begins in the middle goes round once
   repeat
     local found = redis.call('HSCAN', 'draftmill:open:' .. batch, place, 'COUNT', most)
     place = found[1]
+    if place == '0' then ends = ends - 1 end
     for i = 1, #found[2], 2 do
       local id = found[2][i]
       if not queued[id] and not leased({ id = id })
@@ -82,7 +84,7 @@ local function repair(batch, queue, missing)
         missing = missing - 1
       end
     end
-  until place == '0' or missing <= 0 or taken + requeued >= most
+  until ends == 0 or missing <= 0 or taken + requeued >= most
   redis.call('HSET', key, 'repaired', place)
 end
 
