@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
@@ -73,6 +74,11 @@ def locate(name: str, cache: Path) -> Path:
     try:
         log.info("fetching %s from the model hub, unless it is here already", name)
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"cannot fetch {name} from the model hub, and it is not on this machine: check the name and "
+            "the network, or name a model folder"
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot fetch {name} from the model hub ({first_line(error)}): "

@@ -12,7 +12,7 @@ from . import lines
 from .fields import KNOWN, UNSERVED
 from .lines import Fault
 from .sources import Source, Table
-from .templates import Condition, Sandbox, Template
+from .templates import Condition, Sandbox, Template, column_names
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Rows:
 
     def _column(self, row: dict[str, Any], name: str) -> Any:
         if name not in row:
-            raise Fault(f"has no column {name!r}")
+            raise Fault(f"has no column {name!r}; it has {column_names(row)}")
         return row[name]
 
 

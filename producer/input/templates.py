@@ -151,12 +151,36 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
+def column_names(row: Row) -> str:
+    """The first of a row's columns, to show what there is."""
+    return ", ".join(list(row)[:12]) + (", …" if len(row) > 12 else "")
+
+
+JARGON = {
+    "end of print statement": "}}",
+    "end of statement block": "%}",
+    "begin of print statement": "{{",
+    "begin of statement block": "{%",
+    "expected token ": "expected ",
+    "expected 'name'": "expected a name",
+    "Jinja was looking for the following tags: ": "there should follow ",
+    "The innermost block that needs to be closed is ": "It must end what begins with ",
+}
+"""Words of Jinja2's parser -> what somebody who wrote a template calls it."""
+
+
+def _plain(message: str) -> str:
+    for word, plain in JARGON.items():
+        message = message.replace(word, plain)
+    return message.rstrip(".")
+
+
 @contextmanager
 def _explain_syntax(what: str) -> Iterator[None]:
     try:
         yield
     except TemplateSyntaxError as error:
-        raise UserError(f"the {what} is malformed, line {error.lineno}: {error.message}") from None
+        raise UserError(f"the {what} is malformed, line {error.lineno}: {_plain(error.message or '')}") from None
     except RecursionError:
         raise UserError(f"the {what} is malformed: nested too deeply") from None
 
@@ -168,8 +192,7 @@ def _explain(what: str, row: Row) -> Iterator[None]:
     except Fault as fault:
         raise Fault(f"{what}: {fault}") from None
     except UndefinedError as error:
-        shown = ", ".join(list(row)[:12]) + (", …" if len(row) > 12 else "")
-        raise Fault(f"{what}: {error.message} (columns: {shown})") from None
+        raise Fault(f"{what}: {error.message} (columns: {column_names(row)})") from None
     except TypeError as error:
         hint = " (texts become numbers with | int or | float)" if "'str'" in str(error) else ""
         raise Fault(f"{what}: {error}{hint}") from None

@@ -170,8 +170,8 @@ def test_a_failed_round_is_tried_again_by_the_same_worker(mill: Mill) -> None:
 
 def try_again(mill: Mill) -> None:
     """Lets what waits for its next try have it now."""
-    for job in mill.redis.zrange(wire.LATER, 0, -1):
-        mill.redis.zadd(wire.LATER, {job: 0})
+    waiting: Any = mill.redis.zrange(wire.LATER, 0, -1)
+    mill.redis.zadd(wire.LATER, dict.fromkeys(waiting, 0))
 
 
 def test_an_engine_that_fails_again_and_again_ends_its_worker(mill: Mill) -> None:

@@ -159,16 +159,18 @@ def test_a_column_may_be_missing_in_some_rows(tmp_path: Path) -> None:
         str(item) for item in read(path, template="{{ a }}", where="a", keep=("a",)) if isinstance(item, BadLine)
     ] == ["line 2: condition: 'a' is undefined (columns: b)"]
     assert [str(item) for item in read(path, template="x", keep=("a",)) if isinstance(item, BadLine)] == [
-        "line 2: has no column 'a'"
+        "line 2: has no column 'a'; it has b"
     ]
     assert isinstance(read(path, template="{{ a | default('none') }}")[1], JobBody)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"template": "{{ text }"}, "the template is malformed, line 1: unexpected '}'"),
+    ({"template": "{{ text"}, "the template is malformed, line 1: unexpected end of template, expected '}}'"),
+    ({"template": "{{ text | }}"}, "the template is malformed, line 1: expected a name, got '}}'"),
     ({"template": "a\n{% if text %}"}, "the template is malformed, line 2: Unexpected end of template"),
-    ({"template": "{{ text | shout }}"}, "the template is malformed, line 1: No filter named 'shout'."),
-    ({"template": "{{ tags | random }}"}, "the template is malformed, line 1: No filter named 'random'."),
+    ({"template": "{{ text | shout }}"}, "the template is malformed, line 1: No filter named 'shout'"),
+    ({"template": "{{ tags | random }}"}, "the template is malformed, line 1: No filter named 'random'"),
     ({"template": "Say {text}"}, "the template has {text}; a column is written {{ text }}, as in Jinja2"),
     ({"template": "{{ text }}", "where": "stars >"}, "the condition is malformed, line 1: "),
     ({"template": "{{ text }}", "where": "{{ stars }}"}, "the condition is malformed, line 1: "),
@@ -177,7 +179,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"template": "{{ text }}", "where": "text > 9"}, "(texts become numbers with | int or | float)"),
     ({"template": "{{ text }}", "id_column": "key"}, "x.jsonl has no usable line; line 1: has no column 'key'"),
     ({"template": "{{ text }}", "id_column": "no"}, "x.jsonl has no usable line; line 1: no is missing"),
-    ({"template": "{{ text }}", "keep": ("key",)}, "x.jsonl has no usable line; line 1: has no column 'key'"),
+    ({"template": "{{ text }}", "keep": ("key",)}, "line 1: has no column 'key'; it has id, text, stars, tags, no"),
     ({}, "x.jsonl has no usable line; line 1: has no prompt (nor messages); a line looks like"),
 ]
 
