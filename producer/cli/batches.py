@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,22 @@ import redis as redis_py
 from ..client.collect import Collector, refuse_collected
 from ..client.follower import Follower, known
 from ..client.patience import Patience
-from ..client.submission import WINDOW, plan, refuse_cancelled, submit
+from ..client.submission import WINDOW, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
 from ..output.files import check_writable
 from ..output.formats import format_of
 from ..output.manifest import difference
 from ..output.output import Output
-from ..queue import batches, pair_names
+from ..output.summary import count, where
+from ..queue import batches, fleet, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
 from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
 from ..queue.wire import PRIORITIES
 from . import options
 from .dry_run import preview
-from .progress import BatchProgress, speed
-from .report import count, output_report, print_json, where
+from .progress import BatchProgress
+from .report import output_report, print_json
 
 
 @click.command("submit")
@@ -68,8 +68,9 @@ def submit_command(
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
     heed_signals()
-    dataset, survey = options.read(input, **given)
-    submission = plan(dataset, survey, user_of(redis_url), priority, parameters.of(given))
+    submission = planned(user_of(redis_url), input, priority, **given)
+    survey = submission.survey
+    options.say_notes(survey)
     if dry_run:
         preview(submission, redis_url)
         return
@@ -84,10 +85,8 @@ def submit_command(
     if before and before.collected and not retry_failed:
         click.echo(f"Note: it was collected already; draftmill forget {batch.id} lets it run anew", err=True)
     else:
-        if not speed(redis, batch.pair).workers:
-            start = f"draftmill worker --pair {shlex.quote(batch.pair)}"
-            note = f"Note: no live worker serves {batch.pair}; start one with: {start}"
-            click.echo(f"{note}{pair_names.hint(batch.pair)}", err=True)
+        if not fleet.serves(redis, batch.pair):
+            click.echo(f"Note: {pair_names.unserved(batch.pair)}", err=True)
         try:
             sent = submit(Patience(redis, say), submission, Notice(), retry_failed)
         except KeyboardInterrupt:
@@ -101,6 +100,12 @@ def submit_command(
         click.echo(batch.id)
     if survey.bad:
         context.exit(FAILED_ITEMS)
+
+
+def planned(user: str, input: str, priority: str, **given: Any) -> Submission:
+    """What `user` would submit with these options, which are those of `options.dataset`."""
+    dataset, survey = options.read(input, **given)
+    return plan(dataset, survey, user, priority, parameters.of(given))
 
 
 def _say_what_changed(redis: redis_py.Redis, batch: BatchInfo) -> None:

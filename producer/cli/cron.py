@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import signal
 from copy import copy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,13 +20,14 @@ from ..cron import entries
 from ..cron.entries import Entry
 from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside
 from ..cron.scheduler import Scheduler
+from ..cron.work import Planned
 from ..queue import schedules as store
-from ..queue.connect import connect, resolve
+from ..queue.connect import connect, resolve, user
 from ..queue.errors import INTERRUPTED, UserError
 from ..queue.schedules import spoken
 from ..queue.urls import masked
 from . import options
-from .batches import submit_command
+from .batches import planned, submit_command
 from .report import print_json
 
 
@@ -134,7 +137,7 @@ def list_command(as_json: bool, redis_url: str | None) -> None:
 
 def _report(entry: Entry) -> dict[str, Any]:
     """A schedule for scripts; slots are Unix milliseconds."""
-    last = asdict(entry.last) if entry.last else None
+    last = asdict(entry.last) | {"outcome": entry.last.outcome} if entry.last else None
     return entry.schedule.model_dump() | {"next": entry.next, "last": last}
 
 
@@ -201,11 +204,13 @@ def run(folder: Path, lease: float, redis_url: str | None) -> None:
       draftmill cron run --folder ~/work
     """
     url = resolve(redis_url)
-    scheduler = Scheduler(connect(url), url, folder.resolve(), lease, check_arguments)
+    redis = connect(url)
+    os.chdir(folder)
+    scheduler = Scheduler(redis, lease, check_arguments, partial(plan_arguments, user(redis)))
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: scheduler.stop.set())
-    click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {scheduler.folder}")
+    click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {Path.cwd()}")
     if not scheduler.run():
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)
 
@@ -216,10 +221,7 @@ def check_arguments(arguments: tuple[str, ...]) -> None:
     command.params = [copy(parameter) for parameter in command.params]
     for parameter in command.params:
         parameter.callback = None  # they would read files here and now
-    try:
-        context = command.make_context("draftmill submit", list(arguments), help_option_names=[])
-    except click.UsageError as error:
-        raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
+    context = _parse(command, arguments)
     for parameter in command.params:
         given: Any = context.params.get(parameter.name or "")
         if context.get_parameter_source(parameter.name or "") != ParameterSource.COMMANDLINE or given is None:
@@ -232,10 +234,25 @@ def check_arguments(arguments: tuple[str, ...]) -> None:
             check_inside(f"{parameter.opts[0]} @", given[1:])
 
 
+def plan_arguments(user: str, arguments: tuple[str, ...], slot: str) -> Planned:
+    """What `draftmill submit` would make of arguments, once they are checked, for `user` and a slot."""
+    given = _parse(submit_command, arguments).params
+    about = {name: value for name, value in given.items() if name not in OWN}
+    retry_failed: bool = about.pop("retry_failed")
+    return Planned(planned(user, slot=slot, **about), retry_failed)
+
+
+def _parse(command: click.Command, arguments: tuple[str, ...]) -> click.Context:
+    try:
+        return command.make_context("draftmill submit", list(arguments), help_option_names=[])
+    except click.UsageError as error:
+        raise UserError(f"{error.format_message().rstrip('.')}; see `draftmill submit --help`") from None
+
+
 OWN = {
     "slot": "each slot is a batch of its own already",
     "redis_url": "it is submitted to the Redis that keeps it",
-    "as_json": "the scheduler reads what submit prints",
+    "as_json": "the scheduler prints what it does itself",
     "dry_run": "it is there to submit",
 }
 """Options of `submit` that make no sense in a schedule, and why."""

@@ -9,11 +9,11 @@ import click
 import redis as redis_py
 
 from ..client.submission import Submission
+from ..output.summary import count
 from ..queue.connect import connect, running
 from ..queue.errors import UserError
 from ..queue.wire import JobBody
 from .progress import clock, speed
-from .report import count
 
 PACKAGE = __name__.partition(".")[0]
 SHOWN = 3

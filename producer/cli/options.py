@@ -161,7 +161,7 @@ def _row_options(given: Mapping[str, Any]) -> RowOptions:
 
 
 def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
-    """Opens and surveys INPUT; says on standard error what was ignored."""
+    """Opens and surveys INPUT."""
     values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
     try:
         sampling({}, values)
@@ -172,6 +172,10 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
     survey = dataset.survey(slot)
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")
+    return dataset, survey
+
+
+def say_notes(survey: Survey) -> None:
+    """Says on standard error what of a dataset was ignored."""
     for note in survey.notes.lines():
         click.echo(f"Note: {note}", err=True)
-    return dataset, survey

@@ -62,11 +62,6 @@ def print_table(
         click.echo(line.rstrip())
 
 
-def count(number: int, noun: str) -> str:
-    """`1 line`, `2 lines`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def word(state: BatchStatus) -> str:
     """The state of a batch in one word."""
     if state.is_cancelled:
@@ -74,16 +69,6 @@ def word(state: BatchStatus) -> str:
     if state.complete:
         return "collected" if state.collected else "complete"
     return "running" if state.running else "queued"
-
-
-def where(output: Output) -> str:
-    """What lies in which file."""
-    text = f"{count(output.done, 'result')} in {output.holder}"
-    if output.failed or output.bad:
-        text += f", {output.failed} failed and {count(output.bad, 'bad line')} in {output.errors.path}"
-    if output.holder != output.path:
-        text += f"; {output.path} is written when the batch is complete"
-    return text
 
 
 def batch_report(state: BatchStatus, live: Speed | None = None) -> dict[str, Any]:

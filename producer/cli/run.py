@@ -21,6 +21,7 @@ from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
 from ..output.records import key_of
+from ..output.summary import count, where
 from ..queue import batches
 from ..queue.connect import connect, resolve, user_of
 from ..queue.errors import FAILED_ITEMS, Interrupted, heed_signals
@@ -30,7 +31,7 @@ from . import options
 from .dry_run import preview
 from .local_worker import LocalWorker
 from .progress import BatchProgress
-from .report import count, output_report, print_json, where
+from .report import output_report, print_json
 
 READY_SECONDS = 0.2
 """Between two looks whether the worker has loaded its model."""
@@ -139,6 +140,7 @@ def run(
     check_apart(input, out, errors_of(out))
     heed_signals()
     dataset, survey = options.read(input, **given)
+    options.say_notes(survey)
     submission = plan(dataset, survey, user_of(redis_url), parameters=parameters.of(given))
     if dry_run:
         preview(submission, redis_url)

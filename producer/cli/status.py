@@ -10,13 +10,14 @@ import redis as redis_py
 
 from ..client.follower import Follower, known
 from ..client.patience import Patience
+from ..output.summary import count
 from ..queue import batches
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
 from ..queue.errors import heed_signals
 from . import options
 from .progress import BatchProgress, describe_worker, rates, speed
-from .report import batch_report, count, print_json, print_table, word
+from .report import batch_report, print_json, print_table, word
 
 
 @click.command("status")

@@ -11,6 +11,7 @@ from contextlib import suppress
 import orjson
 import redis.exceptions as rx
 
+from ..output.files import Busy
 from ..output.output import Output
 from ..queue import batches
 from ..queue.batches import BatchStatus, Result
@@ -111,7 +112,7 @@ class Collector:
             return
         other = batches.hold(self._redis, self._batch, self._holder, HOLD_SECONDS)
         if other is not None:
-            raise UserError(
+            raise Busy(
                 f"the results of {self._batch} go to {other}; collect there, or use --leave with both, "
                 f"or end that and try again in {HOLD_SECONDS} s"
             )

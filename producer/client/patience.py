@@ -30,21 +30,29 @@ class Patience:
     """Calls what asks Redis, by the client `redis`, again and again while Redis is away.
 
     Says by `say` that it waits, unless that is short. A private server that died is started again. After `seconds` the
-    error is raised.
+    error is raised. It pauses by `sleep`, which may raise something to end that early.
     """
 
     def __init__(
-        self, redis: redis_py.Redis, say: Callable[[str], object] = lambda _: None, seconds: float = AWAY_SECONDS
+        self,
+        redis: redis_py.Redis,
+        say: Callable[[str], object] = lambda _: None,
+        seconds: float = AWAY_SECONDS,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.redis = plain(redis, self._connected)
         self.is_away = False
         self._connections = 0
-        self._say, self._seconds = say, seconds
+        self._say, self._seconds, self._sleep = say, seconds, sleep
 
     @property
     def outages(self) -> int:
         """How often the connection was lost, however shortly: Redis may have died, and lost its last second."""
         return max(0, self._connections - 1)
+
+    def close(self) -> None:
+        """Gives its connections back, where the program lives on."""
+        self.redis.connection_pool.disconnect()
 
     def _connected(self) -> None:
         self._connections += 1
@@ -70,7 +78,7 @@ class Patience:
                 if is_private(self.redis):
                     with suppress(UserError):
                         start_private()
-                time.sleep(PAUSE_SECONDS)
+                self._sleep(PAUSE_SECONDS)
             else:
                 self.is_away = False
                 if said:

@@ -14,6 +14,8 @@ from ..queue.errors import UserError
 from ..queue.schedules import Due, Ended
 from .schedule import Check, Schedule
 
+ANEW = "remove it and add it again"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -27,21 +29,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Schedules:
-    """All that can be used, `unusable` names with the reason of those that cannot, and Redis's time in ms."""
+    """All that can be used, those of them with a slot that has come, names of those that cannot be used with the
+    reason, and Redis's time in ms.
+    """
 
     now: int
     entries: dict[str, Entry] = field(default_factory=dict)
+    due: list[Due] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def due(self) -> list[Due]:
-        """Those with a slot that has come, and what is to run."""
-        found: list[Due] = []
-        for name, entry in self.entries.items():
-            if entry.next <= self.now:
-                slot, after = entry.schedule.due(entry.next, self.now)
-                found.append(Due(name, entry.json, entry.next, after, slot))
-        return found
 
 
 def add(redis: redis_py.Redis, schedule: Schedule) -> int:
@@ -59,8 +54,17 @@ def read(redis: redis_py.Redis, check: Check) -> Schedules:
         schedule = _parse(name, own.json, check)
         if isinstance(schedule, str):
             found.unusable[name] = schedule
-        else:
-            found.entries[name] = Entry(own.json, schedule, own.next or next(schedule.slots(now)), own.last)
+            continue
+        try:
+            first = int(own.next or next(schedule.slots(now)))
+            schedule.local(first)
+            slot, after = schedule.due(first, now) if first <= now else (None, first)
+        except (ValueError, ArithmeticError, OSError) as error:  # there is no such time
+            found.unusable[name] = f"its next slot is damaged ({error}); {ANEW}"
+            continue
+        found.entries[name] = Entry(own.json, schedule, first, own.last)
+        if first <= now:
+            found.due.append(Due(name, own.json, first, after, slot))
     return found
 
 
@@ -71,7 +75,7 @@ def _parse(name: str, json: bytes, check: Check) -> Schedule | str:
         schedule = Schedule.model_validate_json(json)
         schedule.check(check)
     except ValidationError as error:
-        return f"it is damaged ({error.errors()[0]['msg']}); remove it and add it again"
+        return f"it is damaged ({error.errors()[0]['msg']}); {ANEW}"
     except UserError as error:
         return error.message
-    return schedule if schedule.name == name else "it is damaged (its name is another); remove it and add it again"
+    return schedule if schedule.name == name else f"it is damaged (its name is another); {ANEW}"

@@ -12,6 +12,10 @@ from typing import BinaryIO
 from ..queue.errors import UserError, explain_file
 
 
+class Busy(UserError):
+    """Another process has it just now; later it may be free."""
+
+
 class WriteError(UserError):
     """A file could not be written to its end, and may end in half a line; the last save still stands."""
 
@@ -55,7 +59,7 @@ def open_locked(path: Path) -> BinaryIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
+        raise Busy(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
     return file
 
 

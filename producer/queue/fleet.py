@@ -107,6 +107,11 @@ def reports(redis: redis_py.Redis) -> list[Report]:
     return [report for report in known if not (report.gone and _has_successor(report, known))]
 
 
+def serves(redis: redis_py.Redis, pair: str) -> bool:
+    """Whether a live worker works on a pair."""
+    return any(report.text("pair") == pair and not report.gone for report in reports(redis))
+
+
 def _has_successor(gone: Report, known: Iterable[Report]) -> bool:
     return any(other.host == gone.host and other.number("started") > gone.number("seen") for other in known)
 

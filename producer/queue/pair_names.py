@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from difflib import get_close_matches
 
@@ -37,3 +38,8 @@ def hint(pair: str) -> str:
     jumbled = [name for name in near if not Counter(pair.lower()) - Counter(name)]  # has every character of `pair`
     meant = " or ".join(repr(name) for name in jumbled or near[:3])
     return f"; did you mean {meant}?" if meant else ""
+
+
+def unserved(pair: str) -> str:
+    """What to do where nobody works on a pair."""
+    return f"no live worker serves {pair}; start one with: draftmill worker --pair {shlex.quote(pair)}{hint(pair)}"

@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 import redis as redis_py
 from redis.client import Pipeline
 
+from . import errors
 from .errors import UserError
 from .scripts import LUA
 
@@ -40,12 +41,30 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a slot ended: the exit code of the last command that ran for it, what that said, and its batch."""
+    """How a slot ended. `code` is what a command would end with; `said` tells in one line what became of it, or why it
+    failed.
+
+    `done` and `failed` count the lines of OUT, `bad` the lines that could not be run.
+    """
 
     at: int
     code: int
     said: str
     batch: str = ""
+    done: int = 0
+    failed: int = 0
+    bad: int = 0
+
+    @property
+    def outcome(self) -> Literal["done", "partial", "failed"]:
+        """`partial` if some lines are bad or have failed, and all others are done."""
+        match self.code:
+            case errors.DONE:
+                return "done"
+            case errors.FAILED_ITEMS:
+                return "partial"
+            case _:
+                return "failed"
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Kept:
     """A schedule as Redis has it: its JSON, the first slot that nobody took, if any was set, and how the last ended."""
 
     json: bytes
-    next: int | None
+    next: float | None
     last: Ended | None
 
 
@@ -112,7 +131,7 @@ def read(redis: redis_py.Redis) -> tuple[int, dict[str, Kept]]:
         pipe.zrange(NEXT, 0, -1, withscores=True)
         pipe.hgetall(LAST)
         time, kept, nexts, lasts = pipe.execute()
-    first = {name: int(at) for name, at in nexts}
+    first = dict(nexts)
     return _milliseconds(time), {
         name.decode("utf-8", "replace"): Kept(json, first.get(name), _last(lasts.get(name)))
         for name, json in sorted(kept.items())
