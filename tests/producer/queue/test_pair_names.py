@@ -58,7 +58,7 @@ def test_a_mistyped_name_is_answered_with_all_that_are_near() -> None:
 def test_the_same_lines_are_the_same_batch_in_any_letters(shell: Shell) -> None:
     shell.write("in.jsonl", '{"prompt": "hi"}\n')
     path = str(shell.folder / "in.jsonl")
-    one, other = (Dataset(path, pair, Defaults()).survey().batch for pair in ("qwen3-4b", "Qwen3-4B"))
+    one, other = (Dataset(path, pair, Defaults()).survey().identity for pair in ("qwen3-4b", "Qwen3-4B"))
     assert one == other
 
 
