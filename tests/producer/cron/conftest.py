@@ -48,8 +48,8 @@ class Cron:
         arguments = ("in.jsonl", "--pair", PAIR)
         return entries.add(self.redis, Schedule.model_validate({"name": "tick", "arguments": arguments} | given))
 
-    def start(self) -> subprocess.Popen[str]:
-        process = self.shell.start("cron", "run", "--lease", "2", "--redis-url", self.url)
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        process = self.shell.start(*options, "cron", "run", "--lease", "2", "--redis-url", self.url)
         self.processes.append(process)
         return process
 

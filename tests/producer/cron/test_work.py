@@ -80,10 +80,13 @@ def lines(count: int, text: str = "say") -> str:
 def test_an_error_of_any_kind_ends_only_its_slot(cron: Cron) -> None:
     odd = Schedule(name="odd", every_ms=HOUR, arguments=("in\0.jsonl", "--pair", PAIR))
     cron.redis.zadd(store.NEXT, {"odd": entries.add(cron.redis, odd) - HOUR})
-    process, _ = cron.start_now()
+    cron.redis.zadd(store.NEXT, {"tick": cron.add(every_ms=HOUR) - HOUR})
+    process = cron.start("--debug")
     wait(cron.last)
     wait(lambda: "unexpected ValueError: embedded null byte" in cron("list").stdout)
-    assert "unexpected ValueError: embedded null byte" in cron.stop(process)
+    said = cron.stop(process)
+    assert "Z: unexpected ValueError: embedded null byte" in said
+    assert "Traceback" in said
     (report,) = (r for r in orjson.loads(cron("list", "--json").stdout) if r["name"] == "odd")
     assert (report["last"]["outcome"], report["last"]["code"]) == ("failed", 70)
 
