@@ -20,7 +20,7 @@ from ..cron import entries
 from ..cron.entries import Entry
 from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside
 from ..cron.scheduler import Scheduler
-from ..cron.work import Planned
+from ..cron.work import Planned, log
 from ..queue import schedules as store
 from ..queue.connect import connect, resolve, user
 from ..queue.errors import INTERRUPTED, UserError
@@ -193,7 +193,8 @@ def remove(name: str, redis_url: str | None) -> None:
     help="After which others take over the slots of a scheduler that fell silent.",
 )
 @options.redis_url
-def run(folder: Path, lease: float, redis_url: str | None) -> None:
+@click.pass_context
+def run(context: click.Context, folder: Path, lease: float, redis_url: str | None) -> None:
     """Run the schedules until stopped; start as many schedulers as you like.
 
     Each slot is submitted by one of them; if that one dies meanwhile, another goes on with it. Schedulers on
@@ -208,6 +209,8 @@ def run(folder: Path, lease: float, redis_url: str | None) -> None:
     os.chdir(folder)
     scheduler = Scheduler(redis, lease, check_arguments, partial(plan_arguments, user(redis)))
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    if context.find_root().params["debug"]:
+        log.setLevel(logging.DEBUG)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: scheduler.stop.set())
     click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {Path.cwd()}")

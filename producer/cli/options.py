@@ -132,6 +132,7 @@ _dataset = (
     ),
     click.option(
         "--schema",
+        type=click.Path(),
         metavar="FILE",
         callback=_schema,
         help="JSON schema that completions must obey, where a line has no response_format of its own.",

@@ -118,19 +118,19 @@ def test_collected_results_are_dropped_unless_left(shell: Shell, prompts: str, w
 def test_bad_lines_reach_the_error_file(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:
     shell.write("some.jsonl", b"not json\n" + b"\n".join(shell.lines(prompts)[:3]) + b'\n{"prompt": ""}\n')
     submitted = shell("submit", "some.jsonl", "--pair", PAIR)
-    assert submitted.returncode == 1
+    assert submitted.returncode == 4
     assert submitted.stderr.count("Bad line ") == 2
     batch = submitted.stdout.strip()
     early = shell("collect", batch, "-o", "out.csv")
     assert (early.returncode, early.stdout) == (
-        1,
+        4,
         "0 results in out.csv, 0 failed and 2 bad lines in out.csv.errors.jsonl\n",
     )
     worker()
     for _ in range(2):
         late = shell("collect", batch, "-o", "out.csv", "--follow", "--json")
         report = orjson.loads(late.stdout)
-        assert (late.returncode, report["done"], report["failed"], report["bad"]) == (1, 3, 0, 2)
+        assert (late.returncode, report["done"], report["failed"], report["bad"]) == (4, 3, 0, 2)
     bad = [orjson.loads(line)["error"]["message"] for line in shell.lines("out.csv.errors.jsonl")]
     assert [message[:16] for message in bad] == ["line 1: not JSON", "line 5: prompt i"]
 
@@ -154,7 +154,7 @@ def test_results_go_to_one_file_at_a_time(
     third = shell("collect", batch, "-o", "third.jsonl", "--leave")  # it could never have them all
     assert (third.returncode, "collected" in third.stderr) == (2, True)
     assert not [*shell.folder.glob("second*"), *shell.folder.glob("third*")]
-    assert shell("collect", batch, "-o", "first.jsonl", "--follow").returncode == 1
+    assert shell("collect", batch, "-o", "first.jsonl", "--follow").returncode == 4
     assert sorted(ids(shell, "first.jsonl")) == sorted(f"r-{n}" for n in range(LINES) if n != 7)
 
 

@@ -92,8 +92,8 @@ def test_results_are_not_written_over_their_input(shell: Shell) -> None:
 def test_a_mistyped_pair_is_noticed(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> None:
     shell.environment["REDIS_URL"] = redis_server.url
     shell.write("in.jsonl", b'{"prompt": "hello"}\n')
-    assert shell("submit", "in.jsonl", "--pair", "qwen3-4bb").stderr.endswith("; did you mean 'qwen3-4b'?\n")
-    scheduled = shell("workers", "pair", "mini-3", "qwen3-4bb")
+    assert shell("submit", "in.jsonl", "--pair", "smollm2-135").stderr.endswith("; did you mean 'smollm2-135m'?\n")
+    scheduled = shell("workers", "pair", "mini-3", "smollm2-135")
     assert scheduled.returncode == 0
     assert "no worker of a machine called mini-3 is known yet" in scheduled.stderr
-    assert "did you mean 'qwen3-4b'?" in scheduled.stderr
+    assert "did you mean 'smollm2-135m'?" in scheduled.stderr

@@ -123,7 +123,8 @@ def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
         (("notes/../../x.jsonl",), "INPUT 'notes/../../x.jsonl' must be a path relative to"),
         (("in.jsonl", "--redis-url", "redis://other"), "a schedule cannot have --redis-url: it is submitted to the"),
         (("in.jsonl", "--template", "@/etc/passwd"), "--template @ '/etc/passwd' must be a path relative to"),
-        (("in.jsonl", "--json"), "a schedule cannot have --json: the scheduler reads what submit prints"),
+        (("in.jsonl", "--schema", "/etc/passwd"), "--schema '/etc/passwd' must be a path relative to"),
+        (("in.jsonl", "--json"), "a schedule cannot have --json: the scheduler prints what it does itself"),
         (("in.jsonl", "--slot", "x"), "a schedule cannot have --slot: each slot is a batch of its own already"),
     ],
 )
