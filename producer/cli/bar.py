@@ -21,7 +21,7 @@ class Bar(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         for line in self.below:
-            yield Text(f"  {line}", style="dim")
+            yield Text(f"  {line}", style="bright_black")
 
     def say(self, text: str) -> None:
         """Shows `text` beside the bar."""
