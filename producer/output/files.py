@@ -63,6 +63,62 @@ def open_locked(path: Path) -> BinaryIO:
     return file
 
 
+class GrowingFile:
+    """A file that this process alone appends to; it notices if somebody removes or replaces the file meanwhile.
+
+    Raises WriteError for what cannot be written, and where it is no longer written to `path`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_locked(path)
+
+    @property
+    def is_empty(self) -> bool:
+        return self._file.tell() == 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `path` still leads to this file."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def write(self, content: bytes) -> None:
+        with writing(self.path):
+            self._file.write(content)
+
+    def flush(self) -> None:
+        """Shows what was written to whoever reads the file."""
+        self._check()
+        with writing(self.path):
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Puts what was written on the disk; it is at `path` when this returns."""
+        with writing(self.path):
+            sync(self._file)
+        self._check()
+
+    def truncate(self, length: int) -> None:
+        """Cuts off what stands behind the first `length` bytes."""
+        with writing(self.path):
+            if self._file.seek(0, os.SEEK_END) > length:
+                self._file.truncate(length)
+                self._file.seek(length)
+
+    def close(self) -> None:
+        with writing(self.path):
+            self._file.close()
+
+    def _check(self) -> None:
+        if not self.is_there:
+            raise WriteError(
+                f"{str(self.path)!r} was removed or replaced while it was written; the same command writes it anew"
+            )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns what the system says of writing `path` into one line for the user."""

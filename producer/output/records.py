@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..queue.errors import UserError
-from .files import writing
 
 
 def key_of(custom_id: str) -> int:
@@ -23,13 +21,6 @@ def key_of(custom_id: str) -> int:
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file, without a last one that has no end."""
     return (raw for raw in file if raw.endswith(b"\n"))
-
-
-def cut(path: Path, length: int) -> None:
-    """Removes what a cut tore behind the last whole record."""
-    if path.exists() and path.stat().st_size > length:
-        with writing(path):
-            os.truncate(path, length)
 
 
 def changed(path: Path, number: int) -> UserError:

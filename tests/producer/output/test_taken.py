@@ -1,0 +1,82 @@
+"""OUT under the hands of others: what is no longer where it belongs never counts as kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+import redis as redis_py
+
+from draftmill.producer.output.output import Output, errors_of
+from draftmill.producer.queue import batches
+from draftmill.producer.queue.errors import UserError
+from tests.producer.conftest import Shell
+from tests.producer.output.test_output import FORMATS, done, failed
+from tests.redis_server import RedisServer
+from tests.worker.run_worker import PAIR
+
+
+def grows(out: Path) -> Path:
+    """The file that grows while results come."""
+    return out.with_name(f"{out.name}.partial.jsonl") if out.suffix == ".parquet" else out
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("of_errors", [False, True])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_was_taken_away_is_told(tmp_path: Path, format: str, of_errors: bool, is_replaced: bool) -> None:
+    path = tmp_path / f"out.{format}"
+    taken = errors_of(path) if of_errors else grows(path)
+    expected = pytest.raises(UserError)
+    with expected as told, Output(path, "b") as output:
+        output.write(done(0))
+        output.write(failed(1))
+        output.save()
+        taken.rename(tmp_path / "elsewhere")
+        if is_replaced:
+            taken.write_bytes(b"of somebody else")
+        output.write(done(2))
+        output.save()
+    assert told.value.message == (
+        f"{str(taken)!r} was removed or replaced while it was written; the same command writes it anew"
+    )
+    assert taken.exists() == is_replaced
+
+
+def test_a_file_that_took_the_place_of_an_empty_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    expected = pytest.raises(UserError, match="removed or replaced")
+    with expected, Output(path, "b") as output:
+        path.unlink()
+        path.write_bytes(b"of somebody else")
+        output.save()
+    assert path.read_bytes() == b"of somebody else"
+
+
+@pytest.fixture
+def batch(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> str:
+    """Forty lines, submitted."""
+    shell.environment["REDIS_URL"] = redis_server.url
+    lines = [{"id": f"r-{n}", "prompt": "say it", "max_tokens": 3} for n in range(40)]
+    shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
+    return shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
+
+
+def test_nothing_of_a_removed_file_is_acknowledged(
+    shell: Shell, redis: redis_py.Redis, worker: Callable[[], None], batch: str
+) -> None:
+    collecting = shell.start("collect", batch, "-o", "out.jsonl", "--follow")
+    while not (shell.folder / "out.jsonl").exists():
+        assert collecting.poll() is None
+        time.sleep(0.02)
+    (shell.folder / "out.jsonl").unlink()
+    worker()
+    said = collecting.communicate(timeout=60)[1].splitlines()[-1]
+    assert said == ("Error: 'out.jsonl' was removed or replaced while it was written; the same command writes it anew")
+    assert collecting.returncode == 2
+    assert batches.handed(redis, batch) == 0
+    assert shell("collect", batch, "-o", "out.jsonl", "--follow").returncode == 0
+    assert len(shell.lines("out.jsonl")) == 40
