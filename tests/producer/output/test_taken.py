@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from draftmill.producer.output.output import Output, errors_of
 from draftmill.producer.queue import batches
 from draftmill.producer.queue.errors import UserError
 from tests.producer.conftest import Shell
-from tests.producer.output.test_output import FORMATS, done, failed
+from tests.producer.output.test_output import FORMATS, done, failed, rows
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR
 
@@ -44,6 +45,41 @@ def test_a_file_that_was_taken_away_is_told(tmp_path: Path, format: str, of_erro
         f"{str(taken)!r} was removed or replaced while it was written; the same command writes it anew"
     )
     assert taken.exists() == is_replaced
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("of_errors", [False, True])
+def test_a_file_that_was_cut_is_told_before_more_is_written(tmp_path: Path, format: str, of_errors: bool) -> None:
+    path = tmp_path / f"out.{format}"
+    short = errors_of(path) if of_errors else grows(path)
+    expected = pytest.raises(UserError)
+    with expected as told, Output(path, "b") as output:
+        for result in (done(0), failed(1)):
+            output.write(result)
+        output.save()
+        os.truncate(short, 0)
+        for result in (done(2), failed(3)):
+            output.write(result)
+        output.flush()
+    assert told.value.message == (
+        f"{str(short)!r} was cut short while it was written; the same command writes what it lacks"
+    )
+    results = [done(0), failed(1), done(2), failed(3)]
+    with Output(path, "b") as output:
+        for result in results:
+            output.write(result)
+        output.finish()
+    assert {row["custom_id"] for row in rows(path)} == {"r-0", "r-2"}
+    assert sorted(errors_of(path).read_bytes().splitlines()) == [failed(n).line for n in (1, 3)]
+
+
+def test_a_table_without_its_header_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with Output(path, "b") as output:
+        output.write(done(0))
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
+    with pytest.raises(UserError, match="was changed since it was written: record 1 is no result"):
+        Output(path, "b")
 
 
 def test_a_file_that_took_the_place_of_an_empty_one_stays(tmp_path: Path) -> None:
