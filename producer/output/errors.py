@@ -114,7 +114,7 @@ class ErrorFile:
                     line = orjson.loads(raw)
                     line["id" if _is_bad(line) else "custom_id"].encode()
                 except (ValueError, LookupError, TypeError, AttributeError):
-                    raise changed(self.path, number) from None
+                    raise changed(self.path, f"record {number} is no result") from None
                 yield raw, line
 
 

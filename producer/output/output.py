@@ -7,11 +7,11 @@ lies a manifest, `OUT.draftmill.json`, with what OUT cannot say.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -26,6 +26,9 @@ from .formats import format_of
 from .manifest import Manifest, difference
 from .order import Order
 from .records import changed, key_of
+
+FAULTS = ValueError, LookupError, TypeError, AttributeError
+"""What reading records raises that were never written."""
 
 
 def errors_of(out: Path) -> Path:
@@ -250,19 +253,17 @@ class Output:
     def _load(self) -> None:
         """Reads which lines have ended, and cuts off what a cut tore."""
         length = number = 0
-        path = self._stream_path
         try:
-            with path.open("rb") as file:
+            with self._stream_path.open("rb") as file:
                 for number, (custom_id, record) in enumerate(self._format.records(file), 1):  # noqa: B007
                     length += len(record)
                     if custom_id is not None:
                         self._done.add(key_of(custom_id))
-            if self._format.packed and size(self.path):
-                path, number = self.path, 0
-                with path.open("rb") as packed:
-                    self._done.update(map(key_of, self._parquet.ids(packed)))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise changed(path, number + 1) from None
+        except FAULTS:
+            raise changed(self._stream_path, f"record {number + 1} is no result") from None
+        if self._format.packed and size(self.path):
+            with self._reading_packed() as packed:
+                self._done.update(map(key_of, self._parquet.ids(packed)))
         self._out.truncate(length)
         self.errors.load(self._done)
 
@@ -272,11 +273,20 @@ class Output:
             return
         with self._stream_path.open("rb") as rows:
             there = {key_of(custom_id) for custom_id, _ in self._format.records(rows) if custom_id is not None}
-        with self.path.open("rb") as packed:
+        with self._reading_packed() as packed:
             for row in self._parquet.unpack(packed):
                 if key_of(orjson.loads(row)["custom_id"]) not in there:
                     self._out.write(row)
         self._out.sync()
+
+    @contextmanager
+    def _reading_packed(self) -> Iterator[BinaryIO]:
+        """OUT itself, if it is a Parquet file."""
+        try:
+            with self.path.open("rb") as file:
+                yield file
+        except FAULTS:
+            raise changed(self.path, "it is no Parquet file of results") from None
 
     def _save_manifest(self) -> None:
         with replacing(self._manifest_path, self.path) as file:

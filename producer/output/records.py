@@ -23,9 +23,6 @@ def whole_lines(file: BinaryIO) -> Iterator[bytes]:
     return (raw for raw in file if raw.endswith(b"\n"))
 
 
-def changed(path: Path, number: int) -> UserError:
+def changed(path: Path, what: str) -> UserError:
     """For a file that holds what was never written to it."""
-    return UserError(
-        f"{str(path)!r} was changed since it was written: record {number} is no result; "
-        "mend it, or start over with --force"
-    )
+    return UserError(f"{str(path)!r} was changed since it was written: {what}; mend it, or start over with --force")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
+import pyarrow.parquet as pq
 import pytest
 import redis as redis_py
 
@@ -80,6 +81,34 @@ def test_a_table_without_its_header_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
     with pytest.raises(UserError, match="was changed since it was written: record 1 is no result"):
         Output(path, "b")
+
+
+@pytest.mark.parametrize("where", ["column", "another column", "footer", "end"])
+def test_a_damaged_parquet_file_is_named_with_what_to_do(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "out.parquet"
+    with Output(path, "b") as output:
+        for n in range(20):
+            output.write(done(n))
+        output.finish()
+    content = bytearray(path.read_bytes())
+    metadata = pq.read_metadata(path).row_group(0)
+    damaged = {
+        "column": metadata.column(0).data_page_offset,
+        "another column": metadata.column(1).data_page_offset,
+        "footer": len(content) - 8 - int.from_bytes(content[-8:-4], "little"),
+        "end": len(content) - 4,
+    }[where]
+    content[damaged : damaged + 40] = bytes(byte ^ 0xFF for byte in content[damaged : damaged + 40])
+    path.write_bytes(content)
+    expected = pytest.raises(UserError)
+    with expected as told, Output(path, "b") as output:
+        output.write(done(20))
+        output.finish()
+    assert told.value.message == (
+        f"{str(path)!r} was changed since it was written: it is no Parquet file of results; "
+        "mend it, or start over with --force"
+    )
+    assert path.read_bytes() == content
 
 
 def test_a_file_that_took_the_place_of_an_empty_one_stays(tmp_path: Path) -> None:
