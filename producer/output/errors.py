@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
-from .files import open_locked, remove, replacing, size, sync, writing
-from .records import changed, cut, key_of, whole_lines
+from .files import GrowingFile, remove, replacing, size
+from .records import changed, key_of, whole_lines
 
 BAD_LINE = "invalid_line"
 """Error code of a line of the dataset that never reached the queue."""
@@ -25,7 +25,7 @@ class ErrorFile:
         self.failed: set[int] = set()
         self._bad: set[str] = set()
         self._untidy = False
-        self._file: BinaryIO | None = None
+        self._file: GrowingFile | None = None
 
     @property
     def bad(self) -> int:
@@ -40,16 +40,16 @@ class ErrorFile:
         for raw, line in self._lines():
             length += len(raw)
             self._note(line, done)
-        cut(self.path, length)
+        self._file = GrowingFile(self.path)
+        self._file.truncate(length)
 
     def add(self, raw: bytes, line: dict[str, Any]) -> None:
         """Adds a line, raw and parsed, unless it is a bad line that stands there already."""
         if not self._note(line):
             return
         if self._file is None:
-            self._file = open_locked(self.path)
-        with writing(self.path):
-            self._file.write(raw + b"\n")
+            self._file = GrowingFile(self.path)
+        self._file.write(raw + b"\n")
 
     def drop(self, key: int) -> None:
         """The failure of a line that has a result now no longer counts."""
@@ -74,25 +74,24 @@ class ErrorFile:
                 key = None if _is_bad(line) else key_of(line["custom_id"])
                 if key is None or (key in self.failed and last[key] == n):
                     target.write(raw)
-        if not size(self.path):
+        if size(self.path):
+            self._file = GrowingFile(self.path)
+        else:
             remove(self.path)
         self._untidy = False
 
     def flush(self) -> None:
         if self._file:
-            with writing(self.path):
-                self._file.flush()
+            self._file.flush()
 
     def sync(self) -> None:
         """Puts what was written on the disk."""
         if self._file:
-            with writing(self.path):
-                sync(self._file)
+            self._file.sync()
 
     def close(self) -> None:
         if self._file:
-            with writing(self.path):
-                self._file.close()
+            self._file.close()
             self._file = None
 
     def _note(self, line: dict[str, Any], done: Set[int] = frozenset()) -> bool:
@@ -115,7 +114,7 @@ class ErrorFile:
                     line = orjson.loads(raw)
                     line["id" if _is_bad(line) else "custom_id"].encode()
                 except (ValueError, LookupError, TypeError, AttributeError):
-                    raise changed(self.path, number) from None
+                    raise changed(self.path, f"record {number} is no result") from None
                 yield raw, line
 
 

@@ -6,10 +6,14 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from ..queue.errors import UserError, explain_file
+
+BUFFER = 64 * 1024
+"""Bytes that may wait to be written."""
 
 
 class Busy(UserError):
@@ -50,10 +54,10 @@ def check_apart(source: str, out: Path, errors: Path) -> None:
             raise UserError(f"{str(path)!r} would be written over and is INPUT; name another OUT")
 
 
-def open_locked(path: Path) -> BinaryIO:
-    """Opens for appending; no second process may write the same file."""
+def open_locked(path: Path) -> FileIO:
+    """Opens for appending, unbuffered; no second process may write the same file."""
     try:
-        file = path.open("ab")
+        file = path.open("ab", buffering=0)
     except OSError as error:
         raise UserError(explain_file(error, "cannot write", path)) from error
     try:
@@ -61,6 +65,76 @@ def open_locked(path: Path) -> BinaryIO:
     except BlockingIOError:
         raise Busy(f"another draftmill is writing {str(path)!r}; wait for it or choose another file") from None
     return file
+
+
+class GrowingFile:
+    """A file that this process alone appends to; it notices if somebody removes, replaces or shortens it meanwhile.
+
+    Raises WriteError for what cannot be written, and where it is no longer written to `path`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_locked(path)
+        self._length = os.fstat(self._file.fileno()).st_size
+        self._pending = bytearray()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self._length or self._pending)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `path` still leads to this file."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def write(self, content: bytes) -> None:
+        self._pending += content
+        if len(self._pending) > BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Shows what was written to whoever reads the file."""
+        self._check()  # nothing is appended to what is no longer whole
+        with writing(self.path):
+            while self._pending:
+                written = self._file.write(self._pending)
+                del self._pending[:written]
+                self._length += written
+
+    def sync(self) -> None:
+        """Puts what was written on the disk; it is at `path` when this returns."""
+        self.flush()
+        with writing(self.path):
+            sync(self._file)
+        self._check()
+
+    def truncate(self, length: int) -> None:
+        """Cuts off what stands behind the first `length` bytes."""
+        with writing(self.path):
+            if self._length > length:
+                self._file.truncate(length)
+        self._length = length
+
+    def close(self) -> None:
+        try:
+            if self._pending:
+                self.flush()
+        finally:
+            self._file.close()
+
+    def _check(self) -> None:
+        if not self.is_there:
+            raise WriteError(
+                f"{str(self.path)!r} was removed or replaced while it was written; the same command writes it anew"
+            )
+        if os.fstat(self._file.fileno()).st_size < self._length:
+            raise WriteError(
+                f"{str(self.path)!r} was cut short while it was written; the same command writes what it lacks"
+            )
 
 
 @contextmanager
@@ -91,7 +165,7 @@ def replacing(path: Path, named: Path | None = None) -> Iterator[BinaryIO]:
             raise
 
 
-def sync(file: BinaryIO) -> int:
+def sync(file: BinaryIO | FileIO) -> int:
     """Puts the file on the disk and returns its length."""
     file.flush()
     os.fsync(file.fileno())

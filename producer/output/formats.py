@@ -90,6 +90,8 @@ class Csv:
             quotes += part.count(b'"')
             if quotes % 2 == 0:  # else the line breaks within quotes
                 raw = b"".join(parts)
+                if header and _first_cell(raw) != COLUMNS[0]:
+                    raise ValueError("the header is missing")
                 yield None if header else _first_cell(raw), raw
                 header, parts = False, []
 

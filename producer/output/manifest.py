@@ -55,7 +55,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def difference(before: Manifest | BatchStatus, source: str, parameters: Mapping[str, Any]) -> str:
     """Why a batch of `source` with these parameters is not the one before, as far as what is kept of it can tell."""
-    if not before.parameters or not parameters:
+    if not (before.source and before.parameters and parameters):
         return "other lines or other parameters"
     if before.source != source:
         return f"the lines of {before.source}"

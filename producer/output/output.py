@@ -6,13 +6,12 @@ lies a manifest, `OUT.draftmill.json`, with what OUT cannot say.
 
 from __future__ import annotations
 
-import os
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -22,11 +21,14 @@ from ..queue.errors import UserError
 from . import manifest as manifests
 from .earlier import adopt_errors
 from .errors import ErrorFile
-from .files import WriteError, open_locked, remove, replacing, size, sync, writing
+from .files import GrowingFile, WriteError, remove, replacing, size
 from .formats import format_of
 from .manifest import Manifest, difference
 from .order import Order
-from .records import changed, cut, key_of
+from .records import changed, key_of
+
+FAULTS = ValueError, LookupError, TypeError, AttributeError
+"""What reading records raises that were never written."""
 
 
 def errors_of(out: Path) -> Path:
@@ -62,7 +64,7 @@ class Output:
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
         self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
         self._done: set[int] = set()
-        self._out = open_locked(self._stream_path)
+        self._out = GrowingFile(self._stream_path)
         try:
             self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
             self._load()
@@ -83,6 +85,7 @@ class Output:
                 self.save()
                 self.errors.tidy()
         finally:
+            is_ours = self._out.is_there
             for file in (self._out, self.errors, self._order):
                 with suppress(OSError, WriteError):  # a full disk has been reported before
                     file.close()
@@ -90,7 +93,7 @@ class Output:
         if untouched:
             self._manifest_path.unlink(missing_ok=True)
             self._order.remove()
-        if untouched or (self._format.packed and self.is_packed):
+        if is_ours and (untouched or (self._format.packed and self.is_packed)):
             self._stream_path.unlink(missing_ok=True)
 
     @property
@@ -144,8 +147,7 @@ class Output:
         if self.manifest.in_order:
             self.manifest.in_order = False
             self._save_manifest()
-        with writing(self._stream_path):
-            self._out.write(record)
+        self._out.write(record)
         self._done.add(key)
         self.errors.drop(key)
 
@@ -157,15 +159,13 @@ class Output:
     def flush(self) -> None:
         """Shows what was written to whoever reads the files (`tail -f`)."""
         self._order.flush()
-        with writing(self._stream_path):
-            self._out.flush()
+        self._out.flush()
         self.errors.flush()
 
     def save(self) -> None:
-        """Puts what was written on the disk."""
+        """Puts what was written on the disk; raises WriteError if it is not where it belongs then."""
         self._order.sync()
-        with writing(self._stream_path):
-            sync(self._out)
+        self._out.sync()
         self.errors.sync()
 
     def finish(self) -> None:
@@ -205,7 +205,7 @@ class Output:
                 source.seek(start)
                 target.write(source.read(length))
         self._out.close()
-        self._out = open_locked(self._stream_path)
+        self._out = GrowingFile(self._stream_path)
         self.manifest.in_order = True
         self._save_manifest()
 
@@ -214,9 +214,8 @@ class Output:
         if self.manifest.columns is None:
             self.manifest.columns = list(keep)
             self._save_manifest()
-        if self._out.tell() == 0:
-            with writing(self._stream_path):
-                self._out.write(self._format.header(self.manifest.columns))
+        if self._out.is_empty:
+            self._out.write(self._format.header(self.manifest.columns))
         return self.manifest.columns
 
     def _found(self, new: Manifest, force: bool) -> Manifest:
@@ -254,21 +253,18 @@ class Output:
     def _load(self) -> None:
         """Reads which lines have ended, and cuts off what a cut tore."""
         length = number = 0
-        path = self._stream_path
         try:
-            with path.open("rb") as file:
+            with self._stream_path.open("rb") as file:
                 for number, (custom_id, record) in enumerate(self._format.records(file), 1):  # noqa: B007
                     length += len(record)
                     if custom_id is not None:
                         self._done.add(key_of(custom_id))
-            if self._format.packed and size(self.path):
-                path, number = self.path, 0
-                with path.open("rb") as packed:
-                    self._done.update(map(key_of, self._parquet.ids(packed)))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise changed(path, number + 1) from None
-        cut(self._stream_path, length)
-        self._out.seek(0, os.SEEK_END)
+        except FAULTS:
+            raise changed(self._stream_path, f"record {number + 1} is no result") from None
+        if self._format.packed and size(self.path):
+            with self._reading_packed() as packed:
+                self._done.update(map(key_of, self._parquet.ids(packed)))
+        self._out.truncate(length)
         self.errors.load(self._done)
 
     def _unpack(self) -> None:
@@ -277,11 +273,20 @@ class Output:
             return
         with self._stream_path.open("rb") as rows:
             there = {key_of(custom_id) for custom_id, _ in self._format.records(rows) if custom_id is not None}
-        with writing(self._stream_path), self.path.open("rb") as packed:
+        with self._reading_packed() as packed:
             for row in self._parquet.unpack(packed):
                 if key_of(orjson.loads(row)["custom_id"]) not in there:
                     self._out.write(row)
-            sync(self._out)
+        self._out.sync()
+
+    @contextmanager
+    def _reading_packed(self) -> Iterator[BinaryIO]:
+        """OUT itself, if it is a Parquet file."""
+        try:
+            with self.path.open("rb") as file:
+                yield file
+        except FAULTS:
+            raise changed(self.path, "it is no Parquet file of results") from None
 
     def _save_manifest(self) -> None:
         with replacing(self._manifest_path, self.path) as file:

@@ -33,7 +33,7 @@ def pack(source: BinaryIO, target: BinaryIO) -> None:
     source.seek(0)
     schema = _schema(orjson.loads(line) for line in source)
     source.seek(0)
-    with pq.ParquetWriter(target, schema) as writer:
+    with pq.ParquetWriter(target, schema, write_page_checksum=True) as writer:
         while lines := list(islice(source, ROWS)):
             rows = [orjson.loads(line) for line in lines]
             columns = [pa.array([_value(row.get(of.name), of.type) for row in rows], of.type) for of in schema]
@@ -41,16 +41,23 @@ def pack(source: BinaryIO, target: BinaryIO) -> None:
 
 
 def unpack(source: BinaryIO) -> Iterator[bytes]:
-    """The rows of a Parquet file as lines of JSON."""
-    for batch in pq.ParquetFile(source).iter_batches(ROWS):
+    """The rows of a Parquet file as lines of JSON; raises ValueError or TypeError if it is damaged."""
+    for batch in _batches(source):
         for row in batch.to_pylist():
             yield orjson.dumps(row) + b"\n"
 
 
 def ids(source: BinaryIO) -> Iterator[str]:
-    """The custom_id of each row of a Parquet file."""
-    for batch in pq.ParquetFile(source).iter_batches(ROWS, columns=["custom_id"]):
+    """The custom_id of each row of a Parquet file; raises ValueError or LookupError if it is damaged."""
+    for batch in _batches(source, ["custom_id"]):
         yield from batch.column(0).to_pylist()
+
+
+def _batches(source: BinaryIO, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from pq.ParquetFile(source, page_checksum_verification=True).iter_batches(ROWS, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(str(error)) from error
 
 
 def _schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:

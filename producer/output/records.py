@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..queue.errors import UserError
-from .files import writing
 
 
 def key_of(custom_id: str) -> int:
@@ -25,16 +23,6 @@ def whole_lines(file: BinaryIO) -> Iterator[bytes]:
     return (raw for raw in file if raw.endswith(b"\n"))
 
 
-def cut(path: Path, length: int) -> None:
-    """Removes what a cut tore behind the last whole record."""
-    if path.exists() and path.stat().st_size > length:
-        with writing(path):
-            os.truncate(path, length)
-
-
-def changed(path: Path, number: int) -> UserError:
+def changed(path: Path, what: str) -> UserError:
     """For a file that holds what was never written to it."""
-    return UserError(
-        f"{str(path)!r} was changed since it was written: record {number} is no result; "
-        "mend it, or start over with --force"
-    )
+    return UserError(f"{str(path)!r} was changed since it was written: {what}; mend it, or start over with --force")

@@ -243,6 +243,7 @@ def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
         try:
             output.write(long)
+            output.flush()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     signal.signal(signal.SIGXFSZ, ignored)

@@ -275,6 +275,11 @@ def test_another_batch_s_file_is_not_touched(tmp_path: Path) -> None:
     with Output(path, "b", source="in.jsonl", parameters={"pair": "p", "max_tokens": 64}) as output:
         output.write(done(0))
         output.write_bad(BadLine(3, "no prompt"))
+    nameless = tmp_path / "nameless.jsonl"
+    with Output(nameless, "b", parameters={"pair": "p"}) as output:
+        output.write(done(0))
+    with pytest.raises(UserError, match=r"holds b, not c \(other lines or other parameters\); "):
+        Output(nameless, "c", source="in.jsonl", parameters={"pair": "p"})
     before = path.read_bytes()
     for source, parameters, why in (
         ("in.jsonl", {"pair": "p", "max_tokens": 128}, "--max-tokens was 64, is 128"),
