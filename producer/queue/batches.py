@@ -17,14 +17,13 @@ import redis as redis_py
 from rq.job import Job, JobStatus
 
 from . import fleet, wire
+from .ending import sweep
 from .scripts import run, script
 
-CREATE, SUBMIT, CANCEL, ACKNOWLEDGE, FORGET = (
-    script(name) for name in ("create", "submit", "cancel", "acknowledge", "forget")
-)
+CREATE, SUBMIT, ACKNOWLEDGE, FORGET = (script(name) for name in ("create", "submit", "acknowledge", "forget"))
 
 STRETCH = 1000
-"""Jobs that one call ends or forgets, so that it never holds Redis up for long."""
+"""Results that one call drops, so that it never holds Redis up for long."""
 
 
 @dataclass(frozen=True)
@@ -276,12 +275,7 @@ def cancel(redis: redis_py.Redis, batch: str) -> int:
     if not redis.exists(wire.batch_key(batch)):
         return 0
     redis.hsetnx(wire.batch_key(batch), "cancelled_at", str(time.time()))
-    total, place = 0, b"0"
-    while True:
-        ended, place = run(redis, CANCEL, batch, place, STRETCH)
-        total += ended
-        if place == b"0":
-            return total
+    return sweep(redis, batch)
 
 
 class Result(NamedTuple):
