@@ -22,7 +22,7 @@ from ..output.formats import format_of
 from ..output.output import Output, errors_of
 from ..output.records import key_of
 from ..output.summary import count, where
-from ..queue import batches
+from ..queue import batches, ending
 from ..queue.connect import connect, resolve, user_of
 from ..queue.errors import FAILED_ITEMS, Interrupted, heed_signals
 from ..queue.urls import shown
@@ -196,9 +196,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                 collector.step()  # results that no OUT has yet
             if job.retry_failed:
                 output.errors.drop_failures()
-            if before and before.open > lines - output.ended:
-                _end(redis, batch.id)  # OUT has some of these lines from another Redis
-                before = None
+            patience(_let_be, patience.redis, batch.id, job)
             if job.has_all:
                 return Generated()
             began = time.monotonic()
@@ -216,15 +214,22 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                     progress(replace(state, total=lines, done=output.done, failed=output.failed, cancelled=0))
                 seconds = time.monotonic() - ready
             after = patience(batches.status, patience.redis, batch.id)
-            if after and not after.complete:
-                _end(redis, batch.id)  # nothing of it is to be done
+            patience(_let_be, patience.redis, batch.id, job)  # OUT has all: nothing of it is to be done
             tokens = (after.completion_tokens if after else 0) - (before.completion_tokens if before else 0)
             return Generated(max(0, tokens), seconds, ready - began)
 
 
-def _end(redis: redis_py.Redis, batch: str) -> None:
-    """Ends what is open of a batch, and forgets it; waits for leases of workers that died."""
-    batches.cancel(redis, batch)
-    while not batches.forget(redis, batch):
-        time.sleep(READY_SECONDS)
-        batches.cancel(redis, batch)
+def _let_be(redis: redis_py.Redis, batch: str, job: Run) -> None:
+    """Takes lines that OUT has, from another Redis, out of this one's queue, whoever queued them there.
+
+    Those that run go on, and their results are acknowledged if they come in time.
+    """
+    output = job.output
+    failed = output.errors.failed
+    there = [
+        (found, key_of(found.custom_id) in failed)
+        for found in ending.open_jobs(redis, batch)
+        if output.has(found.custom_id)
+    ]
+    if there or job.has_all:
+        ending.drop(redis, batch, there, is_last=job.has_all)
