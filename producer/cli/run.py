@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 import redis as redis_py
 
 from ..client.collect import Collector
@@ -17,6 +18,7 @@ from ..client.follower import Follower
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
+from ..output.errors import BAD_LINE, ErrorFile
 from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
@@ -148,6 +150,8 @@ def run(
     batch = submission.info
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content) as output:
         job, generated = Run(submission, output, in_order, retry_failed), Generated()
+        if cancelled := _cancelled(output.errors):
+            _take_back(job, cancelled, redis_url)
         if job.is_done:
             click.echo(f"{batch.id} is complete already", err=True)
         else:
@@ -166,6 +170,26 @@ def run(
             click.echo(where(output))
         if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
+
+
+def _cancelled(errors: ErrorFile) -> list[int]:
+    """The keys of lines that stand in the error file because their batch was cancelled."""
+    if not errors.failed:
+        return []
+    last: dict[int, str] = {}
+    with errors.path.open("rb") as file:
+        for line in map(orjson.loads, file):
+            if (code := line["error"]["code"]) != BAD_LINE:
+                last[key_of(line["custom_id"])] = code
+    return [key for key in errors.failed if last.get(key) == ending.CANCELLED]
+
+
+def _take_back(job: Run, cancelled: list[int], redis_url: str | None) -> None:
+    """Lines that were cancelled run again, unless Redis still has the batch as cancelled: then UserError says so."""
+    refuse_cancelled(batches.status(connect(resolve(redis_url)), job.submission.info.id))
+    for key in cancelled:
+        job.output.errors.drop(key)
+    job.output.errors.tidy()
 
 
 def _run(job: Run, redis_url: str | None) -> Generated:

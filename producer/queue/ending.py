@@ -13,6 +13,9 @@ from .scripts import run, script
 
 SWEEP, DROP = script("cancel"), script("drop")
 
+CANCELLED = "batch_cancelled"
+"""Error code of lines that ended because their batch was cancelled."""
+
 STRETCH, SHORT_STRETCH = 1000, 200
 """Jobs that one call ends, so that it never holds Redis up for long; fewer if it looks for each in the queue."""
 

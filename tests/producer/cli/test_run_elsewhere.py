@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
 import pytest
 import redis as redis_py
@@ -87,3 +89,25 @@ def test_a_batch_does_not_wait_for_lines_that_only_out_has(
     redis.hset(f"draftmill:batch:{batch}", "total", COUNT + 5)  # as if the submission had been cut
     assert shell(*command).returncode == 0
     assert (only(redis).complete, only(redis).total, only(redis).collected is not None) == (True, COUNT, True)
+
+
+def test_lines_that_were_cancelled_run_again_once_the_batch_is_forgotten(
+    shell: Shell, command: list[str], model: str, redis: redis_py.Redis, redis_server: RedisServer
+) -> None:
+    shell.environment["REDIS_URL"] = redis_server.url
+    (shell.folder / "out.jsonl").unlink()
+    batch = shell("submit", "in.jsonl", "--pair", model).stdout.strip()
+    shell("cancel", batch)
+    assert shell("collect", batch, "-o", "out.jsonl").returncode == 4
+    errors = shell.lines("out.jsonl.errors.jsonl")
+    assert len(errors) == COUNT
+    for _ in range(2):
+        refused = shell(*command)
+        assert refused.returncode == 2
+        assert re.fullmatch(f"Error: {batch} was cancelled; .* draftmill forget {batch} .*\n", refused.stderr)
+    assert shell.lines("out.jsonl.errors.jsonl") == errors
+    shell("forget", batch)
+    done = shell(*command)
+    assert done.returncode == 0, done.stderr
+    assert has_all(shell)
+    assert not (shell.folder / "out.jsonl.errors.jsonl").exists()
