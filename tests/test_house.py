@@ -63,7 +63,7 @@ def test_no_import_runs_upward(house: Path) -> None:
         ("engine/text.py", "from ..worker import blas", "The floors of the house"),
         ("kernels/gpu/launch.py", "from .. import packing", "Inside kernels"),
         ("engine/schedule/row.py", "from ..choose import grammar", "Inside engine"),
-        ("producer/queue/limits.py", "from ..cli import options", "Inside producer"),
+        ("producer/queue/scripts.py", "from ..cli import options", "Inside producer"),
         ("producer/web/keys.py", "from .serve import errors", "Inside producer.web"),
         ("producer/input/lines.py", "import mlx.core", "A producer needs no MLX"),
         ("worker/host.py", "from ..producer.output import files", "Of the producer, a worker knows the queue"),

@@ -17,9 +17,9 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..producer.queue import wire
-from ..producer.queue.batches import rq_now
 from ..producer.queue.fleet import Orders
 from ..producer.queue.leases import BEAT, Claimed, Drop, JobQueue
+from ..producer.queue.scripts import rq_now
 from .metrics import Metrics
 
 log = logging.getLogger("draftmill.worker")

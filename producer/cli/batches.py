@@ -9,7 +9,7 @@ import click
 import redis as redis_py
 
 from ..client.collect import Collector, refuse_collected
-from ..client.follower import Follower, known
+from ..client.follower import Follower, current, known
 from ..client.patience import Patience
 from ..client.submission import WINDOW, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
@@ -21,7 +21,7 @@ from ..output.summary import count, where
 from ..queue import batches, fleet, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
-from ..queue.errors import FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
+from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
 from ..queue.wire import PRIORITIES
 from . import options
 from .dry_run import preview
@@ -250,7 +250,10 @@ def forget_command(batch: str, redis_url: str | None) -> None:
       draftmill forget batch_0123456789abcdef01234567
     """
     redis = connect(redis_url)
-    if not known(redis, batch).complete:
+    state = current(redis, batch)
+    if not state.complete:
+        if state.is_cancelled:
+            raise UserError(f"{batch} is cancelled, but lines of it still run; they end soon, so {AGAIN}")
         raise UserError(f"{batch} is not complete; `draftmill cancel {batch}` ends what is open")
     if not batches.forget(redis, batch):
         raise UserError(f"failed lines of {batch} were queued again just now; nothing was dropped")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..queue import limits
+from ..queue import fleet
 from ..queue.connect import connect
 from . import options
 
@@ -27,7 +27,7 @@ def limit_command(user: str | None, jobs: int | None, redis_url: str | None) -> 
     if user is not None:
         if jobs is None:
             raise click.UsageError("say how many JOBS of USER may run, or 0 for no limit")
-        limits.limit(redis, user, jobs)
-    for found in limits.limits(redis):
+        fleet.limit(redis, user, jobs)
+    for found in fleet.limits(redis):
         most = "none" if found.most is None else found.most
         click.echo(f"{found.user or '(nobody)'}  limit {most}, running {found.running}")

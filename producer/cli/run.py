@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 import redis as redis_py
 
 from ..client.collect import Collector
@@ -17,12 +18,13 @@ from ..client.follower import Follower
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
+from ..output.errors import BAD_LINE, ErrorFile
 from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
 from ..output.records import key_of
 from ..output.summary import count, where
-from ..queue import batches
+from ..queue import batches, ending
 from ..queue.connect import connect, resolve, user_of
 from ..queue.errors import FAILED_ITEMS, Interrupted, heed_signals
 from ..queue.urls import shown
@@ -148,6 +150,8 @@ def run(
     batch = submission.info
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content) as output:
         job, generated = Run(submission, output, in_order, retry_failed), Generated()
+        if cancelled := _cancelled(output.errors):
+            _take_back(job, cancelled, redis_url)
         if job.is_done:
             click.echo(f"{batch.id} is complete already", err=True)
         else:
@@ -166,6 +170,26 @@ def run(
             click.echo(where(output))
         if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
+
+
+def _cancelled(errors: ErrorFile) -> list[int]:
+    """The keys of lines that stand in the error file because their batch was cancelled."""
+    if not errors.failed:
+        return []
+    last: dict[int, str] = {}
+    with errors.path.open("rb") as file:
+        for line in map(orjson.loads, file):
+            if (code := line["error"]["code"]) != BAD_LINE:
+                last[key_of(line["custom_id"])] = code
+    return [key for key in errors.failed if last.get(key) == ending.CANCELLED]
+
+
+def _take_back(job: Run, cancelled: list[int], redis_url: str | None) -> None:
+    """Lines that were cancelled run again, unless Redis still has the batch as cancelled: then UserError says so."""
+    refuse_cancelled(batches.status(connect(resolve(redis_url)), job.submission.info.id))
+    for key in cancelled:
+        job.output.errors.drop(key)
+    job.output.errors.tidy()
 
 
 def _run(job: Run, redis_url: str | None) -> Generated:
@@ -196,9 +220,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                 collector.step()  # results that no OUT has yet
             if job.retry_failed:
                 output.errors.drop_failures()
-            if before and before.open > lines - output.ended:
-                _end(redis, batch.id)  # OUT has some of these lines from another Redis
-                before = None
+            patience(_let_be, patience.redis, batch.id, job)
             if job.has_all:
                 return Generated()
             began = time.monotonic()
@@ -216,15 +238,22 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
                     progress(replace(state, total=lines, done=output.done, failed=output.failed, cancelled=0))
                 seconds = time.monotonic() - ready
             after = patience(batches.status, patience.redis, batch.id)
-            if after and not after.complete:
-                _end(redis, batch.id)  # nothing of it is to be done
+            patience(_let_be, patience.redis, batch.id, job)  # OUT has all: nothing of it is to be done
             tokens = (after.completion_tokens if after else 0) - (before.completion_tokens if before else 0)
             return Generated(max(0, tokens), seconds, ready - began)
 
 
-def _end(redis: redis_py.Redis, batch: str) -> None:
-    """Ends what is open of a batch, and forgets it; waits for leases of workers that died."""
-    batches.cancel(redis, batch)
-    while not batches.forget(redis, batch):
-        time.sleep(READY_SECONDS)
-        batches.cancel(redis, batch)
+def _let_be(redis: redis_py.Redis, batch: str, job: Run) -> None:
+    """Takes lines that OUT has, from another Redis, out of this one's queue, whoever queued them there.
+
+    Those that run go on, and their results are acknowledged if they come in time.
+    """
+    output = job.output
+    failed = output.errors.failed
+    there = [
+        (found, key_of(found.custom_id) in failed)
+        for found in ending.open_jobs(redis, batch)
+        if output.has(found.custom_id)
+    ]
+    if there or job.has_all:
+        ending.drop(redis, batch, there, is_last=job.has_all)

@@ -24,7 +24,7 @@ from ..queue.errors import UserError, denied
 from ..queue.result import Result
 from ..queue.wire import DEFAULT_PAIR
 from .collect import refuse_collected
-from .follower import BLOCK_SECONDS, Follower, known
+from .follower import BLOCK_SECONDS, Follower, current, known
 from .patience import Patience
 from .submission import POLL_SECONDS, Cancelled, Feed, Submission, plan, refuse_cancelled
 
@@ -89,7 +89,7 @@ class Batch:
         """Returns when the batch is complete; raises TimeoutError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         patience = Patience(self.redis)
-        while self.feeding() or not (state := patience(known, patience.redis, self.id)).complete:
+        while self.feeding() or not (state := patience(current, patience.redis, self.id)).complete:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{self.id} is not complete after {timeout:g} s")
             time.sleep(POLL_SECONDS)
@@ -107,7 +107,7 @@ class Batch:
 
     def forget(self) -> None:
         """Drops all that Redis holds of the batch, which must be complete."""
-        if not self.status().complete:
+        if not current(self.redis, self.id).complete:
             raise UserError(f"{self.id} is not complete; cancel it first")
         if not batches.forget(self.redis, self.id):
             raise UserError(f"failed lines of {self.id} were queued again just now; nothing was dropped")

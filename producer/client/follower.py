@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import redis as redis_py
 
-from ..queue import batches
+from ..queue import batches, ending
 from ..queue.batches import BatchStatus, Result
 from ..queue.errors import UserError
 from .patience import Patience
@@ -37,6 +37,18 @@ def known(redis: redis_py.Redis, batch: str) -> BatchStatus:
     return found
 
 
+def current(redis: redis_py.Redis, batch: str) -> BatchStatus:
+    """The same, for those who want the batch to end."""
+    return swept(redis, known(redis, batch))
+
+
+def swept(redis: redis_py.Redis, state: BatchStatus) -> BatchStatus:
+    """Ends what a cancelled batch has in leases that ran out: there may be no worker that does. Returns its state."""
+    if state.is_cancelled and not state.complete and ending.sweep_if_allowed(redis, state.id):
+        return known(redis, state.id)
+    return state
+
+
 class Follower:
     """Iterates over the results of a batch, a page at a time, until it is complete; a page may be empty.
 
@@ -61,8 +73,7 @@ class Follower:
         """The next page, and whether no other will follow; waits up to `block` seconds for the first result."""
         state = batches.status(self.redis, self.batch)
         fed = self.feed is not None and self.feed.advance(state)
-        if state is None:
-            state = known(self.redis, self.batch)
+        state = swept(self.redis, state or known(self.redis, self.batch))
         is_fed = self.feed is None or self.feed.exhausted
         block = 0 if fed or state.complete else block
         results = batches.read(self.redis, self.batch, self.after, PAGE, block)
@@ -73,7 +84,7 @@ class Follower:
     def states(self) -> Iterator[BatchStatus]:
         """Each new state until the batch is complete, for those who may not read results."""
         while True:
-            state = self.patience(known, self.redis, self.batch)
+            state = self.patience(current, self.redis, self.batch)
             yield state
             if state.complete:
                 return

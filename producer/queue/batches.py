@@ -10,7 +10,6 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -18,21 +17,13 @@ import redis as redis_py
 from rq.job import Job, JobStatus
 
 from . import fleet, wire
-from .scripts import script
+from .ending import sweep
+from .scripts import run, script
 
-CREATE, SUBMIT, CANCEL, ACKNOWLEDGE, FORGET = (
-    script(name) for name in ("create", "submit", "cancel", "acknowledge", "forget")
-)
+CREATE, SUBMIT, ACKNOWLEDGE, FORGET = (script(name) for name in ("create", "submit", "acknowledge", "forget"))
 
 STRETCH = 1000
-"""Jobs that one call ends or forgets, so that it never holds Redis up for long."""
-
-RQ_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
-
-
-def rq_now() -> str:
-    """This machine's time as RQ writes it; for display only, no decision hangs on it."""
-    return datetime.now(UTC).strftime(RQ_TIME)
+"""Results that one call drops, so that it never holds Redis up for long."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> BatchStatus:
         "source": batch.source,
         "parameters": orjson.dumps(dict(batch.parameters)),
     }
-    _eval(redis, CREATE, batch.id, str(time.time()), *(part for field in what.items() for part in field))
+    run(redis, CREATE, batch.id, str(time.time()), *(part for field in what.items() for part in field))
     found = status(redis, batch.id)
     assert found  # it expires in days
     return found
@@ -163,7 +154,7 @@ def submit_chunk(
             own += ["draftmill_keep", orjson.dumps(body.keep)]
         width = len(common) + len(own)
         jobs += [wire.job_id(batch.id, body.custom_id), body.custom_id, body.line, width, *common, *own]
-    return Submitted(*_eval(redis, SUBMIT, batch.id, int(retry_failed), int(missing), len(bodies), *jobs))
+    return Submitted(*run(redis, SUBMIT, batch.id, int(retry_failed), int(missing), len(bodies), *jobs))
 
 
 def _data(body: wire.JobBody) -> bytes:
@@ -284,12 +275,7 @@ def cancel(redis: redis_py.Redis, batch: str) -> int:
     if not redis.exists(wire.batch_key(batch)):
         return 0
     redis.hsetnx(wire.batch_key(batch), "cancelled_at", str(time.time()))
-    total, place = 0, b"0"
-    while True:
-        ended, place = _eval(redis, CANCEL, batch, place, STRETCH)
-        total += ended
-        if place == b"0":
-            return total
+    return sweep(redis, batch)
 
 
 class Result(NamedTuple):
@@ -330,7 +316,7 @@ def acknowledge(redis: redis_py.Redis, batch: str, results: Sequence[Result]) ->
     """
     for first in range(0, len(results), STRETCH):
         some = results[first : first + STRETCH]
-        _eval(redis, ACKNOWLEDGE, batch, *(part for r in some for part in (r.entry, r.n, r.job)))
+        run(redis, ACKNOWLEDGE, batch, *(part for r in some for part in (r.entry, r.n, r.job)))
 
 
 def handed(redis: redis_py.Redis, batch: str) -> int:
@@ -390,14 +376,10 @@ def forget(redis: redis_py.Redis, batch: str) -> bool:
     """
     reply = b"more"
     while reply == b"more":
-        reply = _eval(redis, FORGET, batch, STRETCH)
+        reply = run(redis, FORGET, batch, STRETCH)
     return reply == b"forgotten"
 
 
 def workers(redis: redis_py.Redis) -> list[dict[str, str]]:
     """What each live worker reported in its last heartbeat, with its `name`."""
     return [{"name": report.name} | dict(report.fields) for report in fleet.reports(redis) if not report.gone]
-
-
-def _eval(redis: redis_py.Redis, text: str, *arguments: Any) -> Any:
-    return redis.eval(text, 0, rq_now(), str(wire.RESULT_TTL), *arguments)

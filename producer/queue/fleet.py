@@ -1,4 +1,4 @@
-"""The fleet in Redis: what workers report of themselves, and what operators ask of them.
+"""The fleet in Redis: what workers report of themselves, what operators ask of them, and users' limits.
 
 Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import redis as redis_py
 from pydantic import TypeAdapter
 
-from .wire import FLEET, WORKERS, worker_key
+from .wire import FLEET, LIMITS, USERS, WORKERS, user_running_key, worker_key
 
 EVERYBODY = "*"
 """Stands for all machines of the fleet."""
@@ -230,3 +230,35 @@ def drained(redis: redis_py.Redis) -> list[str]:
     """The names that are drained: of workers, of machines, or `*`."""
     fields: Any = redis.hkeys(FLEET)
     return sorted(name.decode().removeprefix("drain ") for name in fields if name.startswith(b"drain "))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A user's limit, None without one, and how many jobs of that user run now."""
+
+    user: str
+    most: int | None
+    running: int
+
+
+def limit(redis: redis_py.Redis, user: str, most: int) -> None:
+    """Let at most so many jobs of a user run at once, 0 for no limit; "*" stands for everybody without one."""
+    if most:
+        redis.hset(LIMITS, user, str(most))
+    else:
+        redis.hdel(LIMITS, user)
+
+
+def limits(redis: redis_py.Redis) -> list[Limit]:
+    """Every user who has a limit or jobs that run."""
+    most: Any = redis.hgetall(LIMITS)
+    active: Any = redis.smembers(USERS)
+    names = sorted(most.keys() | active)
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.scard(user_running_key(name.decode()))
+        running = pipe.execute()
+    return [
+        Limit(name.decode(), int(most[name]) if name in most else None, count)
+        for name, count in zip(names, running, strict=True)
+    ]

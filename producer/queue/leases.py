@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 import redis as redis_py
 
 from . import batches, wire
-from .batches import rq_now
-from .scripts import script
+from .scripts import rq_now, run, script
 
 CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
     script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "beat")
@@ -167,7 +166,7 @@ class JobQueue:
         return int(self.lease * 1000)
 
     def _eval(self, text: str, *arguments: Any) -> Any:
-        return self.redis.eval(text, 0, rq_now(), str(wire.RESULT_TTL), *arguments)
+        return run(self.redis, text, *arguments)
 
 
 def _pair(job: Claimed) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from draftmill.producer.queue import leases
+from draftmill.producer.queue import leases, scripts
 from draftmill.producer.queue.leases import Claimed, JobQueue, Outcome
 from draftmill.worker.worker import MillWorker
 from tests.worker.set_speed_engine import SetSpeedEngine
@@ -44,7 +44,7 @@ class CrashingQueue(JobQueue):
     def _eval(self, text: str, *arguments: Any) -> Any:
         if text is leases.CLAIM and self.unread:
             connection = self.redis.connection_pool.get_connection()
-            connection.send_command("EVAL", text, 0, leases.rq_now(), "1209600", *arguments)
+            connection.send_command("EVAL", text, 0, scripts.rq_now(), "1209600", *arguments)
             self.fuse("pop")
         return super()._eval(text, *arguments)
 

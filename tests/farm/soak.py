@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.farm import datasets, dying, load, outputs, own_disk, redis_faults
+from tests.farm import dying, load, own_disk, redis_faults
 from tests.farm.figure import Fault
+from tests.farm.files import datasets, outputs
 from tests.farm.sharing import fairness, neighbours
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"

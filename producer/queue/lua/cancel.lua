@@ -1,14 +1,14 @@
--- Ends the jobs of a cancelled batch that do not run, a stretch at a time. Keys: see record.lua.
+-- Ends the jobs of a cancelled batch that do not run, a stretch at a time; of no other batch. Keys: see record.lua.
 -- Running jobs end when their worker next renews their leases; those whose lease has expired end here.
 --   ARGV[3]  batch   ARGV[4]  where to go on in its open jobs, 0 at first   ARGV[5]  about how many to look at
 -- Returns {jobs ended, where to go on, 0 at the end}. What was not submitted yet no longer counts as a line.
 
 local batch = ARGV[3]
 local key, opened = 'draftmill:batch:' .. batch, 'draftmill:open:' .. batch
-local submitted = redis.call('HLEN', opened) + redis.call('BITCOUNT', 'draftmill:ended:' .. batch)
-local queue = redis.call('HGET', key, 'queue')
-if not queue then return { 0, '0' } end
-redis.call('HSET', key, 'total', submitted)
+local about = redis.call('HMGET', key, 'queue', 'cancelled_at')
+local queue = about[1]
+if not queue or not about[2] then return { 0, '0' } end
+redis.call('HSET', key, 'total', redis.call('HLEN', opened) + redis.call('BITCOUNT', 'draftmill:ended:' .. batch))
 redis.call('DEL', 'rq:queue:' .. queue)
 
 local ended = 0

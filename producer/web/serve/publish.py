@@ -11,11 +11,12 @@ import orjson
 
 from ...input.dataset import BadLine
 from ...output.output import Output
+from ...queue.ending import CANCELLED
 from ...queue.wire import job_id
 from .batch_record import BatchRecord
 from .files import Files
 
-CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
+EXPIRED = "batch_expired"
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,6 @@ from .validate import LineError, validate
 
 RETRY_SECONDS = 2.0
 """How long a thread waits when Redis is out of reach or the disk is full."""
-CANCEL_SECONDS = 2.0
-"""How often a batch is cancelled again while jobs of it run: one may belong to a worker that died."""
 JOIN_SECONDS = 5.0
 
 UNQUEUED = "the batch was cancelled before this request was queued"
@@ -196,12 +194,8 @@ class Runner:
         self.shelf.update(id, lambda batch: batch.at("finalizing"))
         if batches.status(self._redis, id) is not None:
             cancel(self._redis, id)
-            again = time.monotonic() + CANCEL_SECONDS
             for state in collector:
                 self._count(state, output)
-                if time.monotonic() >= again and not state.complete:
-                    cancel(self._redis, id)
-                    again = time.monotonic() + CANCEL_SECONDS
         for job in dataset:
             if isinstance(job, JobBody) and not output.has(job.custom_id):
                 output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))

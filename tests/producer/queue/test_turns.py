@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from draftmill.producer.queue import batches, limits, wire
+from draftmill.producer.queue import batches, fleet, wire
 from draftmill.producer.queue.leases import Outcome
 from tests.producer.queue.helpers import alike, lapse, outcome, queue, served
 from tests.worker.conftest import Mill
@@ -46,7 +46,7 @@ def test_low_priority_waits_and_does_not_starve(mill: Mill) -> None:
 
 
 def running_now(mill: Mill) -> dict[str, int]:
-    return {found.user: found.running for found in limits.limits(mill.redis) if found.running}
+    return {found.user: found.running for found in fleet.limits(mill.redis) if found.running}
 
 
 def test_a_user_at_the_limit_waits_and_saves_nothing_up(mill: Mill) -> None:
@@ -137,7 +137,7 @@ def test_what_a_user_runs_is_counted_anew_after_whatever_happens(mill: Mill) -> 
     mill.submit(9, user="bob")  # another submits the same batch
     assert mill.status().user == "ann"
     w.commit([outcome(job) for job in held])
-    assert [found.running for found in limits.limits(mill.redis)] == [0]
+    assert [found.running for found in fleet.limits(mill.redis)] == [0]
     held = w.claim(9)
     batches.cancel(mill.redis, "b")
     mill.redis.delete(*(f"rq:job:{job.id}" for job in held))  # as RQ's tools do
@@ -148,6 +148,6 @@ def test_what_a_user_runs_is_counted_anew_after_whatever_happens(mill: Mill) -> 
     mill.redis.sadd(wire.user_running_key("ann"), "b-0")  # as after a fault that nobody thought of
     mill.redis.sadd(wire.USERS, "ann")
     w.reap()
-    assert [found.running for found in limits.limits(mill.redis)] == [0]
+    assert [found.running for found in fleet.limits(mill.redis)] == [0]
     mill.submit(3, user="ann", batch="c")
     assert len(w.claim(9)) == 3

@@ -1,0 +1,69 @@
+"""How lines of a batch end that no worker is to run: cancelled, or because a file has them already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import redis as redis_py
+
+from . import wire
+from .errors import denied
+from .scripts import run, script
+
+SWEEP, DROP = script("cancel"), script("drop")
+
+CANCELLED = "batch_cancelled"
+"""Error code of lines that ended because their batch was cancelled."""
+
+STRETCH, SHORT_STRETCH = 1000, 200
+"""Jobs that one call ends, so that it never holds Redis up for long; fewer if it looks for each in the queue."""
+
+
+class Open(NamedTuple):
+    """A job without an outcome, its line's number and custom_id."""
+
+    job: str
+    n: int
+    custom_id: str
+
+
+def sweep(redis: redis_py.Redis, batch: str) -> int:
+    """Ends the lines of a cancelled batch that nobody runs, and returns how many. Does nothing to another batch."""
+    total, place = 0, b"0"
+    while True:
+        ended, place = run(redis, SWEEP, batch, place, STRETCH)
+        total += ended
+        if place == b"0":
+            return total
+
+
+def sweep_if_allowed(redis: redis_py.Redis, batch: str) -> bool:
+    """Does what `sweep` does, for those who wait for its end; False if this user may not: then workers do it."""
+    try:
+        sweep(redis, batch)
+    except redis_py.ResponseError as error:
+        if not denied(error):
+            raise
+        return False
+    return True
+
+
+def open_jobs(redis: redis_py.Redis, batch: str) -> Iterator[Open]:
+    """The jobs of a batch without an outcome: a window of its lines."""
+    for job, about in redis.hscan_iter(wire.open_key(batch), count=STRETCH):
+        n, _, custom_id = about.partition(b" ")
+        yield Open(job.decode(), int(n), custom_id.decode("utf-8", "surrogatepass"))
+
+
+def drop(redis: redis_py.Redis, batch: str, jobs: Iterable[tuple[Open, bool]], is_last: bool = False) -> None:
+    """Ends queued jobs whose lines a file has, as if their results had been acknowledged; those that run go on.
+
+    With each job goes whether the file has a failure. With `is_last` the file has all lines, and the batch no longer
+    waits for those that were not submitted here. Repeating is harmless.
+    """
+    in_order = sorted(jobs, key=lambda pair: pair[0].n)  # about that of the queue: each is found sooner
+    for first in range(0, len(in_order) or 1, SHORT_STRETCH):
+        some = in_order[first : first + SHORT_STRETCH]
+        outcomes = [part for job, failed in some for part in (job.job, "failed" if failed else "done")]
+        run(redis, DROP, batch, int(is_last), *outcomes)
