@@ -18,11 +18,11 @@ from ..client.follower import Follower
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
+from ..input.dataset import key_of
 from ..output.errors import BAD_LINE, ErrorFile
 from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
-from ..output.records import key_of
 from ..output.summary import count, where
 from ..queue import batches, ending
 from ..queue.connect import connect, resolve, user_of
@@ -73,7 +73,7 @@ class Run:
     def is_done(self) -> bool:
         """Whether OUT is all that was asked for."""
         output = self.output
-        is_whole = output.is_packed and output.bad >= self.submission.survey.bad
+        is_whole = output.is_packed and output.errors.bad_ids == {bad.id for bad in self.submission.survey.bad_lines}
         in_order = output.manifest.in_order or not self.in_order
         return self.has_all and is_whole and in_order and not (self.retry_failed and output.failed)
 
@@ -148,7 +148,7 @@ def run(
         preview(submission, redis_url)
         return
     batch = submission.info
-    with Output(out, batch.id, force, batch.source, batch.parameters, survey.content) as output:
+    with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
         job, generated = Run(submission, output, in_order, retry_failed), Generated()
         if cancelled := _cancelled(output.errors):
             _take_back(job, cancelled, redis_url)
@@ -195,8 +195,7 @@ def _take_back(job: Run, cancelled: list[int], redis_url: str | None) -> None:
 def _run(job: Run, redis_url: str | None) -> Generated:
     """Generates what OUT lacks."""
     survey, output = job.submission.survey, job.output
-    for line in survey.bad_lines:
-        output.write_bad(line)
+    output.write_all_bad(survey.bad_lines)
     if survey.bad:
         click.echo(f"{count(survey.bad, 'bad line')} left out, first: {survey.first_bad}", err=True)
     generated = Generated()

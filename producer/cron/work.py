@@ -165,9 +165,9 @@ class Work(threading.Thread):
         if planned is None:
             assert state
             return Output(out, state.id, source=state.source, parameters=state.parameters)
-        info = planned.submission.info
+        info, survey = planned.submission.info, planned.submission.survey
         is_another = self._batch not in ("", info.id)  # the dataset changed before all of it was submitted
-        return Output(out, info.id, is_another, info.source, info.parameters, planned.submission.survey.content)
+        return Output(out, info.id, is_another, info.source, info.parameters, survey.content, survey.keys)
 
     def _plan_anew(self, batch: str, state: BatchStatus | None) -> Planned:
         """For an OUT that lacks results which Redis has no longer: a scheduler on another machine may have had them."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
+from ..input.dataset import key_of
 from .files import GrowingFile, remove, replacing, size
-from .records import changed, key_of, whole_lines
+from .records import changed, whole_lines
 
 BAD_LINE = "invalid_line"
 """Error code of a line of the dataset that never reached the queue."""
@@ -23,14 +24,14 @@ class ErrorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.failed: set[int] = set()
-        self._bad: set[str] = set()
+        self.bad_ids: set[str] = set()
         self._untidy = False
         self._file: GrowingFile | None = None
 
     @property
     def bad(self) -> int:
         """Bad lines that stand in it."""
-        return len(self._bad)
+        return len(self.bad_ids)
 
     def load(self, done: Set[int]) -> None:
         """Reads what stands there; `done` are the lines that OUT has. Cuts off a torn end."""
@@ -57,6 +58,11 @@ class ErrorFile:
             self.failed.discard(key)
             self._untidy = True
 
+    def keep_bad(self, ids: Set[str]) -> None:
+        """Of the bad lines only these count any longer."""
+        self._untidy |= not self.bad_ids <= ids
+        self.bad_ids &= ids
+
     def drop_failures(self) -> None:
         """No failure counts any longer; bad lines stay."""
         self._untidy |= bool(self.failed)
@@ -71,8 +77,12 @@ class ErrorFile:
         last = {key_of(line["custom_id"]): n for n, (_, line) in enumerate(self._lines()) if not _is_bad(line)}
         with replacing(self.path) as target:
             for n, (raw, line) in enumerate(self._lines()):
-                key = None if _is_bad(line) else key_of(line["custom_id"])
-                if key is None or (key in self.failed and last[key] == n):
+                if _is_bad(line):
+                    counts = line["id"] in self.bad_ids
+                else:
+                    key = key_of(line["custom_id"])
+                    counts = key in self.failed and last[key] == n
+                if counts:
                     target.write(raw)
         if size(self.path):
             self._file = GrowingFile(self.path)
@@ -94,11 +104,18 @@ class ErrorFile:
             self._file.close()
             self._file = None
 
+    def places(self) -> Iterator[tuple[int, str]]:
+        """The number and the custom_id of each line that is a failure."""
+        if size(self.path):
+            for number, (_, line) in enumerate(self._lines(), 1):
+                if not _is_bad(line):
+                    yield number, line["custom_id"]
+
     def _note(self, line: dict[str, Any], done: Set[int] = frozenset()) -> bool:
         """Counts a line; False if it is a bad one that was counted before."""
         if _is_bad(line):
-            is_new = line["id"] not in self._bad
-            self._bad.add(line["id"])
+            is_new = line["id"] not in self.bad_ids
+            self.bad_ids.add(line["id"])
             return is_new
         key = key_of(line["custom_id"])
         self._untidy |= key in self.failed or key in done

@@ -7,7 +7,7 @@ lies a manifest, `OUT.draftmill.json`, with what OUT cannot say.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from ..input.dataset import BadLine
+from ..input.dataset import BadLine, key_of
 from ..queue.batches import Result
 from ..queue.errors import UserError
 from . import manifest as manifests
@@ -25,7 +25,7 @@ from .files import GrowingFile, WriteError, remove, replacing, size
 from .formats import format_of
 from .manifest import Manifest, difference
 from .order import Order
-from .records import changed, key_of
+from .records import changed
 
 FAULTS = ValueError, LookupError, TypeError, AttributeError
 """What reading records raises that were never written."""
@@ -41,7 +41,8 @@ class Output:
 
     A Parquet file cannot grow: new rows stand in `OUT.partial.jsonl` until the batch is complete. If OUT is a link, the
     file that it leads to is written; what lies beside OUT lies beside the link. `source`, `parameters` and `content`
-    tell what the batch is of, for the day when OUT is named for another one.
+    tell what the batch is of, for the day when OUT is named for another one. `keys` stand for the custom_ids of all its
+    lines, where these are known: then OUT must have no other.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Output:
         source: str = "",
         parameters: Mapping[str, Any] | None = None,
         content: str = "",
+        keys: Collection[int] | None = None,
     ) -> None:
         self.path = path
         self.errors = ErrorFile(errors_of(path))
@@ -68,10 +70,13 @@ class Output:
         try:
             self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
             self._load()
+            if keys is not None:
+                self._refuse_others(keys)
             if manifests.read(self._manifest_path) != asdict(self.manifest):
                 self._save_manifest()
         except UserError:
             self._out.close()
+            self.errors.close()
             if self._format.packed and not size(self._stream_path):
                 self._stream_path.unlink()
             raise
@@ -155,6 +160,12 @@ class Output:
         """Adds a line that could not be submitted to the error file, unless it stands there."""
         record = line.record()
         self.errors.add(orjson.dumps(record), record)
+
+    def write_all_bad(self, lines: Sequence[BadLine]) -> None:
+        """The same for all of a batch's; others that stand there count no longer."""
+        self.errors.keep_bad({line.id for line in lines})
+        for line in lines:
+            self.write_bad(line)
 
     def flush(self) -> None:
         """Shows what was written to whoever reads the files (`tail -f`)."""
@@ -253,19 +264,46 @@ class Output:
     def _load(self) -> None:
         """Reads which lines have ended, and cuts off what a cut tore."""
         length = number = 0
+        lines = 1
         try:
             with self._stream_path.open("rb") as file:
                 for number, (custom_id, record) in enumerate(self._format.records(file), 1):  # noqa: B007
-                    length += len(record)
                     if custom_id is not None:
-                        self._done.add(key_of(custom_id))
+                        _add(self._done, custom_id, self._stream_path, lines)
+                    length += len(record)
+                    lines += record.count(b"\n")
         except FAULTS:
             raise changed(self._stream_path, f"record {number + 1} is no result") from None
         if self._format.packed and size(self.path):
+            rows: set[int] = set()  # which may stand among the others as well
             with self._reading_packed() as packed:
-                self._done.update(map(key_of, self._parquet.ids(packed)))
+                for row, custom_id in enumerate(self._parquet.ids(packed), 1):
+                    _add(rows, custom_id, self.path, row)
+            self._done |= rows
         self._out.truncate(length)
         self.errors.load(self._done)
+
+    def _refuse_others(self, keys: Collection[int]) -> None:
+        """Names the first line, if any, that is of none of `keys`."""
+        if sum(key in self._done or key in self.errors.failed for key in keys) == self.ended:
+            return
+        others = self._done.difference(keys) | self.errors.failed.difference(keys)
+        for path, number, custom_id in self._places():
+            if key_of(custom_id) in others:
+                raise _odd(path, number, custom_id, "is not of this INPUT")
+
+    def _places(self) -> Iterator[tuple[Path, int, str]]:
+        """The custom_id of each result and failure, with its file and its line there, or row."""
+        with self._stream_path.open("rb") as file:
+            number = 1
+            for custom_id, record in self._format.records(file):
+                if custom_id is not None:
+                    yield self._stream_path, number, custom_id
+                number += record.count(b"\n")
+        if self._format.packed and size(self.path):
+            with self._reading_packed() as packed:
+                yield from ((self.path, row, custom_id) for row, custom_id in enumerate(self._parquet.ids(packed), 1))
+        yield from ((self.errors.path, number, custom_id) for number, custom_id in self.errors.places())
 
     def _unpack(self) -> None:
         """Adds the rows of a Parquet file to those that came since, where all of them can be sorted and packed anew."""
@@ -291,3 +329,17 @@ class Output:
     def _save_manifest(self) -> None:
         with replacing(self._manifest_path, self.path) as file:
             file.write(self.manifest.dump())
+
+
+def _add(keys: set[int], custom_id: str, path: Path, number: int) -> None:
+    """Adds the key of line `number` of a file; raises UserError if an earlier line has the same custom_id."""
+    key = key_of(custom_id)
+    if key in keys:
+        raise _odd(path, number, custom_id, "stands in an earlier line as well")
+    keys.add(key)
+
+
+def _odd(path: Path, number: int, custom_id: str, what: str) -> UserError:
+    return UserError(
+        f"{str(path)!r} line {number}: custom_id {custom_id!r} {what}; mend it, or start over with --force"
+    )

@@ -1,21 +1,12 @@
-"""Records of files that grow: how a line is known by its custom_id, and what a cut tore at a file's end."""
+"""Records of files that grow: what a cut tore at a file's end, and what was never written there."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..queue.errors import UserError
-
-
-def key_of(custom_id: str) -> int:
-    """64 bits that stand for a custom_id, so that those of a million lines take less than 100 MB.
-
-    That two of a million lines have the same ones happens once in 30 million files.
-    """
-    return int.from_bytes(hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from draftmill.producer.input.dataset import key_of
 from draftmill.producer.output.files import check_writable
 from draftmill.producer.output.output import Output, errors_of
-from draftmill.producer.output.records import key_of
 from draftmill.producer.queue.errors import UserError
 from tests.producer.output.test_output import FORMATS, done, failed, rows
 
