@@ -21,7 +21,7 @@ from ..output.summary import count, where
 from ..queue import batches, fleet, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
-from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError, denied, heed_signals
+from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError, denied
 from ..queue.wire import PRIORITIES
 from . import options
 from .dry_run import preview
@@ -67,7 +67,6 @@ def submit_command(
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
-    heed_signals()
     submission = planned(user_of(redis_url), input, priority, **given)
     survey = submission.survey
     options.say_notes(survey)
@@ -169,7 +168,6 @@ def collect_command(
     """
     format_of(out)
     check_writable(out)
-    heed_signals()
     redis = connect(redis_url)
     state = known(redis, batch)
     with Output(out, batch, force, state.source, state.parameters) as output:

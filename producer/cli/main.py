@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ... import __version__
-from ..queue.errors import CUT_SHORT, check_words, explain, usage_in_one_line
+from ..queue.errors import CUT_SHORT, check_words, explain, heed_signals, usage_in_one_line
 from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
@@ -49,7 +49,10 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, LazyCommand) else command, rest
+        if isinstance(command, LazyCommand):
+            command = command.load()
+        heed_signals()
+        return name, command, rest
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         words = list(args)

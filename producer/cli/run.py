@@ -26,7 +26,7 @@ from ..output.output import Output, errors_of
 from ..output.summary import count, where
 from ..queue import batches, ending
 from ..queue.connect import connect, resolve, user_of
-from ..queue.errors import FAILED_ITEMS, Interrupted, heed_signals
+from ..queue.errors import FAILED_ITEMS, Interrupted
 from ..queue.urls import shown
 from ..queue.wire import JobBody
 from . import options
@@ -140,7 +140,6 @@ def run(
     format_of(out)
     check_writable(out)
     check_apart(input, out, errors_of(out))
-    heed_signals()
     dataset, survey = options.read(input, **given)
     options.say_notes(survey)
     submission = plan(dataset, survey, user_of(redis_url), parameters=parameters.of(given))

@@ -14,7 +14,6 @@ from ..output.summary import count
 from ..queue import batches
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
-from ..queue.errors import heed_signals
 from . import options
 from .progress import BatchProgress, describe_worker, rates, speed
 from .report import batch_report, print_json, print_table, word
@@ -38,7 +37,6 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     """
     if watch and batch is None:
         raise click.UsageError("--watch needs a BATCH; `draftmill status` lists them")
-    heed_signals()
     redis = connect(redis_url)
     if batch is not None:
         state = known(redis, batch)

@@ -54,9 +54,9 @@ class Interrupted(UserError):
 
 
 def heed_signals() -> None:
-    """From now on SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (as under nohup)."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, unless they are ignored (as under nohup)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
 
 

@@ -1,0 +1,51 @@
+"""A command that is told to stop while it is still being loaded: its exit code, and no traceback."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.producer.conftest import Shell
+
+SCRIPT = "print('up', flush=True); from draftmill.__main__ import main; main()"
+"""What the console script does, once Python itself is up."""
+
+
+def stop(shell: Shell, number: signal.Signals, seconds: float, *arguments: str) -> tuple[int, str]:
+    """Sends a command a signal so long after its start; its exit code, and what it said on standard error."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=shell.folder,
+        env=shell.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "up\n"
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_while_it_is_loaded(shell: Shell, number: signal.Signals) -> None:
+    assert stop(shell, number, 0.05, "cron", "run") == (130, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("run", "--help"), ("serve", "--help"), ("cron", "run"), ("status",)],
+    ids=" ".join,
+)
+def test_at_any_moment(shell: Shell, arguments: tuple[str, ...]) -> None:
+    for seconds in (0.1, 0.2, 0.3, 0.5, 0.8, 1.5):
+        code, err = stop(shell, signal.SIGINT, seconds, *arguments)
+        assert code in (0, 130), err  # 0 if it had ended before
+        assert err.count("\n") <= 1, err
+        assert "Traceback" not in err
