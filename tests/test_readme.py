@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import pkgutil
 import re
 import shlex
 import textwrap
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +14,8 @@ from typing import Any
 
 import click
 import pytest
+
+from draftmill.producer.cli.main import main as draftmill
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != "out"]
@@ -84,18 +84,12 @@ def bare(command: list[str]) -> list[str]:
 
 
 @cache
-def draftmill() -> click.Group:
-    """The real command line, as the package installs it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    return pkgutil.resolve_name(project["project"]["scripts"]["draftmill"])
-
-
 def check(command: click.Command, words: list[str], parent: click.Context | None = None) -> None:
     """Raise click's own error unless `words` are what `command` takes. Files that they name need not exist."""
     context = click.Context(command, info_name=command.name, parent=parent)
     if context.command_path.endswith("cron add") and "submit" in words:  # a command within a command
         first = words.index("submit")
-        check(draftmill(), words[first:])
+        check(draftmill, words[first:])
         words = [*words[:first], "submit"]
     values, rest, _ = command.make_parser(context).parse_args(list(words))
     for parameter in command.get_params(context):
@@ -128,7 +122,7 @@ def check_names(command: click.Command, words: list[str]) -> None:
 def fault(check: Any, words: list[str]) -> str | None:
     """What is wrong with a draftmill command, in one line."""
     try:
-        check(draftmill(), words[1:])
+        check(draftmill, words[1:])
     except click.ClickException as error:
         return f"{shlex.join(words)}: {error.format_message()}"
     return None
