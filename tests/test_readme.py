@@ -83,7 +83,6 @@ def bare(command: list[str]) -> list[str]:
     return command
 
 
-@cache
 def check(command: click.Command, words: list[str], parent: click.Context | None = None) -> None:
     """Raise click's own error unless `words` are what `command` takes. Files that they name need not exist."""
     context = click.Context(command, info_name=command.name, parent=parent)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import redis as redis_py
 
-from ..client.collect import Collector, refuse_collected
+from ..client.collect import Collector
 from ..client.follower import Follower, current, known
 from ..client.patience import Patience
 from ..client.submission import WINDOW, Submission, plan, refuse_cancelled, submit
@@ -200,14 +200,14 @@ def _collect(redis: redis_py.Redis, output: Output, state: BatchStatus, follow: 
         follower = Follower(Patience(redis, progress.note), state.id)
         with Collector(follower, output, leave) as collector:
             if batches.handed(redis, state.id) > output.ended:
-                refuse_collected(state)
+                collector.refuse(state)
             if follow:
                 for state in collector:
                     progress(state)
             else:
                 state = collector.step()
             if state.complete and output.ended < state.ended:
-                refuse_collected(state)
+                collector.refuse(state)
             collector.take_bad_lines()
             return state
 

@@ -47,8 +47,8 @@ class Collector:
 
     def __exit__(self, *_: object) -> None:
         if not (self._leave or self._patience.is_away):
-            with suppress(rx.RedisError):  # it is free in a second
-                batches.hold(self._redis, self._batch, self._holder, 1)
+            with suppress(rx.RedisError):
+                batches.hold(self._redis, self._batch, self._holder, 0)
 
     def __iter__(self) -> Iterator[BatchStatus]:
         for page in self._follower:
@@ -86,6 +86,13 @@ class Collector:
         """Writes the bad lines that the submission left with the batch."""
         for raw in self._patience(lambda: list(batches.bad_lines(self._redis, self._batch))):
             self._output.errors.add(raw, orjson.loads(raw))
+
+    def refuse(self, state: BatchStatus) -> None:
+        """Raises UserError: results that OUT lacks went to another OUT, which it names while that takes them."""
+        place = batches.held_by(self._redis, state.id)
+        if place and place != self._holder.partition(" ")[2]:
+            raise UserError(f"the results of {state.id} go to {place}, and some are no longer in Redis; collect there")
+        refuse_collected(state)
 
     def settle(self) -> None:
         """Syncs OUT to the disk; then Redis needs its results no longer."""

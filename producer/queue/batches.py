@@ -328,7 +328,7 @@ def hold(redis: redis_py.Redis, batch: str, holder: str, seconds: int) -> str | 
     """Takes, or renews, the right to collect a batch into one OUT; returns None, or the place of the OUT that has it.
 
     `holder` is `<token> <place>`: a random word that this OUT keeps, and where it is, for people. Another OUT can take
-    over `seconds` after the last renewal.
+    over `seconds` after the last renewal; with 0 seconds at once.
     """
     key, token = wire.holder_key(batch), holder.partition(" ")[0]
     while True:
@@ -340,11 +340,17 @@ def hold(redis: redis_py.Redis, batch: str, holder: str, seconds: int) -> str | 
                 if current and other != token:
                     return place
                 pipe.multi()
-                pipe.set(key, holder, ex=seconds)
+                pipe.set(key, holder, px=max(1, 1000 * seconds))  # those who collect may set, but delete nothing
                 pipe.execute()
                 return None
             except redis_py.WatchError:  # another took it, or it expired, just now
                 continue
+
+
+def held_by(redis: redis_py.Redis, batch: str) -> str:
+    """The place of the OUT that the results of a batch go to now; empty if there is none."""
+    found: Any = redis.get(wire.holder_key(batch))
+    return (found or b"").decode("utf-8", "replace").partition(" ")[2]
 
 
 def add_bad(redis: redis_py.Redis, batch: str, lines: Sequence[bytes]) -> None:

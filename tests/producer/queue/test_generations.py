@@ -83,6 +83,11 @@ def test_one_file_at_a_time_collects_a_batch(mill: Mill) -> None:
     time.sleep(1.1)
     assert batches.hold(mill.redis, "b", "t2 air:/tmp/x y.jsonl", 1) is None
     assert batches.hold(mill.redis, "b", "t1 mini:/data/out.jsonl", 1) == "air:/tmp/x y.jsonl"
+    assert batches.held_by(mill.redis, "b") == "air:/tmp/x y.jsonl"
+    assert batches.hold(mill.redis, "b", "t2 air:/tmp/x y.jsonl", 0) is None  # given up
+    time.sleep(0.01)
+    assert batches.held_by(mill.redis, "b") == ""
+    assert batches.hold(mill.redis, "b", "t1 mini:/data/out.jsonl", 1) is None
 
 
 def test_bad_lines_are_kept_with_the_batch(mill: Mill) -> None:
