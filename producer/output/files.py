@@ -128,13 +128,16 @@ class GrowingFile:
 
     def _check(self) -> None:
         if not self.is_there:
-            raise WriteError(
-                f"{str(self.path)!r} was removed or replaced while it was written; the same command writes it anew"
-            )
+            raise removed(self.path)
         if os.fstat(self._file.fileno()).st_size < self._length:
             raise WriteError(
                 f"{str(self.path)!r} was cut short while it was written; the same command writes what it lacks"
             )
+
+
+def removed(path: Path) -> WriteError:
+    """For a file that is no longer where it was when it was opened."""
+    return WriteError(f"{str(path)!r} was removed or replaced while it was written; the same command writes it anew")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..queue.errors import UserError
 from . import manifest as manifests
 from .earlier import adopt_errors
 from .errors import ErrorFile
-from .files import GrowingFile, WriteError, remove, replacing, size
+from .files import GrowingFile, WriteError, remove, removed, replacing, size
 from .formats import format_of
 from .manifest import Manifest, difference
 from .order import Order
@@ -66,6 +66,7 @@ class Output:
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
         self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
         self._done: set[int] = set()
+        self._has_packed = False
         self._out = GrowingFile(self._stream_path)
         try:
             self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
@@ -188,6 +189,7 @@ class Output:
             self._unpack()
             with self._stream_path.open("rb") as rows, replacing(self.path) as target:
                 self._parquet.pack(rows, target)
+            self._has_packed = True
             self._out.truncate(0)
         self._order.remove()
 
@@ -280,6 +282,7 @@ class Output:
                 for row, custom_id in enumerate(self._parquet.ids(packed), 1):
                     _add(rows, custom_id, self.path, row)
             self._done |= rows
+            self._has_packed = True
         self._out.truncate(length)
         self.errors.load(self._done)
 
@@ -307,8 +310,10 @@ class Output:
 
     def _unpack(self) -> None:
         """Adds the rows of a Parquet file to those that came since, where all of them can be sorted and packed anew."""
-        if not self._format.packed or not size(self.path):
+        if not self._has_packed:
             return
+        if not self.path.exists():
+            raise removed(self.path)
         with self._stream_path.open("rb") as rows:
             there = {key_of(custom_id) for custom_id, _ in self._format.records(rows) if custom_id is not None}
         with self._reading_packed() as packed:

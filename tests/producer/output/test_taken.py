@@ -74,6 +74,20 @@ def test_a_file_that_was_cut_is_told_before_more_is_written(tmp_path: Path, form
     assert sorted(errors_of(path).read_bytes().splitlines()) == [failed(n).line for n in (1, 3)]
 
 
+def test_a_parquet_file_that_was_removed_while_rows_were_added_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    with Output(path, "b") as output:
+        output.write(done(0))
+        output.finish()
+    expected = pytest.raises(UserError, match=r"out\.parquet' was removed or replaced while it was written")
+    with expected, Output(path, "b") as output:
+        output.write(done(1))
+        path.unlink()
+        output.finish()
+    with Output(path, "b") as output:  # what came since is still there
+        assert [output.has(f"r-{n}") for n in range(2)] == [False, True]
+
+
 def test_a_table_without_its_header_is_told(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     with Output(path, "b") as output:
