@@ -19,6 +19,7 @@ import orjson
 import redis as redis_py
 
 from ..producer.queue.leases import Claimed, Outcome
+from ..producer.queue.paths import is_at
 
 log = logging.getLogger("draftmill.worker")
 
@@ -115,7 +116,7 @@ class Spool:
         while True:
             file = FileIO(self.path, "ab", opener=_private)
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(self.path, file):
+            if is_at(self.path, file):
                 return file
             file.close()
 
@@ -136,21 +137,13 @@ def _is_left_over(path: Path, file: FileIO) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    if not _is_at(path, file):
+    if not is_at(path, file):
         return False
     if os.fstat(file.fileno()).st_size == 0:
         with suppress(OSError):
             path.unlink()
         return False
     return True
-
-
-def _is_at(path: Path, file: FileIO) -> bool:
-    """Whether `file` still is what lies at `path`."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def _append(file: FileIO, lines: bytes) -> None:

@@ -21,7 +21,7 @@ from ..output.summary import count, where
 from ..queue import batches, fleet, pair_names
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
-from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError, denied
+from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError
 from ..queue.wire import PRIORITIES
 from . import options
 from .dry_run import preview
@@ -227,11 +227,8 @@ def cancel_command(batch: str, redis_url: str | None) -> None:
     if state.complete:
         click.echo(f"{batch} is complete already")
         return
-    try:
-        ended = batches.cancel(redis, batch)
-    except redis_py.ResponseError as error:
-        if not denied(error):
-            raise
+    ended = batches.cancel(redis, batch)
+    if ended is None:
         click.echo("Cancelled; workers end its lines within seconds")
     else:
         click.echo(f"Cancelled {count(ended, 'queued line')}; running ones end within seconds")

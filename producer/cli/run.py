@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 import redis as redis_py
 
 from ..client.collect import Collector
@@ -19,7 +18,6 @@ from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
 from ..input.dataset import key_of
-from ..output.errors import BAD_LINE, ErrorFile
 from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
@@ -125,8 +123,8 @@ def run(
     OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl.
 
     Interrupted, or killed at any moment, the same command goes on where it stopped. Beside OUT lies a manifest,
-    OUT.draftmill.json, that says how far it is. Other lines or other parameters are another batch, and OUT is not
-    overwritten with one unless you say --force.
+    OUT.draftmill.json, that says of which batch OUT is. Other lines or other parameters are another batch, and OUT is
+    not overwritten with one unless you say --force.
 
     \b
     Examples:
@@ -149,7 +147,7 @@ def run(
     batch = submission.info
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
         job, generated = Run(submission, output, in_order, retry_failed), Generated()
-        if cancelled := _cancelled(output.errors):
+        if cancelled := output.errors.failed_with(ending.CANCELLED):
             _take_back(job, cancelled, redis_url)
         if job.is_done:
             click.echo(f"{batch.id} is complete already", err=True)
@@ -171,19 +169,7 @@ def run(
             context.exit(FAILED_ITEMS)
 
 
-def _cancelled(errors: ErrorFile) -> list[int]:
-    """The keys of lines that stand in the error file because their batch was cancelled."""
-    if not errors.failed:
-        return []
-    last: dict[int, str] = {}
-    with errors.path.open("rb") as file:
-        for line in map(orjson.loads, file):
-            if (code := line["error"]["code"]) != BAD_LINE:
-                last[key_of(line["custom_id"])] = code
-    return [key for key in errors.failed if last.get(key) == ending.CANCELLED]
-
-
-def _take_back(job: Run, cancelled: list[int], redis_url: str | None) -> None:
+def _take_back(job: Run, cancelled: set[int], redis_url: str | None) -> None:
     """Lines that were cancelled run again, unless Redis still has the batch as cancelled: then UserError says so."""
     refuse_cancelled(batches.status(connect(resolve(redis_url)), job.submission.info.id))
     for key in cancelled:

@@ -20,7 +20,7 @@ from ..input.lines import Defaults, Fault, sampling, schema_text
 from ..input.rows import RowOptions
 from ..queue import batches, connect
 from ..queue.batches import BatchStatus
-from ..queue.errors import UserError, denied
+from ..queue.errors import UserError
 from ..queue.result import Result
 from ..queue.wire import DEFAULT_PAIR
 from .collect import refuse_collected
@@ -99,11 +99,7 @@ class Batch:
         """Ends queued lines now and running ones within seconds, each with an error as its result."""
         if self.feeder:
             self.feeder.stop()
-        try:
-            batches.cancel(self.redis, self.id)
-        except redis_py.ResponseError as error:
-            if not denied(error):  # then workers end its lines
-                raise
+        batches.cancel(self.redis, self.id)
 
     def forget(self) -> None:
         """Drops all that Redis holds of the batch, which must be complete."""

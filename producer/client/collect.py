@@ -120,8 +120,8 @@ class Collector:
         other = batches.hold(self._redis, self._batch, self._holder, HOLD_SECONDS)
         if other is not None:
             raise Busy(
-                f"the results of {self._batch} go to {other}; collect there, or use --leave with both, "
-                f"or end that and try again in {HOLD_SECONDS} s"
+                f"the results of {self._batch} go to {other}; collect there, use --leave with both, or end that first "
+                f"(if it was killed, wait {HOLD_SECONDS} s)"
             )
         self._held = time.monotonic()
 

@@ -44,7 +44,7 @@ def current(redis: redis_py.Redis, batch: str) -> BatchStatus:
 
 def swept(redis: redis_py.Redis, state: BatchStatus) -> BatchStatus:
     """Ends what a cancelled batch has in leases that ran out: there may be no worker that does. Returns its state."""
-    if state.is_cancelled and not state.complete and ending.sweep_if_allowed(redis, state.id):
+    if state.is_cancelled and not state.complete and ending.sweep(redis, state.id) is not None:
         return known(redis, state.id)
     return state
 

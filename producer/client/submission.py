@@ -88,8 +88,8 @@ class Feed:
 
     def begin(self) -> BatchStatus:
         """Registers the batch, with as many lines as are to be queued."""
-        output = self._output
-        return self.submission.begin(self._redis, output and self.submission.info.total - output.ended)
+        lacking = None if self._output is None else self.submission.info.total - self._output.ended
+        return self.submission.begin(self._redis, lacking)
 
     def restart(self) -> None:
         """Begins again with the first line."""
@@ -166,7 +166,7 @@ def refuse_cancelled(state: BatchStatus | None) -> None:
     if state and state.is_cancelled:
         raise UserError(
             f"{state.id} was cancelled; `draftmill collect {state.id} -o OUT` writes what it has, "
-            f"draftmill forget {state.id} lets it run anew"
+            f"`draftmill forget {state.id}` lets it run anew"
         )
 
 

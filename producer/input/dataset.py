@@ -26,6 +26,10 @@ CHUNK = 500
 """Jobs that share a digest in a survey, and that are submitted together."""
 
 
+BAD_LINE = "invalid_line"
+"""Error code of a line of the dataset that never reached the queue."""
+
+
 def key_of(custom_id: str) -> int:
     """64 bits that stand for a custom_id, so that those of a million lines take less than 100 MB.
 
@@ -56,7 +60,7 @@ class BadLine:
             "id": self.id,
             "custom_id": self.custom_id,
             "response": None,
-            "error": {"code": "invalid_line", "message": str(self)},
+            "error": {"code": BAD_LINE, "message": str(self)},
         }
 
 
@@ -102,12 +106,12 @@ class Dataset:
         self._rows = Rows(open_source(source, self.options.format), self.options, defaults.system)
 
     def __iter__(self) -> Iterator[JobBody | BadLine]:
-        seen: set[bytes] = set()
+        seen: set[int] = set()
         self.notes = Notes()
         for number, row in self._rows:
             yield BadLine(number, str(row)) if isinstance(row, Fault) else self._read(row, number, seen)
 
-    def _read(self, row: dict[str, Any], number: int, seen: set[bytes]) -> JobBody | BadLine:
+    def _read(self, row: dict[str, Any], number: int, seen: set[int]) -> JobBody | BadLine:
         name = None
         try:
             name = self._rows.custom_id(row, number)
@@ -115,10 +119,10 @@ class Dataset:
             defaults = replace(self.defaults, system=asked.system)
             body = lines.job_body(asked.line, name, number, self.pair, defaults, self.notes)
             body = self._keeping(body, asked.keep)
-            digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-            if digest in seen:
+            key = key_of(name)
+            if key in seen:
                 raise Fault(f"custom_id {name!r} was already used by an earlier line")
-            seen.add(digest)
+            seen.add(key)
             return body
         except Fault as fault:
             return BadLine(number, str(fault), name)

@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
+from ..input.dataset import BAD_LINE
 from ..queue.errors import UserError
-from .errors import BAD_LINE
 from .files import beside, real, size, writing
 
 

@@ -8,12 +8,9 @@ from typing import Any
 
 import orjson
 
-from ..input.dataset import key_of
+from ..input.dataset import BAD_LINE, key_of
 from .files import GrowingFile, remove, replacing, size
-from .records import changed, whole_lines
-
-BAD_LINE = "invalid_line"
-"""Error code of a line of the dataset that never reached the queue."""
+from .records import FAULTS, changed, whole_lines
 
 
 class ErrorFile:
@@ -52,6 +49,12 @@ class ErrorFile:
             self._file = GrowingFile(self.path)
         self._file.write(raw + b"\n")
 
+    def failed_with(self, code: str) -> set[int]:
+        """Of the lines that failed those whose last failure has this code."""
+        self.flush()
+        last = {key_of(line["custom_id"]): line["error"]["code"] for _, line in self.failures()}
+        return {key for key in self.failed if last[key] == code}
+
     def drop(self, key: int) -> None:
         """The failure of a line that has a result now no longer counts."""
         if key in self.failed:
@@ -74,9 +77,9 @@ class ErrorFile:
         if not self._untidy:
             return
         self.close()
-        last = {key_of(line["custom_id"]): n for n, (_, line) in enumerate(self._lines()) if not _is_bad(line)}
+        last = {key_of(line["custom_id"]): n for n, line in self.failures()}
         with replacing(self.path) as target:
-            for n, (raw, line) in enumerate(self._lines()):
+            for n, (raw, line) in enumerate(self._lines(), 1):
                 if _is_bad(line):
                     counts = line["id"] in self.bad_ids
                 else:
@@ -104,12 +107,10 @@ class ErrorFile:
             self._file.close()
             self._file = None
 
-    def places(self) -> Iterator[tuple[int, str]]:
-        """The number and the custom_id of each line that is a failure."""
+    def failures(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The lines that are failures, also those that no longer count, with their numbers."""
         if size(self.path):
-            for number, (_, line) in enumerate(self._lines(), 1):
-                if not _is_bad(line):
-                    yield number, line["custom_id"]
+            yield from ((n, line) for n, (_, line) in enumerate(self._lines(), 1) if not _is_bad(line))
 
     def _note(self, line: dict[str, Any], done: Set[int] = frozenset()) -> bool:
         """Counts a line; False if it is a bad one that was counted before."""
@@ -130,7 +131,7 @@ class ErrorFile:
                 try:
                     line = orjson.loads(raw)
                     line["id" if _is_bad(line) else "custom_id"].encode()
-                except (ValueError, LookupError, TypeError, AttributeError):
+                except FAULTS:
                     raise changed(self.path, f"record {number} is no result") from None
                 yield raw, line
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..queue.errors import UserError, explain_file
+from ..queue.paths import is_at
 
 BUFFER = 64 * 1024
 """Bytes that may wait to be written."""
@@ -86,10 +87,7 @@ class GrowingFile:
     @property
     def is_there(self) -> bool:
         """Whether `path` still leads to this file."""
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return False
+        return is_at(self.path, self._file)
 
     def write(self, content: bytes) -> None:
         self._pending += content

@@ -25,10 +25,7 @@ from .files import GrowingFile, WriteError, remove, removed, replacing, size
 from .formats import format_of
 from .manifest import Manifest, difference
 from .order import Order
-from .records import changed
-
-FAULTS = ValueError, LookupError, TypeError, AttributeError
-"""What reading records raises that were never written."""
+from .records import FAULTS, changed
 
 
 def errors_of(out: Path) -> Path:
@@ -209,11 +206,11 @@ class Output:
         self._unpack()
         self.save()
         places: list[tuple[int, int, int]] = []
+        offset = 0
+        for _, custom_id, record in self._records():
+            places.append((-1 if custom_id is None else numbers[key_of(custom_id)], offset, len(record)))
+            offset += len(record)
         with self._stream_path.open("rb") as source, replacing(self._stream_path) as target:
-            offset = 0
-            for custom_id, record in self._format.records(source):
-                places.append((-1 if custom_id is None else numbers[key_of(custom_id)], offset, len(record)))
-                offset += len(record)
             for _, start, length in sorted(places):
                 source.seek(start)
                 target.write(source.read(length))
@@ -265,24 +262,16 @@ class Output:
 
     def _load(self) -> None:
         """Reads which lines have ended, and cuts off what a cut tore."""
-        length = number = 0
-        lines = 1
-        try:
-            with self._stream_path.open("rb") as file:
-                for number, (custom_id, record) in enumerate(self._format.records(file), 1):  # noqa: B007
-                    if custom_id is not None:
-                        _add(self._done, custom_id, self._stream_path, lines)
-                    length += len(record)
-                    lines += record.count(b"\n")
-        except FAULTS:
-            raise changed(self._stream_path, f"record {number + 1} is no result") from None
-        if self._format.packed and size(self.path):
-            rows: set[int] = set()  # which may stand among the others as well
-            with self._reading_packed() as packed:
-                for row, custom_id in enumerate(self._parquet.ids(packed), 1):
-                    _add(rows, custom_id, self.path, row)
-            self._done |= rows
-            self._has_packed = True
+        length = 0
+        for number, custom_id, record in self._records():
+            if custom_id is not None:
+                _add(self._done, custom_id, self._stream_path, number)
+            length += len(record)
+        self._has_packed = self._format.packed and size(self.path) > 0
+        rows: set[int] = set()  # which may stand among the others as well
+        for row, custom_id in self._rows():
+            _add(rows, custom_id, self.path, row)
+        self._done |= rows
         self._out.truncate(length)
         self.errors.load(self._done)
 
@@ -297,16 +286,29 @@ class Output:
 
     def _places(self) -> Iterator[tuple[Path, int, str]]:
         """The custom_id of each result and failure, with its file and its line there, or row."""
-        with self._stream_path.open("rb") as file:
-            number = 1
-            for custom_id, record in self._format.records(file):
-                if custom_id is not None:
-                    yield self._stream_path, number, custom_id
-                number += record.count(b"\n")
-        if self._format.packed and size(self.path):
+        for number, custom_id, _ in self._records():
+            if custom_id is not None:
+                yield self._stream_path, number, custom_id
+        yield from ((self.path, row, custom_id) for row, custom_id in self._rows())
+        yield from ((self.errors.path, number, line["custom_id"]) for number, line in self.errors.failures())
+
+    def _records(self) -> Iterator[tuple[int, str | None, bytes]]:
+        """The whole records of the file that grows: where each begins (its line), its custom_id if it has one, it."""
+        count, number = 0, 1
+        try:
+            with self._stream_path.open("rb") as file:
+                for custom_id, record in self._format.records(file):
+                    yield number, custom_id, record
+                    count += 1
+                    number += record.count(b"\n")
+        except FAULTS:
+            raise changed(self._stream_path, f"record {count + 1} is no result") from None
+
+    def _rows(self) -> Iterator[tuple[int, str]]:
+        """The number and the custom_id of each row of OUT itself, if it is a Parquet file that is there."""
+        if self._has_packed:
             with self._reading_packed() as packed:
-                yield from ((self.path, row, custom_id) for row, custom_id in enumerate(self._parquet.ids(packed), 1))
-        yield from ((self.errors.path, number, custom_id) for number, custom_id in self.errors.places())
+                yield from enumerate(self._parquet.ids(packed), 1)
 
     def _unpack(self) -> None:
         """Adds the rows of a Parquet file to those that came since, where all of them can be sorted and packed anew."""
@@ -314,8 +316,7 @@ class Output:
             return
         if not self.path.exists():
             raise removed(self.path)
-        with self._stream_path.open("rb") as rows:
-            there = {key_of(custom_id) for custom_id, _ in self._format.records(rows) if custom_id is not None}
+        there = {key_of(custom_id) for _, custom_id, _ in self._records() if custom_id is not None}
         with self._reading_packed() as packed:
             for row in self._parquet.unpack(packed):
                 if key_of(orjson.loads(row)["custom_id"]) not in there:

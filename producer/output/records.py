@@ -8,6 +8,9 @@ from typing import BinaryIO
 
 from ..queue.errors import UserError
 
+FAULTS = ValueError, LookupError, TypeError, AttributeError
+"""What reading records raises that were never written."""
+
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file, without a last one that has no end."""

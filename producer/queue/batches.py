@@ -262,15 +262,12 @@ def statuses(redis: redis_py.Redis, names: Sequence[str]) -> list[BatchStatus]:
     return [_status(name, what) for name, what in found.items() if what.raw]
 
 
-def cancel(redis: redis_py.Redis, batch: str) -> int:
-    """Cancels a batch, ends its lines that do not run and returns how many.
+def cancel(redis: redis_py.Redis, batch: str) -> int | None:
+    """Cancels a batch, ends its lines that do not run and returns how many; None if workers must end these, too.
 
     Running lines follow within seconds, when their workers next renew their leases. Each cancelled line gets
     an error line as its result, so a cancelled batch still has one result per line that was submitted. A batch that
     an earlier version submitted is ended by workers of that version.
-
-    Raises:
-        ResponseError: `denied`: this user may not end lines; the batch is cancelled, and workers end them.
     """
     if not redis.exists(wire.batch_key(batch)):
         return 0

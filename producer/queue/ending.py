@@ -28,25 +28,22 @@ class Open(NamedTuple):
     custom_id: str
 
 
-def sweep(redis: redis_py.Redis, batch: str) -> int:
-    """Ends the lines of a cancelled batch that nobody runs, and returns how many. Does nothing to another batch."""
+def sweep(redis: redis_py.Redis, batch: str) -> int | None:
+    """Ends the lines of a cancelled batch that nobody runs, and returns how many. Does nothing to another batch.
+
+    None if this Redis user may not end lines: then workers do it.
+    """
     total, place = 0, b"0"
-    while True:
-        ended, place = run(redis, SWEEP, batch, place, STRETCH)
-        total += ended
-        if place == b"0":
-            return total
-
-
-def sweep_if_allowed(redis: redis_py.Redis, batch: str) -> bool:
-    """Does what `sweep` does, for those who wait for its end; False if this user may not: then workers do it."""
     try:
-        sweep(redis, batch)
+        while True:
+            ended, place = run(redis, SWEEP, batch, place, STRETCH)
+            total += ended
+            if place == b"0":
+                return total
     except redis_py.ResponseError as error:
         if not denied(error):
             raise
-        return False
-    return True
+        return None
 
 
 def open_jobs(redis: redis_py.Redis, batch: str) -> Iterator[Open]:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import redis as redis_py
 
-from . import batches, wire
+from . import wire
+from .ending import sweep
 from .scripts import rq_now, run, script
 
 CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
@@ -157,7 +158,7 @@ class JobQueue:
         while found >= MOST_REAPED:  # there may be more
             *counts, cancelled = self._eval(REAP, MOST_REAPED, MOST_BATCHES)
             for batch in cancelled:  # by a producer who may not end its lines
-                batches.cancel(self.redis, batch.decode())
+                sweep(self.redis, batch.decode())
             reaped, found = Reaped(*map(sum, zip(reaped, counts, strict=True))), sum(counts)
         return reaped
 

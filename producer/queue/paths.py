@@ -6,12 +6,21 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 
 from .errors import UserError
 
 APP = "draftmill"
+
+
+def is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether an open file still is what lies at `path`; else it was removed or replaced."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def data_dir() -> Path:

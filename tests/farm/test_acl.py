@@ -21,7 +21,6 @@ from redis.retry import Retry
 from draftmill.producer.cli.main import main
 from draftmill.producer.queue import acl, batches, wire
 from draftmill.producer.queue.leases import JobQueue, Outcome
-from draftmill.producer.web.cancel import cancel
 from draftmill.producer.web.dashboard.view import Observer
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
@@ -238,7 +237,7 @@ def test_a_dashboard_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
             observer = Observer(client)
             wait_until(lambda: [found["state"] for found in observer.look().parts["workers"]] == ["working"])
             wait_until(lambda: [found["custom_id"] for found in observer.look().parts["failures"]] == ["a"])
-            cancel(client, batch)
+            batches.cancel(client, batch)
             wait_until(lambda: observer.look().parts["batches"][0]["cancelled"] == 1)
     finally:
         worker.kill()

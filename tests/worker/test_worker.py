@@ -262,7 +262,7 @@ def test_cancel_stops_running_rows_within_seconds(mill: Mill) -> None:
     mill.submit(30, tokens=100_000)
     worker = mill.start(lease=60)
     mill.wait(lambda status: status.running > 0)
-    assert batches.cancel(mill.redis, "b") > 0
+    assert (batches.cancel(mill.redis, "b") or 0) > 0
     mill.wait(all_done, seconds=4)
     assert {line["error"]["code"] for line in mill.lines().values()} == {"batch_cancelled"}
     assert len(mill.lines()) == 30

@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...queue import batches
 from ...queue.errors import UserError, explain
-from ..cancel import cancel
 from ..keys import Keys
 from .access import Access
 from .feed import Feed
@@ -106,7 +105,7 @@ class Page:
             raise HTTPException(404, "There is no such batch.")
         if state.complete:
             raise HTTPException(409, "This batch has ended already.")
-        await run_in_threadpool(cancel, self._redis, batch)
+        await run_in_threadpool(batches.cancel, self._redis, batch)
         LOG.info("%s cancelled %s", session.user, batch)
         return Response(status_code=204)
 

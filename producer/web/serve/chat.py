@@ -23,7 +23,6 @@ from ...input.notes import Notes
 from ...queue import batches
 from ...queue.batches import BatchInfo
 from ...queue.wire import PRIORITIES, JobBody
-from ..cancel import cancel
 from .api_errors import NOT_AGAIN, ApiError, body
 from .models import Models
 from .pages import json_object
@@ -126,7 +125,7 @@ class Chat:
     def _ended(self, batch: str) -> bool:
         state = batches.status(self._redis, batch)
         if state and not state.complete:
-            cancel(self._redis, batch)
+            batches.cancel(self._redis, batch)
             return False
         batches.forget(self._redis, batch)
         (self._folder / batch).unlink(missing_ok=True)

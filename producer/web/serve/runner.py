@@ -28,7 +28,6 @@ from ...queue import batches
 from ...queue.batches import BatchInfo, BatchStatus
 from ...queue.errors import BUG, UserError, explain
 from ...queue.wire import PRIORITIES, JobBody
-from ..cancel import cancel
 from .api_errors import LOG
 from .batch_record import BatchRecord
 from .files import Files
@@ -193,7 +192,7 @@ class Runner:
             self.shelf.update(id, lambda batch: batch.at("cancelling"))
         self.shelf.update(id, lambda batch: batch.at("finalizing"))
         if batches.status(self._redis, id) is not None:
-            cancel(self._redis, id)
+            batches.cancel(self._redis, id)
             for state in collector:
                 self._count(state, output)
         for job in dataset:

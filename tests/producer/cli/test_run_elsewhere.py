@@ -104,7 +104,7 @@ def test_lines_that_were_cancelled_run_again_once_the_batch_is_forgotten(
     for _ in range(2):
         refused = shell(*command)
         assert refused.returncode == 2
-        assert re.fullmatch(f"Error: {batch} was cancelled; .* draftmill forget {batch} .*\n", refused.stderr)
+        assert re.fullmatch(f"Error: {batch} was cancelled; .* `draftmill forget {batch}` .*\n", refused.stderr)
     assert shell.lines("out.jsonl.errors.jsonl") == errors
     shell("forget", batch)
     done = shell(*command)
