@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.packing import Packing
+from ..kernels.pages.sizes import PAGE, pages_for
 from .choose.constrained import Chooser
 from .choose.grammar import GrammarError, Grammars
 from .choose.scored import Scored
@@ -26,13 +27,12 @@ from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .request import Completion, FinishReason, Request, RequestError
 from .rounds import Round, pack
-from .schedule.prefix import PrefixCache
+from .schedule.prefix import MOST
 from .schedule.row import Row
 from .schedule.scheduler import Plan, Scheduler, Segment
 from .state.kv_pool import KVPool
 from .state.memory import default_budget
 from .state.row_ends import RowEnds
-from .state.snapshot import Snapshot
 from .stats import Stats
 from .text import Text
 from .verdict import Verdict
@@ -40,8 +40,7 @@ from .verdict import Verdict
 MAX_ROWS = 32
 
 SNAPSHOTS = 8
-"""One part in so many of the memory is for snapshots of shared prefixes: room for a few templates, and little less for
-rows, of which each has its own suffix to hold, and its completion."""
+"""One part in so many of the memory is for the recurrent memory behind shared prefixes: room for a few templates."""
 
 LATE = 32
 """One part in so many of the memory is for taps of which the draft has had no need yet."""
@@ -66,7 +65,7 @@ class Engine:
         tokenizer: mlx-lm's tokenizer wrapper.
         context_length: most tokens of prompt and completion together.
         max_rows: most rows in a round.
-        memory: bytes for keys and values and for snapshots of prefixes; by default what this machine can spare.
+        memory: bytes for what rows keep, keys and values above all; by default what this machine can spare.
         draft: the target's draft; None for plain decoding.
         depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses.
 
@@ -93,24 +92,33 @@ class Engine:
         most = max(0, block - 1)
         if depth is not None and depth > most:
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
-        per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
-        per_row = target.bytes_per_row(block)
+        per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
+        per_row, per_prefix = target.bytes_per_row(block), target.bytes_per_row(0)
         budget = default_budget() if memory is None else memory
-        snapshots = budget // SNAPSHOTS
+        prefixes = budget // SNAPSHOTS if per_prefix else 0
         late = budget // LATE if draft else 0
-        slots = min((budget - snapshots - late - max_rows * per_row) // per_slot, max_rows * (context_length + block))
-        if slots < 1:
+        pages = min(
+            (budget - prefixes - late - max_rows * per_row) // per_page, max_rows * pages_for(context_length + block)
+        )
+        if pages < 1:
             raise ModelError(
-                f"no memory for keys and values: {budget:,} bytes allowed, {snapshots:,} of them for shared prefixes; "
-                f"a token needs {per_slot:,}, each of {max_rows} rows {per_row:,} besides: "
+                f"no memory for keys and values: {budget:,} bytes allowed, {prefixes:,} of them for shared prefixes; "
+                f"{PAGE} tokens need {per_page:,}, each of {max_rows} rows {per_row:,} besides: "
                 "raise --memory or lower --max-rows"
             )
-        self.state = target.make_state(slots)
+        self.scheduler = Scheduler(
+            pages,
+            max_rows,
+            block,
+            fixed(most if depth is None else depth),
+            min(MOST, prefixes // per_prefix) if per_prefix else MOST,
+        )
+        self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
-        self.drafter = Drafter(draft, target, slots) if draft else None
+        self.drafter = Drafter(draft, target, self.pool.pages) if draft else None
         self._context = WaitingContext(late // Drafter.bytes_of_taps(draft, target) if draft else 0)
-        prefixes = PrefixCache(snapshots, per_slot, target.bytes_per_row(0))
-        self.scheduler = Scheduler(slots, max_rows, block, fixed(most if depth is None else depth), prefixes)
+        # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
+        self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
         self.verdict: Verdict | None = None
         self.stats.accepted_per_position = [0] * most
@@ -142,9 +150,9 @@ class Engine:
         target, tokenizer = parts.target, parts.loaded.tokenizer
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
         engine.verdict = parts.verdict
-        if engine.drafter and depth is None:
+        if parts.draft and engine.drafter and depth is None:
             name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
-            cost = calibrated(name, cache, target, engine.drafter, engine.state, max_rows)
+            cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
             engine.spend(Budget(cost, engine.drafter.block))
         return engine
 
@@ -178,9 +186,9 @@ class Engine:
                 f"the prompt has {prompt:,} tokens, the context {self.context_length:,}; shorten the prompt"
             )
         row = Row(request, limit=min(request.sampling.max_tokens, room))
-        if (largest := self.scheduler.largest(row)) > self.pool.slots:
+        if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
             raise RequestError(
-                f"prompt and max_tokens need {largest:,} token slots, this worker has {self.pool.slots:,}; "
+                f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
         if request.schema is not None:
@@ -203,7 +211,7 @@ class Engine:
     def step(self) -> list[Completion]:
         """Launch the next round, then read the one before it; returns the requests that finished."""
         try:
-            if self._in_flight and self._in_flight.late and not self._in_flight.yielding:
+            if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
                 self._read_in_flight(None)  # no row could take part in the next round before
             plan = self.scheduler.plan()
             if plan.started:
@@ -211,10 +219,8 @@ class Engine:
             launched = self._launch(plan)
             self._read_in_flight(launched)
         except Exception:
-            self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+            self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
             self._context.clear()
-            for pool in self._pools:
-                pool.discard()
             raise
         self._in_flight = launched
         finished, self._finished = self._finished, []
@@ -222,7 +228,7 @@ class Engine:
 
     @property
     def _pools(self) -> list[KVPool]:
-        """The target's pool and the draft's, whose slots are the same."""
+        """The target's pool and the draft's, whose pages are the same."""
         return [self.pool, *([self.drafter.pool] if self.drafter else [])]
 
     def _launch(self, plan: Plan) -> Round | None:
@@ -231,18 +237,18 @@ class Engine:
             self._context.drop(row)
             if self.budget:  # what they were to draft will not be seen
                 self.budget.forget(row.request.id)
-        for move in plan.moves:
-            for pool in self._pools:
-                pool.move(move.old, move.new, move.count)
+        self._grow()
         segments = plan.segments
         if not segments:
             return None
-        pending = self._restore(segments)
+        for s in segments:
+            if s.cached and self.state.recurrent:
+                self.state.recurrent.load(s.slot, s.cached.memory)
         drafting = [segment for segment in segments if segment.depth]
         drafted = self._draft(drafting) if drafting else None
         tokens, packing = pack(segments, drafted, self._ends)
         hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
-        pending.append(hidden)
+        pending = [hidden]
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
             # Not later: the next round may have another token at the place of a rejected one.
@@ -251,38 +257,36 @@ class Engine:
         for s in segments:
             if s.keep:
                 pending += self._extend(self._context.take([s.row]))
-                s.keep.snapshot = Snapshot.take(self._pools, s.extent.start, s.bound, self.state.recurrent, s.slot)
-                pending += s.keep.snapshot.arrays
+                if self.state.recurrent:
+                    s.keep.memory = memory = self.state.recurrent.save(s.slot)
+                    pending += memory.arrays
+                s.keep.ready = True
         launched = self._verify(hidden, packing, segments, drafted)
         if self.budget:
             launched = replace(launched, forecast=self.budget.forecast)
-        # Attention reads what the round wrote, so this evaluates the pools too. Naming them would hold them until
-        # the round ends, and the next round's first write would then have to copy a pool.
+        # Attention reads what the round wrote, so this evaluates the pools, too.
         mx.async_eval(*pending, *launched.arrays, *self._ends.arrays)
         self.stats.rounds += 1
         self.stats.rows += len(segments)
         self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
         return launched
 
-    def _restore(self, segments: list[Segment]) -> list[mx.array]:
-        """Let rows go on from the prefixes that they share; returns what to evaluate with the round."""
-        cached = [(s.cached.snapshot, s) for s in segments if s.cached]
-        for snapshot, s in cached:
-            snapshot.restore(self._pools, s.extent.start, self.state.recurrent, s.slot)
-        if not cached or not self.drafter:
-            return []
-        self.drafter.pool.settle()  # the target's is written in every round, the draft's perhaps not for long
-        return [self.drafter.written]
+    def _grow(self) -> None:
+        """Let the pools have the pages that the scheduler has given to rows."""
+        if (pages := self.scheduler.pages.count) > self.pool.pages:
+            mx.synchronize()  # what is in flight would hold the pools that are to be replaced
+            for pool in self._pools:
+                pool.grow(pages)
 
     def _draft(self, segments: list[Segment]) -> mx.array:
         assert self.drafter is not None
         self._extend(self._context.take([s.row for s in segments]))
-        rows = [DraftRow(s.row.request, s.slot, s.extent.start, s.first, s.exact, s.depth or 0) for s in segments]
+        rows = [DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0) for s in segments]
         return self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
 
     def _extend(self, late: ContextWrite | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
-        return [self.drafter.extend(*late)] if self.drafter and late else []
+        return self.drafter.extend(*late) if self.drafter and late else []
 
     def _verify(self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None) -> Round:
         """What the yielding rows emit; moves the ends of those that need not wait for a grammar."""

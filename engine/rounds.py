@@ -38,14 +38,13 @@ def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tu
     prompt: list[int] = []
     source: list[int] = []  # of every packed token, in the anchors followed by the drafts and the prompt tokens
     offsets: list[int] = []  # from the row's cursor; absolute in a prompt chunk
-    extents: list[int] = []
     on_device: list[bool] = []
     drafts = sum(segment.depth or 0 for segment in segments)
     next_draft, next_prompt = ends.anchors.size, ends.anchors.size + drafts
     for s in segments:
         final = not s.depth
         spans.append(
-            Span(len(source), s.count, s.extent.start, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final)
+            Span(len(source), s.count, s.row.pages, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final)
         )
         if s.depth is None:
             source.extend(range(next_prompt, next_prompt + s.count))
@@ -56,11 +55,9 @@ def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tu
             source.extend([s.slot, *range(next_draft, next_draft + s.depth)])
             offsets.extend(range(s.count))
             next_draft += s.depth
-        extents.extend([s.extent.start] * s.count)
         on_device.extend([s.depth is not None] * s.count)
     table = [ends.anchors, *([] if drafted is None else [drafted]), mx.array(prompt, mx.int32)]
     rows = mx.array([s.slot for s in segments for _ in range(s.count)])
     positions = mx.array(offsets, mx.int32) + mx.where(mx.array(on_device), ends.cursors[rows], 0)
     replay = ends.replay[mx.array([s.slot for s in segments])]
-    slots = positions + mx.array(extents, mx.int32)
-    return mx.concatenate(table)[mx.array(source)], Packing(tuple(spans), positions, slots, replay)
+    return mx.concatenate(table)[mx.array(source)], Packing.of(spans, positions, replay)

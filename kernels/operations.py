@@ -14,6 +14,8 @@ from .fused.rotary import Layout, Norms, rotate, rotate_by_kernel
 from .gpu.launch import on_gpu
 from .gpu.source import Launch
 from .packing import Packing
+from .pages.places import Places
+from .pages.pool import LayerPool
 from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from .race.keys import (
@@ -39,52 +41,56 @@ class Operations:
     """What happens to tokens between and around their linear layers, and the quantised products of these.
 
     `winners` name the form of an operation at the shapes that were raced (`race`); other shapes take those of the
-    nearest one, and without a race everything is stock. `launch` runs kernels.
+    nearest one, and without a race everything is stock. `launch` runs kernels, and `in_place` says whether they write
+    pools: the CPU scatters, and so does a GPU where `pages.proof` fails.
     """
 
     winners: Mapping[Key, str] = field(default_factory=dict)
     launch: Launch = on_gpu
+    in_place: bool = field(default_factory=lambda: mx.default_device() != mx.cpu)
+
+    def pool(self, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
+        """A layer's pool for keys and values of `heads` of `dim`."""
+        return LayerPool(pages, heads, dim, dtype, self.launch if self.in_place else None)
 
     def attention(
-        self,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        packing: Packing,
-        scale: float,
-        window: int | None = None,
+        self, queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None
     ) -> mx.array:
-        """Attention of packed queries [N, H, D] over pools [slots, KV, D]; returns [N, H * D].
+        """Attention of packed queries [N, H, D] over a pool that has the keys of their tokens; returns [N, H * D].
 
         Rows that decode and rows that prefill may take different forms.
         """
         if packing.halves is None:
-            return self._attention(queries, keys, values, packing, scale, window)
-        halves = [
-            self._attention(queries[tokens], keys, values, half, scale, window) for half, tokens in packing.halves
-        ]
+            return self._attention(queries, pool, packing, scale, window)
+        halves = [self._attention(queries[tokens], pool, half, scale, window) for half, tokens in packing.halves]
         return mx.concatenate(halves)[packing.order]
 
     def _attention(
-        self, queries: mx.array, keys: mx.array, values: mx.array, packing: Packing, scale: float, window: int | None
+        self, queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None
     ) -> mx.array:
-        heads = ("form", queries.shape[1:], keys.shape[1], queries.dtype)
+        heads = ("form", queries.shape[1:], pool.heads, queries.dtype)
         form = packing.kept.get(heads)
         if form is None:
-            form = self.winners.get(attention_key(queries, keys, packing), STOCK)
+            form = self.winners.get(attention_key(queries, pool.heads, packing), STOCK)
             packing.kept[heads] = form
-        if form == KERNEL:
-            return ragged_attention(queries, keys, values, packing, scale, window, self.launch)
+        if form == KERNEL and pool.launch:
+            return ragged_attention(queries, pool, packing, scale, window)
         stock = attention_together if form == TOGETHER else attention_by_row
-        return stock(queries, keys, values, packing, scale, window)
+        return stock(queries, pool, packing, scale, window)
 
     def rotate(
-        self, projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout
-    ) -> tuple[mx.array, mx.array]:
+        self,
+        projected: mx.array,
+        turns: mx.array,
+        norms: Norms | None,
+        layout: Layout,
+        pool: LayerPool,
+        places: Places,
+    ) -> mx.array:
         """As `rotary.rotate`."""
-        if self.winners.get(rotary_key(layout, projected.dtype), STOCK) == KERNEL:
-            return rotate_by_kernel(projected, turns, norms, layout, self.launch)
-        return rotate(projected, turns, norms, layout)
+        if pool.launch and self.winners.get(rotary_key(layout, projected.dtype), STOCK) == KERNEL:
+            return rotate_by_kernel(projected, turns, norms, layout, pool, places)
+        return rotate(projected, turns, norms, layout, pool, places)
 
     def add_norm(self, x: mx.array, y: mx.array, weight: mx.array, epsilon: float) -> tuple[mx.array, mx.array]:
         """As `add_norm.add_norm`."""

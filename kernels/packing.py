@@ -1,8 +1,8 @@
-"""How the tokens of a round are packed: which belong to which row, where they lie in the pool, what they may see."""
+"""How the tokens of a round are packed: which belong to which row, where they lie in a pool, what they may see."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -11,17 +11,20 @@ from typing import Any
 import mlx.core as mx
 
 from .gpu.launch import on_device
+from .pages.places import Places, tabled
+from .pages.pool import Rows
+from .pages.sizes import pages_for
 
 FEW = 32
 """Most queries of a span that decodes, rather than prefills."""
 
 PAD_KEYS = 128
-"""Padded extents are a multiple of so many keys, so that few shapes occur: each new one costs a GPU its plan."""
+"""Padded rows have a multiple of so many keys, so that few shapes occur: each new one costs a GPU its plan."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One row's share of a round: `count` packed queries from `query` on, over the extent that starts at slot `extent`.
+    """One row's share of a round: `count` packed queries from `query` on, over the row's `pages`.
 
     `length` is the host's upper bound of the row's keys after this round. It is `exact` when the queries are known
     to be the row's last `count` tokens; otherwise positions, which live on the device, decide what is visible.
@@ -32,7 +35,7 @@ class Span:
 
     query: int
     count: int
-    extent: int
+    pages: Sequence[int]
     length: int
     exact: bool = True
     row: int = 0
@@ -42,13 +45,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Padded:
-    """Spans as a rectangle: packed indices of `queries` [R, T], pool slots of `keys` [R, L].
+    """Spans as a rectangle: packed indices of `queries` [R, T], over so many keys of each.
 
     `order` [N] finds each packed token in the rectangle's outputs.
     """
 
     queries: mx.array
-    keys: mx.array
+    length: int
     order: mx.array
     _masks: dict[int | None, mx.array] = field(default_factory=dict)
 
@@ -56,7 +59,7 @@ class Padded:
         """What each query sees [R, T, L]."""
         if window not in self._masks:
             positions, limits = packing.positions[self.queries], packing.seen[self.queries]
-            self._masks[window] = visible(positions, limits, mx.arange(self.keys.shape[1]), window)
+            self._masks[window] = visible(positions, limits, mx.arange(self.length), window)
         return self._masks[window]
 
 
@@ -64,20 +67,48 @@ class Padded:
 class Packing:
     """How the N tokens of a round are packed: spans in packed order, and what each token needs to find its place.
 
-    `positions` [N] int32 are absolute positions; `slots` [N] int32 are where each token's key and value are written;
-    `replay` [spans] int32 counts the steps of each row's last tape that were accepted and must be replayed first.
-    A query sees keys up to its own position or, where `limits` [N] are given (a draft's block), up to its limit.
+    `places` tell where each token's key and value are written, and its absolute position; `firsts` where each span's
+    pages begin in their table; `replay` [spans] int32 counts the steps of each row's last tape that were accepted and
+    must be replayed first. A query sees keys up to its own position or, where `limits` [N] are given (a draft's block),
+    up to its limit.
     """
 
     spans: tuple[Span, ...]
-    positions: mx.array
-    slots: mx.array
+    places: Places
+    firsts: tuple[int, ...]
     replay: mx.array | None = None
     limits: mx.array | None = None
     _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
     _sees: dict[int | None, mx.array] = field(default_factory=dict)
     _tiles: dict[int, mx.array] = field(default_factory=dict)
-    kept: dict[Hashable, Any] = field(default_factory=dict)  # by operations: how this packing is launched
+    kept: dict[Any, Any] = field(default_factory=dict)  # by operations: how this packing is launched
+
+    @staticmethod
+    def of(
+        spans: Sequence[Span], positions: mx.array, replay: mx.array | None = None, limits: mx.array | None = None
+    ) -> Packing:
+        """Spans in packed order, whose tokens have these positions [N] int32."""
+        table, firsts = tabled([span.pages[: pages_for(span.length)] for span in spans])
+        starts = on_device([first for first, span in zip(firsts, spans, strict=True) for _ in range(span.count)])
+        return Packing(tuple(spans), Places(table, starts, positions), tuple(firsts), replay, limits)
+
+    def limited(self, limits: mx.array) -> Packing:
+        """The same tokens, which see as far as these limits [N]."""
+        return Packing(self.spans, self.places, self.firsts, self.replay, limits)
+
+    @property
+    def positions(self) -> mx.array:
+        """The absolute position of each token [N] int32."""
+        return self.places.positions
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows of all spans."""
+        return Rows(self.places.table, self.firsts, tuple(span.length for span in self.spans))
+
+    def row(self, index: int) -> Rows:
+        """The row of one span."""
+        return Rows(self.places.table, (self.firsts[index],), (self.spans[index].length,))
 
     @cached_property
     def kind(self) -> tuple[int, int, int]:
@@ -94,8 +125,7 @@ class Packing:
 
         None where all are of one kind.
         """
-        few = [span for span in self.spans if span.count <= FEW]
-        many = [span for span in self.spans if span.count > FEW]
+        few, many = ([i for i, span in enumerate(self.spans) if (span.count <= FEW) is short] for short in (True, False))
         return (self._only(few), self._only(many)) if few and many else None
 
     @cached_property
@@ -104,12 +134,14 @@ class Packing:
         assert self.halves
         return mx.argsort(mx.concatenate([tokens for _, tokens in self.halves]))
 
-    def _only(self, spans: list[Span]) -> tuple[Packing, mx.array]:
+    def _only(self, wanted: list[int]) -> tuple[Packing, mx.array]:
+        spans = [self.spans[i] for i in wanted]
         tokens = mx.array([i for span in spans for i in range(span.query, span.query + span.count)])
-        starts = accumulate((span.count for span in spans), initial=0)
-        packed = tuple(replace(span, query=start) for span, start in zip(spans, starts, strict=False))
+        queries = accumulate((span.count for span in spans), initial=0)
+        packed = tuple(replace(span, query=query) for span, query in zip(spans, queries, strict=False))
         limits = None if self.limits is None else self.limits[tokens]
-        return Packing(packed, self.positions[tokens], self.slots[tokens], limits=limits), tokens
+        places = replace(self.places, starts=self.places.starts[tokens], positions=self.positions[tokens])
+        return Packing(packed, places, tuple(self.firsts[i] for i in wanted), limits=limits), tokens
 
     @cached_property
     def padded(self) -> Padded:
@@ -117,14 +149,11 @@ class Packing:
         width = max(span.count for span in self.spans)
         length = -(-max(span.length for span in self.spans) // PAD_KEYS) * PAD_KEYS
         queries = mx.array([[span.query + min(t, span.count - 1) for t in range(width)] for span in self.spans])
-        starts = mx.array([[span.extent] for span in self.spans])
-        lengths = mx.array([[span.length] for span in self.spans])
-        keys = starts + mx.minimum(mx.arange(length), lengths - 1)
         order = [i * width + t for i, span in enumerate(self.spans) for t in range(span.count)]
-        return Padded(queries, keys, mx.array(order))
+        return Padded(queries, length, mx.array(order))
 
     def mask(self, index: int, window: int | None) -> mx.array | str | None:
-        """The mask of span `index` over its extent: [count, length] boolean, "causal", or None where all is visible.
+        """The mask of span `index` over its row: [count, length] boolean, "causal", or None where all is visible.
 
         A key at position j is visible to a query at position i when j <= i (or its limit) and, in a sliding layer,
         i - j < window. Limits of an exact span reach its end.
@@ -148,12 +177,14 @@ class Packing:
         return self._sees[window]
 
     def tiles(self, most: int) -> mx.array:
-        """The spans in pieces of at most so many queries [tiles, 4] int32: first query, count, extent, length."""
+        """The spans in pieces of at most so many queries [tiles, 4] int32: first query, count, first page in the table,
+        length.
+        """
         if most not in self._tiles:
             self._tiles[most] = on_device(
                 [
-                    [span.query + done, min(most, span.count - done), span.extent, span.length]
-                    for span in self.spans
+                    [span.query + done, min(most, span.count - done), first, span.length]
+                    for span, first in zip(self.spans, self.firsts, strict=True)
                     for done in range(0, span.count, most)
                 ]
             )

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from ...kernels.pages.places import tabled
+from ...kernels.pages.pool import Rows
 from ..engine import Engine
 from ..schedule.row import Row
 
@@ -59,7 +61,7 @@ def flaw(engine: Engine, rows: Sequence[Row]) -> str | None:
     """What is wrong with what some of these rows hold, in one line; None if nothing is."""
     apart = max(1, len(rows) // SAMPLE)
     for row in rows[::apart][:SAMPLE]:
-        if row.extent and row.in_flight and (found := flaw_of(engine, row)):
+        if row.running and row.in_flight and (found := flaw_of(engine, row)):
             return f"row {row.request.id}: {found}"
     return None
 
@@ -103,12 +105,12 @@ def recurrent_tokens(engine: Engine, row: Row, committed: int) -> int:
 
 def held(engine: Engine, row: Row, committed: int) -> Iterator[Held]:
     """What a row holds of its committed tokens, layer by layer; first the layers that attend."""
-    assert row.extent
-    slots = slice(row.extent.start, row.extent.start + committed)
-    pool, recurrent = engine.state.pool, engine.state.recurrent
-    for layer, (keys, values) in enumerate(zip(pool.keys, pool.values, strict=True)):
-        yield Held(f"attention layer {layer}, keys", keys[slots].reshape(committed, -1))
-        yield Held(f"attention layer {layer}, values", values[slots].reshape(committed, -1))
+    table, firsts = tabled([row.pages])
+    rows, kept = Rows(table, tuple(firsts), (committed,)), dict[Any, Any]()
+    recurrent = engine.state.recurrent
+    for layer, pool in enumerate(engine.state.pool.layers):
+        for name, array in zip(("keys", "values"), pool.gather(rows, committed, kept), strict=True):
+            yield Held(f"attention layer {layer}, {name}", array[0].swapaxes(0, 1).reshape(committed, -1))
     for layer, state in enumerate(recurrent.states(row.slot) if recurrent else []):
         yield Held(f"recurrent layer {layer}, states", state.flatten(1))
 

@@ -94,8 +94,8 @@ class Continuation:
 class ReplayDrafter(Drafter):
     """Runs the draft at its full price, then drafts from a continuation instead of what it said."""
 
-    def __init__(self, draft: DFlashDraft, target: Transformer, slots: int, continuation: Continuation):
-        super().__init__(draft, target, slots)
+    def __init__(self, draft: DFlashDraft, target: Transformer, pages: int, continuation: Continuation):
+        super().__init__(draft, target, pages)
         self.continuation = continuation
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:

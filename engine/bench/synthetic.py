@@ -125,7 +125,7 @@ class Synthetic:
         engine = Engine(target, self.tokenizer, context, rows, None, draft, depth)
         if continuation:
             engine.drafter = None  # before another takes its memory
-            engine.drafter = ReplayDrafter(self.draft, target, engine.pool.slots, continuation)
+            engine.drafter = ReplayDrafter(self.draft, target, engine.pool.pages, continuation)
             if depth is None:
                 engine.spend(Budget(self.cost, self.block))
         return engine

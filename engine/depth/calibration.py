@@ -12,6 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from ...kernels.packing import Packing, Span
+from ...kernels.pages.places import Places, tabled
+from ...kernels.pages.sizes import pages_for
 from ...kernels.race import measurements
 from ..drafting.dflash import DFlashDraft
 from ..drafting.drafter import Drafter, DraftRow
@@ -28,11 +30,12 @@ may have to compile for it, for seconds.
 REPEATS = 3
 
 
-def calibrated(name: str, cache: Path, target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
+def calibrated(name: str, cache: Path, target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
     """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
     known = known_costs(cache)
     if name not in known:
-        known[name] = measure(target, drafter, state, max_rows)
+        known[name] = measure(target, draft, pages, max_rows)
+        mx.clear_cache()  # the pools that rows need come next
         measurements.write(_file(cache), _here(), {name: cost.to_dict() for name, cost in known.items()})
     return known[name]
 
@@ -59,13 +62,16 @@ def _here() -> str:
     return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
-def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) -> Cost:
-    """Time rounds and draft passes of growing size, over whatever the pools hold, before any request is there."""
+def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
+    """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
+    shapes = shapes_to_time(max_rows, draft.config.block_size, pages)
+    room = max(shape.rows * pages_for(shape.context + draft.config.block_size) for shape in shapes)
+    drafter, state = Drafter(draft, target, room), target.make_state(room)
     rounds: list[Point] = []
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
     left = SECONDS
-    for shape in shapes_to_time(max_rows, drafter.block, state.pool.slots):
+    for shape in shapes:
         if len(rounds) > 2 and len(drafts) > 1 and left < 0:
             break
         run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
@@ -78,13 +84,13 @@ def measure(target: Transformer, drafter: Drafter, state: State, max_rows: int) 
     return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())))
 
 
-ROWS, SLOTS = 64, 32768
+ROWS, PAGES = 64, 512
 """Of a measurement that is not for one engine."""
 
 
 def measure_alone(target: Transformer, draft: DFlashDraft) -> Cost:
-    """As `measure`, over pools of its own."""
-    return measure(target, Drafter(draft, target, SLOTS), target.make_state(SLOTS), ROWS)
+    """As `measure`, for no engine in particular."""
+    return measure(target, draft, PAGES, ROWS)
 
 
 def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
@@ -108,21 +114,20 @@ def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
 
 def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
     """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
-    room = shape.context + drafter.block
+    room = pages_for(shape.context + drafter.block)
     counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
     places = [(row, shape.context + i) for row, count in enumerate(counts) for i in range(count)]
     begins = [sum(counts[:row]) for row in range(shape.rows)]
-    spans = tuple(
-        Span(begin, count, row * room, shape.context + count, False, row, fresh=True, final=count == 1)
+    spans = [
+        Span(begin, count, _pages(row, room), shape.context + count, False, row, fresh=True, final=count == 1)
         for row, (begin, count) in enumerate(zip(begins, counts, strict=True))
-    )
+    ]
     tokens = mx.zeros(shape.tokens, mx.int32)
     positions = mx.array([position for _, position in places], mx.int32)
-    slots = mx.array([row * room + position for row, position in places], mx.int32)
     replay = mx.zeros(shape.rows, mx.int32)
 
     def run() -> list[mx.array]:
-        packing = Packing(spans, positions, slots, replay)
+        packing = Packing.of(spans, positions, replay)
         hidden, taps = target.forward(tokens, packing, state, drafter.tapped)
         return [mx.argmax(target.head(hidden), axis=-1), *taps]
 
@@ -132,15 +137,23 @@ def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: Stat
 def _draft_pass(shape: RoundShape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
     """Whole blocks drafted for some rows, once the context of as many tokens is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
-    room, depth = shape.context + drafter.block, drafter.block - 1
-    rows = [DraftRow(request, row, row * room, shape.context, False, depth) for row in range(shape.rows)]
+    room, depth = pages_for(shape.context + drafter.block), drafter.block - 1
+    rows = [DraftRow(request, row, _pages(row, room), shape.context, False, depth) for row in range(shape.rows)]
     anchors, cursors = mx.zeros(max_rows, mx.int32), mx.full(max_rows, shape.context, mx.int32)
-    places = mx.array([row * room + ahead for row in range(shape.rows) for ahead in range(drafter.block)], mx.int32)
+    table, firsts = tabled([row.pages for row in rows])
+    ahead = mx.arange(drafter.block, dtype=mx.int32)
+    starts = mx.repeat(mx.array(firsts, mx.int32), drafter.block)
+    places = Places(table, starts, mx.tile(ahead, shape.rows))
     target = drafter.target
-    taps = mx.zeros((places.size, len(drafter.tapped) * target.hidden_size), target.dtype)
+    taps = mx.zeros((starts.size, len(drafter.tapped) * target.hidden_size), target.dtype)
 
     def run() -> list[mx.array]:
-        drafter.extend(taps, places, places)
+        drafter.extend(taps, places)
         return [drafter.draft_blocks(rows, anchors, cursors)]
 
     return run
+
+
+def _pages(row: int, room: int) -> range:
+    """The pages of a row, of which each has so many."""
+    return range(row * room, (row + 1) * room)

@@ -14,6 +14,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from ...kernels.pages.sizes import pages_for
+
 TILES = (8, 16, 32, 64, 128)
 """Widths of kernels' tiles, past which a step of the curve is looked for."""
 
@@ -51,13 +53,13 @@ class Point:
         return self.tokens * self.context / self.rows
 
 
-def shapes_to_time(max_rows: int, block: int, slots: int = 1 << 30) -> list[RoundShape]:
+def shapes_to_time(max_rows: int, block: int, pages: int = 1 << 24) -> list[RoundShape]:
     """What to time, cheapest first: whoever times may stop when it takes too long, the curve goes on beyond.
 
     Each shape should run once for its kernels to be built, then a few times: of points at the same shape the median
     counts. Packed tokens double or grow by half, with one more past each tile; each number is tried with as few rows
     as can hold it and with as many, which tells rows from tokens; long contexts are tried at both ends, with one token
-    of a row and with whole blocks, as far as they fit in so many token slots.
+    of a row and with whole blocks, as far as they fit in so many pages.
     """
     block, most = max(1, block), max_rows * max(1, block)
     short, long = CONTEXTS
@@ -68,13 +70,13 @@ def shapes_to_time(max_rows: int, block: int, slots: int = 1 << 30) -> list[Roun
     for tokens in (size for size in sizes if size <= most):
         few, many = -(-tokens // block), min(tokens, max_rows)
         shapes |= {RoundShape(few, tokens, short), RoundShape(many, tokens, short)}
-    ends = {1, max(1, min(max_rows, slots // (long + block)))}
+    ends = {1, max(1, min(max_rows, pages // pages_for(long + block)))}
     shapes |= {RoundShape(rows, rows * each, long) for rows in ends for each in (1, block)}
     if block > 1:
         rows = {max_rows, *(1 << power for power in range(max_rows.bit_length()))}
         shapes |= {RoundShape(count, count * block, short, draft=True) for count in rows}
         shapes |= {RoundShape(count, count * block, long, draft=True) for count in ends}
-    shapes = {shape for shape in shapes if shape.rows * (shape.context + block) <= slots}
+    shapes = {shape for shape in shapes if shape.rows * pages_for(shape.context + block) <= pages}
     return sorted(shapes, key=lambda shape: (shape.tokens, shape.rows, shape.context, shape.draft))
 
 

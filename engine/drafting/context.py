@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ...kernels.gpu.launch import on_device
+from ...kernels.pages.places import Places, tabled
 from ..schedule.row import Row
 
 ROUNDS = 16
@@ -31,11 +33,10 @@ class RowTaps(NamedTuple):
 
 
 class ContextWrite(NamedTuple):
-    """Tokens whose context is to be written: taps [N, taps * hidden], positions [N] and slots [N]."""
+    """Tokens whose context is to be written: taps [N, taps * hidden], and their places."""
 
     taps: mx.array
-    positions: mx.array
-    slots: mx.array
+    places: Places
 
 
 class WaitingContext:
@@ -60,16 +61,17 @@ class WaitingContext:
         self.rounds += 1
 
     def take(self, rows: Sequence[Row]) -> ContextWrite | None:
-        """What these rows lack, to be written to the extents that they have now."""
-        indices: dict[RoundTaps, list[int]] = {}
-        extents: dict[RoundTaps, list[int]] = {}
-        for row in rows:
-            for taps, tokens in self.drop(row):
-                assert row.extent
-                indices.setdefault(taps, []).extend(tokens)
-                extents.setdefault(taps, []).extend([row.extent.start] * len(tokens))
-        if not indices:
+        """What these rows lack, to be written to the pages that they have now."""
+        rows = [row for row in rows if row in self._rows]
+        if not rows:
             return None
+        table, firsts = tabled([row.pages for row in rows])
+        indices: dict[RoundTaps, list[int]] = {}
+        starts: dict[RoundTaps, list[int]] = {}
+        for row, first in zip(rows, firsts, strict=True):
+            for taps, tokens in self.drop(row):
+                indices.setdefault(taps, []).extend(tokens)
+                starts.setdefault(taps, []).extend([first] * len(tokens))
         states: list[mx.array] = []
         positions: list[mx.array] = []
         for taps, wanted in indices.items():
@@ -80,9 +82,8 @@ class WaitingContext:
                 some = mx.array(wanted)
                 states.append(mx.concatenate([layer[some] for layer in taps.states], axis=-1))
                 positions.append(taps.positions[some])
-        starts = mx.array([start for own in extents.values() for start in own], mx.int32)
-        places = mx.concatenate(positions)
-        return ContextWrite(mx.concatenate(states), places, places + starts)
+        every = on_device([start for own in starts.values() for start in own])
+        return ContextWrite(mx.concatenate(states), Places(table, every, mx.concatenate(positions)))
 
     def take_if_full(self) -> ContextWrite | None:
         """What all rows lack, if there is too much of it."""

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.rope_utils import initialize_rope
 
-from ...kernels.fused.rotary import Layout
+from ...kernels.fused.rotary import Layout, Norms
 from ...kernels.operations import Operations
 from ...kernels.race.contestants import AttentionShape, OperationShape, RotaryShape
 from ..models.folder import ModelError
@@ -28,8 +28,8 @@ from ..models.linear import Beside, apply, join, products
 ARCHITECTURE = "DFlashDraftModel"
 STOCK_OPERATIONS = Operations()
 
-Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
-"""attend(layer, queries [N, H, D], keys [N, KV, D], values [N, KV, D]) -> mixed [N, H * D]."""
+Attend = Callable[[int, mx.array, mx.array, Norms], mx.array]
+"""attend(layer, projected [N, width], turns [N, 2, D / 2], norms) -> mixed [N, H * D]."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class DFlashDraft(nn.Module):
         self, x: mx.array, positions: mx.array, attend: Attend, operations: Operations = STOCK_OPERATIONS
     ) -> mx.array:
         """Hidden states [N, hidden], normed for the target's head, of embedded block tokens x [N, hidden]."""
-        layout, turned = self.layout, turns(self.rope, self.layout, positions)
+        turned = turns(self.rope, self.layout, positions)
         if self.config.input_embedding_scale != 1:
             x = x * self.config.input_embedding_scale
         y = self.layers[0].input_layernorm(x)
@@ -193,11 +193,8 @@ class DFlashDraft(nn.Module):
         for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             attn, after = layer.self_attn, layer.post_attention_layernorm
             projected, gates = self._projections(index)
-            heads = apply(projected, y, operations)
-            norms = attn.q_norm.weight, attn.k_norm.weight
-            queries, keys = operations.rotate(heads, turned, norms, layout)
-            values = heads[:, layout.values :].reshape(keys.shape)
-            mixed = apply(attn.o_proj, attend(index, queries, keys, values), operations)
+            heads, norms = apply(projected, y, operations), (attn.q_norm.weight, attn.k_norm.weight)
+            mixed = apply(attn.o_proj, attend(index, heads, turned, norms), operations)
             x, y = operations.add_norm(x, mixed, after.weight, after.eps)
             hidden = swiglu(*mx.split(apply(gates, y, operations), 2, axis=-1))
             fed = apply(layer.mlp.down_proj, hidden, operations)

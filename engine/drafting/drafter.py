@@ -1,4 +1,4 @@
-"""Drafting for all rows of a round at once: the draft model over its own pool, which obeys the target's extents."""
+"""Drafting for all rows of a round at once: the draft model over its own pool, whose pages are the target's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ...kernels.fused.rotary import Norms
 from ...kernels.packing import Packing, Span
+from ...kernels.pages.places import Places
 from ..choose.sampling import choose
 from ..models.folder import ModelError
 from ..models.targets.transformer import Transformer
@@ -18,11 +20,11 @@ from .dflash import DFlashDraft
 
 @dataclass(frozen=True)
 class DraftRow:
-    """One row to draft for: the place of its anchor and cursor, its extent, and the host's bound of its cursor."""
+    """One row to draft for: the place of its anchor and cursor, its pages, and the host's bound of its cursor."""
 
     request: Request
     slot: int
-    extent: int
+    pages: Sequence[int]
     bound: int
     exact: bool
     depth: int
@@ -31,7 +33,7 @@ class DraftRow:
 class Drafter:
     """A draft bound to a target, whose embedding and head it uses, with the context of all rows.
 
-    A draft's context keys and values lie at the slots of the target's. They follow the same rule: what a round writes
+    A draft's context keys and values lie in the same pages as the target's. They follow the same rule: what a round writes
     past the cursor is invisible and is overwritten. The block's own keys and values are written there too, for as
     long as the block is drafted.
 
@@ -39,22 +41,20 @@ class Drafter:
         ModelError: the draft does not fit the target.
     """
 
-    def __init__(self, draft: DFlashDraft, target: Transformer, slots: int):
+    def __init__(self, draft: DFlashDraft, target: Transformer, pages: int):
         check_fit(draft, target)
         draft.join()
         self.draft, self.target = draft, target
         self.tapped = draft.config.target_layer_ids
         self.block = draft.config.block_size
-        config = draft.config
-        self.pool = KVPool(config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim, target.dtype)
+        heads = draft.config.num_key_value_heads, draft.config.head_dim
+        self.pool = KVPool(len(draft.layers), pages, *heads, target.dtype, target.operations)
 
     @staticmethod
-    def bytes_per_slot(draft: DFlashDraft, target: Transformer) -> int:
-        """Memory of one token's context."""
-        config = draft.config
-        return KVPool.bytes_per_slot(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, target.dtype
-        )
+    def bytes_per_page(draft: DFlashDraft, target: Transformer) -> int:
+        """Memory of the context in one page."""
+        heads = draft.config.num_key_value_heads, draft.config.head_dim
+        return KVPool.bytes_per_page(len(draft.layers), *heads, target.dtype)
 
     @staticmethod
     def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:
@@ -69,38 +69,32 @@ class Drafter:
         tokens = mx.concatenate([anchors[places][:, None], mask], axis=1).flatten()
         cursor = cursors[places][:, None]
         positions = (cursor + mx.arange(block)).flatten()
-        slots = positions + mx.repeat(mx.array([row.extent for row in rows]), block)
-        spans = tuple(Span(i * block, block, row.extent, row.bound + block, row.exact) for i, row in enumerate(rows))
-        limits = mx.repeat(cursor.flatten() + block - 1, block)
-        packings = {True: Packing(spans, positions, slots), False: Packing(spans, positions, slots, limits=limits)}
+        spans = [Span(i * block, block, row.pages, row.bound + block, row.exact) for i, row in enumerate(rows)]
+        causal = Packing.of(spans, positions)
+        packings = {True: causal, False: causal.limited(mx.repeat(cursor.flatten() + block - 1, block))}
+        operations, layout = self.target.operations, self.draft.layout
 
-        def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-            pools = self.pool.write(layer, slots, keys, values)
-            packing, scale = packings[self.draft.causal(layer)], self.draft.layers[layer].self_attn.scale
-            return self.target.operations.attention(queries, *pools, packing, scale, self.draft.window(layer))
+        def attend(layer: int, projected: mx.array, turns: mx.array, norms: Norms) -> mx.array:
+            pool, packing = self.pool[layer], packings[self.draft.causal(layer)]
+            queries = operations.rotate(projected, turns, norms, layout, pool, packing.places)
+            scale = self.draft.layers[layer].self_attn.scale
+            return operations.attention(queries, pool, packing, scale, self.draft.window(layer))
 
-        hidden = self.draft(self.target.embed(tokens), positions, attend, self.target.operations)
+        hidden = self.draft(self.target.embed(tokens), positions, attend, operations)
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
         logits = self.draft.finish(self.target.head(hidden[wanted]))
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
         return choose(logits, samplings, positions[wanted])
 
-    def extend(self, taps: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
-        """Write the context of tokens with these taps [N, taps * hidden] and absolute positions [N] at `slots` [N].
+    def extend(self, taps: mx.array, places: Places) -> list[mx.array]:
+        """Write the context of tokens at these places, with taps [N, taps * hidden].
 
-        Returns an array to evaluate with the round if nothing in it drafts from this context.
+        Returns what to evaluate with the round if nothing in it drafts from this context.
         """
-        for layer, (keys, values) in enumerate(self.draft.context(taps, positions, self.target.operations)):
-            self.pool.write(layer, slots, keys, values)
-        return self.written
-
-    @property
-    def written(self) -> mx.array:
-        """Depends on all that was written so far.
-
-        One element of each pool: naming the pools themselves would hold them until the round has run.
-        """
-        return mx.stack([pool[0, 0, 0] for pool in self.pool.keys + self.pool.values])
+        context = self.draft.context(taps, places.positions, self.target.operations)
+        for layer, (keys, values) in zip(self.pool.layers, context, strict=True):
+            layer.write(places, keys, values)
+        return self.pool.written
 
 
 def check_fit(draft: DFlashDraft, target: Transformer) -> None:

@@ -23,6 +23,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from ...kernels.gpu.source import digest
 from ...kernels.operations import STOCK, Operations
 from ...kernels.packing import Packing, Span
+from ...kernels.pages.sizes import pages_for
 from ...kernels.race import measurements
 from ..verdict import Verdict
 from .boxed import ModelError
@@ -203,7 +204,7 @@ def run(
     target: Transformer, texts: Sequence[Sequence[int]], rounds: Sequence[Sequence[Turn]]
 ) -> Iterator[tuple[Turn, int, mx.array]]:
     """Take turns as the engine's rounds do; yields each with the place in its text from which on there are logits."""
-    room = max(map(len, texts)) + 16
+    room = pages_for(max(map(len, texts)) + 16)
     state = target.make_state(room * len(texts))
     cursors, replay = [0] * len(texts), [0] * len(texts)
     for taken in rounds:
@@ -220,7 +221,7 @@ def run(
             first += tail
             cursors[turn.row] += turn.right
             replay[turn.row] = turn.right if turn.taped else 0
-        mx.eval([logits for _, _, logits in outputs], state.pool.keys, state.pool.values)
+        mx.eval([logits for _, _, logits in outputs], state.pool.written)
         yield from outputs
 
 
@@ -229,21 +230,19 @@ def _pack(
 ) -> tuple[mx.array, Packing]:
     tokens: list[int] = []
     positions: list[int] = []
-    slots: list[int] = []
     spans: list[Span] = []
     for turn in taken:
         text, cursor = texts[turn.row], cursors[turn.row]
         own = [*text[cursor : cursor + turn.right], *text[: turn.wrong]]
-        extent = room * (len(texts) - 1 - turn.row)
+        pages = range(room * (len(texts) - turn.row) - 1, room * (len(texts) - 1 - turn.row) - 1, -1)  # in any order
         # The host does not know how much of a block was accepted: its bound is higher, as the engine's is.
         length = cursor + len(own) + (0 if turn.prompt else 3)
         fresh, final = cursor == 0, not turn.taped
-        spans.append(Span(len(tokens), len(own), extent, length, turn.prompt, turn.row, fresh, final))
+        spans.append(Span(len(tokens), len(own), pages, length, turn.prompt, turn.row, fresh, final))
         tokens += own
         positions += range(cursor, cursor + len(own))
-        slots += range(extent + cursor, extent + cursor + len(own))
     accepted = mx.array([replay[turn.row] for turn in taken], mx.int32)
-    return mx.array(tokens), Packing(tuple(spans), mx.array(positions, mx.int32), mx.array(slots, mx.int32), accepted)
+    return mx.array(tokens), Packing.of(spans, mx.array(positions, mx.int32), accepted)
 
 
 def _noise(model: Any, text: Sequence[int], logits: mx.array) -> float:

@@ -1,19 +1,21 @@
-"""Which shared prefixes are kept, so that they are prefilled once: when to take a snapshot, whom it serves, which goes.
+"""Which shared prefixes are kept, so that they are prefilled once: which pages hold them, whom they serve, which go.
 
-Knows no MLX: what a snapshot holds is the engine's.
+Knows no MLX: what the memory of recurrent layers is at a prefix's end, is the engine's.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ...kernels.pages.sizes import PAGE
+from .pages import Pages
 from .prefix_tree import Node, PrefixTree, Tokens
 
-SHORTEST = 32
-"""Fewest tokens of prefill that a snapshot must save a row: copying them costs launches for every layer."""
+MOST = 1024
+"""Prefixes that are kept at most where they take nothing but pages."""
 
 REMEMBERED = 2**21
 """Tokens of the latest prompts among which shared prefixes are looked for, finished requests included."""
@@ -21,35 +23,41 @@ REMEMBERED = 2**21
 
 @dataclass(eq=False)
 class Prefix:
-    """A prefix that is kept or, while `snapshot` is None, about to be: a row that is being prefilled will reach it."""
+    """A prefix that is kept in `pages` or, while it is not `ready`, about to be: a row that is being prefilled will
+    reach it. `memory` is that of recurrent layers behind its tokens.
+    """
 
     node: Node
-    size: int
-    snapshot: Any = None
+    pages: list[int] = field(default_factory=list)
+    memory: Any = None
+    ready: bool = False
 
     @property
     def length(self) -> int:
         """Tokens of prefill that it saves."""
-        return self.node.length
+        return whole(self.node)
+
+
+def whole(node: Node) -> int:
+    """The tokens of a node that fill pages: a page with tokens of one row only is that row's."""
+    return node.length // PAGE * PAGE
 
 
 class PrefixCache:
-    """Snapshots of prefixes that several prompts share, least recently used first out.
+    """Prefixes that several prompts share, least recently used first out.
 
-    A snapshot serves exactly the prompts that begin with all of its tokens and go on after them: recurrent memory
-    exists only at the position where it was copied. So the positions are chosen before a row is prefilled, from where
-    the prompts known so far part, and the row's chunks end there.
+    Rows that begin with a prefix hold its pages, too. Recurrent memory exists only at the position where it was saved.
+    So the positions are chosen before a row is prefilled, from where the prompts known so far part, and the row's
+    chunks end there.
 
     Args:
-        memory: bytes that all snapshots may take. They have their own, so no row ever gives way to a snapshot.
-        per_token: bytes of a token's keys, values and draft context.
-        fixed: bytes that a snapshot of any length takes besides, for recurrent memory.
+        pages: of the pool. Prefixes have those that rows do not need.
+        most: prefixes that are kept at most, for the sake of recurrent memory.
     """
 
-    def __init__(self, memory: int = 0, per_token: int = 1, fixed: int = 0):
-        self.memory = memory
-        self.used = 0
-        self._per_token, self._fixed = per_token, fixed
+    def __init__(self, pages: Pages, most: int = MOST):
+        self.most = most
+        self._pages = pages
         self._tree = PrefixTree()
         self._recent: deque[Tokens] = deque()
         self._remembered = 0
@@ -66,16 +74,16 @@ class PrefixCache:
             self._remembered -= len(oldest)
 
     def find(self, feed: Tokens) -> tuple[Prefix | None, bool]:
-        """The longest prefix kept of what a row is to be fed, and whether a much longer one will be kept soon."""
-        nodes = [node for node in self._tree.path(reusable(feed)) if node.held]
-        best = next((node.held for node in reversed(nodes) if node.held.snapshot), None)
+        """The longest prefix kept of what a row is to be fed, and whether a longer one will be kept soon."""
+        held = [node.held for node in self._tree.path(reusable(feed)) if node.held]
+        best = next((prefix for prefix in reversed(held) if prefix.ready), None)
         saved = best.length if best else 0
         if best:
             self._kept[best] = self._kept.pop(best)
-        return best, any(not node.held.snapshot and node.length - saved >= SHORTEST for node in nodes)
+        return best, any(not prefix.ready and prefix.length > saved for prefix in held)
 
     def reserve(self, feed: Tokens, cached: Prefix | None) -> list[Prefix]:
-        """The prefixes to keep while a row is fed from the cached one on, shortest first; their memory is set aside.
+        """The prefixes to keep while a row is fed from the cached one on, shortest first.
 
         First comes the one that saves most: the number of others with this prefix times the tokens it spares each.
         Then the same beyond it.
@@ -83,23 +91,35 @@ class PrefixCache:
         path = self._tree.path(reusable(feed))
         base, reserved = cached.length if cached else 0, []
         while True:
-            shared = [n for n in path if n.length - base >= SHORTEST and n.requests > 1 and not n.held]
+            shared = [n for n in path if whole(n) > base and n.requests > 1 and not n.held]
             if not shared:
                 return reserved
-            node = max(shared, key=lambda n: (n.requests - 1) * (n.length - base))
+            node = max(shared, key=lambda n: (n.requests - 1) * (whole(n) - base))
             prefix = self._make(node, {cached, *reserved})
             if prefix is None:
                 return reserved
             reserved.append(prefix)
             base = prefix.length
 
+    def keep(self, prefix: Prefix, pages: list[int]) -> None:
+        """A row has reached the end of a prefix, which these pages hold."""
+        prefix.pages = pages[: prefix.length // PAGE]
+        self._pages.share(prefix.pages)
+
     def drop(self, prefix: Prefix) -> None:
         """Keep a prefix no longer."""
         if prefix in self._kept:
             del self._kept[prefix]
-            self.used -= prefix.size
+            self._pages.release(prefix.pages)
             prefix.node.held = None
             self._tree.prune(prefix.node)
+
+    def give_way(self) -> bool:
+        """Drop the prefix that was used least recently of those whose pages no row has; False if there is none."""
+        oldest = next((p for p in self._kept if p.ready and self._pages.spare(p.pages)), None)
+        if oldest:
+            self.drop(oldest)
+        return oldest is not None
 
     def clear(self) -> None:
         """Keep nothing."""
@@ -107,18 +127,14 @@ class PrefixCache:
             self.drop(prefix)
 
     def _make(self, node: Node, spared: Collection[Prefix | None]) -> Prefix | None:
-        """Set memory aside for a prefix, others than the spared ones giving way; None where that is not enough."""
-        prefix = Prefix(node, node.length * self._per_token + self._fixed)
-        if prefix.size + sum(p.size for p in self._kept if p in spared or not p.snapshot) > self.memory:
-            return None
-        for other in list(self._kept):
-            if self.used + prefix.size <= self.memory:
-                break
-            if other.snapshot and other not in spared:
-                self.drop(other)
-        node.held = prefix
+        """A place for a prefix, for which another than the spared ones gives way; None if there is none."""
+        if len(self._kept) >= self.most:
+            oldest = next((prefix for prefix in self._kept if prefix.ready and prefix not in spared), None)
+            if oldest is None:
+                return None
+            self.drop(oldest)
+        node.held = prefix = Prefix(node)
         self._kept[prefix] = None
-        self.used += prefix.size
         return prefix
 
 

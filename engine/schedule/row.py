@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..request import Completion, FinishReason, Request
-from .extents import Extent
 from .prefix import Prefix
 
 
@@ -37,9 +36,9 @@ class Row:
     `limit` is the most tokens it may generate. `feed` is what must be prefilled: the prompt and, after a preemption,
     what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
     generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
-    tokens, how far it may move the cursor.
+    tokens, how far it may move the cursor. Its tokens lie in `pages`, of which the first may be others' too.
 
-    `cached` prompt tokens were not prefilled but copied; `prefixes` are those that its prefill will reach and that are
+    `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
     to be kept, shortest first. With a `matcher`, tokens obey a grammar: it is always behind those generated.
     """
 
@@ -49,7 +48,7 @@ class Row:
     generated: list[int] = field(default_factory=list)
     feed: tuple[int, ...] = ()
     slot: int = -1
-    extent: Extent | None = None
+    pages: list[int] = field(default_factory=list)
     cursor: int = 0
     in_flight: deque[int] = field(default_factory=deque)
     cached: int = 0
@@ -60,6 +59,10 @@ class Row:
     finish_reason: FinishReason | None = None
     error: str | None = None
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def running(self) -> bool:
+        return self.slot >= 0
 
     @property
     def prefilling(self) -> bool:

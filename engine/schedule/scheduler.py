@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .extents import Extent, ExtentAllocator
-from .prefix import Prefix, PrefixCache
+from ...kernels.pages.sizes import PAGE, pages_for
+from .pages import Pages
+from .prefix import MOST, Prefix, PrefixCache
 from .row import Row
 from .waiting import OVERTAKING, Waiting
 
@@ -14,7 +15,7 @@ PREFILL_TOKENS = 512
 """Most prompt tokens in one round, so that decoding rows never wait long for a prompt."""
 
 HEADROOM = 128
-"""Slots beyond its prompt that a new row gets; extents double when they are outgrown."""
+"""Tokens beyond its prompt for which a new row must find pages, so that it is not sent back at once."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,12 @@ class Segment:
     in flight. A prompt chunk has depth None, and yields a token if it ends its prompt; other segments are an anchor
     and `depth` drafted tokens, and always yield.
 
-    A row goes on from the prefix `cached`, which is copied to its extent first. With `keep` the chunk ends a prefix of
-    which a snapshot is to be taken.
+    A row goes on from the prefix `cached`, whose pages are its own first ones. With `keep` the chunk ends a prefix that
+    others will go on from.
     """
 
     row: Row
     slot: int
-    extent: Extent
     first: int
     count: int
     exact: bool
@@ -45,52 +45,41 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Move:
-    """The first `count` slots of `old` must be copied to `new` before the round runs."""
-
-    old: Extent
-    new: Extent
-    count: int
-
-
-@dataclass(frozen=True)
 class Plan:
-    """One round: what must move first, then the segments in packed order; and which rows start or had to give way."""
+    """One round: its segments in packed order; which rows start, and which had to give way."""
 
     segments: list[Segment] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
     started: list[Row] = field(default_factory=list)
     preempted: list[Row] = field(default_factory=list)
 
 
 class Scheduler:
-    """Rows in order of admission, requests that wait, and the extents of the pool. Knows no MLX.
+    """Rows in order of admission, requests that wait, and the pages of the pool. Knows no MLX.
 
     Args:
-        slots: token slots of the pool.
+        pages: of the pool.
         max_rows: most rows in a round.
         block: tokens that a draft writes past a row's cursor, 0 without a draft.
         depths: how many drafted tokens of each decoding row to verify in a round of so many prompt tokens besides.
-        prefixes: what is kept of prefixes that prompts share; by default nothing.
+        prefixes: how many prefixes that prompts share are kept at most.
     """
 
     def __init__(
         self,
-        slots: int,
+        pages: int,
         max_rows: int,
         block: int = 0,
         depths: Callable[[Sequence[Row], int], Sequence[int]] = lambda rows, prompt: [0] * len(rows),
-        prefixes: PrefixCache | None = None,
+        prefixes: int = MOST,
     ):
-        self.extents = ExtentAllocator(slots)
+        self.pages = Pages(pages)
         self.max_rows = max_rows
         self.block = block
         self.depths = depths
         self.prefill_tokens = PREFILL_TOKENS
         self.rows: list[Row] = []
-        self.prefixes = prefixes or PrefixCache()
+        self.prefixes = PrefixCache(self.pages, prefixes)
         self.waiting = Waiting(OVERTAKING * max_rows, self._rounds)
-        self.moved = 0
         self.preempted = 0
         self._free = list(range(max_rows - 1, -1, -1))
 
@@ -103,7 +92,7 @@ class Scheduler:
         for row, depth in zip(decoding, self.depths(decoding, prompt), strict=True):
             depth = min(depth, row.left - 1)
             # A row before it may have taken its place.
-            if row.slot >= 0 and self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
+            if row.running and self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
                 plan.segments.append(self._decode(row, depth))
         budget = self.prefill_tokens
         for row in self.rows:
@@ -129,36 +118,36 @@ class Scheduler:
     def remove(self, row: Row) -> None:
         """Take a row out, running or waiting, and free what it holds.
 
-        Rounds in flight may still write to its extent; they run before anything that a new owner writes.
+        Rounds in flight may still write to its pages; they run before anything that a new owner writes.
         """
-        if row.extent is None:
+        if not row.running:
             self.waiting.remove(row)
             return
         while row.prefixes:  # that it will not reach
             self.prefixes.drop(row.prefixes.pop())
         self.rows.remove(row)
-        self.extents.release(row.extent)
+        self.pages.release(row.pages)
         self._free.append(row.slot)
-        row.slot, row.extent = -1, None
+        row.slot, row.pages = -1, []
 
     def _decode(self, row: Row, depth: int) -> Segment:
-        assert row.extent is not None
-        segment = Segment(row, row.slot, row.extent, row.bound, depth + 1, row.exact, depth, yields=True)
+        segment = Segment(row, row.slot, row.bound, depth + 1, row.exact, depth, yields=True)
         row.in_flight.append(depth + 1)
         return segment
 
     def _prefill(self, row: Row, cached: Prefix | None, budget: int) -> Segment:
-        assert row.extent is not None
         end = row.prefixes[0].length if row.prefixes else len(row.feed)
         first, count = row.cursor, min(budget, end - row.cursor)
         row.cursor += count
         keep = row.prefixes.pop(0) if row.prefixes and row.cursor == end else None
+        if keep:
+            self.prefixes.keep(keep, row.pages)
         if not row.prefilling:
             row.in_flight.append(0)  # yields a token without moving the cursor
-        return Segment(row, row.slot, row.extent, first, count, True, None, not row.prefilling, cached, keep)
+        return Segment(row, row.slot, first, count, True, None, not row.prefilling, cached, keep)
 
     def _admit(self) -> tuple[Row, Prefix | None] | None:
-        """Start the next waiting row if a place and an extent are free; it goes on from the longest prefix kept.
+        """Start the next waiting row if a place and pages are free; it goes on from the longest prefix kept.
 
         A row waits for a prefix that another is about to bring: meanwhile that one has the round's prompt tokens.
         """
@@ -167,38 +156,40 @@ class Scheduler:
             return None
         feed = row.request.tokens + tuple(row.generated)
         cached, soon = self.prefixes.find(feed)
-        extent = None if soon else self.extents.allocate(min(len(feed) + HEADROOM, self.largest(row)))
-        if extent is None:
+        if soon:
+            return None
+        shared = list(cached.pages) if cached else []
+        self.pages.share(shared)  # before another prefix gives way for the rest
+        own = self._allocate(pages_for(min(len(feed) + HEADROOM, self.largest(row))) - len(shared))
+        if own is None:
+            self.pages.release(shared)
             return None
         self.waiting.remove(row)
-        row.feed, row.extent, row.cursor, row.slot = feed, extent, cached.length if cached else 0, self._free.pop()
+        row.feed, row.pages, row.slot = feed, shared + own, self._free.pop()
+        row.cursor = len(shared) * PAGE
         row.cached = min(row.cursor, len(row.request.tokens))
         row.prefixes = self.prefixes.reserve(feed, cached)
         self.rows.append(row)
         return row, cached
 
+    def _allocate(self, count: int) -> list[int] | None:
+        """So many pages, for which prefixes give way; None if that is not enough."""
+        while (pages := self.pages.allocate(count)) is None and self.prefixes.give_way():
+            pass
+        return pages
+
     def _reserve(self, row: Row, length: int, plan: Plan) -> bool:
-        """Make the row's extent hold `length` slots: grow it, move it, or preempt the youngest rows for it.
+        """Make the row's pages hold `length` tokens, or preempt the youngest rows for it.
 
         False when the row itself had to give way.
         """
-        while row.extent is not None and row.extent.length < length:
-            for wanted in (min(2 * row.extent.length, self.largest(row)), length):
-                if wanted < length:
-                    continue
-                if grown := self.extents.extend(row.extent, wanted):
-                    row.extent = grown
-                    break
-                if moved := self.extents.allocate(wanted):
-                    plan.moves.append(Move(row.extent, moved, row.bound))
-                    self.extents.release(row.extent)
-                    row.extent = moved
-                    self.moved += 1
-                    break
+        while row.running and (missing := pages_for(length) - len(row.pages)) > 0:
+            if pages := self._allocate(missing):
+                row.pages += pages
             else:
                 plan.preempted.append(self.rows[-1])
                 self._preempt(self.rows[-1])
-        return row.extent is not None
+        return row.running
 
     def _preempt(self, row: Row) -> None:
         """Send a running row back to the head of the queue; what it generated becomes part of its prefill."""

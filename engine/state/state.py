@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from .kv_pool import KVPool
 from .recurrent_state import Recurrent
 
@@ -16,7 +14,3 @@ class State:
 
     pool: KVPool
     recurrent: Recurrent | None = None
-
-    def write(self, layer: int, slots: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """`KVPool.write`; layers are counted among the attention layers."""
-        return self.pool.write(layer, slots, keys, values)

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...kernels.fused.rotary import Norms, split
 from ..drafting.dflash import DFlashDraft
 from ..models.targets.transformer import Transformer
 
@@ -70,13 +71,14 @@ def block_logits(
     positions = (anchors[..., None] + mx.arange(block, dtype=mx.int32)).reshape(-1)
     visible: dict[tuple[bool, int | None], mx.array] = {}
 
-    def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    def attend(layer: int, projected: mx.array, turns: mx.array, norms: Norms) -> mx.array:
+        queries, *own = split(projected, turns, norms, draft.layout)
         kind = (draft.causal(layer), draft.window(layer))
         if kind not in visible:
             visible[kind] = block_mask(anchors, length, block, *kind)[:, None]
         heads = [
-            mx.concatenate([_rows(cached, batch, length), _rows(own, batch, count)], axis=2)
-            for cached, own in zip(context[layer], (keys, values), strict=True)
+            mx.concatenate([_rows(before, batch, length), _rows(fresh, batch, count)], axis=2)
+            for before, fresh in zip(context[layer], own, strict=True)
         ]
         mixed = mx.fast.scaled_dot_product_attention(
             _rows(queries, batch, count), *heads, scale=draft.layers[layer].self_attn.scale, mask=visible[kind]

@@ -1,17 +1,18 @@
-// Attention of packed queries over the extents of a token pool, in float32, by an online softmax.
+// Attention of packed queries over the pages of a token pool, in float32, by an online softmax.
 //
 // A threadgroup of THREADS takes one tile: up to PAIRS pairs of query and head, of one row, which share a key/value
 // head; and one split of the keys that any of them sees. It goes through these in blocks of 32, which come through
 // threadgroup memory in parts: those of the keys, each with some of the dimensions, then those of the values, each with
 // some of the keys. While a part is worked on, every thread already fetches its share of the next one, so that nobody
-// waits for memory.
+// waits for memory. Blocks begin at multiples of 32 of a row's positions, so each lies in one page.
 //
 // To score, four pairs have a team of lanes, each with its own keys of the block. To add the weighted values up, a
 // thread has four dimensions of HELD pairs.
 //
-// Constants: the types T of queries, keys and values and OUT of outputs; D (64, 128 or 256); HEADS; KV_HEADS; THREADS;
-// PAIRS, with at least four to a thread of a vector's fours; SPLIT, whether the keys are split, so that `combine` must
-// follow.
+// Constants: the types T of queries, keys and values, W of a pool's words and OUT of outputs; D (64, 128 or 256);
+// HEADS; KV_HEADS; THREADS; PAIRS, with at least four to a thread of a vector's fours; PAGE; STEP, how many fours of a
+// key are scored at a time: more need more registers than there are; SPLIT, whether the keys are split, so that
+// `combine` must follow.
 
 METAL_FUNC float dot4(float4 a, float4 b) {
   return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
@@ -35,9 +36,11 @@ METAL_FUNC float4 added4(float4 a, float4 b, float times) {
 
 kernel void attend(
     const device T* queries,    // [N, HEADS, D]
-    const device T* keys,       // [slots, KV_HEADS, D]
-    const device T* values,     // [slots, KV_HEADS, D]
-    const device int* tiles,    // [tiles, 4]: first query, count of queries, extent, length of the row
+    const device W* key_pool,   // words of [pages, PAGE, KV_HEADS, D]
+    const device W* value_pool, // likewise
+    const device float* after,  // [8], of the pool's last write
+    const device int* table,    // the pages of all rows, each row's in order of its positions
+    const device int* tiles,    // [tiles, 4]: first query, count of queries, first page in the table, length of the row
     const device int* sees,     // [N, 2]: the first and the last position that a query sees
     const device float* scale,  // [8], all the same
     device OUT* outputs,        // [N, HEADS, splits, D]; of a split, not yet divided by its total
@@ -63,6 +66,8 @@ kernel void attend(
   threadgroup float rescale[PAIRS];
   threadgroup float totals[PAIRS];
 
+  const device T* keys = elements<T>(key_pool);
+  const device T* values = elements<T>(value_pool);
   const int me = int(thread_position_in_threadgroup.x);
   const int team = me / MEMBERS;
   const int lane = me % MEMBERS;
@@ -74,7 +79,7 @@ kernel void attend(
   const int splits = int(threadgroups_per_grid.z);
   const int first = tiles[tile];
   const int pairs = tiles[tile + 1] * GROUP;
-  const int extent = tiles[tile + 2];
+  const int pages = tiles[tile + 2];
   const int length = tiles[tile + 3];
 
   // The keys that any query of the tile sees, and this split's share of them.
@@ -85,6 +90,7 @@ kernel void attend(
     highest = max(highest, sees[2 * i + 1]);
   }
   highest = min(highest, length - 1);
+  lowest -= lowest % KEYS;
   const int blocks = (highest - lowest + KEYS) / KEYS;
   const int share = (blocks + splits - 1) / splits * KEYS;
   const int begin = lowest + split * share;
@@ -116,15 +122,22 @@ kernel void attend(
   }
 
   float4 fetched[FETCHED];
+  long next = 0;  // the slot of the next block's first key
   if (begin < end) {
+    next = long(table[pages + begin / PAGE]) * PAGE + begin % PAGE;
 #pragma unroll
     for (int i = 0; i < FETCHED; i++) {
       const int at = me + i * THREADS;
-      const long slot = extent + min(begin + at / PART, end - 1);  // a key too many repeats the last one, unseen
+      const long slot = next + min(at / PART, end - 1 - begin);  // a key too many repeats the last one, unseen
       fetched[i] = load4(keys, (slot * KV_HEADS + kv) * D + at % PART * 4);
     }
   }
   for (int block = begin; block < end; block += KEYS) {
+    const long here = next;
+    const int last = min(KEYS, end - block) - 1;
+    const int following = block + KEYS < end ? block + KEYS : block;  // the last block is fetched again, unused
+    const int last_following = min(KEYS, end - following) - 1;
+    next = long(table[pages + following / PAGE]) * PAGE + following % PAGE;
     float scores[4 * OWN];
 #pragma unroll
     for (int i = 0; i < 4 * OWN; i++) {
@@ -143,26 +156,30 @@ kernel void attend(
       for (int i = 0; i < FETCHED; i++) {
         const int at = me + i * THREADS;
         if (p + 1 < PARTS) {
-          const long slot = extent + min(block + at / PART, end - 1);
+          const long slot = here + min(at / PART, last);
           fetched[i] = load4(keys, (slot * KV_HEADS + kv) * D + ((p + 1) * PART + at % PART) * 4);
         } else {
-          const long slot = extent + min(block + at / FOURS, end - 1);
+          const long slot = here + min(at / FOURS, last);
           fetched[i] = load4(values, (slot * KV_HEADS + kv) * D + at % FOURS * 4);
         }
       }
+#pragma unroll 1
+      for (int some = 0; some < PART; some += STEP) {
 #pragma unroll
-      for (int four = 0; four < PART; four++) {
-        float4 q[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          q[i] = query[(team * 4 + i) * QUERY_ROW + p * PART + four];
-        }
-#pragma unroll
-        for (int o = 0; o < OWN; o++) {
-          const float4 key = part[(lane + o * MEMBERS) * KEY_ROW + four];
+        for (int s = 0; s < STEP; s++) {
+          const int four = some + s;
+          float4 q[4];
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            scores[o * 4 + i] += dot4(q[i], key);
+            q[i] = query[(team * 4 + i) * QUERY_ROW + p * PART + four];
+          }
+#pragma unroll
+          for (int o = 0; o < OWN; o++) {
+            const float4 key = part[(lane + o * MEMBERS) * KEY_ROW + four];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+              scores[o * 4 + i] += dot4(q[i], key);
+            }
           }
         }
       }
@@ -224,10 +241,10 @@ kernel void attend(
       for (int i = 0; i < FETCHED; i++) {
         const int at = me + i * THREADS;
         if (p + 1 < PARTS) {
-          const long slot = extent + min(block + (p + 1) * VALUES + at / FOURS, end - 1);
+          const long slot = here + min((p + 1) * VALUES + at / FOURS, last);
           fetched[i] = load4(values, (slot * KV_HEADS + kv) * D + at % FOURS * 4);
         } else {
-          const long slot = extent + min(block + KEYS + at / PART, end - 1);
+          const long slot = next + min(at / PART, last_following);
           fetched[i] = load4(keys, (slot * KV_HEADS + kv) * D + at % PART * 4);
         }
       }

@@ -1,4 +1,4 @@
-"""Ragged attention by our own kernel: all rows in one launch, each over its own extent."""
+"""Ragged attention by our own kernel: all rows in one launch, each over its own pages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..gpu.launch import TYPES, numbers, on_gpu, real
-from ..gpu.source import Launch, read_kernels
+from ..gpu.launch import TYPES, numbers, real
+from ..gpu.source import read_kernels
 from ..packing import Packing
+from ..pages.pool import WORD, LayerPool
+from ..pages.sizes import PAGE
 
 SOURCE = Path(__file__).with_suffix(".metal")
 
@@ -25,29 +27,29 @@ ENOUGH_GROUPS = 512
 """So many threadgroups keep a GPU busy: keys are split until there are."""
 
 
-def fits(queries: mx.array, keys: mx.array) -> bool:
-    """Whether the kernel is made for the shapes and types of these."""
+STEPS = {64: 2, 128: 4, 256: 4}
+"""How much of a key's scoring the compiler unrolls, by head dimension."""
+
+
+def fits(queries: mx.array, pool: LayerPool) -> bool:
+    """Whether the kernel is made for the shapes and types of these, and for such a pool."""
     heads, dim = queries.shape[1:]
-    return queries.dtype in TYPES and dim in PAIRS and heads // keys.shape[1] <= PAIRS[dim][-1]
+    made = queries.dtype in TYPES and dim in PAIRS and heads // pool.heads <= PAIRS[dim][-1]
+    return made and pool.launch is not None
 
 
 def ragged_attention(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    packing: Packing,
-    scale: float,
-    window: int | None = None,
-    launch: Launch = on_gpu,
+    queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None
 ) -> mx.array:
-    """As `stock_attention.attention_by_row`, of arrays that `fits`."""
-    (count, heads, dim), dtype = queries.shape, queries.dtype
-    key = (heads, keys.shape[1], dim, dtype, window)
+    """As `stock_attention.attention_by_row`, of what `fits`."""
+    assert pool.launch
+    (count, heads, dim), dtype, launch = queries.shape, queries.dtype, pool.launch
+    key = (heads, pool.heads, dim, dtype, window)
     if key not in packing.kept:
-        packing.kept[key] = _tiling(queries, keys.shape[1], packing, window)
+        packing.kept[key] = _tiling(queries, pool.heads, packing, window)
     tiling: Tiling = packing.kept[key]
     attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
-    inputs = [queries, keys, values, tiling.tiles, packing.sees(window), real(scale)]
+    inputs = [queries, *pool.arrays, pool.after, packing.places.table, tiling.tiles, packing.sees(window), real(scale)]
     if tiling.splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
         outputs, _ = launch(attend, inputs, tiling.constants, tiling.groups, THREADS, made)
@@ -79,5 +81,6 @@ def _tiling(queries: mx.array, kv_heads: int, packing: Packing, window: int | No
     longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
     splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (tiles.shape[0] * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
+    constants |= {"W": WORD, "PAGE": PAGE, "STEP": STEPS[dim]}
     split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
     return Tiling(tiles, splits, (tiles.shape[0], kv_heads, splits), constants | split)

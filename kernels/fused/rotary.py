@@ -1,4 +1,6 @@
-"""Queries and keys out of a joint projection: normed where the model norms them, and rotated to their positions."""
+"""Queries, keys and values out of a joint projection: normed where the model norms them, rotated to their positions,
+and keys and values kept in a pool.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..gpu.launch import TYPES, numbers, on_gpu, real
-from ..gpu.source import Launch, read_kernels
+from ..gpu.launch import CONSTANT_SIZE, TYPES, numbers, real
+from ..gpu.source import read_kernels
+from ..pages.places import Places
+from ..pages.pool import WORD, LayerPool
+from ..pages.sizes import PAGE
 
 SOURCE = Path(__file__).with_suffix(".metal")
 THREADS = 128
@@ -53,8 +58,10 @@ def fits(layout: Layout, dtype: mx.Dtype) -> bool:
     return layout.dim % 32 == 0 and layout.rotated % 64 == 0 and dtype in TYPES
 
 
-def rotate(projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout) -> tuple[mx.array, mx.array]:
-    """Queries [N, H, D] and keys [N, KV, D] of projected [N, width] tokens. The plain-MLX reference.
+def split(
+    projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Queries [N, H, D], keys and values [N, KV, D] of projected [N, width] tokens. The reference.
 
     Args:
         turns: cosines and sines of each token's position [N, 2, rotated / 2] float32.
@@ -65,17 +72,29 @@ def rotate(projected: mx.array, turns: mx.array, norms: Norms | None, layout: La
     keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, -1)
     if layout.epsilon is not None and norms:
         queries, keys = (mx.fast.rms_norm(x, w, layout.epsilon) for x, w in zip((queries, keys), norms, strict=True))
-    return _turned(queries, turns, layout.rotated), _turned(keys, turns, layout.rotated)
+    queries, keys = (_turned(x, turns, layout.rotated) for x in (queries, keys))
+    return queries, keys, projected[:, layout.values :].reshape(keys.shape)
+
+
+def rotate(
+    projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout, pool: LayerPool, places: Places
+) -> mx.array:
+    """Queries by `split`; keys and values go into the pool."""
+    queries, keys, values = split(projected, turns, norms, layout)
+    pool.write(places, keys, values)
+    return queries
 
 
 def rotate_by_kernel(
-    projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout, launch: Launch = on_gpu
-) -> tuple[mx.array, mx.array]:
-    """As `rotate`, of a layout that `fits`."""
+    projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout, pool: LayerPool, places: Places
+) -> mx.array:
+    """As `rotate`, of a layout that `fits`, into a pool that kernels write."""
+    assert pool.launch
     count, dtype = projected.shape[0], projected.dtype
     query_weight, key_weight = norms or (projected, projected)  # something of its type: only NORMED reads weights
     constants = {
         "T": dtype,
+        "W": WORD,
         "HEADS": layout.heads,
         "KV_HEADS": layout.kv_heads,
         "DIM": layout.dim,
@@ -83,16 +102,19 @@ def rotate_by_kernel(
         "WIDTH": layout.width,
         "ROTATED": layout.rotated,
         "NORMED": norms is not None,
+        "PAGE": PAGE,
     }
-    queries, keys = launch(
+    inputs = [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), *pool.arrays]
+    inputs += [places.table, places.starts, places.positions, numbers(count), pool.after]
+    queries, pool.after = pool.launch(
         read_kernels(SOURCE)["rotate"],
-        [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), numbers(count)],
+        inputs,
         constants,
-        (-(-count * (layout.heads + layout.kv_heads) * 32 // THREADS), 1, 1),
+        (-(-count * (layout.heads + 2 * layout.kv_heads) * 32 // THREADS), 1, 1),
         THREADS,
-        [((count, heads, layout.dim), dtype) for heads in (layout.heads, layout.kv_heads)],
+        [((count, layout.heads, layout.dim), dtype), ((CONSTANT_SIZE,), mx.float32)],
     )
-    return queries, keys
+    return queries
 
 
 @mx.compile

@@ -62,3 +62,14 @@ METAL_FUNC float4 load4(const T* from, long index) {
   result.w = static_cast<float>(four.at[3]);
   return result;
 }
+
+// A pool's elements. Pools are inputs, as whole words, and yet written: `writable` is the one place that says so.
+template <typename T, typename W>
+METAL_FUNC const T* elements(const W* pool) {
+  return reinterpret_cast<const T*>(pool);
+}
+
+template <typename T, typename W>
+METAL_FUNC T* writable(const W* pool) {
+  return (T*)pool;
+}

@@ -92,8 +92,8 @@ def _compiled(
     )
 
 
-METAL_TYPES = {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t"}
-CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
+METAL_TYPES = {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t", mx.uint64: "uint64_t"}
+CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.uint64: "uint64_t"}
 
 
 def _defined(name: str, value: int | bool | mx.Dtype, types: Mapping[mx.Dtype, str]) -> str:

@@ -13,3 +13,14 @@ template <typename T>
 METAL_FUNC float4 load4(const constant T* from, long index) {
   return float4(*reinterpret_cast<const constant vec<T, 4>*>(from + index));
 }
+
+// A pool's elements. Pools are inputs, as whole words, and yet written: `writable` is the one place that says so.
+template <typename T, typename W>
+METAL_FUNC const device T* elements(const device W* pool) {
+  return reinterpret_cast<const device T*>(pool);
+}
+
+template <typename T, typename W>
+METAL_FUNC device T* writable(const device W* pool) {
+  return (device T*)pool;
+}

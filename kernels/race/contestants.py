@@ -19,6 +19,9 @@ from ..fused.rotary import fits as rotary_fits
 from ..gpu.launch import on_gpu
 from ..gpu.source import Launch
 from ..packing import FEW, Packing, Span
+from ..pages.places import Places, tabled
+from ..pages.pool import LayerPool
+from ..pages.sizes import PAGE, pages_for
 from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from ..recurrent.convolution import Heads, convolved_heads
@@ -40,7 +43,7 @@ from .keys import (
 from .race import Call, Contest, Form
 
 NEW_LENGTHS = 128
-"""Slots beyond an extent's keys, so that every round of a race can have a length of its own."""
+"""Positions beyond a row's keys, so that every round of a race can have a length of its own."""
 
 
 @dataclass(frozen=True)
@@ -110,42 +113,54 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
     for rows, queries, keys in (*product((1, 8, 32), (1, 16), (512, 4096)), *product((1, 2), (256,), (512, 4096))):
-        empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype), mx.zeros((1, shape.kv_heads, shape.dim))
-        key = attention_key(*empty, _packing(rows, queries, keys, 0))
+        empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype)
+        key = attention_key(empty, shape.kv_heads, _packing(rows, queries, keys, 0))
         yield Contest(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
 
 
 def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
-    slots = rows * (keys + NEW_LENGTHS)
     q = mx.random.normal((rows * (queries + NEW_LENGTHS), shape.heads, shape.dim)).astype(shape.dtype)
-    k, v = (mx.random.normal((slots, shape.kv_heads, shape.dim)).astype(shape.dtype) for _ in range(2))
-    mx.eval(q, k, v)
+    pool = _filled(rows * pages_for(keys + NEW_LENGTHS), shape.kv_heads, shape.dim, shape.dtype, launch)
+    mx.eval(q)
 
     def run(form: Callable[..., mx.array], round: int) -> Call:
         packing = _packing(rows, queries, keys, round)
         own = q[: packing.positions.size]
-        return lambda: [form(own, k, v, packing, shape.dim**-0.5)]
+        return lambda: [form(own, pool, packing, shape.dim**-0.5)]
 
     forms = {STOCK: attention_by_row}
     if rows > 1:
         forms[TOGETHER] = attention_together
-    if attention_fits(q, k):
-        forms[KERNEL] = partial(ragged_attention, launch=launch)
+    if attention_fits(q, pool):
+        forms[KERNEL] = ragged_attention
     return {name: partial(run, form) for name, form in forms.items()}
+
+
+def _filled(pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch) -> LayerPool:
+    """A pool that kernels write, of random numbers."""
+    pool = LayerPool(pages, heads, dim, dtype, launch)
+    for page in range(0, pages, 64):  # in parts: random numbers are made in float32
+        count = min(64, pages - page) * PAGE
+        table, _ = tabled([range(page, pages)])
+        places = Places(table, mx.zeros(count, mx.int32), mx.arange(count, dtype=mx.int32))
+        pool.write(places, *(mx.random.normal((count, heads, dim)).astype(dtype) for _ in range(2)))
+        mx.eval(pool.after)
+    return pool
 
 
 def _packing(rows: int, queries: int, keys: int, round: int) -> Packing:
     """Rows that each have so many keys, and one more in every round. Prompts end anywhere, so no two chunks of them, in
     whatever round, have as many queries.
     """
-    extent, length = keys + NEW_LENGTHS, keys + round
+    room, length = pages_for(keys + NEW_LENGTHS), keys + round
     counts = [queries + (rows * round + row if queries > FEW else 0) for row in range(rows)]
     begins = accumulate(counts, initial=0)
-    spans = tuple(
-        Span(begin, count, row * extent, length) for row, (begin, count) in enumerate(zip(begins, counts, strict=False))
-    )
+    spans = [
+        Span(begin, count, range(row * room, (row + 1) * room), length)
+        for row, (begin, count) in enumerate(zip(begins, counts, strict=False))
+    ]
     positions = [span.length - span.count + i for span in spans for i in range(span.count)]
-    return Packing(spans, mx.array(positions, mx.int32), mx.array(positions, mx.int32))
+    return Packing.of(spans, mx.array(positions, mx.int32))
 
 
 TOKENS = 16
@@ -158,11 +173,21 @@ def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
     turns = mx.random.uniform(-1, 1, (TOKENS, 2, layout.rotated // 2))
     weight = mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype)
     norms = None if layout.epsilon is None else (weight, weight)
+    pool = LayerPool(1, layout.kv_heads, layout.dim, dtype, launch)
+    packing = Packing.of([Span(0, TOKENS, (0,), TOKENS)], mx.arange(TOKENS, dtype=mx.int32))
     mx.eval(projected, turns, weight)
-    forms: dict[str, Form] = {STOCK: lambda round: lambda: rotate(projected, turns, norms, layout)}
+
+    def run(form: Callable[..., mx.array], round: int) -> Call:
+        def call() -> Sequence[mx.array]:
+            queries = form(projected, turns, norms, layout, pool, packing.places)
+            return [queries, *pool.gather(packing.rows, TOKENS, packing.kept)]
+
+        return call
+
+    forms: dict[str, Callable[..., mx.array]] = {STOCK: rotate}
     if rotary_fits(layout, dtype):
-        forms[KERNEL] = lambda round: lambda: rotate_by_kernel(projected, turns, norms, layout, launch)
-    return forms
+        forms[KERNEL] = rotate_by_kernel
+    return {name: partial(run, form) for name, form in forms.items()}
 
 
 def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Form]:
@@ -188,8 +213,8 @@ def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
 
 def _steps(rows: int, count: int, looks: int) -> Steps:
     """Rows that have a state each, and no tape."""
-    before = Steps.of([Span(row, 1, 0, 0, row=row, fresh=True) for row in range(rows)], {}, None, looks - 1)
-    spans = [Span(row * count, count, 0, 0, row=row, final=count > 16) for row in range(rows)]
+    before = Steps.of([Span(row, 1, (), 0, row=row, fresh=True) for row in range(rows)], {}, None, looks - 1)
+    spans = [Span(row * count, count, (), 0, row=row, final=count > 16) for row in range(rows)]
     return Steps.of(spans, before.places, None, looks - 1)
 
 

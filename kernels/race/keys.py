@@ -16,9 +16,9 @@ STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "sim
 """Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
 
 
-def attention_key(queries: mx.array, keys: mx.array, packing: Packing) -> Key:
+def attention_key(queries: mx.array, kv_heads: int, packing: Packing) -> Key:
     """The raced shape that stands for a call: heads, their size, type; then rows, queries of each, keys of each."""
-    (heads, dim), kv_heads = queries.shape[1:], keys.shape[1]
+    heads, dim = queries.shape[1:]
     return ("attention", heads, kv_heads, dim, _name(queries.dtype), *packing.kind)
 
 

@@ -13,7 +13,7 @@ import time
 from statistics import median
 
 from draftmill.engine.depth.budget import Budget
-from draftmill.engine.depth.calibration import measure
+from draftmill.engine.depth.calibration import PAGES, measure
 from draftmill.engine.depth.round_cost import Cost
 from draftmill.engine.drafting.load import LoadedPair, load_pair
 from draftmill.engine.engine import Engine
@@ -48,9 +48,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40)
     given = parser.parse_args()
     pair = load_pair(resolve("smollm2-135m"), cache_dir())
-    trial = Engine(pair.target, pair.loaded.tokenizer, 512, len(PROMPTS), draft=pair.draft)
-    assert trial.drafter
-    cost = measure(pair.target, trial.drafter, trial.state, len(PROMPTS))
+    assert pair.draft
+    cost = measure(pair.target, pair.draft, PAGES, len(PROMPTS))
     ratios: list[float] = []
     for number in range(given.pairs):
         arms = [None, cost] if number % 2 == 0 else [cost, None]

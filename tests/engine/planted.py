@@ -13,6 +13,8 @@ from draftmill.engine.bench.synthetic import Synthetic
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
+from draftmill.kernels.pages.places import Places, tabled
+from draftmill.kernels.pages.pool import LayerPool
 
 Turns = Callable[[mx.array], mx.array]
 
@@ -38,15 +40,14 @@ class ShiftedMask(Operations):
     def attention(
         self,
         queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
+        pool: LayerPool,
         packing: Packing,
         scale: float,
         window: int | None = None,
     ) -> mx.array:
         spans = tuple(replace(span, exact=False) for span in packing.spans)
-        shifted = Packing(spans, packing.positions, packing.slots, limits=mx.maximum(packing.seen + self.by, 0))
-        return super().attention(queries, keys, values, shifted, scale, window)
+        shifted = replace(packing, spans=spans).limited(mx.maximum(packing.seen + self.by, 0))
+        return super().attention(queries, pool, shifted, scale, window)
 
 
 def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:
@@ -59,8 +60,13 @@ def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> Engine
 def spoil(session: EngineSession, draw: random.Random) -> None:
     """Let one slot of a row hold the key or the value that another one holds, in one layer."""
     pool, row = session.engine.state.pool, draw.choice(session.rows)
-    assert row.extent
     one, other = draw.sample(range(len(row.request.tokens) + len(row.generated) - 1), 2)
-    arrays = draw.choice([pool.keys, pool.values])
-    layer, start = draw.randrange(len(arrays)), row.extent.start
-    arrays[layer][start + one] = mx.contiguous(arrays[layer][start + other])
+    table, _ = tabled([row.pages])
+    layer, start = draw.choice(pool.layers), mx.zeros(1, mx.int32)
+    here, there = (Places(table, start, mx.array([position], mx.int32)) for position in (one, other))
+    own, others = (
+        [mx.contiguous(array[place.slots]) for array in (layer.keys, layer.values)] for place in (here, there)
+    )
+    kind = draw.randrange(2)
+    own[kind] = others[kind]
+    layer.write(here, *own)

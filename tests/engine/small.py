@@ -12,9 +12,13 @@ from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
 
-from draftmill.engine.engine import SNAPSHOTS, Engine
+from draftmill.engine.drafting.dflash import DFlashDraft
+from draftmill.engine.drafting.drafter import Drafter
+from draftmill.engine.engine import LATE, SNAPSHOTS, Engine
 from draftmill.engine.models.targets import adapt
+from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.engine.request import Completion, Request, Sampling
+from draftmill.kernels.pages.sizes import pages_for
 
 VOCABULARY = 96
 
@@ -161,13 +165,16 @@ def small_engine(
     model: Any, end: tuple[int, ...] = (), max_rows: int = 8, slots: int = 2048, context: int = 512
 ) -> Engine:
     target = adapt(model)
-    memory = slots * target.bytes_per_slot + max_rows * target.bytes_per_row(0)
-    return Engine(target, NumberTokenizer(end), context, max_rows, with_snapshots(memory))
+    return Engine(target, NumberTokenizer(end), context, max_rows, memory_for(target, None, slots, max_rows))
 
 
-def with_snapshots(memory: int) -> int:
-    """Bytes for an engine whose pools and rows should get `memory`."""
-    return -(-memory * SNAPSHOTS // (SNAPSHOTS - 1))
+def memory_for(target: Transformer, draft: DFlashDraft | None, slots: int, max_rows: int) -> int:
+    """Bytes for an engine whose pools should have so many slots."""
+    block = draft.config.block_size if draft else 0
+    pages = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
+    memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
+    parts = (1 / SNAPSHOTS if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)
+    return int(memory / (1 - parts)) + 1
 
 
 def requests(count: int, max_tokens: int = 24, longest: int = 40, **sampling: Any) -> list[Request]:

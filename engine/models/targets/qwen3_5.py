@@ -61,8 +61,8 @@ class Qwen35(Transformer):
     def bytes_per_row(self, block: int) -> int:
         return self.recurrent_shape.bytes_per_row(block)
 
-    def make_state(self, slots: int) -> State:
-        return State(super().make_state(slots).pool, Recurrent(self.recurrent_shape, self.operations))
+    def make_state(self, pages: int) -> State:
+        return State(super().make_state(pages).pool, Recurrent(self.recurrent_shape, self.operations))
 
     def projections(self, layer: Any) -> list[nn.Module]:
         if not layer.is_linear:

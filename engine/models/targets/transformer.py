@@ -73,19 +73,19 @@ class Transformer(ABC):
         return [layer.self_attn for layer in self.layers]
 
     @property
-    def bytes_per_slot(self) -> int:
-        """Memory of one token's keys and values."""
+    def bytes_per_page(self) -> int:
+        """Memory of the keys and values in one page."""
         layout = self.layout
-        return KVPool.bytes_per_slot(len(self.attention_layers), layout.kv_heads, layout.dim, self.dtype)
+        return KVPool.bytes_per_page(len(self.attention_layers), layout.kv_heads, layout.dim, self.dtype)
 
     def bytes_per_row(self, block: int) -> int:
-        """Memory of one row beside its slots, with up to `block` tokens of it in a round of drafts."""
+        """Memory of one row beside its pages, with up to `block` tokens of it in a round of drafts."""
         return 0
 
-    def make_state(self, slots: int) -> State:
-        """The state of rows that share so many token slots."""
-        layout = self.layout
-        return State(KVPool(len(self.attention_layers), slots, layout.kv_heads, layout.dim, self.dtype))
+    def make_state(self, pages: int) -> State:
+        """The state of rows that share so many pages."""
+        heads = self.layout.kv_heads, self.layout.dim
+        return State(KVPool(len(self.attention_layers), pages, *heads, self.dtype, self.operations))
 
     @property
     def shapes(self) -> list[OperationShape]:
@@ -141,10 +141,9 @@ class Transformer(ABC):
         """Attention of the layer `index`, whose place is `place` among those that attend."""
         attn, layout, (packing, state, turns) = layer.self_attn, self.layout, through
         projected = apply(self.joint[index], x, self.operations)
-        queries, keys = self.operations.rotate(projected, turns, self.norms(attn), layout)
-        values = projected[:, layout.values :].reshape(keys.shape)
-        keys, values = state.write(place, packing.slots, keys, values)
-        mixed = self.operations.attention(queries, keys, values, packing, attn.scale, self.window(layer))
+        pool = state.pool[place]
+        queries = self.operations.rotate(projected, turns, self.norms(attn), layout, pool, packing.places)
+        mixed = self.operations.attention(queries, pool, packing, attn.scale, self.window(layer))
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)

@@ -27,7 +27,7 @@ from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, RequestError, Sampling
 from tests.engine.drafting.test_speculation import BLOCK, Replay, changing, random_draft
-from tests.engine.small import llama_model, qwen3_5_model, requests, run, with_snapshots
+from tests.engine.small import llama_model, qwen3_5_model, memory_for, requests, run
 
 MERGES = ("e r", "i n", "s t", "a n", "t r", "tr u", "tru e", "n u", "nu l", "nul l", '" :', '" ,', '" }', '{ "', "0 0")
 
@@ -72,9 +72,7 @@ def small_model(family: str) -> Any:
 def engine(family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048) -> Engine:
     target = adapt(small_model(family))
     model = random_draft(num_target_layers=len(target.layers), vocab_size=VOCABULARY) if draft else None
-    memory = slots * (target.bytes_per_slot + (Drafter.bytes_per_slot(model, target) if model else 0))
-    memory += max_rows * target.bytes_per_row(BLOCK if draft else 0)
-    return Engine(target, tokenizer(), 1024, max_rows, memory=with_snapshots(memory), draft=model)
+    return Engine(target, tokenizer(), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
 
 
 def asking(count: int, schema: Any = REVIEW, max_tokens: int = 200, **sampling: Any) -> list[Request]:
@@ -126,7 +124,7 @@ def test_greedy_is_greedy_among_what_is_allowed(family: str, draft: bool) -> Non
 def replaying(family: str, texts: dict[str, list[int]], wrong: Callable[[int], bool], **options: Any) -> Engine:
     made = engine(family, draft=True, **options)
     assert made.drafter
-    made.drafter = Replay(made.drafter.draft, made.target, made.pool.slots).replay(texts, wrong)
+    made.drafter = Replay(made.drafter.draft, made.target, made.pool.pages).replay(texts, wrong)
     return made
 
 

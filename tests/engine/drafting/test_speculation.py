@@ -22,6 +22,7 @@ from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
     llama_model,
+    memory_for,
     quantised,
     qwen3_5_model,
     qwen3_5_moe_model,
@@ -30,7 +31,6 @@ from tests.engine.small import (
     reference,
     requests,
     run,
-    with_snapshots,
 )
 
 BLOCK = 8
@@ -96,16 +96,15 @@ def engine_with_draft(model, draft=None, max_rows=8, slots=2048, end=(), operati
     if operations:
         target.operations = operations
     draft = draft or random_draft(num_target_layers=len(target.layers))
-    memory = slots * (target.bytes_per_slot + Drafter.bytes_per_slot(draft, target))
-    memory += max_rows * target.bytes_per_row(BLOCK)
-    return Engine(target, NumberTokenizer(end), 512, max_rows, memory=with_snapshots(memory), draft=draft)
+    memory = memory_for(target, draft, slots, max_rows)
+    return Engine(target, NumberTokenizer(end), 512, max_rows, memory, draft=draft)
 
 
 def replaying(model, asked: Sequence[Request], wrong: Callable[[int], bool] = lambda i: False, **options) -> Engine:
     engine = engine_with_draft(model, **options)
     texts = {request.id: [*request.tokens, *reference(model, request)] for request in asked}
     assert engine.drafter
-    engine.drafter = Replay(engine.drafter.draft, engine.target, engine.pool.slots).replay(texts, wrong)
+    engine.drafter = Replay(engine.drafter.draft, engine.target, engine.pool.pages).replay(texts, wrong)
     return engine
 
 

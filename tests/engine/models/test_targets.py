@@ -26,7 +26,12 @@ from tests.engine.small import (
     small_engine,
 )
 
-EXTENT = 256
+PAGES = 4
+"""Of a row."""
+
+
+def pages_of(row: int) -> range:
+    return range(PAGES * row, PAGES * (row + 1))
 
 HYBRIDS = {
     "qwen3_5": qwen3_5_model,
@@ -56,7 +61,7 @@ class Driver:
 
     def __init__(self, target: Transformer, rows: int):
         self.target = target
-        self.state: State = target.make_state(rows * EXTENT)
+        self.state: State = target.make_state(rows * PAGES)
         self.committed: dict[int, list[int]] = {}
         self.guessed: dict[int, list[int]] = {}
 
@@ -70,17 +75,16 @@ class Driver:
             past = self.committed.setdefault(row, [])
             past.extend(self.guessed.pop(row, [])[: accepted.get(row, 0)])
             end = len(past) + len(own)
-            packed.append(Span(len(tokens), len(own), row * EXTENT, end, row=row, fresh=fresh, final=final))
+            packed.append(Span(len(tokens), len(own), pages_of(row), end, row=row, fresh=fresh, final=final))
             tokens.extend(own)
             positions.extend(range(len(past), end))
             if final:
                 past.extend(own)
             else:
                 self.guessed[row] = own
-        starts = mx.array([row * EXTENT for row, (own, _) in spans.items() for _ in own])
-        at = mx.array(positions)
+        at = mx.array(positions, mx.int32)
         replay = mx.array([accepted.get(row, 0) for row in spans], mx.int32)
-        packing = Packing(tuple(packed), at, at + starts, replay)
+        packing = Packing.of(packed, at, replay)
         hidden, _ = self.target.forward(mx.array(tokens), packing, self.state)
         mx.eval(hidden)
         return {span.row: hidden[span.query : span.query + span.count] for span in packed}
@@ -135,9 +139,9 @@ def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
 def test_taps_are_the_residual_stream_after_a_layer() -> None:
     model = qwen3_5_model()
     target = adapt(model)
-    state = target.make_state(EXTENT)
+    state = target.make_state(1)
     tokens = mx.arange(9)
-    packing = Packing((Span(0, 9, 0, 9, fresh=True),), mx.arange(9), mx.arange(9))
+    packing = Packing.of([Span(0, 9, (0,), 9, fresh=True)], mx.arange(9, dtype=mx.int32))
     hidden, taps = target.forward(tokens, packing, state, [2, 4, 0])
     assert mx.array_equal(target.norm(taps[1]), hidden)
     first = model.layers[0](model.model.embed_tokens(tokens)[None])[0]

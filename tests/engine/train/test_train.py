@@ -24,6 +24,8 @@ from draftmill.engine.train.replay import Replay
 from draftmill.engine.train.responses import Transcript, load_responses, write_responses
 from draftmill.engine.train.run import Run, train
 from draftmill.engine.train.trainer import Trainer
+from draftmill.kernels.fused import rotary
+from draftmill.kernels.fused.rotary import Norms
 from tests.engine.small import VOCABULARY, NumberTokenizer, llama_model
 
 MASK = 95
@@ -127,7 +129,8 @@ def single_block(target: Any, draft: DFlashDraft, tokens: mx.array, anchor: int)
     block = [int(tokens[anchor])] + [config.mask_token_id] * (config.block_size - 1)
     positions = anchor + mx.arange(config.block_size)
 
-    def attend(layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    def attend(layer: int, projected: mx.array, turns: mx.array, norms: Norms) -> mx.array:
+        queries, keys, values = rotary.split(projected, turns, norms, draft.layout)
         old_keys, old_values = cached[layer]
         keys, values = mx.concatenate([old_keys, keys]), mx.concatenate([old_values, values])
         groups = config.num_attention_heads // config.num_key_value_heads

@@ -11,9 +11,12 @@ import pytest
 
 from draftmill.kernels.attention.ragged_attention import ragged_attention
 from draftmill.kernels.attention.stock_attention import attention_by_row
-from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.gpu.source import Launch
+from draftmill.kernels.packing import Packing
+from draftmill.kernels.pages.pool import LayerPool
 from tests.kernels.emulator import Fault, on_cpu
 from tests.kernels.forms import EMULATED, EXACTLY, IN_HALF_PRECISION, Form
+from tests.kernels.pools import filled, packed, random_pool
 
 Row = tuple[int, int]  # tokens before this round, tokens of this round
 
@@ -31,22 +34,18 @@ def check(
 ) -> None:
     """Compare the kernel over packed rows with stock attention in float32, relative to the largest output."""
     rng = np.random.default_rng(seed)
-    spans, positions, limits, slot = [], [], [], 3
-    for cursor, count in rows:
-        length = cursor + count + (0 if exact else int(rng.integers(0, 40)))
-        spans.append(Span(len(positions), count, slot, length, exact))
-        positions += range(cursor, cursor + count)
-        limits += [cursor + count - 1] * count
-        slot += length + int(rng.integers(0, 3))
-    at = mx.array(positions, mx.int32)
-    packing = Packing(tuple(spans), at, at, limits=mx.array(limits, mx.int32) if block else None)
-    shapes = [(len(positions), heads[0], dim), (slot, heads[1], dim), (slot, heads[1], dim)]
-    q, k, v = (mx.array(rng.normal(size=shape), mx.float32).astype(form.dtype) for shape in shapes)
-    result = ragged_attention(q, k, v, packing, dim**-0.5, window, form.launch)
+    packing = packed([(*row, 0 if exact else int(rng.integers(0, 40))) for row in rows], rng, exact)
+    if block:
+        ends = [cursor + count - 1 for cursor, count in rows for _ in range(count)]
+        packing = packing.limited(mx.array(ends, mx.int32))
+    queries = mx.array(rng.normal(size=(packing.positions.size, heads[0], dim)), mx.float32).astype(form.dtype)
+    pages = [span.pages for span in packing.spans]
+    keys, values = (array.astype(form.dtype) for array in random_pool(packing.spans, heads[1], dim, rng))
+    result = ragged_attention(queries, filled(pages, keys, values, form.launch), packing, dim**-0.5, window)
     assert result.dtype == form.dtype
-    q, k, v = (array.astype(mx.float32) for array in (q, k, v))
+    queries, keys, values = (array.astype(mx.float32) for array in (queries, keys, values))
     with mx.stream(mx.cpu):  # a GPU's matrix units may round float32
-        expected = attention_by_row(q, k, v, packing, dim**-0.5, window)
+        expected = attention_by_row(queries, filled(pages, keys, values), packing, dim**-0.5, window)
     assert float(mx.abs(result - expected).max() / mx.abs(expected).max()) < form.bound
 
 
@@ -102,6 +101,16 @@ def test_half_precision(form: Form, dim: int) -> None:
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 
+def three_queries(launch: Launch, scale: float = 1) -> tuple[mx.array, LayerPool, Packing]:
+    """Queries of one row, its pool that `launch` reads, and how they are packed."""
+    rng = np.random.default_rng(1)
+    packing = packed([(67, 3, 0)], rng)
+    queries = mx.array(rng.normal(size=(3, 2, 64)) * scale, mx.float32)
+    pool = filled([packing.spans[0].pages], *random_pool(packing.spans, 2, 64, rng, scale), on_cpu)
+    pool.launch = launch
+    return queries, pool, packing
+
+
 @EMULATED
 @pytest.mark.parametrize("index", range(5))
 def test_every_barrier_is_needed(index: int) -> None:
@@ -110,10 +119,8 @@ def test_every_barrier_is_needed(index: int) -> None:
         assert len(parts) == 6
         return on_cpu(replace(kernel, body=BARRIER.join(parts[: index + 1]) + BARRIER.join(parts[index + 1 :])), *rest)
 
-    queries, keys = mx.random.normal((3, 2, 128)), mx.random.normal((70, 2, 128))
-    at = mx.array([67, 68, 69], mx.int32)
     with pytest.raises(Fault, match=r"race|nothing wrote it"):
-        ragged_attention(queries, keys, keys, Packing((Span(0, 3, 0, 70),), at, at), 1.0, launch=launch)
+        ragged_attention(*three_queries(launch), 1.0)
 
 
 @EMULATED
@@ -125,15 +132,16 @@ def test_keys_are_split_and_combined() -> None:
         return on_cpu(kernel, inputs, constants, groups, *rest)
 
     rng = np.random.default_rng(0)
-    queries, keys, values = (mx.array(rng.normal(size=(n, 2, 64)), mx.float32) for n in (5, 700, 700))
-    spans = (Span(0, 4, 0, 600), Span(4, 1, 650, 9))
-    at = mx.array([596, 597, 598, 599, 8], mx.int32)
-    packing = Packing(spans, at, at)
+    packing = packed([(596, 4, 0), (8, 1, 0)], rng)
+    queries = mx.array(rng.normal(size=(5, 2, 64)), mx.float32)
+    pages, held = [span.pages for span in packing.spans], random_pool(packing.spans, 2, 64, rng)
+    pool, stock = filled(pages, *held, on_cpu), filled(pages, *held)
+    pool.launch = launch
     for window, splits in ((None, 4), (300, 2)):
         launches.clear()
-        result = ragged_attention(queries, keys, values, packing, 0.125, window, launch)
+        result = ragged_attention(queries, pool, packing, 0.125, window)
         assert launches == [("attend", (2, 2, splits)), ("combine", (3, 1, 1))]
-        assert mx.allclose(result, attention_by_row(queries, keys, values, packing, 0.125, window), 1e-5, 1e-6)
+        assert mx.allclose(result, attention_by_row(queries, stock, packing, 0.125, window), 1e-5, 1e-6)
 
 
 @EXACTLY
@@ -143,19 +151,15 @@ def test_long_spans_stay_with_stock_attention(form: Form) -> None:
 
 @EMULATED
 def test_large_scores_do_not_overflow() -> None:
-    rng = np.random.default_rng(1)
-    queries, keys, values = (mx.array(rng.normal(size=(n, 2, 64)) * 40, mx.float32) for n in (3, 70, 70))
-    at = mx.array([67, 68, 69], mx.int32)
-    packing = Packing((Span(0, 3, 0, 70),), at, at)
-    result = ragged_attention(queries, keys, values, packing, 1.0, launch=on_cpu)
-    assert mx.allclose(result, attention_by_row(queries, keys, values, packing, 1.0), 1e-4, 1e-3)
+    queries, pool, packing = three_queries(on_cpu, 40)
+    result = ragged_attention(queries, pool, packing, 1.0)
+    assert mx.allclose(result, attention_by_row(queries, pool, packing, 1.0), 1e-4, 1e-3)
 
 
 @EMULATED
 def test_limits_end_with_the_row() -> None:
-    mx.random.seed(2)
-    queries, keys, values = (mx.random.normal((n, 2, 64)) for n in (2, 90, 90))
-    at = mx.array([38, 39], mx.int32)
-    packing = Packing((Span(0, 2, 5, 40, exact=False),), at, at, limits=at + 30)
-    result = ragged_attention(queries, keys, values, packing, 1.0, launch=on_cpu)
-    assert mx.allclose(result, attention_by_row(queries, keys, values, packing, 1.0), 1e-5, 1e-5)
+    queries, pool, packing = three_queries(on_cpu)
+    limited = packing.limited(packing.positions + 30)
+    result = ragged_attention(queries, pool, limited, 1.0)
+    inexact = replace(limited, spans=tuple(replace(span, exact=False) for span in limited.spans))
+    assert mx.allclose(result, attention_by_row(queries, pool, inexact, 1.0), 1e-5, 1e-5)

@@ -10,7 +10,8 @@ import pytest
 
 from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
 from draftmill.kernels.operations import Operations
-from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.packing import Packing
+from tests.kernels.pools import filled, packed, random_pool
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 
@@ -19,15 +20,17 @@ def written_out(queries, keys, values, packing: Packing, window: int | None) -> 
     queries, keys, values = (np.array(a, dtype=np.float64) for a in (queries, keys, values))
     positions = np.array(packing.positions)
     out = np.zeros((len(positions), HEADS * DIM))
+    begin = 0
     for span in packing.spans:
         for n in range(span.query, span.query + span.count):
             first = 0 if window is None else max(0, positions[n] - window + 1)
-            seen = slice(span.extent + first, span.extent + positions[n] + 1)
+            seen = slice(begin + first, begin + positions[n] + 1)
             for head in range(HEADS):
                 kv = head // (HEADS // KV_HEADS)
                 scores = keys[seen, kv] @ queries[n, head] / math.sqrt(DIM)
                 weights = np.exp(scores - scores.max())
                 out[n, head * DIM : (head + 1) * DIM] = weights @ values[seen, kv] / weights.sum()
+        begin += 64 * len(span.pages)
     return out
 
 
@@ -35,20 +38,14 @@ def written_out(queries, keys, values, packing: Packing, window: int | None) -> 
 @pytest.mark.parametrize("window", [None, 5, 64])
 @pytest.mark.parametrize("counts", [[1], [1, 1, 1], [4, 1, 16], [1, 40, 3, 50], [33, 2]])
 @pytest.mark.parametrize("exact", [True, False])
-def test_packed_rows_see_their_own_extents(form, window, counts, exact) -> None:
+def test_packed_rows_see_their_own_pages(form, window, counts, exact) -> None:
     rng = np.random.default_rng(sum(counts))
-    spans, positions, query, slot = [], [], 0, 3
-    for count in counts:
-        cursor = int(rng.integers(0, 90))
-        # An inexact span's bound lies beyond what its positions reach.
-        length = cursor + count + (0 if exact else int(rng.integers(0, 9)))
-        spans.append(Span(query, count, slot, length, exact))
-        positions += range(cursor, cursor + count)
-        query, slot = query + count, slot + length + 2
-    at = mx.array(positions, mx.int32)
-    packing = Packing(tuple(spans), at, at)
-    queries = mx.array(rng.normal(size=(query, HEADS, DIM)), mx.float32)
-    keys, values = (mx.array(rng.normal(size=(slot + 10, KV_HEADS, DIM)), mx.float32) for _ in range(2))
-    result = form(queries, keys, values, packing, 1 / math.sqrt(DIM), window)
+    # An inexact span's bound lies beyond what its positions reach.
+    rows = [(int(rng.integers(0, 190)), count, 0 if exact else int(rng.integers(0, 9))) for count in counts]
+    packing = packed(rows, rng, exact)
+    queries = mx.array(rng.normal(size=(sum(counts), HEADS, DIM)), mx.float32)
+    keys, values = random_pool(packing.spans, KV_HEADS, DIM, rng)
+    pool = filled([span.pages for span in packing.spans], keys, values)
+    result = form(queries, pool, packing, 1 / math.sqrt(DIM), window)
     expected = written_out(queries, keys, values, packing, window)
     assert np.abs(np.array(result) - expected).max() < 1e-5

@@ -26,6 +26,7 @@ _CPP = {
     mx.bfloat16: "bfloat",
     mx.int32: "int",
     mx.uint32: "uint",
+    mx.uint64: "ulong",
 }
 _HEADERS = ["machine.h", "prelude.h", "simdgroup_matrix.h"]
 _FLAGS = [
@@ -133,7 +134,8 @@ def _pointer(match: re.Match[str]) -> str:
 
 def _to_numpy(array: mx.array) -> np.ndarray:
     bits = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return np.ascontiguousarray(np.array(bits))
+    # Not copied: a pool is an input, and yet written.
+    return np.ascontiguousarray(np.array(bits, copy=False))
 
 
 def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:

@@ -146,6 +146,14 @@ struct Buffer<const T, Space> : Pointer<const T, Space> {
   }
 };
 
+// An input that is written in place.
+template <typename T, typename Space>
+struct Written : Pointer<T, Space> {
+  T& operator[](long index) const {
+    return this->data[this->check(index)];
+  }
+};
+
 // Threadgroup memory. Between two barriers, what a thread writes nobody else may touch.
 
 template <typename T>

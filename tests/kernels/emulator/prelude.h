@@ -10,6 +10,7 @@
 
 using uint = unsigned int;
 using ushort = unsigned short;
+using ulong = unsigned long;
 using half = _Float16;
 
 // bfloat16: the upper half of a float, rounded to the nearest, ties to even.
@@ -85,6 +86,19 @@ inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float exp(float x) { return __builtin_expf(x); }
 inline float exp2(float x) { return __builtin_exp2f(x); }
 inline float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+
+// A pool's elements. Pools are inputs, as whole words, and yet written.
+template <typename T, typename W, typename Space>
+machine::Buffer<const T, Space> elements(machine::Buffer<const W, Space> pool) {
+  constexpr long times = sizeof(W) / sizeof(T);
+  return {{reinterpret_cast<const T*>(pool.data), pool.size * times, pool.offset * times, pool.name, nullptr}};
+}
+
+template <typename T, typename W, typename Space>
+machine::Written<T, Space> writable(machine::Buffer<const W, Space> pool) {
+  const machine::Buffer<const T, Space> from = elements<T>(pool);
+  return {{const_cast<T*>(from.data), from.size, from.offset, from.name, nullptr}};
+}
 
 template <typename T, typename Space>
 float4 load4(machine::Buffer<const T, Space> from, long index) {

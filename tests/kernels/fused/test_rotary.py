@@ -9,7 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from draftmill.kernels.fused.rotary import Layout, Norms, fits, rotate, rotate_by_kernel
+from draftmill.kernels.fused.rotary import Layout, Norms, fits, rotate_by_kernel, split
+from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.pages.pool import LayerPool
 from tests.kernels.forms import EXACTLY, IN_HALF_PRECISION, Form
 
 LAYOUTS = {
@@ -42,7 +44,7 @@ def test_the_reference_is_a_norm_and_a_rope(layout: Layout) -> None:
     turns = rope(units, offset=positions).reshape(count, 2, -1)
     queries = projected[:, : layout.heads * layout.step].reshape(count, layout.heads, layout.step)[..., : layout.dim]
     keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, layout.dim)
-    for states, rotated, i in zip((queries, keys), rotate(projected, turns, norms, layout), (0, 1), strict=True):
+    for states, rotated, i in zip((queries, keys), split(projected, turns, norms, layout), (0, 1), strict=False):
         normed = mx.fast.rms_norm(states, norms[i], layout.epsilon) if norms and layout.epsilon else states
         expected = rope(normed[:, :, None], offset=positions)[:, :, 0]
         assert rotated.shape == expected.shape
@@ -54,11 +56,17 @@ def check(form: Form, layout: Layout, count: int) -> None:
     assert fits(layout, form.dtype)
     with mx.stream(mx.cpu):
         exact: Any = norms and tuple(weight.astype(mx.float32) for weight in norms)
-        expected = rotate(projected.astype(mx.float32), turns, exact, layout)
-    for result, right in zip(rotate_by_kernel(projected, turns, norms, layout, form.launch), expected, strict=True):
+        expected = split(projected.astype(mx.float32), turns, exact, layout)
+    pool = LayerPool(3, layout.kv_heads, layout.dim, form.dtype, form.launch)
+    packing = Packing.of([Span(0, count, (2, 0), 60 + count)], mx.arange(60, 60 + count, dtype=mx.int32))
+    queries = rotate_by_kernel(projected, turns, norms, layout, pool, packing.places)
+    keys, values = (array[0].swapaxes(0, 1) for array in pool.gather(packing.rows, 60 + count, {}))
+    for result, right in zip((queries, keys[60:], values[60:]), expected, strict=True):
         assert (result.shape, result.dtype) == (right.shape, form.dtype)
         error = mx.abs(result.astype(mx.float32) - right).max() / mx.abs(right).max()
         assert float(error) < form.bound
+    for array in (keys, values):
+        assert not array[:60].any()  # nothing else is written
 
 
 @EXACTLY

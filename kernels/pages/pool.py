@@ -1,0 +1,145 @@
+"""The keys and values of one attention layer: a pool of pages, written in place on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..gpu.launch import CONSTANT_SIZE, numbers, on_device
+from ..gpu.source import Launch, read_kernels
+from .places import Places
+from .sizes import PAGE
+
+SOURCE = Path(__file__).with_name("pages.metal")
+THREADS = 256
+
+WORD = mx.uint64
+"""A pool that kernels write is made of such words: MLX ends a Metal command buffer when its inputs have 40 to 50
+million elements, whatever their size, and a pool of larger elements has fewer of them."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a table: where the pages of each begin in it, and how many positions each has."""
+
+    table: mx.array
+    firsts: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+class LayerPool:
+    """Keys and values of `heads` of `dim` in so many pages.
+
+    With a `launch`, our own kernels write into the pool's memory, which no operation of MLX ever has as an output: on
+    Metal, MLX copies an output's memory as long as anything in flight still has to read it. Whatever reads the pool or
+    writes to it takes `after`, which the last write has made, as an input. Without a `launch`, MLX scatters: in place
+    if nothing else holds the arrays when the write is evaluated.
+    """
+
+    def __init__(self, pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch | None = None):
+        self.heads, self.dim, self.dtype = heads, dim, dtype
+        self.launch = launch
+        self.after = mx.zeros(CONSTANT_SIZE)
+        self._keys, self._values = (self._zeros(pages) for _ in range(2))
+        mx.eval(self.after, self._keys, self._values)
+
+    @property
+    def pages(self) -> int:
+        return self._keys.shape[0] // PAGE
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The memory of keys and of values, as kernels take it."""
+        return [self._keys, self._values]
+
+    @property
+    def keys(self) -> mx.array:
+        """Keys [slots, KV, D] as they are once everything launched has run."""
+        return self._keys.view(self.dtype)
+
+    @property
+    def values(self) -> mx.array:
+        """Values [slots, KV, D], likewise."""
+        return self._values.view(self.dtype)
+
+    @property
+    def written(self) -> mx.array:
+        """Depends on all that was written so far. Without a `launch` it is an element of each array: naming the
+        arrays themselves would hold them, and the next write would have to copy them.
+        """
+        return self.after if self.launch else mx.stack([pool[0, 0, 0] for pool in self.arrays])
+
+    def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
+        """Write keys and values [N, KV, D] of tokens at these places."""
+        if self.launch is None:
+            self._keys[places.slots] = keys
+            self._values[places.slots] = values
+            return
+        new = [array.view(WORD) for array in (keys, values)]
+        units = new[0].size
+        inputs = [*self.arrays, *new, places.table, places.starts, places.positions]
+        (self.after,) = self.launch(
+            read_kernels(SOURCE)["store"],
+            [*inputs, numbers(keys.shape[0]), self.after],
+            self._constants,
+            (-(-units // THREADS), 1, 1),
+            THREADS,
+            [((CONSTANT_SIZE,), mx.float32)],
+        )
+
+    def gather(self, rows: Rows, length: int, kept: dict[Any, Any]) -> tuple[mx.array, mx.array]:
+        """Keys and values [R, KV, length, D] of the first positions of some rows; beyond its end a row's last repeats.
+
+        `kept` is where indices are kept for the other layers.
+        """
+        key = ("gathered", rows.firsts, rows.lengths, length)
+        if self.launch is None:
+            if key not in kept:
+                kept[key] = _slots(rows, length)
+            keys, values = (pool[kept[key]].transpose(0, 2, 1, 3) for pool in self.arrays)
+            return keys, values
+        count = len(rows.firsts)
+        if key not in kept:
+            pairs = list(zip(rows.firsts, rows.lengths, strict=True))
+            kept[key] = on_device([*pairs, *[(0, 0)] * (CONSTANT_SIZE // 2 - count)])
+        words = self._keys.shape[2]
+        made = ((count, self.heads, length, words), WORD)
+        keys, values = self.launch(
+            read_kernels(SOURCE)["gather"],
+            [*self.arrays, rows.table, kept[key], numbers(count, length), self.after],
+            self._constants,
+            (-(-count * self.heads * length * words // THREADS), 1, 1),
+            THREADS,
+            [made, made],
+        )
+        return keys.view(self.dtype), values.view(self.dtype)
+
+    def grow(self, pages: int) -> None:
+        """Make room for so many pages, once everything launched has run. Holds the keys, then the values, twice."""
+        more = pages - self.pages
+        self._keys = self._longer(self._keys, more)
+        self._values = self._longer(self._values, more)
+
+    def _longer(self, pool: mx.array, pages: int) -> mx.array:
+        longer = mx.concatenate([pool, self._zeros(pages)])
+        mx.eval(longer)
+        return longer
+
+    @property
+    def _constants(self) -> dict[str, int | bool | mx.Dtype]:
+        return {"W": WORD, "HEADS": self.heads, "WORDS": self._keys.shape[2], "PAGE": PAGE}
+
+    def _zeros(self, pages: int) -> mx.array:
+        if self.launch is None:
+            return mx.zeros((pages * PAGE, self.heads, self.dim), self.dtype)
+        return mx.zeros((pages * PAGE, self.heads, self.dim * self.dtype.size // WORD.size), WORD)
+
+
+def _slots(rows: Rows, length: int) -> mx.array:
+    """The slots of the first positions of rows [R, length]."""
+    lasts = mx.array(rows.lengths)[:, None] - 1
+    positions = mx.minimum(mx.arange(length), lasts)
+    return Places(rows.table, mx.array(rows.firsts)[:, None], positions).slots
