@@ -120,7 +120,7 @@ def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
 
 def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
     q = mx.random.normal((rows * (queries + NEW_LENGTHS), shape.heads, shape.dim)).astype(shape.dtype)
-    pool = _filled(rows * pages_for(keys + NEW_LENGTHS), shape.kv_heads, shape.dim, shape.dtype, launch)
+    pool = filled(rows * pages_for(keys + NEW_LENGTHS), shape.kv_heads, shape.dim, shape.dtype, launch)
     mx.eval(q)
 
     def run(form: Callable[..., mx.array], round: int) -> Call:
@@ -136,7 +136,7 @@ def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: 
     return {name: partial(run, form) for name, form in forms.items()}
 
 
-def _filled(pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch) -> LayerPool:
+def filled(pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch) -> LayerPool:
     """A pool that kernels write, of random numbers."""
     pool = LayerPool(pages, heads, dim, dtype, launch)
     for page in range(0, pages, 64):  # in parts: random numbers are made in float32

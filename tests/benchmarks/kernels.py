@@ -24,10 +24,13 @@ from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.kernels.attention.ragged_attention import ragged_attention
 from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
 from draftmill.kernels.operations import Operations
+from draftmill.kernels.gpu.launch import on_gpu
 from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.pages.pool import LayerPool
+from draftmill.kernels.pages.sizes import pages_for
 from draftmill.kernels.products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from draftmill.kernels.products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.contestants import contests, filled
 from draftmill.kernels.race.keys import KERNEL
 from draftmill.kernels.recurrent.convolution import Heads, convolved_heads
 from draftmill.kernels.recurrent.gated_delta import Tape, gated_delta
@@ -76,8 +79,7 @@ def bench_attention(heads: int, kv_heads: int, dim: int) -> None:
     )
     for keys in (512, 4096, 32768):
         for rows in (1, 8, 32):
-            pool = [mx.random.normal((rows * (keys + 1024), kv_heads, dim)).astype(DTYPE) for _ in range(2)]
-            mx.eval(pool)
+            pool = filled(rows * pages_for(keys + 1024), kv_heads, dim, DTYPE, on_gpu)
             for queries in (1, 4, 16):
                 q = mx.random.normal((rows * queries, heads, dim)).astype(DTYPE)
                 mx.eval(q)
@@ -90,17 +92,17 @@ def bench_attention(heads: int, kv_heads: int, dim: int) -> None:
 
 
 def attention_times(
-    form: Callable[..., mx.array], q: mx.array, pool: list[mx.array], rows: int, keys: int, growth: int
+    form: Callable[..., mx.array], q: mx.array, pool: LayerPool, rows: int, keys: int, growth: int
 ) -> float:
     """Milliseconds of a form of attention, whose rows grow by so many keys from round to round."""
-    queries, extent, lengths = q.shape[0] // rows, pool[0].shape[0] // rows, count(keys, growth)
+    queries, room, lengths = q.shape[0] // rows, pool.pages // rows, count(keys, growth)
 
     def prepare() -> Call:
         length = next(lengths)
-        spans = tuple(Span(r * queries, queries, r * extent, length) for r in range(rows))
+        spans = [Span(r * queries, queries, range(r * room, (r + 1) * room), length) for r in range(rows)]
         at = mx.array([length - queries + i for _ in range(rows) for i in range(queries)], mx.int32)
-        packing = Packing(spans, at, at)
-        return lambda: [form(q, *pool, packing, q.shape[2] ** -0.5)]
+        packing = Packing.of(spans, at)
+        return lambda: [form(q, pool, packing, q.shape[2] ** -0.5)]
 
     return milliseconds(prepare)
 
@@ -116,9 +118,9 @@ def bench_gated_delta(hk: int, hv: int, dk: int, dv: int, taps: int) -> None:
 
     for rows in (1, 8, 32):
         for tokens in (1, 4, 16, 512):
-            spans = [Span(r * tokens, tokens, 0, 0, row=r, final=tokens > 16) for r in range(rows)]
+            spans = [Span(r * tokens, tokens, (), 0, row=r, final=tokens > 16) for r in range(rows)]
             total, channels = rows * tokens, 2 * hk * dk + hv * dv
-            before = Steps.of([Span(i, 1, 0, 0, row=i, fresh=True) for i in range(rows)], {}, None, taps - 1)
+            before = Steps.of([Span(i, 1, (), 0, row=i, fresh=True) for i in range(rows)], {}, None, taps - 1)
             steps = Steps.of(spans, before.places, None, taps - 1)
             q, k = (mx.random.normal((total, hk, dk)).astype(DTYPE) for _ in range(2))
             v, beta = (mx.random.normal(shape).astype(DTYPE) for shape in ((total, hv, dv), (total, hv)))
@@ -205,23 +207,24 @@ def plainly(model: Any, rows: int) -> Callable[[], mx.array]:
 
 def verifying(target: Transformer, rows: int, tokens: int) -> Callable[[], mx.array]:
     """Rounds that verify so many tokens of each row and accept all but one, each from what the last one left."""
-    extent = CONTEXT + 8 * ROUNDS
-    state, lengths = target.make_state(rows * extent), count(CONTEXT)
+    room = pages_for(CONTEXT + 8 * ROUNDS)
+    state, lengths = target.make_state(rows * room), count(CONTEXT)
     last = mx.zeros((rows * tokens,), mx.int32)
     fresh = True
 
     def verify() -> mx.array:
         nonlocal last, fresh
         length = next(lengths)
-        spans = tuple(
-            Span(r * tokens, tokens, r * extent, length + tokens, row=r, fresh=fresh, final=tokens == 1)
+        spans = [
+            Span(
+                r * tokens, tokens, range(r * room, (r + 1) * room), length + tokens, row=r, fresh=fresh, final=tokens == 1
+            )
             for r in range(rows)
-        )
+        ]
         fresh = False
         at = mx.array([length + i for _ in range(rows) for i in range(tokens)], mx.int32)
-        slots = at + mx.array([r * extent for r in range(rows) for _ in range(tokens)], mx.int32)
         replay = mx.array([tokens - 1] * rows, mx.int32)
-        hidden, _ = target.forward(last, Packing(spans, at, slots, replay), state)
+        hidden, _ = target.forward(last, Packing.of(spans, at, replay), state)
         last = mx.argmax(target.head(hidden), axis=-1).astype(mx.int32)
         return last
 

@@ -45,7 +45,7 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     draft = random_draft(head_dim=64, num_target_layers=len(model.layers), sliding_window=12)
     every = list(contests(shapes(adapt(model), draft), launch))
     assert all(KERNEL in contest.make() for contest in every)
-    operations = Operations({contest.key: KERNEL for contest in every}, launch)
+    operations = Operations({contest.key: KERNEL for contest in every}, launch, in_place=True)
     engine = replaying(model, asked, lambda i: i % 3 == 0, max_rows=3, draft=draft, operations=operations)
     done = run(engine, asked)
     for request in asked:

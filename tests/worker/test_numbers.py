@@ -20,7 +20,7 @@ from draftmill.producer.queue import wire
 from draftmill.producer.queue.leases import Claimed
 from draftmill.worker import jobs
 from tests.engine.drafting.test_speculation import engine_with_draft
-from tests.engine.small import VOCABULARY, NumberTokenizer, llama_model, run
+from tests.engine.small import memory_for, VOCABULARY, NumberTokenizer, llama_model, run
 
 NUMBERS = {
     "max_tokens": int,
@@ -90,7 +90,7 @@ def engine(drafts: bool) -> Engine:
     if drafts:
         return engine_with_draft(model)
     target = adapt(model)
-    return Engine(target, NumberTokenizer(), 64, 8, 2048 * target.bytes_per_slot + 8 * target.bytes_per_row(0))
+    return Engine(target, NumberTokenizer(), 64, 8, memory_for(target, None, 2048, 8))
 
 
 def generate(drafts: bool, *asked: dict[str, Any]) -> list[Completion]:

@@ -19,7 +19,7 @@ def test_costs_are_measured_once_and_leave_no_trace(family: str, tmp_path: Path)
     engine = engine_with_draft(model)
     assert engine.drafter
     assert known_costs(tmp_path) == {}
-    given = ("some pair", tmp_path, engine.target, engine.drafter, engine.state, 8)
+    given = ("some pair", tmp_path, engine.target, engine.drafter.draft, 32, 8)
     cost = calibrated(*given)
     known = [calibrated(*given), known_costs(tmp_path)["some pair"]]
     assert [again.to_dict() for again in known] == [cost.to_dict()] * 2

@@ -15,7 +15,7 @@ from draftmill.engine.request import Request, Sampling
 from draftmill.engine.schedule.prefix import PrefixCache
 from draftmill.engine.schedule.prefix_tree import PrefixTree
 from tests.engine.drafting.test_speculation import engine_with_draft, random_draft, replaying
-from tests.engine.small import ON_CPU, VOCABULARY, llama_model, qwen3_5_model, qwen3_model, reference, run, small_engine
+from tests.engine.small import VOCABULARY, llama_model, qwen3_5_model, qwen3_model, reference, run, small_engine
 
 BUILDERS = {
     "llama": llama_model,
@@ -181,24 +181,6 @@ def test_nothing_outlives_a_round_that_failed(part: str, rounds: int, monkeypatc
     run(engine, [])
     done = run(engine, requests)
     assert all(list(done[request.id].tokens) == reference(model, request) for request in requests)
-
-
-@ON_CPU
-@pytest.mark.parametrize("family", ["llama", "qwen3.5"])
-def test_snapshots_copy_no_pool(family: str) -> None:
-    model = BUILDERS[family](0, hidden_size=256) if family == "llama" else qwen3_5_model(hidden_size=256)
-    engine = small_engine(model, slots=60_000, context=20_000)
-    draw = random.Random(5)
-    template = text(draw, 200)
-    for n in range(24):
-        engine.add(Request(f"r{n}", template + text(draw, 9), Sampling(max_tokens=20)))
-    engine.step()
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    while engine.busy:
-        engine.step()
-    assert engine.stats.cached_tokens == 23 * 200
-    assert mx.get_peak_memory() - before < engine.pool.keys[0].nbytes / 2
 
 
 def test_the_tree_counts_who_begins_alike() -> None:

@@ -85,7 +85,7 @@ def test_ragged_rounds_equal_each_row_alone(seed: int) -> None:
             fresh = not memory.places or chance.random() < 0.15
             final = chance.random() < 0.4
             count = chance.randint(1, 70) if final else chance.randint(1, 16)
-            spans.append(Span(sum(s.count for s in spans), count, 0, 0, row=row, fresh=fresh, final=final))
+            spans.append(Span(sum(s.count for s in spans), count, (), 0, row=row, fresh=fresh, final=final))
             parts.append(draw(count))
             tape = None if fresh else pending[row]
             replays.append(chance.randint(0, tape["x"].shape[0]) if tape else chance.randint(0, 9))
@@ -117,11 +117,11 @@ def test_masked_replay_equals_stepping_and_other_rows_exactly() -> None:
     mx.random.seed(0)
     weight = mx.zeros((C, K))
     counts = [1, 4, 9, 16, 16]
-    spans = [Span(sum(counts[:i]), count, 0, 0, row=i, fresh=True, final=False) for i, count in enumerate(counts)]
+    spans = [Span(sum(counts[:i]), count, (), 0, row=i, fresh=True, final=False) for i, count in enumerate(counts)]
     tokens = draw(sum(counts))
     memory = Memory()
     memory.round(spans, tokens, [0] * 5, weight)
-    again = [Span(i, 1, 0, 0, row=i, final=False) for i in range(5)]
+    again = [Span(i, 1, (), 0, row=i, final=False) for i in range(5)]
     for accepted in ([0, 0, 0, 0, 0], [1, 4, 9, 16, 16], [1, 2, 0, 7, 16]):
         steps = Steps.of(again, memory.places, mx.array(accepted, mx.int32), K - 1)
         origins = mx.array([place.seat for place in steps.origins])
@@ -132,7 +132,7 @@ def test_masked_replay_equals_stepping_and_other_rows_exactly() -> None:
                 continue
             own = {name: array[spans[row].query :][:count] for name, array in tokens.items()}
             stepped = Memory()
-            stepped.round([Span(0, count, 0, 0, fresh=True)], own, [0], weight)
+            stepped.round([Span(0, count, (), 0, fresh=True)], own, [0], weight)
             assert same(states[row], stepped.state[0])
 
 
@@ -144,7 +144,7 @@ def test_a_rows_numbers_stay_its_own() -> None:
         name: mx.where(mx.arange(8).reshape(-1, *[1] * (a.ndim - 1)) < 4, mx.nan, a) for name, a in tokens.items()
     }
     memory = Memory()
-    spans = [Span(4 * i, 4, 0, 0, row=i, fresh=True, final=False) for i in range(2)]
+    spans = [Span(4 * i, 4, (), 0, row=i, fresh=True, final=False) for i in range(2)]
     memory.round(spans, poisoned, [0, 0], weight)
     clean = Memory()
     clean.round(spans, tokens, [0, 0], weight)
@@ -156,7 +156,7 @@ def test_a_rows_numbers_stay_its_own() -> None:
 
 
 def spans_of_one() -> list[Span]:
-    return [Span(i, 1, 0, 0, row=i, final=False) for i in range(2)]
+    return [Span(i, 1, (), 0, row=i, final=False) for i in range(2)]
 
 
 def draw_again() -> Inputs:
@@ -167,9 +167,9 @@ def draw_again() -> Inputs:
 def test_the_table_tells_a_kernel_where_rows_come_from() -> None:
     mx.random.seed(4)
     memory = Memory()
-    first = [Span(0, 2, 0, 0, row=7, fresh=True), Span(2, 5, 0, 0, row=3, fresh=True, final=False)]
+    first = [Span(0, 2, (), 0, row=7, fresh=True), Span(2, 5, (), 0, row=3, fresh=True, final=False)]
     memory.round(first, draw(7), [0, 0], mx.zeros((C, K)))
-    second = [Span(0, 1, 0, 0, row=7), Span(1, 4, 0, 0, row=3, final=False), Span(5, 1, 0, 0, row=1, fresh=True)]
+    second = [Span(0, 1, (), 0, row=7), Span(1, 4, (), 0, row=3, final=False), Span(5, 1, (), 0, row=1, fresh=True)]
     steps = Steps.of(second, memory.places, mx.array([0, 2, 0], mx.int32), K - 1)
     # Row 3 sat first: its span was the longest.
     assert steps.table.tolist() == [
@@ -185,7 +185,7 @@ def test_half_precision_keeps_its_type_and_a_state_in_float32() -> None:
     tokens = {name: array if name == "decay" else array.astype(mx.bfloat16) for name, array in draw(12).items()}
     memory = Memory()
     y, convolved = memory.round(
-        [Span(0, 12, 0, 0, fresh=True)], tokens, [0], mx.random.normal((C, K)).astype(mx.bfloat16)
+        [Span(0, 12, (), 0, fresh=True)], tokens, [0], mx.random.normal((C, K)).astype(mx.bfloat16)
     )
     assert (y.dtype, convolved.dtype, memory.inputs.dtype) == (mx.bfloat16,) * 3
     assert memory.state.dtype == memory.tape.delta.dtype == mx.float32

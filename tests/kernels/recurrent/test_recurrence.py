@@ -77,7 +77,7 @@ def spans(rows: list[tuple[int, int, bool, bool]]) -> list[Span]:
     """Spans of (row, count, fresh, final)."""
     firsts = [sum(count for _, count, _, _ in rows[:i]) for i in range(len(rows))]
     return [
-        Span(at, count, 0, 0, row=row, fresh=fresh, final=final)
+        Span(at, count, (), 0, row=row, fresh=fresh, final=final)
         for at, (row, count, fresh, final) in zip(firsts, rows, strict=True)
     ]
 
