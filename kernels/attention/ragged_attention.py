@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..gpu.cores import enough_groups
 from ..gpu.launch import TYPES, numbers, on_gpu, real
 from ..gpu.source import Launch, read_kernels
 from ..packing import Packing
@@ -20,9 +21,6 @@ THREADS = 128
 
 LEAST_KEYS = 128
 """Keys are not split into smaller parts than this."""
-
-ENOUGH_GROUPS = 512
-"""So many threadgroups keep a GPU busy: keys are split until there are."""
 
 
 def fits(queries: mx.array, keys: mx.array) -> bool:
@@ -77,7 +75,7 @@ def _tiling(queries: mx.array, kv_heads: int, packing: Packing, window: int | No
     pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
     tiles = packing.tiles(pairs // group)
     longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
-    splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (tiles.shape[0] * kv_heads)))
+    splits = max(1, min(longest // LEAST_KEYS, enough_groups() // (tiles.shape[0] * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
     split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
     return Tiling(tiles, splits, (tiles.shape[0], kv_heads, splits), constants | split)
