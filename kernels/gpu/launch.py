@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _compiled(
     more, at every call, than everything else in a launch.
     """
     if mx.metal.is_available():
-        make: Any = mx.fast.metal_kernel
+        make: Any = partial(mx.fast.metal_kernel, compile_options={"math_mode": "fast"})
         header, body, types = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body, METAL_TYPES
     else:
         make = mx.fast.cuda_kernel
