@@ -26,6 +26,7 @@ from ..recurrent.gated_delta import Tape, gated_delta
 from ..recurrent.plan import Steps
 from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from ..recurrent.recurrence import fits as recurrence_fits
+from .attention_checks import Check, checks
 from .keys import (
     KERNEL,
     SIMDGROUPS,
@@ -37,7 +38,8 @@ from .keys import (
     recurrence_key,
     rotary_key,
 )
-from .race import Call, Contest, Form
+from .noise import noise, quantised_noise
+from .race import CALLS, Call, Contest, Form, Outputs, after
 
 NEW_LENGTHS = 128
 """Slots beyond an extent's keys, so that every round of a race can have a length of its own."""
@@ -117,21 +119,28 @@ def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
 
 def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
     slots = rows * (keys + NEW_LENGTHS)
-    q = mx.random.normal((rows * (queries + NEW_LENGTHS), shape.heads, shape.dim)).astype(shape.dtype)
-    k, v = (mx.random.normal((slots, shape.kv_heads, shape.dim)).astype(shape.dtype) for _ in range(2))
+    q = noise(rows * (queries + NEW_LENGTHS), shape.heads, shape.dim, dtype=shape.dtype)
+    k, v = (noise(slots, shape.kv_heads, shape.dim, dtype=shape.dtype) for _ in range(2))
     mx.eval(q, k, v)
 
     def run(form: Callable[..., mx.array], round: int) -> Call:
         packing = _packing(rows, queries, keys, round)
         own = q[: packing.positions.size]
-        return lambda: [form(own, k, v, packing, shape.dim**-0.5)]
+        return lambda layer, before: [form(after(own, before), k, v, packing, shape.dim**-0.5)]
+
+    def check(form: Callable[..., mx.array], check: Check) -> Outputs:
+        return [form(q[: check.packing.positions.size], k, v, check.packing, shape.dim**-0.5, check.window)]
 
     forms = {STOCK: attention_by_row}
     if rows > 1:
         forms[TOGETHER] = attention_together
     if attention_fits(q, k):
         forms[KERNEL] = partial(ragged_attention, launch=launch)
-    return {name: partial(run, form) for name, form in forms.items()}
+    ragged = checks(queries)
+    return {
+        name: Form(partial(run, form), tuple(partial(check, form, each) for each in ragged))
+        for name, form in forms.items()
+    }
 
 
 def _packing(rows: int, queries: int, keys: int, round: int) -> Packing:
@@ -159,20 +168,30 @@ def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
     weight = mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype)
     norms = None if layout.epsilon is None else (weight, weight)
     mx.eval(projected, turns, weight)
-    forms: dict[str, Form] = {STOCK: lambda round: lambda: rotate(projected, turns, norms, layout)}
+    forms = {STOCK: rotate}
     if rotary_fits(layout, dtype):
-        forms[KERNEL] = lambda round: lambda: rotate_by_kernel(projected, turns, norms, layout, launch)
-    return forms
+        forms[KERNEL] = partial(rotate_by_kernel, launch=launch)
+    return _always(
+        {name: lambda x, form=form: form(x, turns, norms, layout) for name, form in forms.items()}, projected
+    )
 
 
 def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Form]:
     x, y = (mx.random.normal((TOKENS, shape.size)).astype(shape.dtype) for _ in range(2))
     weight = mx.random.uniform(0.5, 1.5, (shape.size,)).astype(shape.dtype)
     mx.eval(x, y, weight)
-    forms: dict[str, Form] = {STOCK: lambda round: lambda: add_norm(x, y, weight, 1e-6)}
+    forms = {STOCK: add_norm}
     if norm_fits(x):
-        forms[KERNEL] = lambda round: lambda: add_norm_by_kernel(x, y, weight, 1e-6, launch)
-    return forms
+        forms[KERNEL] = partial(add_norm_by_kernel, launch=launch)
+    return _always({name: lambda x, form=form: form(x, y, weight, 1e-6) for name, form in forms.items()}, x)
+
+
+def _always(forms: Mapping[str, Callable[[mx.array], Outputs]], x: mx.array) -> Mapping[str, Form]:
+    """Operations on x that are the same in all rounds and layers."""
+    return {
+        name: Form(lambda round, form=form: lambda layer, before: form(after(x, before)))
+        for name, form in forms.items()
+    }
 
 
 def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
@@ -206,29 +225,28 @@ def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     tape = Tape(*(mx.zeros((0, *sizes), dtype) for sizes, dtype in zip(none, dtypes, strict=True)))
     mx.eval(q, k, v, decay, beta, state)
 
-    def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], round: int) -> Call:
-        return lambda: form(q, k, v, decay, beta, state, tape, steps)[:2]
-
     forms = {STOCK: gated_delta}
     if recurrence_fits(k):
         forms[KERNEL] = partial(gated_delta_by_kernel, launch=launch)
-    return {name: partial(run, form) for name, form in forms.items()}
+    return _always(
+        {name: lambda k, form=form: form(q, k, v, decay, beta, state, tape, steps)[:2] for name, form in forms.items()},
+        k,
+    )
 
 
 def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
     rows, count = len(steps.seats), sum(span.count for span in steps.seats)
     channels = shape.heads.channels
-    x = mx.random.normal((count, channels)).astype(shape.dtype)
+    x = mx.random.normal((count, shape.heads.width)).astype(shape.dtype)
     weight = mx.random.normal((channels, shape.looks)).astype(shape.dtype)
     inputs = mx.random.normal((rows * (shape.looks - 1), channels)).astype(shape.dtype)
     mx.eval(x, weight, inputs)
     forms = {STOCK: convolved_heads}
-    if convolution_fits(shape.heads, shape.dtype):
+    if convolution_fits(shape.heads, shape.dtype) and shape.heads.width % 4 == 0:
         forms[KERNEL] = partial(convolved_heads_by_kernel, launch=launch)
-    return {
-        name: lambda round, form=form: lambda: form(x, weight, inputs, steps, shape.heads)
-        for name, form in forms.items()
-    }
+    return _always(
+        {name: lambda x, form=form: form(x, weight, inputs, steps, shape.heads) for name, form in forms.items()}, x
+    )
 
 
 def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
@@ -238,15 +256,22 @@ def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
         yield Contest(key, shape.dtype, partial(_product_forms, shape, launch, rows))
 
 
+COLD = 1 << 27
+"""Bytes that no cache holds. Each layer of a round reads a weight of its own, so products share out so many."""
+
+
 def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Form]:
     x = mx.random.normal((rows, shape.length)).astype(shape.dtype)
-    weight = mx.random.normal((shape.lines, shape.length)).astype(shape.dtype)
-    quantized = mx.quantize(weight, shape.group_size, shape.bits)
-    mx.eval(x, *quantized)
+    each = shape.lines * shape.length * shape.bits // 8
+    fields = shape.lines, shape.length, shape.group_size, shape.bits, shape.dtype
+    weights = [quantised_noise(*fields) for _ in range(min(CALLS, -(-COLD // each)))]
+    mx.eval(x, weights)
+
+    def run(form: Callable[..., mx.array], round: int) -> Call:
+        sizes = shape.group_size, shape.bits
+        return lambda layer, before: [form(after(x, before), *weights[layer % len(weights)], *sizes)]
+
     forms = {STOCK: quantized_matmul, KERNEL: partial(quantized_matmul_by_kernel, launch=launch)}
     if mx.metal.is_available():
         forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
-    return {
-        name: lambda round, form=form: lambda: [form(x, *quantized, shape.group_size, shape.bits)]
-        for name, form in forms.items()
-    }
+    return {name: Form(partial(run, form)) for name, form in forms.items()}
