@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
@@ -44,6 +44,10 @@ class Operations:
 
     winners: Mapping[Key, str] = field(default_factory=dict)
     launch: Launch = on_gpu
+
+    def without(self, dropped: Collection[str]) -> Operations:
+        """These, of which the ones with the names `dropped`, as keys begin with them, are stock."""
+        return replace(self, winners={key: form for key, form in self.winners.items() if key[0] not in dropped})
 
     def attention(
         self,

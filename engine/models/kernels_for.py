@@ -13,6 +13,7 @@ from ...kernels.operations import Operations
 from ...kernels.race.contestants import OperationShape, contests
 from ...kernels.race.keys import KERNEL, STOCK
 from ...kernels.race.race import race
+from ...kernels.variants import compiled
 from .boxed import ModelError
 from .targets.transformer import Transformer
 
@@ -33,7 +34,9 @@ class Raced(Protocol):
 
 
 def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> None:
-    """Give a pair the operations that win on this machine. Without a GPU, which kernels need, everything is stock.
+    """Give a pair the operations that win on this machine, compiled for all that serving can ask of them.
+
+    Without a GPU, which kernels need, everything is stock.
 
     Raises:
         ModelError: the environment variable has another value.
@@ -45,8 +48,10 @@ def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> Non
         return
     if draft:
         draft.join()  # joint products are those that run
-    results = race(contests(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
-    target.operations = Operations({key: result.winner for key, result in results.items()})
+    found = shapes(target, draft)
+    results = race(contests(found), results_file(cache), KERNEL if wish == KERNEL else None)
+    operations = Operations({key: result.winner for key, result in results.items()})
+    target.operations = compiled(operations, found)
 
 
 def shapes(target: Transformer, draft: Raced | None) -> list[OperationShape]:
