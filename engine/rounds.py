@@ -43,9 +43,7 @@ def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tu
     next_draft, next_prompt = ends.anchors.size, ends.anchors.size + drafts
     for s in segments:
         final = not s.depth
-        spans.append(
-            Span(len(source), s.count, s.row.pages, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final)
-        )
+        spans.append(Span(len(source), s.count, s.row.pages, s.bound, s.exact, s.slot, fresh=s.first == 0, final=final))
         if s.depth is None:
             source.extend(range(next_prompt, next_prompt + s.count))
             prompt.extend(s.row.feed[s.first : s.first + s.count])

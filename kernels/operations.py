@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
@@ -52,6 +52,10 @@ class Operations:
     def pool(self, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
         """A layer's pool for keys and values of `heads` of `dim`."""
         return LayerPool(pages, heads, dim, dtype, self.launch if self.in_place else None)
+
+    def without(self, dropped: Collection[str]) -> Operations:
+        """These, of which the ones with the names `dropped`, as keys begin with them, are stock."""
+        return replace(self, winners={key: form for key, form in self.winners.items() if key[0] not in dropped})
 
     def attention(
         self, queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None

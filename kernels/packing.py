@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .gpu.launch import on_device
+from .gpu.launch import CONSTANT_SIZE, on_device
 from .pages.places import Places, tabled
 from .pages.pool import Rows
 from .pages.sizes import pages_for
@@ -80,7 +80,7 @@ class Packing:
     limits: mx.array | None = None
     _masks: dict[tuple[int, int | None], mx.array | str | None] = field(default_factory=dict)
     _sees: dict[int | None, mx.array] = field(default_factory=dict)
-    _tiles: dict[int, mx.array] = field(default_factory=dict)
+    _tiles: dict[int, tuple[int, mx.array]] = field(default_factory=dict)
     kept: dict[Any, Any] = field(default_factory=dict)  # by operations: how this packing is launched
 
     @staticmethod
@@ -125,7 +125,9 @@ class Packing:
 
         None where all are of one kind.
         """
-        few, many = ([i for i, span in enumerate(self.spans) if (span.count <= FEW) is short] for short in (True, False))
+        few, many = (
+            [i for i, span in enumerate(self.spans) if (span.count <= FEW) is short] for short in (True, False)
+        )
         return (self._only(few), self._only(many)) if few and many else None
 
     @cached_property
@@ -170,24 +172,26 @@ class Packing:
         return visible(self.positions[queries], self.seen[queries], mx.arange(span.length)[None], window)
 
     def sees(self, window: int | None) -> mx.array:
-        """The first and the last position that each query sees [N, 2] int32: all that a kernel knows of masks."""
+        """The first and the last position that each query sees [N or more, 2] int32: all that kernels know of masks."""
         if window not in self._sees:
             first = mx.zeros_like(self.seen) if window is None else mx.maximum(self.positions - (window - 1), 0)
-            self._sees[window] = mx.stack([first, self.seen], axis=1)
+            sees = mx.stack([first, self.seen], axis=1)
+            lacking = max(0, CONSTANT_SIZE // 2 - sees.shape[0])
+            self._sees[window] = mx.pad(sees, ((0, lacking), (0, 0))) if lacking else sees
         return self._sees[window]
 
-    def tiles(self, most: int) -> mx.array:
-        """The spans in pieces of at most so many queries [tiles, 4] int32: first query, count, first page in the table,
-        length.
+    def tiles(self, most: int) -> tuple[int, mx.array]:
+        """The spans in pieces of at most so many queries: how many there are, and of each [4] int32 the first query,
+        the count, the first page in the table, the length.
         """
         if most not in self._tiles:
-            self._tiles[most] = on_device(
-                [
-                    [span.query + done, min(most, span.count - done), first, span.length]
-                    for span, first in zip(self.spans, self.firsts, strict=True)
-                    for done in range(0, span.count, most)
-                ]
-            )
+            tiles = [
+                (span.query + done, min(most, span.count - done), first, span.length)
+                for span, first in zip(self.spans, self.firsts, strict=True)
+                for done in range(0, span.count, most)
+            ]
+            lacking = max(0, CONSTANT_SIZE // 4 - len(tiles))
+            self._tiles[most] = len(tiles), on_device(tiles + [(0, 0, 0, 0)] * lacking)
         return self._tiles[most]
 
     @property

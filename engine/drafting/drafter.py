@@ -33,9 +33,9 @@ class DraftRow:
 class Drafter:
     """A draft bound to a target, whose embedding and head it uses, with the context of all rows.
 
-    A draft's context keys and values lie in the same pages as the target's. They follow the same rule: what a round writes
-    past the cursor is invisible and is overwritten. The block's own keys and values are written there too, for as
-    long as the block is drafted.
+    A draft's context keys and values lie in the same pages as the target's. They follow the same rule: what a round
+    writes past the cursor is invisible and is overwritten. The block's own keys and values are written there too, for
+    as long as the block is drafted.
 
     Raises:
         ModelError: the draft does not fit the target.

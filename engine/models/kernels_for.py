@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from ...kernels.gpu.launch import on_gpu
 from ...kernels.operations import Operations
+from ...kernels.pages.proof import flaw
 from ...kernels.race.contestants import OperationShape, contests
 from ...kernels.race.keys import KERNEL, STOCK
 from ...kernels.race.race import race
+from ...kernels.variants import compiled
 from .boxed import ModelError
 from .targets.transformer import Transformer
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "DRAFTMILL_KERNELS"
 """Environment variable: `race` (the default), or the form that runs wherever it can: `kernel` or `stock`."""
@@ -33,7 +39,9 @@ class Raced(Protocol):
 
 
 def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> None:
-    """Give a pair the operations that win on this machine. Without a GPU, which kernels need, everything is stock.
+    """Give a pair the operations that win on this machine, compiled for all that serving can ask of them.
+
+    Without a GPU, which kernels need, everything is stock.
 
     Raises:
         ModelError: the environment variable has another value.
@@ -41,12 +49,19 @@ def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> Non
     wish = os.environ.get(VARIABLE, "race")
     if wish not in ("race", KERNEL, STOCK):
         raise ModelError(f"{VARIABLE}={wish} is unknown: set it to race, {KERNEL} or {STOCK}")
-    if mx.default_device() == mx.cpu or wish == STOCK:
+    if mx.default_device() == mx.cpu:
+        return
+    if wish == STOCK:
+        target.operations = Operations(in_place=False)
         return
     if draft:
         draft.join()  # joint products are those that run
-    results = race(contests(shapes(target, draft)), results_file(cache), KERNEL if wish == KERNEL else None)
-    target.operations = Operations({key: result.winner for key, result in results.items()})
+    if reason := flaw(on_gpu):
+        log.warning("kernels cannot write keys and values in place here, so no round runs ahead: %s", reason)
+    found = shapes(target, draft)
+    results = race(contests(found), results_file(cache), KERNEL if wish == KERNEL else None)
+    operations = Operations({key: result.winner for key, result in results.items()}, in_place=reason is None)
+    target.operations = compiled(operations, found)
 
 
 def shapes(target: Transformer, draft: Raced | None) -> list[OperationShape]:

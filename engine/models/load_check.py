@@ -96,7 +96,7 @@ def assure(target: Transformer, name: str, cache: Path) -> Verdict:
     """
     known, checked = known_verdicts(cache), f"{name}, forms {_forms(target.operations)}"
     if verdict := known.get(checked):
-        target.operations = without(target.operations, verdict.dropped)
+        target.operations = target.operations.without(verdict.dropped)
         return verdict
     known[checked] = settle(target)
     mx.clear_cache()  # the pools come next, and may need all there is
@@ -141,11 +141,11 @@ def settle(target: Transformer) -> Verdict:
     names = dict.fromkeys(str(key[0]) for key, form in chosen.winners.items() if form != STOCK)
     wrong: list[str] = []
     for name in names:
-        target.operations = without(chosen, [other for other in names if other != name])
+        target.operations = chosen.without([other for other in names if other != name])
         if not reference.check(target).good:
             wrong.append(name)
     # If each is right by itself, some are wrong together: then none of them is to be trusted.
-    target.operations = without(chosen, wrong or list(names))
+    target.operations = chosen.without(wrong or list(names))
     verdict = replace(reference.check(target), dropped=tuple(wrong or names))
     if not verdict.good:
         raise ModelError(
@@ -155,12 +155,6 @@ def settle(target: Transformer) -> Verdict:
         )
     log.warning("wrong on this machine, so stock MLX runs: %s", ", ".join(verdict.dropped))
     return verdict
-
-
-def without(operations: Operations, dropped: Sequence[str]) -> Operations:
-    """Operations of which the named ones are stock."""
-    winners = {key: form for key, form in operations.winners.items() if key[0] not in dropped}
-    return replace(operations, winners=winners)
 
 
 @dataclass(frozen=True)

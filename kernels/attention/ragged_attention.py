@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..gpu.cores import enough_groups
 from ..gpu.launch import TYPES, numbers, real
 from ..gpu.source import read_kernels
 from ..packing import Packing
@@ -22,9 +23,6 @@ THREADS = 128
 
 LEAST_KEYS = 128
 """Keys are not split into smaller parts than this."""
-
-ENOUGH_GROUPS = 512
-"""So many threadgroups keep a GPU busy: keys are split until there are."""
 
 
 STEPS = {64: 2, 128: 4, 256: 4}
@@ -77,10 +75,10 @@ def _tiling(queries: mx.array, kv_heads: int, packing: Packing, window: int | No
     group = heads // kv_heads
     most = max(span.count for span in packing.spans) * group
     pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
-    tiles = packing.tiles(pairs // group)
+    count, tiles = packing.tiles(pairs // group)
     longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
-    splits = max(1, min(longest // LEAST_KEYS, ENOUGH_GROUPS // (tiles.shape[0] * kv_heads)))
+    splits = max(1, min(longest // LEAST_KEYS, enough_groups() // (count * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
     constants |= {"W": WORD, "PAGE": PAGE, "STEP": STEPS[dim]}
     split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
-    return Tiling(tiles, splits, (tiles.shape[0], kv_heads, splits), constants | split)
+    return Tiling(tiles, splits, (count, kv_heads, splits), constants | split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,28 @@ def on_gpu(
     Raises:
         RuntimeError: the kernel does not compile (when the outputs are evaluated), or MLX has no GPU here.
     """
-    kinds = *[(array.dtype, array.size < CONSTANT_SIZE) for array in inputs], *[dtype for _, dtype in outputs]
-    return _compiled(kernel, kinds, tuple(constants.items()))(
+    return _compiled(*variant(kernel, inputs, constants, outputs))(
         inputs=list(inputs),
         grid=(groups[0] * threads, groups[1], groups[2]),
         threadgroup=(threads, 1, 1),
         output_shapes=[shape for shape, _ in outputs],
         output_dtypes=[dtype for _, dtype in outputs],
     )
+
+
+Variant = tuple[Kernel, tuple[Any, ...], tuple[tuple[str, int | bool | mx.Dtype], ...]]
+"""Whatever the compiled code depends on: the kernel, the kinds of its inputs and outputs, and its constants."""
+
+
+def variant(
+    kernel: Kernel,
+    inputs: Sequence[mx.array],
+    constants: Mapping[str, int | bool | mx.Dtype],
+    outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
+) -> Variant:
+    """Which variant of a kernel a launch runs. Each is compiled when it first runs, which takes up to seconds."""
+    kinds = *[(array.dtype, array.size < CONSTANT_SIZE) for array in inputs], *[dtype for _, dtype in outputs]
+    return kernel, kinds, tuple(constants.items())
 
 
 @cache
@@ -76,7 +90,7 @@ def _compiled(
     more, at every call, than everything else in a launch.
     """
     if mx.metal.is_available():
-        make: Any = mx.fast.metal_kernel
+        make: Any = partial(mx.fast.metal_kernel, compile_options={"math_mode": "fast"})
         header, body, types = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body, METAL_TYPES
     else:
         make = mx.fast.cuda_kernel

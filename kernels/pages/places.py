@@ -6,21 +6,32 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import mlx.core as mx
 
+from ..gpu.launch import CONSTANT_SIZE
 from .sizes import PAGE
+
 
 @dataclass(frozen=True)
 class Places:
     """Where N tokens lie: `positions` [N] int32 in their rows, whose pages begin at `starts` [N] int32 of `table`.
 
-    Slot i of a pool belongs to page i // PAGE; a row's position p has slot `table[start + p // PAGE] * PAGE + p % PAGE`.
+    Page i of a pool is its slots from i * PAGE on; a row's position p has the slot p % PAGE of the page
+    `table[start + p // PAGE]`.
     """
 
     table: mx.array
     starts: mx.array
     positions: mx.array
+
+    @cached_property
+    def arrays(self) -> list[mx.array]:
+        """Table, starts and positions for kernels; MLX keeps arrays of less than 8 elements elsewhere."""
+        lacking = max(0, CONSTANT_SIZE - self.positions.size)
+        padded = [mx.pad(array, (0, lacking)) if lacking else array for array in (self.starts, self.positions)]
+        return [self.table, *padded]
 
     @cached_property
     def slots(self) -> mx.array:
@@ -34,6 +45,6 @@ def tabled(rows: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
     for pages in rows:
         starts.append(len(flat))
         flat.extend(pages)
-    # MLX keeps smaller arrays in a memory of their own. The conversion lets the device write what its kernels read.
-    flat.extend([0] * (8 - len(flat)))
-    return mx.array(memoryview(flat)).astype(mx.int32), starts
+    flat.extend([0] * (CONSTANT_SIZE - len(flat)))
+    held: Any = memoryview(flat)
+    return mx.array(held).astype(mx.int32), starts  # a conversion: the device has written it itself

@@ -80,7 +80,7 @@ class LayerPool:
             return
         new = [array.view(WORD) for array in (keys, values)]
         units = new[0].size
-        inputs = [*self.arrays, *new, places.table, places.starts, places.positions]
+        inputs = [*self.arrays, *new, *places.arrays]
         (self.after,) = self.launch(
             read_kernels(SOURCE)["store"],
             [*inputs, numbers(keys.shape[0]), self.after],

@@ -29,6 +29,7 @@ from ..recurrent.gated_delta import Tape, gated_delta
 from ..recurrent.plan import Steps
 from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from ..recurrent.recurrence import fits as recurrence_fits
+from .attention_checks import Check, checks
 from .keys import (
     KERNEL,
     SIMDGROUPS,
@@ -40,7 +41,8 @@ from .keys import (
     recurrence_key,
     rotary_key,
 )
-from .race import Call, Contest, Form
+from .noise import noise, quantised_noise
+from .race import CALLS, Call, Contest, Form, Outputs, after
 
 NEW_LENGTHS = 128
 """Positions beyond a row's keys, so that every round of a race can have a length of its own."""
@@ -119,31 +121,38 @@ def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
 
 
 def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
-    q = mx.random.normal((rows * (queries + NEW_LENGTHS), shape.heads, shape.dim)).astype(shape.dtype)
+    q = noise(rows * (queries + NEW_LENGTHS), shape.heads, shape.dim, dtype=shape.dtype)
     pool = filled(rows * pages_for(keys + NEW_LENGTHS), shape.kv_heads, shape.dim, shape.dtype, launch)
     mx.eval(q)
 
     def run(form: Callable[..., mx.array], round: int) -> Call:
         packing = _packing(rows, queries, keys, round)
         own = q[: packing.positions.size]
-        return lambda: [form(own, pool, packing, shape.dim**-0.5)]
+        return lambda layer, before: [form(after(own, before), pool, packing, shape.dim**-0.5)]
+
+    def check(form: Callable[..., mx.array], check: Check) -> Outputs:
+        return [form(q[: check.packing.positions.size], pool, check.packing, shape.dim**-0.5, check.window)]
 
     forms = {STOCK: attention_by_row}
     if rows > 1:
         forms[TOGETHER] = attention_together
     if attention_fits(q, pool):
         forms[KERNEL] = ragged_attention
-    return {name: partial(run, form) for name, form in forms.items()}
+    ragged = checks(queries)
+    return {
+        name: Form(partial(run, form), tuple(partial(check, form, each) for each in ragged))
+        for name, form in forms.items()
+    }
 
 
 def filled(pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch) -> LayerPool:
     """A pool that kernels write, of random numbers."""
     pool = LayerPool(pages, heads, dim, dtype, launch)
-    for page in range(0, pages, 64):  # in parts: random numbers are made in float32
+    for page in range(0, pages, 64):  # in parts: they are held twice until they are written
         count = min(64, pages - page) * PAGE
         table, _ = tabled([range(page, pages)])
         places = Places(table, mx.zeros(count, mx.int32), mx.arange(count, dtype=mx.int32))
-        pool.write(places, *(mx.random.normal((count, heads, dim)).astype(dtype) for _ in range(2)))
+        pool.write(places, *(noise(count, heads, dim, dtype=dtype) for _ in range(2)))
         mx.eval(pool.after)
     return pool
 
@@ -176,28 +185,33 @@ def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
     pool = LayerPool(1, layout.kv_heads, layout.dim, dtype, launch)
     packing = Packing.of([Span(0, TOKENS, (0,), TOKENS)], mx.arange(TOKENS, dtype=mx.int32))
     mx.eval(projected, turns, weight)
-
-    def run(form: Callable[..., mx.array], round: int) -> Call:
-        def call() -> Sequence[mx.array]:
-            queries = form(projected, turns, norms, layout, pool, packing.places)
-            return [queries, *pool.gather(packing.rows, TOKENS, packing.kept)]
-
-        return call
-
     forms: dict[str, Callable[..., mx.array]] = {STOCK: rotate}
     if rotary_fits(layout, dtype):
         forms[KERNEL] = rotate_by_kernel
-    return {name: partial(run, form) for name, form in forms.items()}
+
+    def run(form: Callable[..., mx.array], x: mx.array) -> Outputs:
+        queries = form(x, turns, norms, layout, pool, packing.places)
+        return [queries, *pool.gather(packing.rows, TOKENS, packing.kept)]
+
+    return _always({name: partial(run, form) for name, form in forms.items()}, projected)
 
 
 def _norm_forms(shape: NormShape, launch: Launch) -> Mapping[str, Form]:
     x, y = (mx.random.normal((TOKENS, shape.size)).astype(shape.dtype) for _ in range(2))
     weight = mx.random.uniform(0.5, 1.5, (shape.size,)).astype(shape.dtype)
     mx.eval(x, y, weight)
-    forms: dict[str, Form] = {STOCK: lambda round: lambda: add_norm(x, y, weight, 1e-6)}
+    forms = {STOCK: add_norm}
     if norm_fits(x):
-        forms[KERNEL] = lambda round: lambda: add_norm_by_kernel(x, y, weight, 1e-6, launch)
-    return forms
+        forms[KERNEL] = partial(add_norm_by_kernel, launch=launch)
+    return _always({name: lambda x, form=form: form(x, y, weight, 1e-6) for name, form in forms.items()}, x)
+
+
+def _always(forms: Mapping[str, Callable[[mx.array], Outputs]], x: mx.array) -> Mapping[str, Form]:
+    """Operations on x that are the same in all rounds and layers."""
+    return {
+        name: Form(lambda round, form=form: lambda layer, before: form(after(x, before)))
+        for name, form in forms.items()
+    }
 
 
 def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
@@ -231,29 +245,28 @@ def _gated_delta_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     tape = Tape(*(mx.zeros((0, *sizes), dtype) for sizes, dtype in zip(none, dtypes, strict=True)))
     mx.eval(q, k, v, decay, beta, state)
 
-    def run(form: Callable[..., tuple[mx.array, mx.array, Tape]], round: int) -> Call:
-        return lambda: form(q, k, v, decay, beta, state, tape, steps)[:2]
-
     forms = {STOCK: gated_delta}
     if recurrence_fits(k):
         forms[KERNEL] = partial(gated_delta_by_kernel, launch=launch)
-    return {name: partial(run, form) for name, form in forms.items()}
+    return _always(
+        {name: lambda k, form=form: form(q, k, v, decay, beta, state, tape, steps)[:2] for name, form in forms.items()},
+        k,
+    )
 
 
 def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
     rows, count = len(steps.seats), sum(span.count for span in steps.seats)
     channels = shape.heads.channels
-    x = mx.random.normal((count, channels)).astype(shape.dtype)
+    x = mx.random.normal((count, shape.heads.width)).astype(shape.dtype)
     weight = mx.random.normal((channels, shape.looks)).astype(shape.dtype)
     inputs = mx.random.normal((rows * (shape.looks - 1), channels)).astype(shape.dtype)
     mx.eval(x, weight, inputs)
     forms = {STOCK: convolved_heads}
-    if convolution_fits(shape.heads, shape.dtype):
+    if convolution_fits(shape.heads, shape.dtype) and shape.heads.width % 4 == 0:
         forms[KERNEL] = partial(convolved_heads_by_kernel, launch=launch)
-    return {
-        name: lambda round, form=form: lambda: form(x, weight, inputs, steps, shape.heads)
-        for name, form in forms.items()
-    }
+    return _always(
+        {name: lambda x, form=form: form(x, weight, inputs, steps, shape.heads) for name, form in forms.items()}, x
+    )
 
 
 def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
@@ -263,15 +276,22 @@ def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
         yield Contest(key, shape.dtype, partial(_product_forms, shape, launch, rows))
 
 
+COLD = 1 << 27
+"""Bytes that no cache holds. Each layer of a round reads a weight of its own, so products share out so many."""
+
+
 def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Form]:
     x = mx.random.normal((rows, shape.length)).astype(shape.dtype)
-    weight = mx.random.normal((shape.lines, shape.length)).astype(shape.dtype)
-    quantized = mx.quantize(weight, shape.group_size, shape.bits)
-    mx.eval(x, *quantized)
+    each = shape.lines * shape.length * shape.bits // 8
+    fields = shape.lines, shape.length, shape.group_size, shape.bits, shape.dtype
+    weights = [quantised_noise(*fields) for _ in range(min(CALLS, -(-COLD // each)))]
+    mx.eval(x, weights)
+
+    def run(form: Callable[..., mx.array], round: int) -> Call:
+        sizes = shape.group_size, shape.bits
+        return lambda layer, before: [form(after(x, before), *weights[layer % len(weights)], *sizes)]
+
     forms = {STOCK: quantized_matmul, KERNEL: partial(quantized_matmul_by_kernel, launch=launch)}
     if mx.metal.is_available():
         forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
-    return {
-        name: lambda round, form=form: lambda: [form(x, *quantized, shape.group_size, shape.bits)]
-        for name, form in forms.items()
-    }
+    return {name: Form(partial(run, form)) for name, form in forms.items()}

@@ -12,14 +12,16 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..gpu.cores import cores
 from ..gpu.source import digest
 
 log = logging.getLogger(__name__)
 
 
 def machine() -> str:
-    """What a measurement depends on beside its subject: chip, MLX, and the kernels themselves."""
-    return f"{mx.device_info().get('device_name', 'cpu')}, MLX {version('mlx')}, kernels {digest()}"
+    """What a measurement depends on beside its subject: chip and its cores, MLX, and the kernels themselves."""
+    chip, count = mx.device_info().get("device_name", "cpu"), cores()
+    return f"{chip}, {f'{count} cores, ' if count else ''}MLX {version('mlx')}, kernels {digest()}"
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,15 +24,50 @@ HOPELESS = 3.0
 BOUNDS = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2}
 """The error that each type of number excuses, relative to the largest output; float32 may go through TF32 units."""
 
-Call = Callable[[], Sequence[mx.array]]
-"""The outputs of an operation, in one of a round's layers."""
+Outputs = Sequence[mx.array]
 
-Form = Callable[[int], Call]
-"""An operation in the i-th round. Rounds have lengths that earlier ones had not; what a form prepares of them it
-prepares once for all calls, as in real rounds.
-"""
+Call = Callable[[int, Outputs], Outputs]
+"""The outputs of an operation in the i-th of a round's layers, `after` those of the layer before it."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to run an operation.
+
+    `round` sets up the i-th round. Rounds have lengths that earlier ones had not; what a form prepares of them it
+    prepares once for all calls, as in real rounds. `checks` are further calls, which are compared and not timed.
+    """
+
+    round: Callable[[int], Call]
+    checks: tuple[Callable[[], Outputs], ...] = ()
+
+    def checked(self) -> Iterator[list[mx.array]]:
+        """The outputs, as float32, of all that forms must agree on: a round's second layer, and the checks.
+
+        So all that a round launches has run, and been compiled, before one is timed.
+        """
+        layers = self.round(0)
+        for call in (lambda: layers(1, layers(0, ())), *self.checks):
+            outputs = [array.astype(mx.float32) for array in call()]
+            mx.eval(outputs)
+            yield outputs
+
+
+def after(x: mx.array, before: Outputs) -> mx.array:
+    """x, which the device cannot read until the arrays `before` are there.
+
+    A round's layers wait for each other. `mx.depends` says so to MLX only: the device would run them side by side.
+    """
+    return _after(x, *(array[(slice(1),) * array.ndim].reshape(1) for array in before)) if before else x
+
+
+@partial(mx.compile, shapeless=True)
+def _after(x: mx.array, *firsts: mx.array) -> mx.array:
+    for first in firsts:
+        x = mx.where(mx.array(True), x, first.astype(x.dtype))
+    return x
 
 
 @dataclass(frozen=True)
@@ -79,7 +115,7 @@ def run(contest: Contest, force: str | None = None) -> Result:
     """Check every form of a contest against the first one, then time those that are right, in turn."""
     forms = dict(contest.make())
     reference = next(iter(forms))
-    expected = [array.astype(mx.float32) for array in forms[reference](0)()]
+    expected = list(forms[reference].checked())
     dropped: dict[str, str] = {}
     for name in list(forms)[1:]:
         if reason := wrong(forms[name], expected, BOUNDS[contest.dtype]):
@@ -98,14 +134,14 @@ def run(contest: Contest, force: str | None = None) -> Result:
     return Result(min(medians, key=lambda name: medians[name]), medians, dropped)
 
 
-def wrong(form: Form, expected: Sequence[mx.array], bound: float) -> str | None:
-    """Why a form cannot run here, in one line; None if its first call gives what is expected."""
+def wrong(form: Form, expected: Sequence[Outputs], bound: float) -> str | None:
+    """Why a form cannot run here, in one line; None if it gives what is expected."""
     try:
-        outputs = [array.astype(mx.float32) for array in form(0)()]
-        mx.eval(outputs)
+        checked = list(form.checked())
     except Exception as error:  # whatever a compiler or driver objects to
         return f"it fails: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
-    for output, right in zip(outputs, expected, strict=True):
+    pairs = [pair for outputs in zip(checked, expected, strict=True) for pair in zip(*outputs, strict=True)]
+    for output, right in pairs:
         if output.shape != right.shape:
             return f"it gives {output.shape} for {right.shape}"
         error = float(mx.abs(output - right).max() / mx.maximum(mx.abs(right).max(), 1e-6))
@@ -133,11 +169,11 @@ def write(cache: Path, results: Mapping[Key, Result]) -> None:
 
 
 def _milliseconds(form: Form, round: int) -> float:
-    """A call's milliseconds, in a round of them."""
+    """A call's milliseconds, in a round of them: one graph, in which each waits for the one before it."""
     mx.synchronize()
     start = time.perf_counter()
-    call = form(round)
-    for _ in range(CALLS):
-        mx.async_eval(call())
-    mx.synchronize()
+    call, outputs = form.round(round), ()
+    for layer in range(CALLS):
+        outputs = call(layer, outputs)
+    mx.eval(outputs)
     return (time.perf_counter() - start) / CALLS * 1000

@@ -7,7 +7,7 @@
 // own input.
 
 METAL_FUNC float silu(float x) {
-  return x / (1.0f + exp(-x));
+  return x / (1.0f + exp(min(-x, 80.0f)));  // never infinite, which fast math would not allow for
 }
 
 kernel void convolve(

@@ -26,6 +26,11 @@ class Heads(NamedTuple):
         """Inputs of the convolution: queries, keys, values."""
         return 2 * self.keys * self.key_dim + self.values * self.value_dim
 
+    @property
+    def width(self) -> int:
+        """A token's joint projection: the channels, a gate for each value, and two numbers for each head of values."""
+        return self.channels + self.values * (self.value_dim + 2)
+
 
 Convolved = tuple[mx.array, mx.array, mx.array, mx.array]
 """Queries and keys [N, Hk, Dk], values [N, Hv, Dv], and the inputs that the round leaves."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..gpu.launch import TYPES, on_gpu
+from ..gpu.launch import CONSTANT_SIZE, TYPES, on_gpu
 from ..gpu.source import Launch, read_kernels
 from .convolution import Convolved, Heads
 from .gated_delta import Tape
@@ -90,13 +90,16 @@ def convolved_heads_by_kernel(
 
 
 def _some(array: mx.array) -> mx.array:
-    """The array, or one element of its kind if it is empty: a buffer must be there, though nobody reads it."""
+    """The array, or a few elements of its kind if it is empty: a buffer must be there, though nobody reads it.
+
+    As many as keep it out of Metal's constant memory, so that a first round runs the same variant as later ones.
+    """
     return array if array.size else _nothing(array.dtype)
 
 
 @cache
 def _nothing(dtype: mx.Dtype) -> mx.array:
-    """One element, made once: making it takes a launch."""
-    nothing = mx.zeros((1,), dtype)
+    """Made once: making it takes a launch."""
+    nothing = mx.zeros((CONSTANT_SIZE,), dtype)
     mx.eval(nothing)
     return nothing

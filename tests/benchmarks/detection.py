@@ -32,7 +32,7 @@ def main(shape: str, rows: int, context: int, trials: int, cache: Path) -> None:
         target.turns = fault(target)
 
     def mask(by: int) -> None:
-        target.operations = ShiftedMask(operations.winners, operations.launch, by)
+        target.operations = ShiftedMask(operations.winners, operations.launch, operations.in_place, by)
 
     faults: dict[str, Callable[[], None]] = {
         "none": lambda: None,

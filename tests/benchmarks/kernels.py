@@ -23,8 +23,8 @@ from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.kernels.attention.ragged_attention import ragged_attention
 from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
-from draftmill.kernels.operations import Operations
 from draftmill.kernels.gpu.launch import on_gpu
+from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.pages.pool import LayerPool
 from draftmill.kernels.pages.sizes import pages_for
@@ -217,7 +217,13 @@ def verifying(target: Transformer, rows: int, tokens: int) -> Callable[[], mx.ar
         length = next(lengths)
         spans = [
             Span(
-                r * tokens, tokens, range(r * room, (r + 1) * room), length + tokens, row=r, fresh=fresh, final=tokens == 1
+                r * tokens,
+                tokens,
+                range(r * room, (r + 1) * room),
+                length + tokens,
+                row=r,
+                fresh=fresh,
+                final=tokens == 1,
             )
             for r in range(rows)
         ]

@@ -6,12 +6,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from draftmill.engine.request import Request, RequestError, Sampling
 
-from .small import ON_CPU, VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
+from .small import VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
 
 BUILDERS = {
     "llama": llama_model,

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.models.kernels_for import shapes
 from draftmill.engine.models.targets import adapt
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.race.contestants import contests
 from draftmill.kernels.race.keys import KERNEL
+from draftmill.kernels.variants import Recorder, compiled
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
-from .drafting.test_speculation import random_draft, replaying
+from .drafting.test_speculation import changing, engine_with_draft, random_draft, replaying
 from .small import llama_model, quantised, qwen3_5_model, qwen3_model, reference, requests, run
 
 BUILDERS = {
@@ -31,6 +34,10 @@ BUILDERS = {
 }
 
 
+def small_draft(model: Any) -> DFlashDraft:
+    return random_draft(head_dim=64, num_target_layers=len(model.layers), sliding_window=12)
+
+
 @EMULATED
 @pytest.mark.parametrize("family", BUILDERS)
 def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
@@ -42,7 +49,7 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
 
     model, asked = BUILDERS[family](), requests(5, max_tokens=16)
     expected = {request.id: reference(model, request) for request in asked}
-    draft = random_draft(head_dim=64, num_target_layers=len(model.layers), sliding_window=12)
+    draft = small_draft(model)
     every = list(contests(shapes(adapt(model), draft), launch))
     assert all(KERNEL in contest.make() for contest in every)
     operations = Operations({contest.key: KERNEL for contest in every}, launch, in_place=True)
@@ -53,3 +60,27 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     assert min(launched[name] for name in ("attend", "rotate", "add_norm")) > 30
     assert (launched["gated_delta"] > 20) == (launched["convolve"] > 20) == (family == "qwen3.5")
     assert (launched["quantized_matmul"] > 50) == (family == "qwen3-4bit")
+
+
+@pytest.mark.parametrize("family", ["llama-sliding", "qwen3-4bit", "qwen3.5"])
+def test_no_kernel_is_compiled_while_requests_are_served(family: str) -> None:
+    """Kernels run nothing here, so what is generated means nothing; but rounds are as varied as they can be."""
+    model, loaded, serving = BUILDERS[family](), Recorder(), Recorder()
+    draft = small_draft(model)
+    every = shapes(adapt(model), draft)
+    operations = compiled(Operations({contest.key: KERNEL for contest in contests(every)}, loaded), every)
+    asked = [
+        *requests(10, max_tokens=9, longest=3),
+        *requests(4, max_tokens=30, longest=90),
+        *requests(1, max_tokens=300, longest=150, temperature=0.8),
+    ]
+    asked = [replace(request, id=f"{place}") for place, request in enumerate(asked)]
+    for every_rounds, step, rows in ((1, 1, 20), (9, 5, 3)):
+        engine = engine_with_draft(
+            model, draft, max_rows=rows, slots=8192, operations=replace(operations, launch=serving)
+        )
+        engine.scheduler.depths = changing(step)
+        assert len(run(engine, list(asked), every_rounds)) == len(asked)
+    assert {"attend", "combine", "rotate", "add_norm"} <= {kernel.name for kernel, _, _ in serving.variants}
+    assert serving.variants <= loaded.variants
+    assert len(serving.variants) > len(loaded.variants) / 2

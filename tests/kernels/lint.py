@@ -24,6 +24,7 @@ _WORDS = {
     r"#\s*include\b": "a kernel stands alone: MLX includes Metal's library",
     r"\b(?:asm|printf|assert)\b": "not in Metal",
     r"\b(?:blockIdx|threadIdx|blockDim|gridDim|__\w+)\b": "a word of CUDA",
+    r"\b(?:INFINITY|NAN|HUGE_VALF?|isnan|isinf|isfinite)\b": "fast math takes every number to be finite",
     r"\b\w+_(?:shape|strides|ndim)\b": "MLX would pass shapes, in another way to each backend",
     r"\b\d+\.\d*(?:e-?\d+)?(?![\de.fF])": "a literal without f is a double outside Metal",
 }

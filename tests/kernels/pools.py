@@ -21,11 +21,10 @@ def scattered(lengths: Sequence[int], rng: np.random.Generator) -> list[list[int
     return [[next(order) for _ in range(count)] for count in counts]
 
 
-def filled(
-    pages: Sequence[Sequence[int]], keys: mx.array, values: mx.array, launch: Launch | None = None
-) -> LayerPool:
+def filled(pages: Sequence[Sequence[int]], keys: mx.array, values: mx.array, launch: Launch | None = None) -> LayerPool:
     """A pool of keys and values [tokens, KV, D], the slots of the first row first."""
-    pool = LayerPool(max(page for own in pages for page in own) + 1, *keys.shape[1:], keys.dtype, launch)
+    _, heads, dim = keys.shape
+    pool = LayerPool(max(page for own in pages for page in own) + 1, heads, dim, keys.dtype, launch)
     table, firsts = tabled(pages)
     starts = [first for first, own in zip(firsts, pages, strict=True) for _ in range(64 * len(own))]
     positions = [position for own in pages for position in range(64 * len(own))]

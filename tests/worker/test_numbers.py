@@ -20,7 +20,7 @@ from draftmill.producer.queue import wire
 from draftmill.producer.queue.leases import Claimed
 from draftmill.worker import jobs
 from tests.engine.drafting.test_speculation import engine_with_draft
-from tests.engine.small import memory_for, VOCABULARY, NumberTokenizer, llama_model, run
+from tests.engine.small import VOCABULARY, NumberTokenizer, llama_model, memory_for, run
 
 NUMBERS = {
     "max_tokens": int,

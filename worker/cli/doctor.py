@@ -90,9 +90,21 @@ def examine_engine() -> Iterator[Finding]:
     folder = boxed.folder(paths.cache_dir())
     here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
     yield Finding(boxed.NAME, here)
+    if backend != "CPU":
+        yield pools()
     yield from examine_kernels(backend)
     yield from examine_checks()
     yield from examine_costs()
+
+
+def pools() -> Finding:
+    """Whether kernels write keys and values in place."""
+    from ...kernels.gpu.launch import on_gpu
+    from ...kernels.pages.proof import flaw
+
+    if reason := flaw(on_gpu):
+        return Finding("pools", f"not written in place, so no round runs ahead of the device: {reason}", "slow")
+    return Finding("pools", "written in place")
 
 
 def examine_kernels(backend: str) -> Iterator[Finding]:

@@ -20,14 +20,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from draftmill.engine.choose.grammar import Grammars, masked
-from draftmill.engine.drafting.drafter import Drafter
 from draftmill.engine.drafting.load import load_pair
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, RequestError, Sampling
 from tests.engine.drafting.test_speculation import BLOCK, Replay, changing, random_draft
-from tests.engine.small import llama_model, qwen3_5_model, memory_for, requests, run
+from tests.engine.small import llama_model, memory_for, qwen3_5_model, requests, run
 
 MERGES = ("e r", "i n", "s t", "a n", "t r", "tr u", "tru e", "n u", "nu l", "nul l", '" :', '" ,', '" }', '{ "', "0 0")
 

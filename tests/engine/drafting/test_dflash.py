@@ -16,6 +16,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
+from draftmill.kernels.pages.places import Places, tabled
 from tests.engine.small import VOCABULARY, NumberTokenizer, llama_model
 
 CONFIG: dict[str, Any] = dict(
@@ -63,22 +64,23 @@ def test_drafts_what_z_lab_s_implementation_drafts(tmp_path: Path, shape: str, m
     theirs_module: Any = pytest.importorskip("dflash.model_mlx", reason="z-lab's package is installed by `make test`")
     target = adapt(llama_model())
     folder = write(tmp_path / "draft", SHAPES[shape])
-    drafter = Drafter(load_draft(folder), target, slots=200)
+    drafter = Drafter(load_draft(folder), target, pages=3)
     monkeypatch.setattr(theirs_module, "snapshot_download", lambda *_, **__: str(folder))
     theirs: Any = theirs_module.load_draft("x").bind(target.model)
     cache = theirs.make_cache()
 
     # Two rows of context, growing round by round; theirs follows the second one.
-    request, start, cursor = Request("r", (1,)), 40, 0
+    request, cursor, pages = Request("r", (1,)), 0, [2, 1]
+    table, _ = tabled([pages])
     for grown in (7, 3, 12):
         taps = [mx.random.normal((grown, 64)) for _ in range(2)]
-        positions = mx.arange(cursor, cursor + grown)
-        mx.eval(drafter.extend(mx.concatenate(taps, axis=-1), positions, positions + start))
+        places = Places(table, mx.zeros(grown, mx.int32), mx.arange(cursor, cursor + grown, dtype=mx.int32))
+        mx.eval(drafter.extend(mx.concatenate(taps, axis=-1), places))
         cursor += grown
         anchors, cursors = mx.array([9, 11], mx.int32), mx.array([0, cursor], mx.int32)
         rows = [
-            DraftRow(request, 0, 0, 0, True, 3),
-            DraftRow(request, 1, start, cursor + 2, False, 5),  # the host's bound may be beyond the cursor
+            DraftRow(request, 0, [0], 0, True, 3),
+            DraftRow(request, 1, pages, cursor + 2, False, 5),  # the host's bound may be beyond the cursor
         ]
         drafted: Any = drafter.draft_blocks(rows, anchors, cursors).tolist()
         block = mx.array([[11] + [5] * 5])

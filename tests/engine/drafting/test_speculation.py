@@ -18,7 +18,6 @@ from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.engine.schedule.row import Row
 from tests.engine.small import (
-    ON_CPU,
     VOCABULARY,
     NumberTokenizer,
     llama_model,

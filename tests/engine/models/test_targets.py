@@ -33,6 +33,7 @@ PAGES = 4
 def pages_of(row: int) -> range:
     return range(PAGES * row, PAGES * (row + 1))
 
+
 HYBRIDS = {
     "qwen3_5": qwen3_5_model,
     "qwen3_5-untied": lambda: qwen3_5_model(tie_word_embeddings=False, attention_bias=True),

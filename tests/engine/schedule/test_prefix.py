@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from draftmill.engine.engine import Engine
 from draftmill.engine.request import Request, Sampling
+from draftmill.engine.schedule.pages import Pages
 from draftmill.engine.schedule.prefix import PrefixCache
 from draftmill.engine.schedule.prefix_tree import PrefixTree
 from tests.engine.drafting.test_speculation import engine_with_draft, random_draft, replaying
@@ -42,9 +42,9 @@ def prompts() -> tuple[tuple[int, ...], ...]:
     """Two templates that begin alike, a longer one inside the first; a prompt that others begin with, one asked twice,
     and one that is alone."""
     draw = random.Random(7)
-    header = text(draw, 40)
+    header = text(draw, 100)
     first, second = header + text(draw, 50), header + text(draw, 35)
-    inner = first + text(draw, 45)
+    inner = first + text(draw, 145)
     ends = [text(draw, draw.randint(1, 9)) for _ in range(12)]
     shared = [first + end for end in ends[:3]] + [inner + end for end in ends[3:6]] + [second + e for e in ends[6:10]]
     return (*shared, first, first + ends[0] + ends[1], shared[4], text(draw, 30), first[:70])
@@ -133,7 +133,8 @@ def test_a_template_is_prefilled_once(family: str) -> None:
     ]
     engine = small_engine(small_model(family), max_rows=16, slots=16 * 512)
     run(engine, requests)
-    least = len(template) + sum(len(request.tokens) - len(template) for request in requests)
+    whole = 256  # the template's tokens that fill pages
+    least = whole + sum(len(request.tokens) - whole for request in requests)
     assert least <= engine.stats.prefilled_tokens <= 1.05 * least
     assert engine.stats.prompt_tokens == engine.stats.prefilled_tokens + engine.stats.cached_tokens
 
@@ -142,7 +143,7 @@ def test_requests_that_come_one_by_one_share_too() -> None:
     model = small_model("llama")
     engine = small_engine(model)
     cached = [run(engine, [request])[request.id].cached_tokens for request in asked()[:3]]
-    assert cached == [0, 0, 90]  # the second shows what is shared
+    assert cached == [0, 0, 128]  # the second shows what is shared
 
 
 def test_a_cancelled_row_leaves_its_prefix_to_others() -> None:
@@ -175,7 +176,7 @@ def test_nothing_outlives_a_round_that_failed(part: str, rounds: int, monkeypatc
         patch.setattr(engine.target, part, lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(engine, [])
-    assert engine.scheduler.prefixes.used == 0
+    assert not engine.scheduler.prefixes.give_way()
     for request in requests:
         engine.cancel(request.id)
     run(engine, [])
@@ -202,32 +203,56 @@ def test_the_tree_counts_who_begins_alike() -> None:
 
 
 def test_the_prefix_that_saves_most_is_kept() -> None:
-    prefixes = PrefixCache(memory=1000)
+    pages = Pages(64)
+    prefixes = PrefixCache(pages)
     draw = random.Random(2)
-    template = text(draw, 100)
-    pair = template + text(draw, 50)
+    template = text(draw, 200)
+    pair = template + text(draw, 60)
     for tokens in [*((*template, n, 1, 2) for n in range(20)), (*pair, 1, 2), (*pair, 3, 4), text(draw, 80)]:
         prefixes.note(tokens)
     reserved = prefixes.reserve((*pair, 1, 2), None)
-    assert [prefix.length for prefix in reserved] == [100, 150]
+    assert [prefix.length for prefix in reserved] == [192, 256]
     assert prefixes.find((*template, 0, 1, 2)) == (None, True)
-    reserved[0].snapshot = "taken"
+    own = pages.allocate(5)
+    assert own
+    prefixes.keep(reserved[0], own)
+    reserved[0].ready = True
+    assert reserved[0].pages == own[:3]
     assert prefixes.find((*template, 0, 1, 2)) == (reserved[0], False)
     assert prefixes.find((*pair, 3, 4)) == (reserved[0], True)
     assert prefixes.reserve((*template, 0, 1, 2), reserved[0]) == []
     assert prefixes.find(template) == (None, False)  # its last token is wanted itself
-    assert prefixes.used == 250
+    assert not prefixes.give_way()  # that would free no page: a row has them all
+    pages.release(own)
+    assert prefixes.give_way()
+    assert pages.free == 64
 
 
 def test_old_prompts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftmill.engine.schedule.prefix.REMEMBERED", 300)
-    prefixes = PrefixCache(memory=1000)
+    monkeypatch.setattr("draftmill.engine.schedule.prefix.REMEMBERED", 500)
+    prefixes = PrefixCache(Pages(64))
     draw = random.Random(2)
-    template = text(draw, 60)
+    template = text(draw, 70)
     prefixes.note((*template, 1, 2))
     prefixes.note((*template, 3, 4))
-    assert [prefix.length for prefix in prefixes.reserve((*template, 3, 4), None)] == [60]
+    assert [prefix.length for prefix in prefixes.reserve((*template, 3, 4), None)] == [64]
     prefixes.clear()
     for _ in range(10):
         prefixes.note(text(draw, 60))
     assert prefixes.reserve((*template, 3, 4), None) == []
+
+
+def test_pages_are_shared_and_grow_as_they_are_asked_for() -> None:
+    pages = Pages(300)
+    assert (pages.count, pages.free) == (64, 300)
+    first = pages.allocate(60)
+    assert first == list(range(60))
+    pages.share(first[:2])
+    pages.release(first)
+    assert pages.free == 298
+    assert pages.allocate(3) == [2, 3, 4]
+    assert pages.allocate(200)
+    assert pages.count == 205  # twice as many would not have been enough
+    assert pages.allocate(96) is None
+    assert pages.allocate(95)
+    assert (pages.count, pages.free) == (300, 0)

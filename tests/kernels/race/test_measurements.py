@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import resource
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
+from draftmill.kernels.gpu.cores import cores
 from draftmill.kernels.race import measurements
+
+
+def test_a_machine_is_its_chip_its_cores_and_what_runs_on_it() -> None:
+    chip = mx.device_info()["device_name"]
+    assert measurements.machine().startswith(f"{chip}, {f'{cores()} cores, ' if cores() else ''}MLX {version('mlx')}, ")
 
 
 def test_an_entry_is_kept_beside_those_of_others(tmp_path: Path) -> None:

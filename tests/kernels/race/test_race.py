@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from draftmill.kernels.attention.ragged_attention import LEAST_KEYS
 from draftmill.kernels.gpu.source import Kernel
-from draftmill.kernels.race.contestants import AttentionShape, OperationShape, ProductShape, RecurrentShape, contests
+from draftmill.kernels.race.attention_checks import checks
+from draftmill.kernels.race.contestants import (
+    COLD,
+    AttentionShape,
+    OperationShape,
+    ProductShape,
+    RecurrentShape,
+    contests,
+)
 from draftmill.kernels.race.keys import KERNEL, STOCK
-from draftmill.kernels.race.race import Call, Contest, Form, race, read, run
+from draftmill.kernels.race.race import CALLS, REPEATS, Call, Contest, Form, Outputs, after, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
@@ -29,11 +40,15 @@ SHAPES = [  # and how many contests they have
 
 
 def sleeping(seconds: float, value: float = 1.0) -> Form:
-    def call() -> list[mx.array]:
-        time.sleep(seconds)
-        return [mx.full((4,), value)]
+    return giving(lambda: mx.full((4,), value), seconds)
 
-    return lambda round: call
+
+def giving(output: Callable[[], mx.array], seconds: float = 0.0) -> Form:
+    def call(layer: int, before: Outputs) -> Outputs:
+        time.sleep(seconds)
+        return [output()]
+
+    return Form(lambda round: call)
 
 
 def contest(**forms: Form) -> Contest:
@@ -45,9 +60,9 @@ def test_the_fastest_wins_and_the_hopeless_run_twice() -> None:
 
     def hopeless(round: int) -> Call:
         calls.append(round)
-        return sleeping(0.02)(round)
+        return sleeping(0.02).round(round)
 
-    result = run(contest(stock=sleeping(0.004), slow=hopeless, fast=sleeping(0.001)))
+    result = run(contest(stock=sleeping(0.004), slow=Form(hopeless), fast=sleeping(0.001)))
     assert result.winner == "fast"
     assert result.milliseconds["fast"] < result.milliseconds["stock"] < result.milliseconds["slow"]
     assert calls == [0, 1, 2]  # one to check, two to time
@@ -55,18 +70,43 @@ def test_the_fastest_wins_and_the_hopeless_run_twice() -> None:
 
 def test_an_interruption_does_not_decide() -> None:
     def interrupted(round: int) -> Call:
-        return sleeping(0.05 if round == 1 else 0.001)(round)
+        return sleeping(0.05 if round == 1 else 0.001).round(round)
 
-    assert run(contest(stock=sleeping(0.004), fast=interrupted)).winner == "fast"
+    assert run(contest(stock=sleeping(0.004), fast=Form(interrupted))).winner == "fast"
 
 
 def test_what_is_prepared_once_a_round_counts_once_a_round() -> None:
     def preparing(round: int) -> Call:
         time.sleep(0.005)
-        return sleeping(0.001)(round)
+        return sleeping(0.001).round(round)
 
-    result = run(contest(stock=sleeping(0.002), prepared=preparing))
+    result = run(contest(stock=sleeping(0.002), prepared=Form(preparing)))
     assert result.winner == "prepared"
+
+
+def test_each_layer_of_a_round_waits_for_the_one_before_it() -> None:
+    layers: list[tuple[int, Outputs, Outputs]] = []
+
+    def call(layer: int, before: Outputs) -> Outputs:
+        layers.append((layer, before, [after(mx.ones(4), before) + layer, mx.zeros(3)]))
+        return layers[-1][2]
+
+    run(contest(stock=Form(lambda round: call)))
+    rounds = layers[2:]  # the first two are the check
+    assert [layer for layer, _, _ in rounds] == [*range(CALLS)] * REPEATS
+    for (_, _, outputs), (layer, before, _) in pairwise(rounds):
+        assert before == (outputs if layer else ())
+
+
+def test_waiting_changes_nothing_and_reads_what_was_before() -> None:
+    x = mx.random.normal((5, 3, 4)).astype(mx.bfloat16)
+    before = [mx.full((2, 2), float("nan")), mx.sqrt(mx.full((3,), 1e30)), mx.zeros((4,), mx.int32)]
+    waiting = after(x, before)
+    drawn = io.StringIO()
+    mx.export_to_dot(drawn, waiting)
+    assert "Sqrt" in drawn.getvalue()
+    assert waiting.dtype == x.dtype
+    assert mx.array_equal(waiting, x)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +114,7 @@ def test_what_is_prepared_once_a_round_counts_once_a_round() -> None:
     [
         (sleeping(0, 1.5), "disagrees with its reference by 0.5"),
         (sleeping(0, float("nan")), "disagrees"),
-        (lambda round: lambda: [mx.ones((5,))], r"gives \(5,\) for \(4,\)"),
+        (giving(lambda: mx.ones((5,))), r"gives \(5,\) for \(4,\)"),
     ],
 )
 def test_what_disagrees_is_dropped_with_one_warning(
@@ -86,6 +126,65 @@ def test_what_disagrees_is_dropped_with_one_warning(
     assert {result.winner for result in results.values()} == {"stock"}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert re.search(f"sleep: kernel is dropped, stock MLX runs: it {reason}", caplog.text)
+
+
+def test_a_form_must_be_right_in_every_check() -> None:
+    right, wrong = (lambda: [mx.ones(2)]), (lambda: [mx.zeros(2)])
+    stock = replace(sleeping(0.001), checks=(right, right))
+    result = run(contest(stock=stock, late=replace(sleeping(0), checks=(right, wrong))))
+    assert result.winner == "stock"
+    assert "disagrees with its reference by 1" in result.dropped["late"]
+
+
+def test_rounds_that_attention_is_checked_in_have_all_that_masks_depend_on() -> None:
+    for queries in (1, 16, 256):
+        every = checks(queries)
+        spans = [span for check in every for span in check.packing.spans]
+        assert {span.exact for span in spans} == {True, False}
+        assert {check.window is None for check in every} == {True, False}
+        assert {check.packing.limits is None for check in every} == {True, False}
+        assert max(span.count for span in spans) >= min(queries, 64)
+        assert min(span.length for span in spans) < min(filter(None, (check.window for check in every))) * 2
+        ends = [span.length for span in spans]
+        assert max(ends) >= 2 * LEAST_KEYS or queries > 16  # so that keys are split, too
+
+
+@EMULATED
+@pytest.mark.parametrize("column", [0, 1], ids=["the window", "positions where the bound is not exact"])
+def test_a_kernel_that_ignores_part_of_the_mask_is_dropped(column: int) -> None:
+    def launch(kernel: Kernel, inputs: Sequence[mx.array], *rest):
+        if kernel.name == "attend":
+            sees = mx.array(inputs[4])
+            sees[:, column] = (0, 1 << 20)[column]
+            inputs = [*inputs[:4], sees, *inputs[5:]]
+        return on_cpu(kernel, inputs, *rest)
+
+    decoding = next(contests([AttentionShape(2, 1, 64, mx.float32)], launch))
+    assert decoding.key[-3:] == (1, 1, 512)  # one query, which otherwise sees all keys of its row
+    assert "disagrees" in run(decoding, force=KERNEL).dropped[KERNEL]
+
+
+SIZES = [
+    ProductShape(512, 1 << 17, 64, 4, mx.bfloat16),
+    ProductShape(512, 256, 64, 4, mx.float32),
+    AttentionShape(8, 8, 64, mx.float16),
+]
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=lambda shape: f"{type(shape).__name__}-{shape.dtype}")
+def test_contests_take_little_more_memory_than_their_inputs(shape: OperationShape) -> None:
+    largest = list(contests([shape]))[-1 if isinstance(shape, ProductShape) else 11]
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    forms = largest.make()
+    inputs = mx.get_active_memory() - before
+    assert mx.get_peak_memory() - before < 1.3 * inputs + (64 << 20)
+    if isinstance(shape, ProductShape):
+        assert inputs < COLD + 3 * shape.lines * shape.length * shape.bits // 8
+    else:
+        assert largest.key[-3:] == (32, 16, 4096)
+    del forms
 
 
 @EMULATED

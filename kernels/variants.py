@@ -1,0 +1,205 @@
+"""Compiles, as a pair is loaded, whatever kernels serving can come to need: a row would wait for a compiler later.
+
+What a kernel is compiled for depends on a round: how many queries its rows have, whether keys are split, even whether
+an array has fewer than eight elements. So calls as different as those of rounds go through the operations without
+running anything, and the first of each variant runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import mlx.core as mx
+
+from .gpu.launch import Variant, variant
+from .gpu.source import Kernel
+from .operations import Operations
+from .packing import FEW, Packing, Span
+from .pages.pool import LayerPool
+from .pages.sizes import pages_for
+from .race.contestants import (
+    AttentionShape,
+    NormShape,
+    OperationShape,
+    ProductShape,
+    RecurrentShape,
+    RotaryShape,
+)
+from .recurrent.gated_delta import Tape
+from .recurrent.plan import Steps
+
+COUNTS = (*range(1, 18), FEW, FEW + 1)
+"""Queries of a span, or steps: all numbers in which tiles may differ, and the first of a prompt's chunks."""
+
+TOKENS = (*range(1, 34), 64, 65)
+"""Tokens of a product: all numbers up to where its tiles are as large as they become."""
+
+PASTS = (0, 300, 2048)
+"""Keys before a round: none, enough to be split, enough for another winner."""
+
+log = logging.getLogger(__name__)
+
+Call = Callable[[Operations], Sequence[mx.array]]
+"""One call of an operation; its outputs."""
+
+
+class Recorder:
+    """A launch that runs nothing and keeps which `variants` would have run. What it gives out is zeros."""
+
+    def __init__(self) -> None:
+        self.variants: set[Variant] = set()
+
+    def __call__(
+        self,
+        kernel: Kernel,
+        inputs: Sequence[mx.array],
+        constants: Mapping[str, int | bool | mx.Dtype],
+        groups: tuple[int, int, int],
+        threads: int,
+        outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
+    ) -> list[mx.array]:
+        self.variants.add(variant(kernel, inputs, constants, outputs))
+        return [mx.zeros(shape, dtype) for shape, dtype in outputs]
+
+
+def compiled(operations: Operations, shapes: Iterable[OperationShape]) -> Operations:
+    """The operations, all of whose kernels' variants that these shapes can need have run.
+
+    An operation of which one cannot be compiled is stock from then on.
+    """
+    known: set[Variant] = set()
+    failed: set[str] = set()
+    for name, call in (pair for shape in shapes for pair in calls(shape)):
+        recorder = Recorder()
+        call(replace(operations, launch=recorder))
+        if name in failed or recorder.variants <= known:
+            continue
+        try:
+            mx.eval(call(operations))
+        except Exception as error:  # whatever a compiler or driver objects to
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            log.warning("%s: a kernel cannot be compiled, so stock MLX runs: %s", name, reason)
+            failed.add(name)
+        known |= recorder.variants
+    mx.clear_cache()
+    return operations.without(failed) if failed else operations
+
+
+def calls(shape: OperationShape) -> Iterator[tuple[str, Call]]:
+    """Calls of a shape's operations as different as rounds can make them, each with its operation's name."""
+    match shape:
+        case AttentionShape():
+            yield from (("attention", call) for call in _attention(shape))
+        case RotaryShape():
+            yield "rotary", partial(_rotate, shape)
+        case NormShape():
+            yield "add norm", partial(_add_norm, shape)
+        case RecurrentShape():
+            yield from _recurrent(shape)
+        case ProductShape():
+            yield from (("quantised product", call) for call in _products(shape))
+
+
+def _attention(shape: AttentionShape) -> Iterator[Call]:
+    pools: dict[bool, LayerPool] = {}  # rows may share one here
+    for count, others, past, window in product(COUNTS, ((), (1,), (1,) * 16), PASTS, (None, 1)):
+        counts = (count, *others) if count <= FEW else (count,) * min(1 + len(others), 2)
+        packing = _packing(counts, past)
+        queries = mx.zeros((sum(counts), shape.heads, shape.dim), shape.dtype)
+        yield partial(_attend, shape, pools, queries, packing, window)
+
+
+def _attend(
+    shape: AttentionShape,
+    pools: dict[bool, LayerPool],
+    queries: mx.array,
+    packing: Packing,
+    window: int | None,
+    operations: Operations,
+) -> Sequence[mx.array]:
+    if operations.in_place not in pools:
+        pages = pages_for(PASTS[-1] + COUNTS[-1])
+        pools[operations.in_place] = operations.pool(pages, shape.kv_heads, shape.dim, shape.dtype)
+    pool = pools[operations.in_place]
+    pool.launch = operations.launch if operations.in_place else None
+    return [operations.attention(queries, pool, packing, 1.0, window)]
+
+
+def _packing(counts: Sequence[int], past: int) -> Packing:
+    begins = [sum(counts[:row]) for row in range(len(counts))]
+    pages = range(pages_for(past + max(counts)))
+    spans = [Span(begin, count, pages, past + count) for begin, count in zip(begins, counts, strict=True)]
+    positions = mx.array([past + i for count in counts for i in range(count)], mx.int32)
+    return Packing.of(spans, positions)
+
+
+def _rotate(shape: RotaryShape, operations: Operations) -> Sequence[mx.array]:
+    layout, weight = shape.layout, mx.ones(shape.layout.dim, shape.dtype)
+    norms = None if layout.epsilon is None else (weight, weight)
+    turns = mx.zeros((1, 2, layout.rotated // 2))
+    pool = operations.pool(1, layout.kv_heads, layout.dim, shape.dtype)
+    places = _packing((1,), 0).places
+    queries = operations.rotate(mx.zeros((1, layout.width), shape.dtype), turns, norms, layout, pool, places)
+    return [queries, pool.written]
+
+
+def _add_norm(shape: NormShape, operations: Operations) -> Sequence[mx.array]:
+    x = mx.zeros((1, shape.size), shape.dtype)
+    return operations.add_norm(x, x, mx.ones(shape.size, shape.dtype), 1e-6)
+
+
+def _recurrent(shape: RecurrentShape) -> Iterator[tuple[str, Call]]:
+    """Rounds after none, after one that left no tape, and after some that left one: of steps, in two rows at most."""
+    window = shape.looks - 1
+    for taped, count, rows, final in product((None, 0, *COUNTS[1:8]), COUNTS, (1, 2), (False, True)):
+        spans = [
+            Span(row * count, count, (), 0, row=row, fresh=taped is None, final=final or count == 1)
+            for row in range(rows)
+        ]
+        last = [Span(row, taped or 1, (), 0, row=row, fresh=True, final=not taped) for row in range(rows)]
+        places = {} if taped is None else Steps.of(last, {}, None, window).places
+        steps = Steps.of(spans, places, None, window)
+        left = 0 if taped is None else rows, 0 if taped is None else rows * (window + taped), rows * (taped or 0)
+        yield "gated delta", partial(_gated_delta, shape, steps, left)
+        yield "convolution", partial(_convolved_heads, shape, steps, left)
+
+
+Left = tuple[int, int, int]
+"""How many states, inputs and taped steps the last round left."""
+
+
+def _gated_delta(shape: RecurrentShape, steps: Steps, left: Left, operations: Operations) -> Sequence[mx.array]:
+    heads, count = shape.heads, sum(span.count for span in steps.seats)
+    keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
+    k, v = mx.zeros((count, *keys), shape.dtype), mx.zeros((count, *values), shape.dtype)
+    numbers = mx.zeros((count, heads.values))
+    state, taped = mx.zeros((left[0], *values, heads.key_dim)), left[2]
+    tape = Tape(mx.zeros((taped, *keys), shape.dtype), mx.zeros((taped, *values)), mx.zeros((taped, heads.values)))
+    output, state, tape = operations.gated_delta(k, k, v, numbers, numbers.astype(shape.dtype), state, tape, steps)
+    return [output, state, tape.k, tape.delta, tape.decay]
+
+
+def _convolved_heads(shape: RecurrentShape, steps: Steps, left: Left, operations: Operations) -> Sequence[mx.array]:
+    heads, count = shape.heads, sum(span.count for span in steps.seats)
+    x = mx.zeros((count, heads.width), shape.dtype)
+    weight = mx.zeros((heads.channels, shape.looks), shape.dtype)
+    inputs = mx.zeros((left[1], heads.channels), shape.dtype)
+    return operations.convolved_heads(x, weight, inputs, steps, heads)
+
+
+def _products(shape: ProductShape) -> Iterator[Call]:
+    weight = mx.zeros((shape.lines, shape.length * shape.bits // 32), mx.uint32)
+    scales = mx.zeros((shape.lines, shape.length // shape.group_size), shape.dtype)
+    for count in TOKENS:
+        x = mx.zeros((count, shape.length), shape.dtype)
+        yield partial(_multiply, x, weight, scales, shape)
+
+
+def _multiply(
+    x: mx.array, weight: mx.array, scales: mx.array, shape: ProductShape, operations: Operations
+) -> Sequence[mx.array]:
+    return [operations.quantized_matmul(x, weight, scales, scales, shape.group_size, shape.bits)]

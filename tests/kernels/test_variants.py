@@ -1,0 +1,151 @@
+"""What is compiled as a pair is loaded: every variant that rounds can come to, and nothing twice."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from draftmill.kernels.fused.rotary import Layout
+from draftmill.kernels.gpu.source import Kernel
+from draftmill.kernels.operations import Operations
+from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.race.contestants import (
+    AttentionShape,
+    NormShape,
+    OperationShape,
+    ProductShape,
+    RecurrentShape,
+    RotaryShape,
+    contests,
+)
+from draftmill.kernels.race.keys import KERNEL, SIMDGROUPS
+from draftmill.kernels.recurrent.convolution import Heads
+from draftmill.kernels.recurrent.gated_delta import Tape
+from draftmill.kernels.recurrent.plan import Place, Steps
+from draftmill.kernels.variants import Recorder, compiled
+
+HALF = mx.bfloat16
+ATTENTION = [(32, 8, 128), (28, 4, 128), (16, 2, 256), (9, 3, 64), (2, 2, 128), (1, 1, 64)]
+RECURRENT = [Heads(16, 32, 128, 128), Heads(2, 4, 32, 8), Heads(1, 2, 32, 16)]
+PRODUCTS = [ProductShape(2560, 9728, 64, 4, HALF), ProductShape(64, 24, 32, 8, mx.float32)]
+
+
+def chosen(shape: OperationShape, launch: Recorder, form: str = KERNEL) -> Operations:
+    return Operations({contest.key: form for contest in contests([shape])}, launch, in_place=True)
+
+
+def known(shape: OperationShape, form: str = KERNEL) -> Recorder:
+    recorder = Recorder()
+    operations = chosen(shape, recorder, form)
+    assert compiled(operations, [shape]) == operations
+    return recorder
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), ATTENTION)
+def test_no_round_attends_in_a_variant_that_was_not_compiled(heads: int, kv_heads: int, dim: int) -> None:
+    shape = AttentionShape(heads, kv_heads, dim, HALF)
+    serving, draw = Recorder(), random.Random(heads)
+    operations = chosen(shape, serving)
+    pool = operations.pool(1, kv_heads, dim, HALF)
+    for _ in range(400):
+        most = draw.choice([1, 2, 4, 16, 40, 300])
+        counts = [draw.randint(1, most) for _ in range(draw.choice([1, 1, 2, 3, 5, 20, 80]))]
+        past = draw.choice([0, 40, 500, 3000])
+        spans, begin = [], 0
+        for count in counts:
+            spans.append(Span(begin, count, range(64), draw.randint(0, past) + count + draw.choice([0, 9]), False))
+            begin += count
+        positions = mx.zeros(begin, mx.int32)
+        packing = Packing.of(spans, positions, limits=draw.choice([None, positions]))
+        queries = mx.zeros((begin, heads, dim), HALF)
+        operations.attention(queries, pool, packing, 1.0, draw.choice([None, 8, 600]))
+    assert {kernel.name for kernel, _, _ in serving.variants} == {"attend", "combine"}
+    assert serving.variants <= known(shape).variants
+
+
+@pytest.mark.parametrize("heads", RECURRENT, ids=str)
+def test_no_round_recurs_in_a_variant_that_was_not_compiled(heads: Heads) -> None:
+    shape = RecurrentShape(heads, 4, mx.float32)
+    serving, draw = Recorder(), random.Random(heads.values)
+    operations = chosen(shape, serving)
+    weight = mx.zeros((heads.channels, 4))
+    for _ in range(60):
+        places: dict[int, Place] = {}
+        state = mx.zeros((0, heads.values, heads.value_dim, heads.key_dim))
+        tape = Tape(*(mx.zeros((0, *sizes)) for sizes in (heads[::2], heads[1::2], heads[1:2])))
+        inputs = mx.zeros((0, heads.channels))
+        for _ in range(5):
+            rows = draw.sample(range(9), draw.choice([1, 2, 3, 9]))
+            counts = {row: draw.randint(1, draw.choice([1, 2, 3, 9, 40])) for row in rows}
+            spans, begin = [], 0
+            for row, count in counts.items():
+                final = count == 1 or draw.random() < 0.5
+                spans.append(Span(begin, count, (), 0, row=row, fresh=row not in places, final=final))
+                begin += count
+            steps = Steps.of(spans, places, None, 3)
+            x = mx.zeros((begin, heads.width))
+            q, k, v, inputs = operations.convolved_heads(x, weight, inputs, steps, heads)
+            numbers = mx.zeros((begin, heads.values))
+            _, state, tape = operations.gated_delta(q, k, v, numbers, numbers, state, tape, steps)
+            places = dict(steps.places)
+    assert {kernel.name for kernel, _, _ in serving.variants} == {"convolve", "gated_delta"}
+    assert serving.variants <= known(shape).variants
+
+
+@pytest.mark.parametrize("form", [KERNEL, SIMDGROUPS])
+@pytest.mark.parametrize("shape", PRODUCTS, ids=str)
+def test_no_product_runs_in_a_variant_that_was_not_compiled(shape: ProductShape, form: str) -> None:
+    serving = Recorder()
+    operations = chosen(shape, serving, form)
+    weight = mx.zeros((shape.lines, shape.length * shape.bits // 32), mx.uint32)
+    scales = mx.zeros((shape.lines, shape.length // shape.group_size), shape.dtype)
+    for count in (*range(1, 130), 512, 2048):
+        x = mx.zeros((count, shape.length), shape.dtype)
+        operations.quantized_matmul(x, weight, scales, scales, shape.group_size, shape.bits)
+    assert serving.variants == known(shape, form).variants
+
+
+def test_each_variant_runs_once() -> None:
+    runs: list[Any] = []
+
+    class Counting(Recorder):
+        def __call__(self, kernel: Kernel, *given: Any) -> list[mx.array]:
+            runs.append(kernel.name)
+            return super().__call__(kernel, *given)
+
+    layout = Layout(4, 2, 64, 64, 1e-6)
+    every = [RotaryShape(layout, HALF), NormShape(64, HALF), *PRODUCTS, AttentionShape(8, 1, 128, HALF)]
+    winners = {contest.key: KERNEL for contest in contests(every)}
+    counting = Counting()
+    compiled(Operations(winners, counting), [*every, *every])
+    names = [kernel.name for kernel, _, _ in counting.variants]
+    for name in ("rotate", "add_norm", "quantized_matmul", "attend"):
+        assert runs.count(name) == names.count(name)
+    assert min(runs.count(name) for name in ("combine", "attend")) > 0
+
+
+def test_what_lost_its_races_is_not_compiled() -> None:
+    shape, recorder = AttentionShape(8, 2, 128, HALF), Recorder()
+    compiled(Operations({}, recorder), [shape])
+    assert not recorder.variants
+
+
+def test_an_operation_that_does_not_compile_is_stock(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Recorder):
+        def __call__(self, kernel: Kernel, *given: Any) -> list[mx.array]:
+            if kernel.name == "attend":
+                raise RuntimeError("no such type\nand more")
+            return super().__call__(kernel, *given)
+
+    every = [AttentionShape(8, 2, 128, HALF), NormShape(64, HALF)]
+    winners = {contest.key: KERNEL for contest in contests(every)}
+    with caplog.at_level(logging.WARNING):
+        left = compiled(Operations(winners, Refusing()), every)
+    assert {key[0] for key in left.winners} == {"add norm"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: a kernel cannot be compiled, so stock MLX runs: no such type"
+    ]
