@@ -6,6 +6,7 @@ could take over the memory of its input copies it as long as that is held. Neith
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 
 from draftmill.engine.engine import Engine
@@ -17,7 +18,7 @@ class HeldEngine(Engine):
     """An engine whose pools are held while a round is in flight. A round that copies one raises AssertionError."""
 
     def begin(self) -> HeldEngine:
-        self.held: list[np.ndarray] = []
+        self.held: list[mx.array] = []
         self.rounds = 0
         return self
 
@@ -26,7 +27,7 @@ class HeldEngine(Engine):
         before = addresses(self)
         launched = super()._launch(plan)
         assert addresses(self) == before, f"round {self.rounds} has copied a pool"
-        self.held = views(self)
+        self.held = [array.flatten() for array in arrays(self)]  # not evaluated, so it holds what it is made from
         self.rounds += 1
         return launched
 
@@ -36,12 +37,11 @@ class HeldEngine(Engine):
         super()._read_in_flight(launched)
 
 
-def views(engine: Engine) -> list[np.ndarray]:
-    """The memory of every pool of the engine, which is held as long as they are."""
-    arrays = [array for pool in engine._pools for layer in pool.layers for array in layer.arrays]
-    return [np.array(array, copy=False) for array in arrays]
+def arrays(engine: Engine) -> list[mx.array]:
+    """Every pool of the engine."""
+    return [array for pool in engine._pools for layer in pool.layers for array in layer.arrays]
 
 
 def addresses(engine: Engine) -> list[int]:
     """Where every pool of the engine lies."""
-    return [view.ctypes.data for view in views(engine)]
+    return [np.array(array, copy=False).ctypes.data for array in arrays(engine)]
