@@ -62,3 +62,9 @@ METAL_FUNC float4 load4(const T* from, long index) {
   result.w = static_cast<float>(four.at[3]);
   return result;
 }
+
+// An input that a kernel writes in place.
+template <typename T>
+METAL_FUNC T* writable(const T* buffer) {
+  return const_cast<T*>(buffer);
+}

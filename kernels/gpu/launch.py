@@ -21,6 +21,9 @@ TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 _HERE = Path(__file__).parent
 
+METAL_PRELUDE = _HERE / "metal_prelude.h"
+"""What stands before every kernel on Metal, behind what MLX itself puts there."""
+
 
 def on_device(values: Any) -> mx.array:
     """Whole numbers [...] int32 for kernels, in memory that the device itself has written.
@@ -55,8 +58,21 @@ def on_gpu(
     Raises:
         RuntimeError: the kernel does not compile (when the outputs are evaluated), or MLX has no GPU here.
     """
+    return encode(kernel, inputs, constants, groups, threads, outputs, mx.metal.is_available())
+
+
+def encode(
+    kernel: Kernel,
+    inputs: Sequence[mx.array],
+    constants: Mapping[str, int | bool | mx.Dtype],
+    groups: tuple[int, int, int],
+    threads: int,
+    outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
+    metal: bool,
+) -> list[mx.array]:
+    """As `on_gpu`, for Metal or for CUDA. It can be exported on any machine, and evaluated only on such a GPU."""
     kinds = *[(array.dtype, array.size < CONSTANT_SIZE) for array in inputs], *[dtype for _, dtype in outputs]
-    return _compiled(kernel, kinds, tuple(constants.items()))(
+    return _compiled(kernel, kinds, tuple(constants.items()), metal)(
         inputs=list(inputs),
         grid=(groups[0] * threads, groups[1], groups[2]),
         threadgroup=(threads, 1, 1),
@@ -67,7 +83,7 @@ def on_gpu(
 
 @cache
 def _compiled(
-    kernel: Kernel, kinds: tuple[Any, ...], constants: tuple[tuple[str, int | bool | mx.Dtype], ...]
+    kernel: Kernel, kinds: tuple[Any, ...], constants: tuple[tuple[str, int | bool | mx.Dtype], ...], metal: bool
 ) -> Callable[..., list[mx.array]]:
     """MLX's kernel for inputs and outputs of these kinds.
 
@@ -75,9 +91,9 @@ def _compiled(
     whatever the compiled code depends on. Constants are part of the source: MLX's own way to pass them costs the host
     more, at every call, than everything else in a launch.
     """
-    if mx.metal.is_available():
+    if metal:
         make: Any = mx.fast.metal_kernel
-        header, body, types = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body, METAL_TYPES
+        header, body, types = METAL_PRELUDE.read_text() + kernel.header, kernel.body, METAL_TYPES
     else:
         make = mx.fast.cuda_kernel
         (header, body), types = for_cuda(kernel), CUDA_TYPES
