@@ -21,6 +21,9 @@ TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 _HERE = Path(__file__).parent
 
+METAL_PRELUDE = _HERE / "metal_prelude.h"
+"""What stands before every kernel on Metal, behind what MLX itself puts there."""
+
 
 def on_device(values: Any) -> mx.array:
     """Whole numbers [...] int32 for kernels, in memory that the device itself has written.
@@ -55,7 +58,20 @@ def on_gpu(
     Raises:
         RuntimeError: the kernel does not compile (when the outputs are evaluated), or MLX has no GPU here.
     """
-    return _compiled(*variant(kernel, inputs, constants, outputs))(
+    return encode(kernel, inputs, constants, groups, threads, outputs, mx.metal.is_available())
+
+
+def encode(
+    kernel: Kernel,
+    inputs: Sequence[mx.array],
+    constants: Mapping[str, int | bool | mx.Dtype],
+    groups: tuple[int, int, int],
+    threads: int,
+    outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
+    metal: bool,
+) -> list[mx.array]:
+    """As `on_gpu`, for Metal or for CUDA. It can be exported on any machine, and evaluated only on such a GPU."""
+    return _compiled(*variant(kernel, inputs, constants, outputs), metal)(
         inputs=list(inputs),
         grid=(groups[0] * threads, groups[1], groups[2]),
         threadgroup=(threads, 1, 1),
@@ -81,7 +97,7 @@ def variant(
 
 @cache
 def _compiled(
-    kernel: Kernel, kinds: tuple[Any, ...], constants: tuple[tuple[str, int | bool | mx.Dtype], ...]
+    kernel: Kernel, kinds: tuple[Any, ...], constants: tuple[tuple[str, int | bool | mx.Dtype], ...], metal: bool
 ) -> Callable[..., list[mx.array]]:
     """MLX's kernel for inputs and outputs of these kinds.
 
@@ -89,9 +105,9 @@ def _compiled(
     whatever the compiled code depends on. Constants are part of the source: MLX's own way to pass them costs the host
     more, at every call, than everything else in a launch.
     """
-    if mx.metal.is_available():
+    if metal:
         make: Any = partial(mx.fast.metal_kernel, compile_options={"math_mode": "fast"})
-        header, body, types = (_HERE / "metal_prelude.h").read_text() + kernel.header, kernel.body, METAL_TYPES
+        header, body, types = METAL_PRELUDE.read_text() + kernel.header, kernel.body, METAL_TYPES
     else:
         make = mx.fast.cuda_kernel
         (header, body), types = for_cuda(kernel), CUDA_TYPES

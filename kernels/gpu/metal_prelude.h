@@ -1,5 +1,5 @@
-// What this project's kernels need beside what MLX puts before every kernel: one word that Metal does not have by
-// itself, and the header of simdgroup matrices.
+// What this project's kernels need beside what MLX puts before every kernel: words that Metal does not have by itself,
+// and the header of simdgroup matrices.
 
 #include <metal_simdgroup_matrix>
 
@@ -14,7 +14,7 @@ METAL_FUNC float4 load4(const constant T* from, long index) {
   return float4(*reinterpret_cast<const constant vec<T, 4>*>(from + index));
 }
 
-// A pool's elements. Pools are inputs, as whole words, and yet written: `writable` is the one place that says so.
+// A pool's elements. Pools are inputs, as whole words, and yet written: no other cast takes `const` away.
 template <typename T, typename W>
 METAL_FUNC const device T* elements(const device W* pool) {
   return reinterpret_cast<const device T*>(pool);

@@ -1,0 +1,1 @@
+"""Checks the text that MLX would hand to Metal, on any machine: with libclang, as "C++ for OpenCL"."""
