@@ -68,7 +68,8 @@ class Engine:
         max_rows: most rows in a round.
         memory: bytes for keys and values and for snapshots of prefixes; by default what this machine can spare.
         draft: the target's draft; None for plain decoding.
-        depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses.
+        depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses. At
+            depth 0 the draft is not used at all: it takes no memory and no time.
 
     Raises:
         ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
@@ -93,6 +94,8 @@ class Engine:
         most = max(0, block - 1)
         if depth is not None and depth > most:
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
+        if depth == 0:
+            draft, block, most = None, 0, 0
         per_slot = target.bytes_per_slot + (Drafter.bytes_per_slot(draft, target) if draft else 0)
         per_row = target.bytes_per_row(block)
         budget = default_budget() if memory is None else memory
@@ -135,10 +138,12 @@ class Engine:
     ) -> Engine:
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here.
 
+        At depth 0 the draft is not loaded.
+
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
-        parts = load_pair(pair, cache, draft_bits)
+        parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits)
         target, tokenizer = parts.target, parts.loaded.tokenizer
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
         engine.verdict = parts.verdict
