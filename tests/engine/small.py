@@ -153,8 +153,11 @@ class NumberTokenizer:
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
-    def decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, tokens: list[int], **_: Any) -> str:
         return "".join(f"{token} " for token in tokens)
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"{token} "
 
 
 def small_engine(
