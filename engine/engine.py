@@ -24,8 +24,10 @@ from .drafting.load import load_pair
 from .models.folder import ModelError
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
+from .recovery import Failure, log, renew, rewind
 from .request import Completion, FinishReason, Request, RequestError
 from .rounds import Round, pack
+from .schedule.blame import blame
 from .schedule.prefix import PrefixCache
 from .schedule.row import Row
 from .schedule.scheduler import Plan, Scheduler, Segment
@@ -60,6 +62,8 @@ class Engine:
     did in the extra round is thrown away. A row with a grammar, whose next tokens depend on what the last ones were,
     takes part in every second round, so that the others need not wait; in every round where all rows are such.
     All calls from one thread.
+
+    After a round that failed, all rows begin anew: what they have generated is prefilled again.
 
     Args:
         target: adapter over the loaded target.
@@ -121,6 +125,7 @@ class Engine:
         self._chooser = Chooser()
         self._ends = RowEnds(max_rows)
         self._in_flight: Round | None = None
+        self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
         self._rows: dict[str, Row] = {}
         self._finished: list[Row] = []
@@ -206,24 +211,49 @@ class Engine:
             self._finish(row, "cancelled")
 
     def step(self) -> list[Completion]:
-        """Launch the next round, then read the one before it; returns the requests that finished."""
+        """Launch the next round, then read the one before it; returns the requests that finished.
+
+        Raises:
+            EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
+        """
+        if failure := self._run_round():
+            self._start_over(failure)
+        finished, self._finished = self._finished, []
+        return [self._complete(row) for row in finished]
+
+    def _run_round(self) -> Failure | None:
         try:
             if self._in_flight and self._in_flight.late and not self._in_flight.yielding:
                 self._read_in_flight(None)  # no row could take part in the next round before
             plan = self.scheduler.plan()
+            rows = [segment.row for segment in plan.segments]
+            self._working += rows
             if plan.started:
                 self.starting([row.request.id for row in plan.started])
             launched = self._launch(plan)
             self._read_in_flight(launched)
-        except Exception:
-            self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
-            self._context.clear()
-            for pool in self._pools:
-                pool.discard()
-            raise
-        self._in_flight = launched
-        finished, self._finished = self._finished, []
-        return [self._complete(row) for row in finished]
+        except Exception as error:
+            return Failure.of(error)
+        self._in_flight, self._working = launched, rows
+        return None
+
+    def _start_over(self, failure: Failure) -> None:
+        """After a failed round: forget what any round has computed, and let all rows begin anew."""
+        rows = [row for row in dict.fromkeys(self._working) if row.finish_reason is None]
+        log.error("a round of %d requests failed: %s", len(rows), failure.story)
+        self._in_flight, self._read_at, self._working = None, None, []
+        sent_back = self.scheduler.start_over()
+        rewind(sent_back, self._grammars)
+        if self.budget:
+            for row in sent_back:
+                self.budget.forget(row.request.id)
+        self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+        self._context.clear()
+        self._ends = RowEnds(self.max_rows)
+        renew(self.target, self.state, self.drafter, failure)
+        if guilty := blame(rows, failure.story):
+            guilty.error = f"the engine failed with {failure.kind}"
+            self._finish(guilty, "failed")
 
     @property
     def _pools(self) -> list[KVPool]:

@@ -16,9 +16,17 @@ class KVPool:
 
     def __init__(self, layers: int, slots: int, heads: int, head_dim: int, dtype: mx.Dtype):
         self.slots = slots
-        self.keys = [mx.zeros((slots, heads, head_dim), dtype) for _ in range(layers)]
-        self.values = [mx.zeros((slots, heads, head_dim), dtype) for _ in range(layers)]
+        self._layers, self._shape, self._dtype = layers, (slots, heads, head_dim), dtype
         self._put: list[list[tuple[mx.array, mx.array, mx.array]]] = [[] for _ in range(layers)]
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with empty slots; also after a round that failed: what it was to write cannot be read."""
+        self.discard()
+        self.keys: list[mx.array] = []  # gives the old ones back before new ones take their memory
+        self.values: list[mx.array] = []
+        self.keys = [mx.zeros(self._shape, self._dtype) for _ in range(self._layers)]
+        self.values = [mx.zeros(self._shape, self._dtype) for _ in range(self._layers)]
         mx.eval(self.keys, self.values)
 
     @staticmethod

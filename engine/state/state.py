@@ -20,3 +20,9 @@ class State:
     def write(self, layer: int, slots: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """`KVPool.write`; layers are counted among the attention layers."""
         return self.pool.write(layer, slots, keys, values)
+
+    def renew(self) -> None:
+        """Keep nothing of any row, as at the start."""
+        self.pool.renew()
+        if self.recurrent:
+            self.recurrent.renew()
