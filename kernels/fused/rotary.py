@@ -107,7 +107,7 @@ def _turned(heads: mx.array, turns: mx.array, layout: Layout) -> mx.array:
     rotated, half = layout.rotated, layout.rotated // 2
     if layout.neighbours:
         turned = _rotated(heads[..., 0:rotated:2], heads[..., 1:rotated:2], turns)
-        parts = [mx.stack(turned, axis=-1).flatten(-2)]
+        parts = [mx.stack([*turned], axis=-1).flatten(-2)]
     else:
         parts = [*_rotated(heads[..., :half], heads[..., half:rotated], turns)]
     return mx.concatenate([*parts, heads[..., rotated:]], axis=-1)

@@ -16,6 +16,7 @@ from draftmill.engine.schedule.blame import blame
 from draftmill.engine.schedule.row import RELIEF, Row
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
+from tests.engine.choose import test_grammar
 from tests.engine.drafting.test_speculation import engine_with_draft, small_model
 from tests.engine.small import reference, requests, run, small_engine
 
@@ -104,6 +105,15 @@ def test_sampled_rows_and_shared_prefixes_go_on_as_well() -> None:
     assert sum(it.cached_tokens for it in done.values()) > 0
 
 
+def test_grammars_are_where_their_rows_are() -> None:
+    asked = test_grammar.asking(4, temperature=1.0)
+    free = [replace(request, id=f"free {request.id}", schema=None) for request in asked[:2]]
+    expected = test_grammar.tokens(run(test_grammar.engine(), asked + free))
+    for fault in (refused, singular):
+        engine = failing(test_grammar.engine(draft=True), at(45, 140, 290), fault)
+        assert test_grammar.tokens(run(engine, asked + free)) == expected
+
+
 def test_a_round_that_fails_twice_in_a_row_ends_nobody() -> None:
     model, asked = small_model("llama"), requests(6)
     engine, failed = small_engine(model), [0]
@@ -170,7 +180,7 @@ def test_no_round_holds_what_a_failed_one_has_made() -> None:
     before = mx.get_active_memory()
     failing(engine, at(33, 60), unread)
     run(engine, asked)
-    assert mx.get_active_memory() <= before + 2**16
+    assert mx.get_active_memory() < before + engine.pool.keys[0].nbytes / 2
 
 
 def test_blame_fades_as_rows_go_on() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -230,10 +230,10 @@ def test_counters_agree_with_results() -> None:
 def test_at_depth_0_the_draft_takes_no_memory_and_no_part() -> None:
     model, asked = small_model("llama"), requests(4)
     target = adapt(model)
-    given: Any = (target, NumberTokenizer(), 512, 4, 2**20)
-    plain, engine = Engine(*given), Engine(*given, random_draft(), depth=0)
+    make = partial(Engine, target, NumberTokenizer(), 512, 4, 2**20)
+    plain, engine = make(), make(random_draft(), depth=0)
     assert engine.drafter is None
-    assert engine.pool.slots == plain.pool.slots > Engine(*given, random_draft()).pool.slots
+    assert engine.pool.slots == plain.pool.slots > make(random_draft()).pool.slots
     done = run(engine, asked)
     for request in asked:
         completion = done[request.id]
