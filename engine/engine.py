@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.packing import Packing
-from ..kernels.pages.sizes import PAGE, pages_for
+from ..kernels.pages.sizes import PAGE
 from .choose.constrained import Chooser
 from .choose.grammar import GrammarError, Grammars
 from .choose.scored import Scored
@@ -25,25 +25,20 @@ from .drafting.load import load_pair
 from .models.folder import ModelError
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
+from .recovery import Failure, log, renew, rewind
 from .request import Completion, FinishReason, Request, RequestError
 from .rounds import Round, pack
-from .schedule.prefix import MOST
+from .schedule.blame import blame
 from .schedule.row import Row
 from .schedule.scheduler import Plan, Scheduler, Segment
+from .shares import Shares
 from .state.kv_pool import KVPool
-from .state.memory import default_budget
 from .state.row_ends import RowEnds
 from .stats import Stats
 from .text import Text
 from .verdict import Verdict
 
 MAX_ROWS = 32
-
-SNAPSHOTS = 8
-"""One part in so many of the memory is for the recurrent memory behind shared prefixes: room for a few templates."""
-
-LATE = 32
-"""One part in so many of the memory is for taps of which the draft has had no need yet."""
 
 
 def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
@@ -60,14 +55,17 @@ class Engine:
     takes part in every second round, so that the others need not wait; in every round where all rows are such.
     All calls from one thread.
 
+    After a round that failed, all rows begin anew: what they have generated is prefilled again.
+
     Args:
         target: adapter over the loaded target.
         tokenizer: mlx-lm's tokenizer wrapper.
         context_length: most tokens of prompt and completion together.
-        max_rows: most rows in a round.
+        max_rows: most rows in a round. `workspace` is how many bytes rounds then take beside what is kept.
         memory: bytes for what rows keep, keys and values above all; by default what this machine can spare.
         draft: the target's draft; None for plain decoding.
-        depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses.
+        depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses. At
+            depth 0 the draft is not used at all: it takes no memory and no time.
 
     Raises:
         ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
@@ -92,31 +90,16 @@ class Engine:
         most = max(0, block - 1)
         if depth is not None and depth > most:
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
-        per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
-        per_row, per_prefix = target.bytes_per_row(block), target.bytes_per_row(0)
-        budget = default_budget() if memory is None else memory
-        prefixes = budget // SNAPSHOTS if per_prefix else 0
-        late = budget // LATE if draft else 0
-        pages = min(
-            (budget - prefixes - late - max_rows * per_row) // per_page, max_rows * pages_for(context_length + block)
-        )
-        if pages < 1:
-            raise ModelError(
-                f"no memory for keys and values: {budget:,} bytes allowed, {prefixes:,} of them for shared prefixes; "
-                f"{PAGE} tokens need {per_page:,}, each of {max_rows} rows {per_row:,} besides: "
-                "raise --memory or lower --max-rows"
-            )
-        self.scheduler = Scheduler(
-            pages,
-            max_rows,
-            block,
-            fixed(most if depth is None else depth),
-            min(MOST, prefixes // per_prefix) if per_prefix else MOST,
-        )
+        if depth == 0:
+            draft, block, most = None, 0, 0
+        shares = Shares.of(target, draft, max_rows, context_length, memory)
+        self.workspace = shares.workspace
+        depths = fixed(most if depth is None else depth)
+        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, self.pool.pages) if draft else None
-        self._context = WaitingContext(late // Drafter.bytes_of_taps(draft, target) if draft else 0)
+        self._context = WaitingContext(shares.late)
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
@@ -126,6 +109,7 @@ class Engine:
         self._chooser = Chooser()
         self._ends = RowEnds(max_rows)
         self._in_flight: Round | None = None
+        self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
         self._rows: dict[str, Row] = {}
         self._finished: list[Row] = []
@@ -143,10 +127,12 @@ class Engine:
     ) -> Engine:
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here.
 
+        At depth 0 the draft is not loaded.
+
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
-        parts = load_pair(pair, cache, draft_bits)
+        parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits)
         target, tokenizer = parts.target, parts.loaded.tokenizer
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
         engine.verdict = parts.verdict
@@ -209,22 +195,49 @@ class Engine:
             self._finish(row, "cancelled")
 
     def step(self) -> list[Completion]:
-        """Launch the next round, then read the one before it; returns the requests that finished."""
+        """Launch the next round, then read the one before it; returns the requests that finished.
+
+        Raises:
+            EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
+        """
+        if failure := self._run_round():
+            self._start_over(failure)
+        finished, self._finished = self._finished, []
+        return [self._complete(row) for row in finished]
+
+    def _run_round(self) -> Failure | None:
         try:
             if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
                 self._read_in_flight(None)  # no row could take part in the next round before
             plan = self.scheduler.plan()
+            rows = [segment.row for segment in plan.segments]
+            self._working += rows
             if plan.started:
                 self.starting([row.request.id for row in plan.started])
             launched = self._launch(plan)
             self._read_in_flight(launched)
-        except Exception:
-            self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
-            self._context.clear()
-            raise
-        self._in_flight = launched
-        finished, self._finished = self._finished, []
-        return [self._complete(row) for row in finished]
+        except Exception as error:
+            return Failure.of(error)
+        self._in_flight, self._working = launched, rows
+        return None
+
+    def _start_over(self, failure: Failure) -> None:
+        """After a failed round: forget what any round has computed, and let all rows begin anew."""
+        rows = [row for row in dict.fromkeys(self._working) if row.finish_reason is None]
+        log.error("a round of %d requests failed: %s", len(rows), failure.story)
+        self._in_flight, self._read_at, self._working = None, None, []
+        sent_back = self.scheduler.start_over()
+        rewind(sent_back, self._grammars)
+        if self.budget:
+            for row in sent_back:
+                self.budget.forget(row.request.id)
+        self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+        self._context.clear()
+        self._ends = RowEnds(self.max_rows)
+        renew(self.target, self.state, self.drafter, failure)
+        if guilty := blame(rows, failure.story):
+            guilty.error = f"the engine failed with {failure.kind}"
+            self._finish(guilty, "failed")
 
     @property
     def _pools(self) -> list[KVPool]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
 
 class RequestError(ValueError):
     """A request that this engine can never serve; the message is one line that says why and what to do."""
+
+
+class EngineFailed(RuntimeError):
+    """Rounds fail and it is no request's fault: the engine cannot go on. The message is one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Completion:
     Of the prompt's tokens `cached_tokens` were copied from another request's instead of prefilled.
     `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
     and accepted in them (both 0 at depth 0). Of a row that could not go on, and so ended with "error", `error` says in
-    one line why.
+    one line why; so it does of one that ended with "failed", because rounds with it alone fail on this machine.
     """
 
     id: str

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from .chat import Chat
 from .request import RequestError
+
+FALLBACK = re.compile("<0x([0-9A-F]{2})>")
+"""Tokens of single bytes, where others are of characters. A run of them is read as a whole, or, if it is no UTF-8,
+byte by byte: another byte may change what its first ones read."""
+
+KEPT = 64
+"""Sets of stop strings of which is remembered which tokens may end them."""
+
+
+class Piece(NamedTuple):
+    """A token by itself: what it reads inside a text, and a number of bytes of which it surely has as many.
+
+    Unless it is `whole`, it has parts of characters, and what they read depends on its neighbours. Text before a token
+    that is whole, and the text from there on, do not depend on each other.
+    """
+
+    text: str
+    whole: bool
+    bytes: int
 
 
 class Text:
@@ -16,6 +37,8 @@ class Text:
         self.tokenizer = tokenizer
         self.chat = Chat(tokenizer)
         self.end_tokens: frozenset[int] = frozenset(tokenizer.eos_token_ids)
+        self._pieces: dict[int, Piece] = {}
+        self._stops = lru_cache(KEPT)(lambda stop: Stops(self, stop))
 
     def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
         """Tokens of a chat, through the model's own template, or of a plain prompt, which may name control tokens.
@@ -29,20 +52,75 @@ class Text:
         return list(tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        """The text of these tokens, as they say it, without control tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def stopped(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether a stop string has just been completed at the end of `tokens`.
+    def piece(self, token: int) -> Piece:
+        """The token by itself; remembered."""
+        if token not in self._pieces:
+            self._pieces[token] = self._piece(token)
+        return self._pieces[token]
 
-        Every token holds at least one byte, so a tail of as many tokens as the string has bytes is enough; a few
-        more keep characters whole that the tail's start would cut.
-        """
-        if not stop:
-            return False
-        tail = self.decode(tokens[-(max(len(string.encode()) for string in stop) + 4) :])
-        return any(string in tail for string in stop)
+    def stopped(self, tokens: Sequence[int], stop: tuple[str, ...]) -> bool:
+        """Whether the text of `tokens` has a stop string; without the last of them it has none."""
+        return bool(stop) and self._stops(stop).ended(tokens)
 
     def cut(self, text: str, stop: Sequence[str]) -> str:
         """`text` up to the first stop string."""
         ends = [index for string in stop if (index := text.find(string)) >= 0]
         return text[: min(ends)] if ends else text
+
+    def _piece(self, token: int) -> Piece:
+        if byte := FALLBACK.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))):
+            value = int(byte[1], 16)  # nothing to begin with, for it belongs to its run
+            return Piece(chr(value) if value < 128 else "\ufffd", False, 0)
+        once, twice = self.decode([token]), self.decode([token, token])
+        if "\ufffd" in twice:
+            return Piece(twice, False, 1)
+        text = twice[len(once) :]  # some tokenizers leave out a space at a text's beginning
+        return Piece(text, True, len(text.encode()))
+
+
+class Stops:
+    """Finds stop strings in texts that grow token by token, in the same place as `Text.cut` does in the whole text.
+
+    Most tokens cannot end a stop string, whatever is before them: that is found out once for each token. After the
+    others the end of the text is decoded.
+    """
+
+    def __init__(self, text: Text, stop: tuple[str, ...]):
+        self._text, self._stop = text, stop
+        self._longest = max(len(string.encode()) for string in stop)
+        self._may_end: dict[int, bool] = {}
+
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """As `Text.stopped`."""
+        token = tokens[-1]
+        may_end = self._may_end.get(token)
+        if may_end is None:
+            may_end = self._may_end[token] = any(_may_end(self._text.piece(token), string) for string in self._stop)
+        return may_end and self._in_tail(tokens)
+
+    def _in_tail(self, tokens: Sequence[int]) -> bool:
+        """Whether a stop string ends in the last token.
+
+        The tail has at least as many bytes before that token as the longest of them. If it begins inside a character,
+        up to three bytes are read as something else than they are; if it begins with a space, that may be left out.
+        """
+        begin, missing = len(tokens) - 1, self._longest + 3
+        while begin and missing > 0:
+            begin -= 1
+            missing -= self._text.piece(tokens[begin]).bytes
+        return self._in(tokens[begin:]) and (begin == 0 or self._in(tokens))
+
+    def _in(self, tokens: Sequence[int]) -> bool:
+        text = self._text.decode(tokens)
+        return any(string in text for string in self._stop)
+
+
+def _may_end(piece: Piece, string: str) -> bool:
+    """Whether a stop string may end in this token."""
+    if piece.whole:
+        text = piece.text
+        return string in text or any(string.endswith(text[:length]) for length in range(1, len(text) + 1))
+    return not string or not string[-1].isascii() or string[-1] in piece.text

@@ -45,5 +45,8 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Completion]:
-        """Run one round; returns the requests that finished."""
+        """Run one round; returns the requests that finished.
+
+        One with which alone rounds fail ends with finish reason "failed". Raises EngineFailed if all rounds fail.
+        """
         ...

@@ -58,9 +58,9 @@ def overdue(job: Claimed, seconds: float) -> Outcome:
     return Outcome(job, "failed", _line(job, None, {"code": OVERDUE, "message": message}), reason=message)
 
 
-def retry(job: Claimed, error: Exception) -> Outcome:
-    """A request that the engine failed at, to be tried again. No message of the error: it may quote the prompt."""
-    return Outcome(job, "retry", b"", reason=f"the engine failed with {type(error).__name__}")
+def retry(job: Claimed, reason: str) -> Outcome:
+    """A request that the engine failed at, to be tried again. The reason has no error's message: that may quote it."""
+    return Outcome(job, "retry", b"", reason=reason)
 
 
 def returned(job: Claimed) -> Outcome:

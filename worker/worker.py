@@ -22,7 +22,7 @@ from rq.worker.base import BaseWorker
 from ..engine.request import Completion, Request, RequestError
 from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
-from ..producer.queue.leases import RETRY_SECONDS, Claimed, JobQueue
+from ..producer.queue.leases import Claimed, JobQueue
 from ..producer.queue.pair_names import canonical
 from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, pair_queue
 from . import jobs, results
@@ -38,11 +38,6 @@ from .witness import Witness
 log = logging.getLogger("draftmill.worker")
 
 VERSIONS = {name: version(name) for name in ("draftmill", "mlx", "rq")} | {"wire": str(WIRE)}
-
-MOST_FAILURES = 3
-"""Rounds that may fail in a row, each of other requests, before the worker ends."""
-IDLE_SECONDS = RETRY_SECONDS / 2
-"""An engine without work for so long has no rounds in a row: what failed comes back after RETRY_SECONDS, alone."""
 
 
 @dataclass
@@ -131,8 +126,6 @@ class MillWorker(BaseWorker):
         self._hand_back_at = math.inf
         self.signals = 0
         self._stop_at = math.inf
-        self._failures = 0
-        self._worked_at = 0.0
         self._running: dict[str, Running] = {}
         self._done = self._failed = 0
         self._speed: deque[tuple[float, int]] = deque(maxlen=11)
@@ -148,6 +141,9 @@ class MillWorker(BaseWorker):
 
         The first SIGTERM or SIGINT finishes what is in flight, for `drain` seconds at most; the second hands it
         back and ends at once. `restart` is True if it ended by itself, to serve another pair.
+
+        Raises:
+            EngineFailed: the engine cannot go on; its jobs are handed back.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request_shutdown)
@@ -170,8 +166,6 @@ class MillWorker(BaseWorker):
                     break
                 else:
                     self.courier.arrived.wait(0.1)
-                    if time.monotonic() - self._worked_at > IDLE_SECONDS:
-                        self._failures = 0
             ended_well = True
         finally:  # jobs that were running when the worker failed are not handed back: their leases count
             self._close({} if ended_well else self._running)
@@ -203,7 +197,7 @@ class MillWorker(BaseWorker):
                 ended.append(results.refused(job, str(error)))
             except Exception as error:  # whatever it is, it concerns this job alone
                 log.error("the engine failed to take %s: %s", job.id, type(error).__name__)
-                ended.append(results.retry(job, error))
+                ended.append(results.retry(job, f"the engine failed with {type(error).__name__}"))
             else:
                 self._running[job.id] = Running(job, body, request, time.monotonic())
         self._deliver(ended)
@@ -249,11 +243,9 @@ class MillWorker(BaseWorker):
         begin = time.perf_counter()
         try:
             completions = self.engine.step()
-        except Exception as error:
-            return self._recover(error)
-        finally:
-            self._worked_at = time.monotonic()
-        self._failures = 0
+        except Exception as error:  # the engine goes on after rounds that fail, while it can
+            self._give_up(error)
+            raise
         self._tell_rows()
         self.metrics.observe_round(time.perf_counter() - begin, self.engine.stats)
         ended = [self._ended(completion) for completion in completions]
@@ -277,6 +269,8 @@ class MillWorker(BaseWorker):
 
     def _ended(self, completion: Completion) -> results.Outcome | None:
         running = self._running.pop(completion.id)
+        if completion.finish_reason == "failed":
+            return results.retry(running.job, completion.error or "the engine failed")
         if completion.error:
             return results.refused(running.job, completion.error)
         if completion.finish_reason != "cancelled":
@@ -294,31 +288,18 @@ class MillWorker(BaseWorker):
             return results.cancelled(running.job, running.dropped)
         return None
 
-    def _recover(self, error: Exception) -> None:
-        """After a round that failed: let what it ran be tried again, somewhere, later, and empty the engine.
-
-        An engine that fails again and again, or cannot even be emptied, ends the worker. A request on its last try
-        runs alone; if its round fails, that is the request's fault.
-        """
-        log.error("a round of the engine failed: %s: %s", type(error).__name__, str(error)[:200])
-        ran = dict(self._running)
+    def _give_up(self, error: Exception) -> None:
+        """The engine cannot go on, and so this worker ends: let what ran be tried again, later, and the rest return."""
+        kept = [running for running in self._running.values() if running.dropped != "lost"]
         self._running.clear()
-        kept = [running for running in ran.values() if running.dropped != "lost"]
         nobody_ran = not any(running.in_row for running in kept)
+        reason = f"the engine failed with {type(error).__name__}"
         self._deliver(
             [
-                results.retry(running.job, error) if running.in_row or nobody_ran else results.returned(running.job)
+                results.retry(running.job, reason) if running.in_row or nobody_ran else results.returned(running.job)
                 for running in kept
             ]
         )
-        if not any(running.job.alone for running in kept):
-            self._failures += 1
-        if self._failures >= MOST_FAILURES:
-            raise error
-        for id in ran:
-            self.engine.cancel(id)
-        while self.engine.busy:
-            self.engine.step()
 
     def _deliver(self, outcomes: Sequence[results.Outcome]) -> None:
         if outcomes:

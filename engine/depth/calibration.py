@@ -1,8 +1,13 @@
-"""Measures what rounds and draft passes cost on this machine, for the row budget: a few seconds, once."""
+"""Measures what rounds and draft passes cost on this machine, for the row budget: a few seconds, once.
+
+Every token is another one. Equal tokens would all go through the same few experts of a mixture, which would then seem
+to read no more weights for many tokens than for one.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +33,9 @@ may have to compile for it, for seconds.
 """
 
 REPEATS = 3
+
+TOKENS = "random tokens"
+"""What is timed; costs that were measured with others are not used."""
 
 
 def calibrated(name: str, cache: Path, target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
@@ -55,7 +63,7 @@ def _file(cache: Path) -> Path:
 
 def _here() -> str:
     """What a round's time depends on beside the pair: chip, MLX and kernels; without a GPU, cores and libraries."""
-    machine = measurements.machine()
+    machine = f"{measurements.machine()}, {TOKENS}"
     if mx.default_device() != mx.cpu:
         return machine
     threads, libraries = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "LD_PRELOAD"))
@@ -122,7 +130,7 @@ def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: Stat
         Span(begin, count, _pages(row, room), shape.context + count, False, row, fresh=True, final=count == 1)
         for row, (begin, count) in enumerate(zip(begins, counts, strict=True))
     ]
-    tokens = mx.zeros(shape.tokens, mx.int32)
+    tokens = _random_tokens(shape.tokens, target)
     positions = mx.array([position for _, position in places], mx.int32)
     replay = mx.zeros(shape.rows, mx.int32)
 
@@ -139,7 +147,7 @@ def _draft_pass(shape: RoundShape, drafter: Drafter, max_rows: int) -> Callable[
     request = Request("", (0,), Sampling(max_tokens=1))
     room, depth = pages_for(shape.context + drafter.block), drafter.block - 1
     rows = [DraftRow(request, row, _pages(row, room), shape.context, False, depth) for row in range(shape.rows)]
-    anchors, cursors = mx.zeros(max_rows, mx.int32), mx.full(max_rows, shape.context, mx.int32)
+    anchors, cursors = _random_tokens(max_rows, drafter.target), mx.full(max_rows, shape.context, mx.int32)
     table, firsts = tabled([row.pages for row in rows])
     ahead = mx.arange(drafter.block, dtype=mx.int32)
     starts = mx.repeat(mx.array(firsts, mx.int32), drafter.block)
@@ -157,3 +165,9 @@ def _draft_pass(shape: RoundShape, drafter: Drafter, max_rows: int) -> Callable[
 def _pages(row: int, room: int) -> range:
     """The pages of a row, of which each has so many."""
     return range(row * room, (row + 1) * room)
+
+
+def _random_tokens(count: int, target: Transformer) -> mx.array:
+    """So many tokens of the vocabulary [count], in every run the same."""
+    draw = random.Random(count)
+    return mx.array([draw.randrange(target.vocabulary) for _ in range(count)], mx.int32)

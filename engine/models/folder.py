@@ -18,6 +18,7 @@ from mlx_lm.utils import dequantize_model
 
 from . import boxed
 from .boxed import ModelError
+from .config_keys import refuse_unheeded
 from .targets import FAMILIES
 
 __all__ = ["LoadedModel", "ModelError", "load"]
@@ -87,12 +88,16 @@ def locate(name: str, cache: Path) -> Path:
 
 
 def refuse_unusable(folder: Path) -> None:
-    """Raise `ModelError` for a folder that is no model, is of no supported family, or brings code to run."""
+    """Raise `ModelError` for a folder that is no model, is of no supported family, or brings code to run.
+
+    So it does for a configuration that would change tokens in a way that is not honoured here.
+    """
     config = read_json(folder / "config.json")
     if (family := config.get("model_type")) not in FAMILIES:
         raise ModelError(
             f"{folder} holds model type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
         )
+    refuse_unheeded(config, folder / "config.json")
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
     tokenizer_file = folder / "tokenizer_config.json"

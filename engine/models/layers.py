@@ -14,12 +14,15 @@ from ...kernels.fused.rotary import Layout
 def turns(rope: Any, layout: Layout, positions: mx.array) -> mx.array:
     """What a rope makes of the unit vectors of each pair: its cosines and sines [N, 2, rotated / 2]."""
     half = layout.rotated // 2
-    units = mx.concatenate([mx.ones(half), mx.zeros(layout.dim - half)])
+    pairs = mx.stack([mx.ones(half), mx.zeros(half)], axis=1 if layout.neighbours else 0)
+    units = mx.concatenate([pairs.flatten(), mx.zeros(layout.dim - layout.rotated)])
     # A copy for each token: MLX's CUDA rope writes into memory laid out as its input is, so that the tokens of a
     # broadcast view would all be written to one place, and one token's position would win.
     units = mx.contiguous(mx.broadcast_to(units, (positions.shape[0], 1, 1, layout.dim)))
-    rotated = rope(units, offset=positions)
-    return mx.contiguous(rotated[:, 0, 0, : layout.rotated].reshape(-1, 2, half))
+    rotated = rope(units, offset=positions)[:, 0, 0, : layout.rotated]
+    if layout.neighbours:
+        return mx.contiguous(rotated.reshape(-1, half, 2).transpose(0, 2, 1))
+    return mx.contiguous(rotated.reshape(-1, 2, half))
 
 
 @partial(mx.compile, shapeless=True)

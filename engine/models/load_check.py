@@ -219,6 +219,13 @@ def run(
         yield from outputs
 
 
+def try_out(target: Transformer) -> None:
+    """Run three rounds of one row; raises whatever keeps rounds from running."""
+    rounds = [[Turn(0, 5, prompt=True)], [Turn(0, 1)], [Turn(0, 2, 2)]]
+    for _ in run(target, [list(range(8))], rounds):
+        pass
+
+
 def _pack(
     taken: Sequence[Turn], texts: Sequence[Sequence[int]], cursors: Sequence[int], replay: Sequence[int], room: int
 ) -> tuple[mx.array, Packing]:

@@ -11,6 +11,9 @@ from typing import Protocol
 from ..request import Completion, FinishReason, Request
 from .prefix import Prefix
 
+RELIEF = 8
+"""Rounds after which one that failed no longer speaks against a row that took part in it."""
+
 
 class Matcher(Protocol):
     """A row's place in the grammar that its text must obey, behind the tokens that it has generated."""
@@ -40,6 +43,9 @@ class Row:
 
     `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
     to be kept, shortest first. With a `matcher`, tokens obey a grammar: it is always behind those generated.
+
+    So many `failures` of rounds that it took part in followed each other closely. At the last of them it had generated
+    `failed_at` tokens, in `failed_after` rounds.
     """
 
     request: Request
@@ -58,6 +64,9 @@ class Row:
     accepted: int = 0
     finish_reason: FinishReason | None = None
     error: str | None = None
+    failures: int = 0
+    failed_at: int = 0
+    failed_after: int = 0
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -87,6 +96,18 @@ class Row:
     def left(self) -> int:
         """The most tokens it may still emit after the rounds in flight, of which each yields at least one."""
         return self.limit - len(self.generated) - len(self.in_flight)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it must run alone: it took part when rounds failed twice, and has come no further since."""
+        return self.failures > 1 and len(self.generated) == self.failed_at
+
+    def note_failure(self) -> None:
+        """A round that it took part in has failed."""
+        if self.rounds >= self.failed_after + RELIEF:
+            self.failures = 0
+        self.failures += 1
+        self.failed_at, self.failed_after = len(self.generated), self.rounds
 
     def completion(self, text: str) -> Completion:
         assert self.finish_reason is not None

@@ -84,21 +84,30 @@ class Scheduler:
         self._free = list(range(max_rows - 1, -1, -1))
 
     def plan(self) -> Plan:
-        """The next round; what it will do to its rows is noted in them."""
+        """The next round; what it will do to its rows is noted in them.
+
+        While a suspect of failed rounds runs, all other rows sit out.
+        """
         plan = Plan()
         preempted = self.preempted
-        decoding = [row for row in self.rows if not row.prefilling and row.ready]
-        prompt = min(self.prefill_tokens, sum(len(row.feed) - row.cursor for row in self.rows if row.prefilling))
+        suspect = next((row for row in self.rows if row.suspect), None)
+        if not suspect and self._next_is_suspect and (started := self._admit()):
+            return Plan([self._prefill(*started, self.prefill_tokens)], started=[started[0]])
+        rows = [suspect] if suspect else self.rows
+        decoding = [row for row in rows if not row.prefilling and row.ready]
+        prompt = min(self.prefill_tokens, sum(len(row.feed) - row.cursor for row in rows if row.prefilling))
         for row, depth in zip(decoding, self.depths(decoding, prompt), strict=True):
             depth = min(depth, row.left - 1)
             # A row before it may have taken its place.
             if row.running and self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
                 plan.segments.append(self._decode(row, depth))
         budget = self.prefill_tokens
-        for row in self.rows:
+        for row in rows:
             if row.prefilling and budget:
                 plan.segments.append(chunk := self._prefill(row, None, budget))
                 budget -= chunk.count
+        if suspect or self._next_is_suspect:
+            return plan
         # A preempted row's last round must be read before the row can start again.
         while budget and self.preempted == preempted and (started := self._admit()):
             plan.started.append(started[0])
@@ -129,6 +138,19 @@ class Scheduler:
         self.pages.release(row.pages)
         self._free.append(row.slot)
         row.slot, row.pages = -1, []
+
+    def start_over(self) -> list[Row]:
+        """Send all running rows back, the first to be the first again, after what they held is lost; returns them."""
+        rows = self.rows[::-1]
+        for row in rows:
+            self._preempt(row)
+            row.in_flight.clear()
+        return rows
+
+    @property
+    def _next_is_suspect(self) -> bool:
+        row = self.waiting.next
+        return row is not None and row.suspect
 
     def _decode(self, row: Row, depth: int) -> Segment:
         segment = Segment(row, row.slot, row.bound, depth + 1, row.exact, depth, yields=True)

@@ -15,6 +15,11 @@ class KVPool:
     def __init__(self, layers: int, pages: int, heads: int, dim: int, dtype: mx.Dtype, operations: Operations):
         self.layers = [operations.pool(pages, heads, dim, dtype) for _ in range(layers)]
 
+    def renew(self) -> None:
+        """Begin with empty pages; also after a round that failed: what it was to write cannot be read."""
+        for layer in self.layers:
+            layer.renew()
+
     @staticmethod
     def bytes_per_page(layers: int, heads: int, dim: int, dtype: mx.Dtype) -> int:
         return 2 * layers * PAGE * heads * dim * dtype.size

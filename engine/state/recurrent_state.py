@@ -69,15 +69,19 @@ class Recurrent:
 
     def __init__(self, shape: RecurrentLayers, operations: Operations):
         self.window = shape.looks - 1
-        self._operations = operations
-        self._heads = heads = shape.heads
+        self._shape, self._operations, self._heads = shape, operations, shape.heads
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin without any row; also after a round that failed: what it was to leave cannot be read."""
+        shape, heads = self._shape, self._heads
         state = mx.zeros((0, heads.values, heads.value_dim, heads.key_dim), mx.float32)
         inputs = mx.zeros((0, heads.channels), shape.dtype)
         keys = mx.zeros((0, heads.keys, heads.key_dim), shape.dtype)
         tape = Tape(keys, mx.zeros((0, heads.values, heads.value_dim)), mx.zeros((0, heads.values)))
         self._layers = [Memory(state, inputs, tape) for _ in range(shape.layers)]
         self._steps = Steps.of((), {}, None, self.window)
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, Place] = {}  # by row
         self._shelf: dict[int, Saved] = {}
 
     def begin(self, packing: Packing) -> None:

@@ -14,3 +14,9 @@ class State:
 
     pool: KVPool
     recurrent: Recurrent | None = None
+
+    def renew(self) -> None:
+        """Keep nothing of any row, as at the start."""
+        self.pool.renew()
+        if self.recurrent:
+            self.recurrent.renew()

@@ -23,8 +23,8 @@ THREADS = 128
 class Layout:
     """What a token's projection holds: `heads` of queries, `stride` apart, then `kv_heads` of keys, then values.
 
-    The first `rotated` of a head's `dim` dimensions turn, in pairs half of them apart. Queries and keys are normed
-    with `epsilon`, if that is not None.
+    The first `rotated` of a head's `dim` dimensions turn, in pairs half of them apart, or of `neighbours`. Queries and
+    keys are normed with `epsilon`, if that is not None.
     """
 
     heads: int
@@ -33,6 +33,7 @@ class Layout:
     rotated: int
     epsilon: float | None = None
     stride: int = 0
+    neighbours: bool = False
 
     @property
     def step(self) -> int:
@@ -55,7 +56,7 @@ Norms = tuple[mx.array, mx.array]
 
 def fits(layout: Layout, dtype: mx.Dtype) -> bool:
     """Whether the kernel is made for such heads and this type."""
-    return layout.dim % 32 == 0 and layout.rotated % 64 == 0 and dtype in TYPES
+    return layout.dim % 32 == 0 and layout.rotated % 64 == 0 and not layout.neighbours and dtype in TYPES
 
 
 def split(
@@ -72,7 +73,7 @@ def split(
     keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, -1)
     if layout.epsilon is not None and norms:
         queries, keys = (mx.fast.rms_norm(x, w, layout.epsilon) for x, w in zip((queries, keys), norms, strict=True))
-    queries, keys = (_turned(x, turns, layout.rotated) for x in (queries, keys))
+    queries, keys = (_turned(x, turns, layout) for x in (queries, keys))
     return queries, keys, projected[:, layout.values :].reshape(keys.shape)
 
 
@@ -124,7 +125,11 @@ def _rotated(a: mx.array, b: mx.array, turns: mx.array) -> tuple[mx.array, mx.ar
     return (x * cosine - y * sine).astype(a.dtype), (x * sine + y * cosine).astype(a.dtype)
 
 
-def _turned(heads: mx.array, turns: mx.array, rotated: int) -> mx.array:
-    half = rotated // 2
-    turned = _rotated(heads[..., :half], heads[..., half:rotated], turns)
-    return mx.concatenate([*turned, heads[..., rotated:]], axis=-1)
+def _turned(heads: mx.array, turns: mx.array, layout: Layout) -> mx.array:
+    rotated, half = layout.rotated, layout.rotated // 2
+    if layout.neighbours:
+        turned = _rotated(heads[..., 0:rotated:2], heads[..., 1:rotated:2], turns)
+        parts = [mx.stack([*turned], axis=-1).flatten(-2)]
+    else:
+        parts = [*_rotated(heads[..., :half], heads[..., half:rotated], turns)]
+    return mx.concatenate([*parts, heads[..., rotated:]], axis=-1)

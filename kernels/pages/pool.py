@@ -42,7 +42,15 @@ class LayerPool:
     def __init__(self, pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch | None = None):
         self.heads, self.dim, self.dtype = heads, dim, dtype
         self.launch = launch
+        self._begin(pages)
+
+    def renew(self) -> None:
+        """Begin anew with empty pages."""
+        self._begin(self.pages)
+
+    def _begin(self, pages: int) -> None:
         self.after = mx.zeros(CONSTANT_SIZE)
+        self._keys = self._values = self.after  # gives the old ones back before new ones take their memory
         self._keys, self._values = (self._zeros(pages) for _ in range(2))
         mx.eval(self.after, self._keys, self._values)
 

@@ -26,7 +26,8 @@ def rotary_key(layout: Layout, dtype: mx.Dtype) -> Key:
     """Likewise: heads, their size, how much of it turns, from one head to the next, whether normed, type."""
     normed = "normed" if layout.epsilon is not None else "plain"
     heads = layout.heads, layout.kv_heads, layout.dim, layout.rotated, layout.step
-    return ("rotary", *heads, normed, _name(dtype))
+    pairs = ("neighbours",) if layout.neighbours else ()
+    return ("rotary", *heads, *pairs, normed, _name(dtype))
 
 
 def norm_key(size: int, dtype: mx.Dtype) -> Key:

@@ -14,10 +14,11 @@ from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
-from draftmill.engine.engine import LATE, SNAPSHOTS, Engine
+from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.engine.request import Completion, Request, Sampling
+from draftmill.engine.shares import LATE, PREFIXES
 from draftmill.kernels.pages.sizes import pages_for
 
 VOCABULARY = 96
@@ -157,8 +158,11 @@ class NumberTokenizer:
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
-    def decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, tokens: list[int], **_: Any) -> str:
         return "".join(f"{token} " for token in tokens)
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"{token} "
 
 
 def small_engine(
@@ -173,7 +177,7 @@ def memory_for(target: Transformer, draft: DFlashDraft | None, slots: int, max_r
     block = draft.config.block_size if draft else 0
     pages = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
     memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
-    parts = (1 / SNAPSHOTS if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)
+    parts = (1 / PREFIXES if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)
     return int(memory / (1 - parts)) + 1
 
 

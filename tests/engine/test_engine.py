@@ -24,15 +24,43 @@ BUILDERS = {
     "qwen3-untied": lambda: qwen3_model(tie_word_embeddings=False),
 }
 
+VARIANTS = {
+    "llama-neighbours": lambda: llama_model(rope_traditional=True),
+    "llama-neighbours-yarn": lambda: llama_model(
+        rope_traditional=True,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 2.0},
+    ),
+    "llama-linear-rope": lambda: llama_model(rope_scaling={"type": "linear", "factor": 4.0}),
+    "llama-long-rope": lambda: llama_model(
+        max_position_embeddings=512,
+        rope_scaling={
+            "type": "longrope",
+            "original_max_position_embeddings": 64,
+            "short_factor": [1.0] * 16,
+            "long_factor": [1.0 + 0.25 * i for i in range(16)],
+        },
+    ),
+    "llama-part-rope": lambda: llama_model(rope_scaling={"type": "proportional", "partial_rotary_factor": 0.5}),
+    "llama-biases-tied": lambda: llama_model(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "llama-own-head-size": lambda: llama_model(hidden_size=128, head_dim=None, num_key_value_heads=None),
+    "qwen3-yarn": lambda: qwen3_model(
+        rope_theta=None,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16},
+    ),
+}
+"""Keys of configurations that few models have."""
+
 
 @cache
 def small_model(family: str) -> Any:
     """Made once, so that mlx-lm's continuations are computed once."""
-    return BUILDERS[family]()
+    return {**BUILDERS, **VARIANTS}[family]()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize(
+    ("family", "rows"),
+    [*((family, rows) for family in BUILDERS for rows in (1, 2, 3, 5, 8)), *((family, 3) for family in VARIANTS)],
+)
 def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
     model = small_model(family)
     asked = requests(8)

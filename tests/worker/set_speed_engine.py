@@ -10,9 +10,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from draftmill.engine.request import Completion, Request, RequestError
+from draftmill.engine.request import Completion, EngineFailed, Request, RequestError
 from draftmill.engine.stats import Stats
 
 CONTEXT = 1000
@@ -45,8 +45,9 @@ class SetSpeedEngine:
     """Generates one token per row and round, and those of `depth` drafted ones that are accepted; a round takes
     `round_seconds`.
 
-    A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "flaky" one round
-    fails, with "broken" all of its rounds fail; with "needs:PATH" it is refused while there is no such file.
+    A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "sick" no engine can
+    go on; with "broken" it alone makes rounds fail, with "flaky" only the first time; with "needs:PATH" it is refused
+    while there is no such file.
     `before_round` is called with rows at work.
     """
 
@@ -60,14 +61,14 @@ class SetSpeedEngine:
         self._words: dict[int, str] = {}
         self._rows: dict[str, Row] = {}
         self._waiting: deque[Request] = deque()
-        self._cancelled: list[Completion] = []
+        self._ended: list[Completion] = []
         self._flaked = False
         self.before_round: Callable[[], None] = lambda: None
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None
 
     @property
     def busy(self) -> bool:
-        return bool(self._rows or self._waiting or self._cancelled)
+        return bool(self._rows or self._waiting or self._ended)
 
     def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
         text = prompt if messages is None else " ".join(message["content"] for message in messages)
@@ -90,17 +91,20 @@ class SetSpeedEngine:
         if waiting:
             self._waiting.remove(waiting)
         if request := row.request if row else waiting:
-            self._cancelled.append(Completion(id, "", (), "cancelled", len(request.tokens)))
+            self._ended.append(Completion(id, "", (), "cancelled", len(request.tokens)))
 
-    def _misbehave(self, words: set[str | None]) -> None:
+    def _fails(self, words: set[str | None]) -> bool:
+        """Whether rounds with this row alone fail."""
         if "poison" in words:
             os.kill(os.getpid(), signal.SIGKILL)
-        if "broken" in words or ("flaky" in words and not self._flaked):
-            self._flaked = True
-            raise RuntimeError("out of memory")
+        if "sick" in words:
+            raise EngineFailed("a round failed (RuntimeError: out of memory)")
+        flakes = "flaky" in words and not self._flaked
+        self._flaked |= flakes
+        return flakes or "broken" in words
 
     def step(self) -> list[Completion]:
-        finished, self._cancelled = self._cancelled, []
+        finished, self._ended = self._ended, []
         started = []
         while self._waiting and len(self._rows) < self.max_rows:
             request = self._waiting.popleft()
@@ -116,7 +120,11 @@ class SetSpeedEngine:
         self.stats.rounds += 1
         self.stats.rows += len(self._rows)
         for id, row in list(self._rows.items()):
-            self._misbehave({self._words.get(token) for token in row.request.tokens})
+            if self._fails({self._words.get(token) for token in row.request.tokens}):
+                del self._rows[id]
+                error = "the engine failed with RuntimeError"
+                finished.append(replace(row.completion(), finish_reason="failed", error=error))
+                continue
             self._advance(row)
             if row.done:
                 del self._rows[id]

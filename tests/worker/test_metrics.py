@@ -31,7 +31,7 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     )
     job = Claimed("b-1", b"", "t.1", "b", "r-1", 0.0)
     metrics.observe_outcome(results.refused(job, "too long"))
-    metrics.observe_outcome(results.retry(job, RuntimeError()))
+    metrics.observe_outcome(results.retry(job, "the engine failed with RuntimeError"))
     with urlopen(f"http://{metrics.address}/metrics") as answer:
         text = answer.read().decode()
     assert "draftmill_rounds_total 3.0" in text

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
-from ...producer.queue.errors import INTERRUPTED, RESTART, UserError, explain_file
+from ...producer.queue.errors import BUG, INTERRUPTED, RESTART, UserError, explain_file
 from ...producer.queue.fleet import scheduled_pair
 from ...producer.queue.pair_names import canonical
 from ...producer.queue.paths import cache_dir, data_dir
@@ -140,6 +140,7 @@ def worker(
     from ...engine.engine import Engine
     from ...engine.models.boxed import ModelError
     from ...engine.models.pairs import Pair, resolve
+    from ...engine.request import EngineFailed
     from ..spool import spool_folder
     from ..worker import MillWorker
 
@@ -168,7 +169,10 @@ def worker(
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)
-    ended_well = mill.work()
+    try:
+        ended_well = mill.work()
+    except EngineFailed as error:
+        raise UserError(f"the engine cannot go on, so this worker ends and its jobs go back: {error}", BUG) from error
     if mill.restart:
         sys.exit(RESTART)
     if not ended_well:

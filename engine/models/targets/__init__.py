@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config_keys import refuse_unknown
 from .llama import Llama
 from .qwen3 import Qwen3
 from .qwen3_5 import Qwen35
@@ -28,9 +29,12 @@ def adapt(model: Any) -> Transformer:
 
     Raises:
         UnsupportedModel: no adapter knows its `model_type`.
+        ModelError: this mlx-lm honours a key of its configuration that the adapter does not know.
     """
     family = FAMILIES.get(model.model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedModel(f"model type '{model.model_type}' is not supported; supported: {known}")
-    return family(model)
+    target = family(model)
+    refuse_unknown(model.model_type, target.model.args)
+    return target

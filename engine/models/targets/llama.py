@@ -15,7 +15,8 @@ class Llama(Transformer):
     @cached_property
     def layout(self) -> Layout:
         attn = self.layers[0].self_attn
-        return Layout(attn.n_heads, attn.n_kv_heads, attn.head_dim, attn.head_dim)
+        neighbours = self.model.args.rope_traditional
+        return Layout(attn.n_heads, attn.n_kv_heads, attn.head_dim, attn.head_dim, neighbours=neighbours)
 
     def window(self, layer: Any) -> int | None:
         return self.body.sliding_window if layer.use_sliding else None

@@ -39,7 +39,7 @@ class Qwen35(Transformer):
     @cached_property
     def layout(self) -> Layout:
         args, attn = self.model.args, self.attention_layers[0]
-        rotated = int(args.head_dim * args.rope_parameters["partial_rotary_factor"])
+        rotated = int(args.head_dim * args.partial_rotary_factor)
         heads = args.num_attention_heads, args.num_key_value_heads
         return Layout(*heads, args.head_dim, rotated, epsilon=attn.k_norm.eps, stride=2 * args.head_dim)
 

@@ -19,6 +19,11 @@ from ...state.state import State
 from ..layers import gated, swiglu, turns
 from ..linear import apply, join, known, product, products
 
+ROUNDS, ACTIVATIONS, LOGITS = 1, 8, 4
+"""What rounds hold at a time: every layer's projections of a round, beside them so many vectors of the hidden size, and
+so many copies of the logits.
+"""
+
 
 class Pass(NamedTuple):
     """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
@@ -80,6 +85,22 @@ class Transformer(ABC):
 
     def bytes_per_row(self, block: int) -> int:
         """Memory of one row beside its pages, with up to `block` tokens of it in a round of drafts."""
+        return 0
+
+    def workspace(self, tokens: int, slots: int) -> int:
+        """Bytes that two rounds in flight take beside what is kept, of so many tokens in all, so many of them scored.
+
+        A device holds what an operation leaves until the operations launched with it have run: all layers', of the
+        round that runs, and the logits of both.
+        """
+        linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
+        widths = sum(linear.weight.shape[0] for linear in linears) + ACTIVATIONS * len(self.layers) * self.hidden_size
+        experts = sum(self.expert_width for gate in self.gates if gate is None)
+        return self.dtype.size * (ROUNDS * tokens * (widths + experts) + LOGITS * slots * self.vocabulary)
+
+    @property
+    def expert_width(self) -> int:
+        """Elements that a token leaves in a layer of experts."""
         return 0
 
     def make_state(self, pages: int) -> State:

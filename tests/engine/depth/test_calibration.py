@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from draftmill.engine.depth.budget import Budget
-from draftmill.engine.depth.calibration import calibrated, known_costs
+from draftmill.engine.depth.calibration import calibrated, known_costs, measure
 from draftmill.engine.depth.round_cost import Cost, Point
 from tests.engine.drafting.test_speculation import BLOCK, engine_with_draft, small_model
-from tests.engine.small import reference, requests, run
+from tests.engine.small import qwen3_moe_model, reference, requests, run
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3.5"])
@@ -49,3 +52,29 @@ def test_rows_that_give_way_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
     assert engine.scheduler.preempted
     for request in asked:
         assert list(done[request.id].tokens) == reference(model, request)
+
+
+class NotingExperts(nn.Module):
+    """Experts that note how many tokens came to them at a time, and through how many different ones these went."""
+
+    def __init__(self, experts: nn.Module):
+        super().__init__()
+        self.experts = experts
+        self.noted: dict[int, int] = {}
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        experts: Any = chosen.flatten().tolist()
+        self.noted[x.shape[0]] = len(set(experts))
+        return self.experts(x, chosen)
+
+
+def test_a_mixture_of_experts_is_timed_with_as_many_experts_as_it_reads() -> None:
+    model = qwen3_moe_model(num_experts=16)
+    engine = engine_with_draft(model)
+    layer = model.layers[0]
+    layer.mlp.switch_mlp = noting = NotingExperts(layer.mlp.switch_mlp)
+    assert engine.drafter
+    measure(engine.target, engine.drafter, engine.state, 8)
+    assert noting.noted[1] == 2  # a token's own
+    assert noting.noted[8] > 6
+    assert noting.noted[max(noting.noted)] > 12

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import pytest
 from draftmill.engine.drafting.dflash import DFlashDraft, DraftConfig
 from draftmill.engine.drafting.drafter import Drafter, DraftRow
 from draftmill.engine.engine import Engine
+from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.engine.schedule.row import Row
@@ -220,3 +222,23 @@ def test_counters_agree_with_results() -> None:
     assert engine.stats.accepted == sum(engine.stats.accepted_per_position)
     assert engine.stats.row_rounds == sum(completion.rounds for completion in done)
     assert engine.stats.generated_tokens == sum(len(completion.tokens) for completion in done)
+
+
+def test_at_depth_0_the_draft_takes_no_memory_and_no_part() -> None:
+    model, asked = small_model("llama"), requests(4)
+    target = adapt(model)
+    make = partial(Engine, target, NumberTokenizer(), 512, 4, 2**20)
+    plain, engine = make(), make(random_draft(), depth=0)
+    assert engine.drafter is None
+    assert engine.scheduler.pages.most == plain.scheduler.pages.most > make(random_draft()).scheduler.pages.most
+    done = run(engine, asked)
+    for request in asked:
+        completion = done[request.id]
+        assert list(completion.tokens) == reference(model, request)
+        assert (completion.drafted, completion.accepted) == (0, 0)
+    assert (engine.stats.drafted, engine.stats.accepted_per_position) == (0, [])
+
+
+def test_at_depth_0_the_draft_is_not_even_loaded(cache: Path) -> None:
+    pair = replace(resolve("smollm2-135m"), draft="/nowhere")
+    assert Engine.load(pair, cache, max_rows=2, memory=2**26, depth=0).drafter is None

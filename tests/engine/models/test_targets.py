@@ -38,6 +38,9 @@ HYBRIDS = {
     "qwen3_5": qwen3_5_model,
     "qwen3_5-untied": lambda: qwen3_5_model(tie_word_embeddings=False, attention_bias=True),
     "qwen3_5-equal-heads": lambda: qwen3_5_model(linear_num_key_heads=4, num_hidden_layers=4),
+    "qwen3_5-default-rope": lambda: qwen3_5_model(
+        head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    ),
     "qwen3_5_moe": qwen3_5_moe_model,
     "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
     "qwen3_5_moe-quantised": lambda: quantised(
@@ -53,6 +56,7 @@ OTHERS = {
     "qwen3_moe": qwen3_moe_model,
     "qwen3_moe-quantised": lambda: quantised(qwen3_moe_model()),
     "llama-quantised": lambda: quantised(llama_model()),
+    "llama-quantised-biases": lambda: quantised(llama_model(attention_bias=True, mlp_bias=True)),
     "qwen3-quantised": lambda: quantised(qwen3_model(hidden_size=128, intermediate_size=128), group_size=64),
 }
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from draftmill.engine.models.layers import turns
 from draftmill.kernels.fused.rotary import Layout, Norms, fits, rotate_by_kernel, split
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.pages.pool import LayerPool
@@ -67,6 +68,19 @@ def check(form: Form, layout: Layout, count: int) -> None:
         assert float(error) < form.bound
     for array in (keys, values):
         assert not array[:60].any()  # nothing else is written
+
+
+@pytest.mark.parametrize("rotated", [64, 32])
+def test_the_reference_turns_neighbours(rotated: int) -> None:
+    layout = Layout(4, 2, 64, rotated, neighbours=True)
+    positions = mx.array([0, 1, 17, 900, 4000])
+    rope: Any = nn.RoPE(rotated, traditional=True, base=1e4)
+    projected, _, _ = given(layout, 5)
+    heads = projected[:, : layout.values].reshape(5, 6, 64)
+    expected = rope(heads[:, :, None], offset=positions)[:, :, 0]
+    queries, keys, _ = split(projected, turns(rope, layout, positions), None, layout)
+    assert mx.allclose(mx.concatenate([queries, keys], axis=1), expected, 1e-5, 1e-5)
+    assert not fits(layout, mx.float32)
 
 
 @EXACTLY

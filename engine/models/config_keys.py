@@ -1,0 +1,163 @@
+"""Which keys of a model's config.json are honoured, family by family; others that would change its tokens are refused.
+
+A forward that does not know a key runs all the same, and generates other tokens than the model's. The load check finds
+that where its texts are long enough to show it, and only where mlx-lm itself honours the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from .boxed import ModelError
+
+EVERYWHERE = {
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "rope_theta",
+}
+EXPERTS = {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+RECURRENT = {
+    "linear_num_value_heads",
+    "linear_num_key_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_conv_kernel_dim",
+    "full_attention_interval",
+    "shared_expert_intermediate_size",
+    "attention_bias",
+    "partial_rotary_factor",
+    "rope_parameters",
+    "rope_scaling",
+}
+
+HONOURED: dict[str, set[str]] = {
+    "llama": EVERYWHERE
+    | {"attention_bias", "mlp_bias", "rope_traditional", "rope_scaling", "layer_types"}
+    | {"sliding_window"},
+    "qwen3": EVERYWHERE | {"rope_scaling", "rope_parameters"},
+    "qwen3_moe": EVERYWHERE | EXPERTS | {"decoder_sparse_step", "mlp_only_layers"},
+    "qwen3_5": EVERYWHERE | EXPERTS | RECURRENT,
+    "qwen3_5_moe": EVERYWHERE | EXPERTS | RECURRENT,
+}
+"""By `model_type`, the keys that mlx-lm's modules and the forward here both honour."""
+
+NESTED = ("qwen3_5", "qwen3_5_moe")
+"""Families whose keys may lie in `text_config`."""
+
+CHANGING: dict[str, tuple[Any, ...]] = {
+    "alibi": (False,),
+    "attention_bias": (False,),
+    "attention_multiplier": (),
+    "attn_logit_softcapping": (0,),
+    "attn_temperature_tuning": (False,),
+    "clip_qkv": (),
+    "decoder_sparse_step": (1,),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (0,),
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "mlp_bias": (False,),
+    "mlp_only_layers": ([],),
+    "no_rope_layer_interval": (0,),
+    "no_rope_layers": ([],),
+    "output_multiplier": (1,),
+    "partial_rotary_factor": (1,),
+    "query_pre_attn_scalar": (),
+    "residual_multiplier": (1,),
+    "rope_interleave": (False,),
+    "rope_traditional": (False,),
+    "rotary_pct": (1,),
+    "routed_scaling_factor": (1,),
+    "scale_emb": (1,),
+    "use_alibi": (False,),
+    "use_parallel_residual": (False,),
+    "use_sliding_window": (False,),
+}
+"""Keys of configurations that change what a model computes, each with the values that do not; null never does."""
+
+LAYERS = {
+    "llama": ("full_attention", "sliding_attention"),
+    "qwen3": ("full_attention",),
+    "qwen3_moe": ("full_attention",),
+}
+"""The kinds of layers of families that have no recurrent ones."""
+
+
+def refuse_unheeded(config: Mapping[str, Any], where: object) -> None:
+    """Raise `ModelError` if the config.json `where` has a key that changes tokens and is not honoured.
+
+    Its `model_type` must be known.
+    """
+    family = config["model_type"]
+    given: Mapping[str, Any] = (family in NESTED and config.get("text_config")) or config
+    if problem := _unheeded(family, given):
+        raise ModelError(f"{where} says {problem}: its tokens would be wrong, so this model is not supported")
+
+
+def refuse_unknown(family: str, args: Any) -> None:
+    """Raise `ModelError` if mlx-lm's arguments of a model (a data class) have one that nobody here has looked at.
+
+    Newer versions of mlx-lm may honour keys of which the forward here knows nothing.
+    """
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name not in HONOURED[family] | {"rope_scaling"} | CHANGING.keys() and value != field.default:
+            raise ModelError(
+                f"this mlx-lm honours {field.name} = {value!r} in models of type {family}, draftmill does not: "
+                "its tokens would be wrong, so this model is not supported"
+            )
+
+
+def _unheeded(family: str, given: Mapping[str, Any]) -> str | None:
+    """The first key that is not honoured, and why."""
+    for key, harmless in CHANGING.items():
+        value = given.get(key)
+        if key not in HONOURED[family] and value is not None and value not in harmless:
+            return f"{key} = {value!r}, which is not honoured in models of type {family}"
+    return _layers(family, given) or _rope(family, given)
+
+
+def _layers(family: str, given: Mapping[str, Any]) -> str | None:
+    """What is wrong with the kinds of layers."""
+    kinds: Sequence[str] = given.get("layer_types") or []
+    if known := LAYERS.get(family):
+        unknown = [kind for kind in kinds if kind not in known]
+        return f"layer_types with {unknown[0]!r}, which models of type {family} do not have here" if unknown else None
+    every = given.get("full_attention_interval") or 4
+    if any((kind == "full_attention") != ((place + 1) % every == 0) for place, kind in enumerate(kinds)):
+        return f"layer_types in which not just every layer {every} attends, which is not honoured"
+    return None
+
+
+def _rope(family: str, given: Mapping[str, Any]) -> str | None:
+    """What is wrong with the rotation."""
+    scaling, parameters = (given.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
+    if kind := next((kind for kind in map(_kind, (scaling, parameters)) if kind == "dynamic"), None):
+        return f"rope type {kind!r}, of which a token's rotation depends on how long its text will be"
+    if "rope_scaling" not in HONOURED[family] and _kind(scaling) != "default":
+        return f"rope_scaling of type {_kind(scaling)!r}, which is not honoured in models of type {family}"
+    if "rope_parameters" in HONOURED[family]:
+        return None
+    theta = parameters.get("rope_theta")
+    if theta is not None and theta != given.get("rope_theta", 10000):
+        return f"rope_theta = {theta} only in rope_parameters, which mlx-lm does not read there"
+    if _kind(parameters) not in ("default", _kind(scaling)):
+        return f"rope type {_kind(parameters)!r} only in rope_parameters, which mlx-lm does not read there"
+    return None
+
+
+def _kind(scaling: Mapping[str, Any]) -> str:
+    return scaling.get("type") or scaling.get("rope_type") or "default"

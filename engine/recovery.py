@@ -1,0 +1,54 @@
+"""After a round that failed: what it was, and how the engine begins anew. Some of its arrays can never be computed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .choose.grammar import Grammars
+from .drafting.drafter import Drafter
+from .models.folder import first_line
+from .models.load_check import try_out
+from .models.targets.transformer import Transformer
+from .request import EngineFailed
+from .schedule.row import Row
+from .state.state import State
+
+log = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """What an error was: its kind, and its story in one line. Not the error: its traceback holds the round's arrays."""
+
+    kind: str
+    story: str
+
+    @staticmethod
+    def of(error: Exception) -> Failure:
+        kind = type(error).__name__
+        return Failure(kind, f"{kind}: {first_line(error)}")
+
+
+def rewind(rows: Sequence[Row], grammars: Grammars) -> None:
+    """Let the grammars of rows be behind what these have generated; a round that failed may have moved them."""
+    for row in rows:
+        if row.request.schema is not None:
+            row.matcher = grammars.matcher(row.request.schema)
+            row.matcher.advance(row.generated)
+
+
+def renew(target: Transformer, state: State, drafter: Drafter | None, failure: Failure) -> None:
+    """Give the engine empty memory, and see whether it runs.
+
+    Raises:
+        EngineFailed: it does not, with memory of its own and fixed tokens.
+    """
+    try:
+        state.renew()
+        if drafter:
+            drafter.pool.renew()
+        try_out(target)
+    except Exception as error:
+        again = first_line(error)
+        raise EngineFailed(f"a round failed ({failure.story}), then one of fixed tokens did, too ({again})") from None

@@ -1,0 +1,98 @@
+"""Configurations: every key that mlx-lm honours is known here, and what would change tokens unheeded is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_moe
+
+from draftmill.engine.models.boxed import ModelError
+from draftmill.engine.models.config_keys import CHANGING, HONOURED, refuse_unheeded, refuse_unknown
+from draftmill.engine.models.targets import FAMILIES
+
+ARGUMENTS: dict[str, Any] = {
+    "llama": llama.ModelArgs,
+    "qwen3": qwen3.ModelArgs,
+    "qwen3_moe": qwen3_moe.ModelArgs,
+    "qwen3_5": qwen3_5.TextModelArgs,
+    "qwen3_5_moe": qwen3_5.TextModelArgs,
+}
+
+UNUSED = {"qwen3_moe": {"rope_scaling"}, "qwen3_5": {"decoder_sparse_step"}, "qwen3_5_moe": {"decoder_sparse_step"}}
+"""Arguments that mlx-lm reads and does nothing with."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_argument_of_mlx_lm_has_been_looked_at(family: str) -> None:
+    names = {field.name for field in fields(ARGUMENTS[family])}
+    assert names - HONOURED[family] == UNUSED.get(family, set())
+
+
+def problem(family: str, **config: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        refuse_unheeded({"model_type": family, **config}, "x/config.json")
+    message = str(caught.value)
+    assert message.startswith("x/config.json says ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("key", CHANGING)
+def test_what_is_not_honoured_is_refused_by_name_and_what_changes_nothing_is_not(family: str, key: str) -> None:
+    for value in (None, *CHANGING[key]):
+        refuse_unheeded({"model_type": family, key: value}, "x")
+    if key in HONOURED[family]:
+        refuse_unheeded({"model_type": family, key: 7.5}, "x")
+    else:
+        assert f"{key} = 7.5" in problem(family, **{key: 7.5})
+
+
+def test_keys_of_a_text_model_may_be_nested() -> None:
+    assert "hidden_act = 'gelu'" in problem("qwen3_5", text_config={"hidden_act": "gelu"})
+    refuse_unheeded({"model_type": "qwen3_5", "hidden_act": "gelu", "text_config": {"hidden_act": "silu"}}, "x")
+
+
+def test_kinds_of_layers() -> None:
+    refuse_unheeded({"model_type": "llama", "layer_types": ["full_attention", "sliding_attention"]}, "x")
+    assert "'chunked_attention'" in problem("llama", layer_types=["full_attention", "chunked_attention"])
+    assert "'sliding_attention'" in problem("qwen3", layer_types=["full_attention", "sliding_attention"])
+    recurrent = ["linear_attention"] * 3 + ["full_attention"]
+    refuse_unheeded({"model_type": "qwen3_5", "layer_types": recurrent * 2}, "x")
+    assert "every layer 2" in problem("qwen3_5_moe", layer_types=recurrent, full_attention_interval=2)
+
+
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+def test_rotations(kind: str) -> None:
+    yarn = {kind: "yarn", "factor": 4.0}
+    for family in ("llama", "qwen3", "qwen3_5"):
+        refuse_unheeded({"model_type": family, "rope_scaling": yarn}, "x")
+        assert "'dynamic'" in problem(family, rope_scaling={kind: "dynamic", "factor": 2.0})
+    assert "rope_scaling of type 'yarn'" in problem("qwen3_moe", rope_scaling=yarn)
+    refuse_unheeded({"model_type": "qwen3_moe", "rope_scaling": {kind: "default"}}, "x")
+
+
+def test_rotations_where_mlx_lm_does_not_look_for_them() -> None:
+    nested = {"rope_theta": 5e5, "rope_type": "default"}
+    assert "rope_theta = 500000.0 only in rope_parameters" in problem("llama", rope_parameters=nested)
+    refuse_unheeded({"model_type": "llama", "rope_theta": 5e5, "rope_parameters": nested}, "x")
+    refuse_unheeded({"model_type": "qwen3", "rope_parameters": nested}, "x")
+    scaled = {"rope_type": "llama3", "factor": 8.0}
+    assert "'llama3' only in rope_parameters" in problem("llama", rope_parameters=scaled)
+    refuse_unheeded({"model_type": "llama", "rope_parameters": scaled, "rope_scaling": scaled}, "x")
+
+
+@dataclass
+class LaterArguments:
+    """As a later mlx-lm may have them."""
+
+    hidden_size: int = 64
+    sink_tokens: int = 0
+
+
+def test_a_key_that_only_a_later_mlx_lm_knows_is_refused_where_it_is_used() -> None:
+    refuse_unknown("llama", LaterArguments(hidden_size=128))
+    with pytest.raises(ModelError, match="this mlx-lm honours sink_tokens = 4 in models of type llama"):
+        refuse_unknown("llama", LaterArguments(sink_tokens=4))

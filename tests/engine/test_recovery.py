@@ -1,0 +1,198 @@
+"""Rounds that fail: the engine goes on with the same tokens, a request with which they always fail ends by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from draftmill.engine.engine import Engine
+from draftmill.engine.request import EngineFailed, Request, Sampling
+from draftmill.engine.schedule.blame import blame
+from draftmill.engine.schedule.row import RELIEF, Row
+from draftmill.kernels.operations import Operations
+from draftmill.kernels.packing import Packing
+from tests.engine.choose import test_grammar
+from tests.engine.drafting.test_speculation import engine_with_draft, small_model
+from tests.engine.small import reference, requests, run, small_engine
+
+Fault = Callable[[mx.array], mx.array]
+
+
+def refused(mixed: mx.array) -> mx.array:
+    """Fails as a graph is built."""
+    raise MemoryError("no room\nat all")
+
+
+def unread(mixed: mx.array) -> mx.array:
+    """Fails as a graph is evaluated, and whenever what came of it is."""
+    file = Path("unread.npy")
+    mx.save(str(file), mx.ones(100_000))
+    array = mx.load(str(file), stream=mx.cpu)
+    assert isinstance(array, mx.array)
+    with file.open("r+b") as opened:
+        opened.truncate(200)
+    return mixed + array[0]
+
+
+def singular(mixed: mx.array) -> mx.array:
+    """Fails while it is computed, when the host has gone on; what came of it then holds anything."""
+    return mixed + mx.linalg.inv(mx.zeros((2, 2)), stream=mx.cpu)[0, 0]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass(frozen=True)
+class Failing(Operations):
+    """Attention that fails for some packed tokens."""
+
+    fails: Callable[[Packing], bool] = lambda packing: False
+    fault: Fault = refused
+
+    def attention(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        packing: Packing,
+        scale: float,
+        window: int | None = None,
+    ) -> mx.array:
+        mixed = super().attention(queries, keys, values, packing, scale, window)
+        return self.fault(mixed) if self.fails(packing) else mixed
+
+
+def at(*calls: int) -> Callable[[Packing], bool]:
+    """Fails at these calls, whatever they are of."""
+    numbers = count()
+    return lambda packing: next(numbers) in calls
+
+
+def failing(engine: Engine, fails: Callable[[Packing], bool], fault: Fault = refused) -> Engine:
+    engine.target.operations = Failing(fails=fails, fault=fault)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [(refused, (0,)), (refused, (40, 130, 260)), (unread, (31,)), (singular, (40, 130, 260))],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3.5"])
+def test_after_a_failed_round_rows_go_on_with_their_tokens(family: str, calls: tuple[int, ...], fault: Fault) -> None:
+    model, asked = small_model(family), requests(6)
+    done = run(failing(engine_with_draft(model, max_rows=4), at(*calls), fault), asked, every=2)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+        assert done[request.id].finish_reason == "length"
+
+
+def test_sampled_rows_and_shared_prefixes_go_on_as_well() -> None:
+    model, prefix = small_model("qwen3.5"), tuple(range(40))
+    asked = [
+        replace(request, tokens=prefix + request.tokens)
+        for request in requests(6, temperature=0.9, top_p=0.9, top_k=30)
+    ]
+    expected = run(small_engine(model), asked)
+    done = run(failing(small_engine(model, max_rows=3), at(5, 33, 60), singular), asked)
+    assert {id: it.tokens for id, it in done.items()} == {id: it.tokens for id, it in expected.items()}
+    assert sum(it.cached_tokens for it in done.values()) > 0
+
+
+def test_grammars_are_where_their_rows_are() -> None:
+    asked = test_grammar.asking(4, temperature=1.0)
+    free = [replace(request, id=f"free {request.id}", schema=None) for request in asked[:2]]
+    expected = test_grammar.tokens(run(test_grammar.engine(), asked + free))
+    for fault in (refused, singular):
+        engine = failing(test_grammar.engine(draft=True), at(45, 140, 290), fault)
+        assert test_grammar.tokens(run(engine, asked + free)) == expected
+
+
+def test_a_round_that_fails_twice_in_a_row_ends_nobody() -> None:
+    model, asked = small_model("llama"), requests(6)
+    engine, failed = small_engine(model), [0]
+
+    def fails(packing: Packing) -> bool:
+        failed[0] += failed[0] < 2 and len(packing.spans) == 6
+        return failed[0] < 2 and len(packing.spans) == 6
+
+    done = run(failing(engine, fails), asked)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+@pytest.mark.parametrize(("length", "limit"), [(90, 80), (60, 75)], ids=["its prompt", "its completion"])
+@pytest.mark.parametrize(("family", "fault"), [("llama", refused), ("qwen3.5", unread)])
+def test_a_request_that_alone_makes_rounds_fail_ends_and_harms_nobody(
+    family: str, fault: Fault, length: int, limit: int
+) -> None:
+    model, asked = small_model(family), requests(6)
+    bad = Request("bad", tuple(i % 90 for i in range(length)), Sampling(max_tokens=40))
+    engine = small_engine(model, max_rows=4)
+    done = run(
+        failing(engine, lambda packing: any(span.length > limit for span in packing.spans), fault), [bad, *asked]
+    )
+    ended = done.pop("bad")
+    kind = {"refused": "MemoryError", "unread": "RuntimeError"}[fault.__name__]
+    assert (ended.finish_reason, ended.error) == ("failed", f"the engine failed with {kind}")
+    assert list(ended.tokens) == reference(model, bad)[: len(ended.tokens)]
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+    assert not engine.busy
+    engine.scheduler.prefixes.clear()
+    assert engine.scheduler.pages.free == engine.scheduler.pages.most
+
+
+def test_a_request_that_has_nobody_beside_it_ends_too() -> None:
+    engine = failing(small_engine(small_model("llama")), lambda packing: packing.spans[0].length > 20)
+    bad = Request("bad", tuple(range(30)), Sampling(max_tokens=4))
+    assert run(engine, [bad])["bad"].finish_reason == "failed"
+    assert run(engine, [replace(bad, id="good", tokens=(1, 2, 3))])["good"].finish_reason == "length"
+
+
+def test_an_engine_that_always_fails_says_so_at_once() -> None:
+    engine, asked = small_engine(small_model("llama")), requests(4)
+    for request in asked:
+        engine.add(request)
+    engine.step()
+    engine.step()
+    failing(engine, lambda packing: True)
+    with pytest.raises(EngineFailed, match=r"failed \(MemoryError: no room\), then one of fixed tokens did"):
+        engine.step()
+    assert engine.unfinished == 4
+
+
+def test_rounds_that_fail_only_with_many_rows_are_said_to() -> None:
+    engine = failing(small_engine(small_model("llama")), lambda packing: len(packing.spans) > 3)
+    with pytest.raises(EngineFailed, match=r"rounds of \d requests fail, of one they do not: lower --max-rows"):
+        run(engine, requests(6))
+
+
+def test_no_round_holds_what_a_failed_one_has_made() -> None:
+    model, asked = small_model("qwen3.5"), requests(6)
+    engine = small_engine(model)
+    run(engine, asked)
+    before = mx.get_active_memory()
+    failing(engine, at(33, 60), unread)
+    run(engine, asked)
+    assert mx.get_active_memory() < before + engine.pool.keys[0].nbytes / 2
+
+
+def test_blame_fades_as_rows_go_on() -> None:
+    row = Row(Request("x", (1,)), limit=500)
+    other = Row(Request("y", (2,)), limit=500)
+    assert blame([row, other], "why") is None
+    assert not row.suspect
+    assert blame([row, other], "why") is None
+    assert row.suspect
+    row.generated.append(7)
+    assert not row.suspect
+    row.rounds += RELIEF
+    assert blame([row], "why") is None
+    assert blame([other], "why") is other
