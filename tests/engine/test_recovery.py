@@ -16,6 +16,7 @@ from draftmill.engine.schedule.blame import blame
 from draftmill.engine.schedule.row import RELIEF, Row
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
+from draftmill.kernels.pages.pool import LayerPool
 from tests.engine.choose import test_grammar
 from tests.engine.drafting.test_speculation import engine_with_draft, small_model
 from tests.engine.small import reference, requests, run, small_engine
@@ -59,13 +60,12 @@ class Failing(Operations):
     def attention(
         self,
         queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
+        pool: LayerPool,
         packing: Packing,
         scale: float,
         window: int | None = None,
     ) -> mx.array:
-        mixed = super().attention(queries, keys, values, packing, scale, window)
+        mixed = super().attention(queries, pool, packing, scale, window)
         return self.fault(mixed) if self.fails(packing) else mixed
 
 

@@ -101,7 +101,8 @@ class Transformer(ABC):
     @property
     def expert_width(self) -> int:
         """Elements that a token leaves in a layer of experts."""
-        return 0
+        args = self.model.args
+        return args.num_experts_per_tok * (3 * args.moe_intermediate_size + self.hidden_size)
 
     def make_state(self, pages: int) -> State:
         """The state of rows that share so many pages."""
