@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from draftmill.engine.engine import Engine
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import EngineFailed, Request, Sampling
 from draftmill.engine.schedule.prefix import PrefixCache
 from draftmill.engine.schedule.prefix_tree import PrefixTree
 from tests.engine.drafting.test_speculation import engine_with_draft, random_draft, replaying
@@ -177,7 +177,7 @@ def test_nothing_outlives_a_round_that_failed(part: str, rounds: int, monkeypatc
         engine.step()
     with monkeypatch.context() as patch:
         patch.setattr(engine.target, part, lambda *given: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(EngineFailed, match="division by zero"):
             run(engine, [])
     assert engine.scheduler.prefixes.used == 0
     for request in requests:
