@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from draftmill.engine.engine import Engine
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import EngineFailed, Request, Sampling
 from draftmill.engine.schedule.pages import Pages
 from draftmill.engine.schedule.prefix import PrefixCache
 from draftmill.engine.schedule.prefix_tree import PrefixTree
@@ -174,7 +174,7 @@ def test_nothing_outlives_a_round_that_failed(part: str, rounds: int, monkeypatc
         engine.step()
     with monkeypatch.context() as patch:
         patch.setattr(engine.target, part, lambda *given: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(EngineFailed, match="division by zero"):
             run(engine, [])
     assert not engine.scheduler.prefixes.give_way()
     for request in requests:
