@@ -1,6 +1,7 @@
 """The fault suite at full size, as a table: `make soak`, or `python -m tests.farm.soak [--small] [NAME…]`.
 
-Every fault runs against a real server and real worker processes, whose engine is replaced by one of set speed.
+Every fault runs against a real server and real worker processes, whose engine is replaced by one of set speed; the
+engine itself has a row of its own, `tokens`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.farm import dying, load, own_disk, redis_faults
+from tests.farm import dying, generation, load, own_disk, redis_faults
 from tests.farm.figure import Fault
 from tests.farm.files import datasets, outputs
 from tests.farm.sharing import fairness, neighbours
@@ -43,6 +44,7 @@ FAULTS = (
     Fault("half-open", f"connections that go dead: {NOTHING}", redis_faults.half_open),
     Fault("frozen", f"a server that answers after the leases: {NOTHING}", redis_faults.frozen),
     Fault("script-flush", f"SCRIPT FLUSH all the time: {NOTHING}", redis_faults.script_flush),
+    Fault("tokens", "200 seeds of random load: every row the tokens of mlx-lm in float32", generation.tokens),
 )
 
 
