@@ -83,7 +83,7 @@ class Drafter:
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
         logits = self.draft.finish(self.target.head(hidden[wanted]))
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
-        return choose(logits, samplings, positions[wanted])
+        return choose(logits, samplings, positions[wanted], self.target.operations)
 
     def extend(self, taps: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
         """Write the context of tokens with these taps [N, taps * hidden] and absolute positions [N] at `slots` [N].

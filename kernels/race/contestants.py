@@ -12,6 +12,8 @@ import mlx.core as mx
 from ..attention.ragged_attention import fits as attention_fits
 from ..attention.ragged_attention import ragged_attention
 from ..attention.stock_attention import attention_by_row, attention_together
+from ..choose.choose import Setting, choose, choose_by_kernel
+from ..choose.choose import fits as choice_fits
 from ..fused.add_norm import add_norm, add_norm_by_kernel
 from ..fused.add_norm import fits as norm_fits
 from ..fused.rotary import Layout, rotate, rotate_by_kernel
@@ -32,6 +34,7 @@ from .keys import (
     STOCK,
     TOGETHER,
     attention_key,
+    choice_key,
     norm_key,
     product_key,
     recurrence_key,
@@ -89,7 +92,15 @@ class ProductShape:
     dtype: mx.Dtype
 
 
-OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
+@dataclass(frozen=True)
+class ChoiceShape:
+    """Logits of so many tokens, of which each slot chooses one."""
+
+    vocabulary: int
+    dtype: mx.Dtype
+
+
+OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ChoiceShape
 
 
 def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Iterator[Contest]:
@@ -106,6 +117,10 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield from _recurrent(shape, launch)
             case ProductShape():
                 yield from _products(shape, launch)
+            case ChoiceShape(vocabulary, dtype):
+                for slots, drawn in ((16, False), (512, False), (16, True)):
+                    key = choice_key(slots, vocabulary, dtype, drawn)
+                    yield Contest(key, mx.int32, partial(_choice_forms, shape, launch, slots, drawn))
 
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
@@ -250,3 +265,14 @@ def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[st
         name: lambda round, form=form: lambda: [form(x, *quantized, shape.group_size, shape.bits)]
         for name, form in forms.items()
     }
+
+
+def _choice_forms(shape: ChoiceShape, launch: Launch, slots: int, drawn: bool) -> Mapping[str, Form]:
+    some = (3 * mx.random.normal((16, shape.vocabulary))).astype(shape.dtype)
+    logits, positions = mx.tile(some, (slots // 16, 1)), mx.arange(slots, dtype=mx.int32)
+    settings = [Setting(1 / 0.7, 0.8, 20, slot) if drawn else Setting() for slot in range(slots)]
+    mx.eval(logits, positions)
+    forms: dict[str, Form] = {STOCK: lambda round: lambda: [choose(logits, settings, positions)]}
+    if choice_fits(shape.vocabulary, shape.dtype):
+        forms[KERNEL] = lambda round: lambda: [choose_by_kernel(logits, settings, positions, launch)]
+    return forms

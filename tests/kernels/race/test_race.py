@@ -14,7 +14,14 @@ import mlx.core as mx
 import pytest
 
 from draftmill.kernels.gpu.source import Kernel
-from draftmill.kernels.race.contestants import AttentionShape, OperationShape, ProductShape, RecurrentShape, contests
+from draftmill.kernels.race.contestants import (
+    AttentionShape,
+    ChoiceShape,
+    OperationShape,
+    ProductShape,
+    RecurrentShape,
+    contests,
+)
 from draftmill.kernels.race.keys import KERNEL, STOCK
 from draftmill.kernels.race.race import Call, Contest, Form, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
@@ -25,6 +32,7 @@ SHAPES = [  # and how many contests they have
     (AttentionShape(2, 1, 64, mx.float32), 16),
     (RecurrentShape(Heads(1, 2, 32, 16), 4, mx.float32), 4),
     (ProductShape(64, 24, 32, 4, mx.float32), 3),
+    (ChoiceShape(600, mx.bfloat16), 3),
 ]
 
 
