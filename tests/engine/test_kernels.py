@@ -12,12 +12,12 @@ from draftmill.engine.models.kernels_for import shapes
 from draftmill.engine.models.targets import adapt
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
-from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.contestants import ChoiceShape, contests
 from draftmill.kernels.race.keys import KERNEL
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
-from .drafting.test_speculation import random_draft, replaying
+from .drafting.test_speculation import engine_with_draft, random_draft, replaying
 from .small import llama_model, quantised, qwen3_5_model, qwen3_model, reference, requests, run
 
 BUILDERS = {
@@ -53,3 +53,22 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     assert min(launched[name] for name in ("attend", "rotate", "add_norm")) > 30
     assert (launched["gated_delta"] > 20) == (launched["convolve"] > 20) == (family == "qwen3.5")
     assert (launched["quantized_matmul"] > 50) == (family == "qwen3-4bit")
+
+
+@EMULATED
+def test_sampled_rows_draw_the_same_with_the_kernel() -> None:
+    """Beside greedy rows, which the same launch serves."""
+    launched: Counter[str] = Counter()
+
+    def launch(kernel: Kernel, *given: Any) -> list[mx.array]:
+        launched[kernel.name] += 1
+        return on_cpu(kernel, *given)
+
+    model, sampled = llama_model(), requests(3, max_tokens=8, temperature=0.9, top_p=0.9, top_k=30)
+    asked = [*sampled[:2], *requests(3, max_tokens=8)[2:]]
+    expected = run(engine_with_draft(model, max_rows=2), asked)
+    every = contests([ChoiceShape(adapt(model).vocabulary, mx.float32)], launch)
+    operations = Operations({contest.key: KERNEL for contest in every}, launch)
+    done = run(engine_with_draft(model, max_rows=2, operations=operations), asked)
+    assert launched["choose"] > 8
+    assert {id: one.tokens for id, one in done.items()} == {id: one.tokens for id, one in expected.items()}
