@@ -130,8 +130,9 @@ class Operations:
 
     def choose(self, logits: mx.array, settings: Sequence[Setting], positions: mx.array) -> mx.array:
         """As `choose.choose`."""
+        slots, vocabulary = logits.shape
         drawn = any(setting.inverse > 0 for setting in settings)
-        if self.winners.get(choice_key(*logits.shape, logits.dtype, drawn), STOCK) == KERNEL:
+        if self.winners.get(choice_key(slots, vocabulary, logits.dtype, drawn), STOCK) == KERNEL:
             return choose_by_kernel(logits, settings, positions, self.launch)
         return choose(logits, settings, positions)
 
