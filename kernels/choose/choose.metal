@@ -17,14 +17,13 @@ METAL_FUNC void fetch(P logits, long begin, int at, int end, thread float* out) 
   for (int i = 0; i < FOURS; i++) {
     const int from = at + i * 128;
     if (COUNT % 4 == 0) {
+      out[4 * i] = out[4 * i + 1] = out[4 * i + 2] = out[4 * i + 3] = -3.40282347e38f;
       if (from < end) {
         const float4 four = load4(logits, begin + from);
         out[4 * i] = four.x;
         out[4 * i + 1] = four.y;
         out[4 * i + 2] = four.z;
         out[4 * i + 3] = four.w;
-      } else {
-        out[4 * i] = out[4 * i + 1] = out[4 * i + 2] = out[4 * i + 3] = -3.40282347e38f;
       }
     } else {
 #pragma unroll
@@ -84,8 +83,8 @@ kernel void choose(
     const device int* positions,   // [M or more]
     device int* tokens) {          // [M]
   constexpr float LOWEST = -3.40282347e38f;
-  constexpr float NOISE = 16.7f;   // noise is below this,
-  constexpr float FAR = -20.0f;    // and above -3.2: so what is farther below the likeliest one is never drawn
+  constexpr float NOISE = 16.7f;  // noise is below this, and above -3.2,
+  constexpr float FAR = -20.0f;   // so what is farther below the likeliest one is never drawn
   constexpr int SIMDS = THREADS / 32;
   constexpr int SHARE = ((VOCABULARY + 127) / 128 + SIMDS - 1) / SIMDS * 128;
   constexpr int FOURS = 4;         // of a thread at a time, so that it waits for memory as seldom
@@ -135,11 +134,11 @@ kernel void choose(
     }
     float part = simd_max(own);
     float other = simd_max(least);
-    float count = simd_sum(number);
+    float third = simd_sum(number);
     if (lane == 0) {
       parts[simd] = part;
       parts[SIMDS + simd] = other;
-      parts[2 * SIMDS + simd] = count;
+      parts[2 * SIMDS + simd] = third;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     top = LOWEST;
@@ -180,11 +179,11 @@ kernel void choose(
           }
           part = simd_sum(above);
           other = simd_sum(near);
-          count = simd_max(nearest);
+          third = simd_max(nearest);
           if (lane == 0) {
             parts[simd] = part;
             parts[SIMDS + simd] = other;
-            parts[2 * SIMDS + simd] = count;
+            parts[2 * SIMDS + simd] = third;
           }
           threadgroup_barrier(mem_flags::mem_threadgroup);
           above = 0.0f;
@@ -287,7 +286,7 @@ kernel void choose(
             up = -LOWEST;
             above = 0.0f;
           }
-          if (low == top) {
+          if (low == top) {  // nothing is above it
             above = 0.0f;
             break;
           }
@@ -307,9 +306,9 @@ kernel void choose(
           own_ties += x[i] == cut ? 1.0f : 0.0f;
         }
       }
-      const float share = simd_sum(own_ties);
+      part = simd_sum(own_ties);
       if (lane == 0) {
-        parts[simd] = share;
+        parts[simd] = part;
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
       float before = 0.0f;
@@ -318,7 +317,7 @@ kernel void choose(
         before += i < simd ? float(parts[i]) : 0.0f;
         all += parts[i];
       }
-      if (all > ties && before < ties && before + share >= ties) {
+      if (all > ties && before < ties && before + part >= ties) {
         for (int at = from; at < end; at += 128) {
           float x[4];
           fetch<VOCABULARY, 1>(logits, begin, at + lane * 4, end, x);
@@ -335,11 +334,9 @@ kernel void choose(
             }
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-              if (x[j] == cut) {
-                before += 1.0f;
-                if (before == ties) {
-                  places[0] = at + lane * 4 + j;
-                }
+              before += x[j] == cut ? 1.0f : 0.0f;
+              if (x[j] == cut && before == ties) {
+                places[0] = at + lane * 4 + j;
               }
             }
             break;
@@ -364,12 +361,10 @@ kernel void choose(
       bool stays = score > best;
       if (inverse > 0.0f) {
         score = (x[i] - top) * inverse;
-        stays = x[i] > cut || (x[i] == cut && token <= last);
-        if (stays && score >= FAR && score + NOISE > best) {
+        stays = (x[i] > cut || (x[i] == cut && token <= last)) && score >= FAR && score + NOISE > best;
+        if (stays) {
           score += gumbel<VOCABULARY>(seed, position, token);
           stays = score > best;
-        } else {
-          stays = false;
         }
       }
       if (stays) {
