@@ -311,7 +311,8 @@ class Engine:
         yielding = [segment for segment in segments if segment.yields]
         if not yielding:
             return Round()
-        free, late = Scored(yielding, self.target.head(hidden[mx.array(wanted)]), drafted).split()
+        logits = self.target.head(hidden[mx.array(wanted)])
+        free, late = Scored(yielding, logits, drafted, self.target.operations).split()
         if not free:
             return Round(late=late)
         return Round(free.segments, *free.accept(self._ends), late)

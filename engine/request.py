@@ -35,11 +35,6 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    @property
-    def truncated(self) -> bool:
-        """Whether top-k or top-p may leave tokens out of the draw."""
-        return not self.greedy and (self.top_k > 0 or self.top_p < 1)
-
 
 @dataclass(frozen=True)
 class Request:

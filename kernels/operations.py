@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
 from .attention.ragged_attention import ragged_attention
 from .attention.stock_attention import attention_by_row, attention_together
+from .choose.choose import Setting, choose, choose_by_kernel, workspace
 from .fused.add_norm import add_norm, add_norm_by_kernel
 from .fused.rotary import Layout, Norms, rotate, rotate_by_kernel
 from .gpu.launch import on_gpu
@@ -25,6 +26,7 @@ from .race.keys import (
     TOGETHER,
     Key,
     attention_key,
+    choice_key,
     norm_key,
     product_key,
     recurrence_key,
@@ -135,3 +137,17 @@ class Operations:
         if form == SIMDGROUPS:
             return quantized_matmul_by_simdgroups(x, w, scales, biases, group_size, bits, self.launch)
         return quantized_matmul(x, w, scales, biases, group_size, bits)
+
+    def choose(self, logits: mx.array, settings: Sequence[Setting], positions: mx.array) -> mx.array:
+        """As `choose.choose`."""
+        slots, vocabulary = logits.shape
+        drawn = any(setting.inverse > 0 for setting in settings)
+        if self.winners.get(choice_key(slots, vocabulary, logits.dtype, drawn), STOCK) == KERNEL:
+            return choose_by_kernel(logits, settings, positions, self.launch)
+        return choose(logits, settings, positions)
+
+    def bytes_to_choose(self, slots: int, vocabulary: int, dtype: mx.Dtype) -> int:
+        """Memory that `choose` takes beside logits [slots, vocabulary] if all of these slots draw."""
+        if self.winners.get(choice_key(slots, vocabulary, dtype, True), STOCK) == KERNEL:
+            return 0  # but for a few numbers a slot
+        return workspace(slots, vocabulary)

@@ -15,6 +15,7 @@ from itertools import product
 
 import mlx.core as mx
 
+from .choose.choose import Setting
 from .gpu.launch import Variant, variant
 from .gpu.source import Kernel
 from .operations import Operations
@@ -23,6 +24,7 @@ from .pages.pool import LayerPool
 from .pages.sizes import pages_for
 from .race.contestants import (
     AttentionShape,
+    ChoiceShape,
     NormShape,
     OperationShape,
     ProductShape,
@@ -100,6 +102,8 @@ def calls(shape: OperationShape) -> Iterator[tuple[str, Call]]:
             yield "add norm", partial(_add_norm, shape)
         case RecurrentShape():
             yield from _recurrent(shape)
+        case ChoiceShape():
+            yield "choice", partial(_choose, shape)
         case ProductShape():
             yield from (("quantised product", call) for call in _products(shape))
 
@@ -166,6 +170,11 @@ def _recurrent(shape: RecurrentShape) -> Iterator[tuple[str, Call]]:
         left = 0 if taped is None else rows, 0 if taped is None else rows * (window + taped), rows * (taped or 0)
         yield "gated delta", partial(_gated_delta, shape, steps, left)
         yield "convolution", partial(_convolved_heads, shape, steps, left)
+
+
+def _choose(shape: ChoiceShape, operations: Operations) -> Sequence[mx.array]:
+    logits = mx.zeros((1, shape.vocabulary), shape.dtype)
+    return [operations.choose(logits, [Setting(1.0)], mx.zeros(1, mx.int32))]
 
 
 Left = tuple[int, int, int]

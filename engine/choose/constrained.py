@@ -62,7 +62,7 @@ class Chooser:
                     choice.masks = row.matcher.masks(choice.drafted)
                 except GrammarError as error:
                     choice.error = error
-        chosen = iter(self._choose(scored.logits, choices))
+        chosen = iter(self._choose(scored, choices))
         for choice in choices:
             row = choice.segment.row
             if row.matcher and choice.masks:
@@ -77,7 +77,7 @@ class Chooser:
                     choice.error = error
         return choices
 
-    def _choose(self, logits: mx.array, choices: list[Choice]) -> list[int]:
+    def _choose(self, scored: Scored, choices: list[Choice]) -> list[int]:
         """The token of every slot that has a mask."""
         wanted: list[int] = []
         begin = 0
@@ -92,7 +92,8 @@ class Chooser:
         if self._stream is None:
             self._stream = mx.new_stream(mx.default_device())
         with mx.stream(self._stream):
-            return tokens_of(choose(masked(logits[mx.array(wanted)], masks), samplings, mx.array(positions)))
+            logits = masked(scored.logits[mx.array(wanted)], masks)
+            return tokens_of(choose(logits, samplings, mx.array(positions), scored.operations))
 
 
 def tokens_of(array: mx.array) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ...kernels.operations import Operations
 from ..schedule.scheduler import Segment
 from ..state.row_ends import RowEnds
 from .verify import accept
@@ -18,6 +19,7 @@ class Scored:
     segments: list[Segment]
     logits: mx.array
     drafts: mx.array | None
+    operations: Operations
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -28,7 +30,7 @@ class Scored:
         cursors = ends.anchored(self.segments)
         depths = [segment.depth or 0 for segment in self.segments]
         samplings = [segment.row.request.sampling for segment in self.segments]
-        emitted, counts = accept(self.logits, self.drafts, depths, samplings, cursors + 1)
+        emitted, counts = accept(self.logits, self.drafts, depths, samplings, cursors + 1, self.operations)
         ends.move(self.segments, cursors, emitted, counts)
         return emitted, counts
 
@@ -53,4 +55,4 @@ class Scored:
         if len(own) in (0, len(self.segments)):
             return self if own else None
         some = self.drafts[mx.array(drafts)] if self.drafts is not None and drafts else None
-        return Scored(own, self.logits[mx.array(slots)], some)
+        return Scored(own, self.logits[mx.array(slots)], some, self.operations)

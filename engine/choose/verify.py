@@ -7,8 +7,9 @@ from itertools import accumulate
 
 import mlx.core as mx
 
+from ...kernels.operations import Operations
 from ..request import Sampling
-from .sampling import choose
+from .sampling import STOCK_OPERATIONS, choose
 
 
 def accept(
@@ -17,6 +18,7 @@ def accept(
     depths: list[int],
     samplings: Sequence[Sampling],
     positions: mx.array,
+    operations: Operations = STOCK_OPERATIONS,
 ) -> tuple[mx.array, mx.array]:
     """The tokens that each row emits this round: accepted drafts, then the bonus.
 
@@ -33,17 +35,18 @@ def accept(
         depths: drafted tokens of each of the M rows.
         samplings: of each row.
         positions: [M] int32, position that a row's first emitted token will have.
+        operations: that choose.
 
     Returns:
         tokens [M, W], W = 1 + the largest depth, of which counts [M] (accepted + 1) are valid.
     """
     if drafts is None:
-        return choose(logits, samplings, positions)[:, None], mx.ones(len(depths), mx.int32)
+        return choose(logits, samplings, positions, operations)[:, None], mx.ones(len(depths), mx.int32)
     ends = list(accumulate(depth + 1 for depth in depths))
     owners = mx.array([m for m, depth in enumerate(depths) for _ in range(depth + 1)])
     ahead = mx.array([j for depth in depths for j in range(depth + 1)])
     spread = [sampling for sampling, depth in zip(samplings, depths, strict=True) for _ in range(depth + 1)]
-    chosen = choose(logits, spread, positions[owners] + ahead)
+    chosen = choose(logits, spread, positions[owners] + ahead, operations)
 
     # As [M, W]: slots past a row's depth repeat its last one, drafts past it are masked out.
     width, total = max(depths) + 1, sum(depths)

@@ -83,8 +83,11 @@ class Drafter:
         hidden = self.draft(self.target.embed(tokens), positions, attend, operations)
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
         logits = self.draft.finish(self.target.head(hidden[wanted]))
+        # With top-p and top-k, as the target draws. Without, the text would be the same and the draw cheaper, but fewer
+        # drafts are accepted: SmolLM2 and itself with 16 tokens of context, temperature 0.7, top-p 0.8, top-k 20, agree
+        # in 62 % of draws, and in 59 % if the draft's are not truncated; with 4 tokens of context in 39 and in 35 %.
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
-        return choose(logits, samplings, positions[wanted])
+        return choose(logits, samplings, positions[wanted], self.target.operations)
 
     def extend(self, taps: mx.array, places: Places) -> list[mx.array]:
         """Write the context of tokens at these places, with taps [N, taps * hidden].

@@ -19,6 +19,9 @@ CONSTANT_SIZE = 8
 TYPES = (mx.float32, mx.float16, mx.bfloat16)
 """The types of number that kernels are written for."""
 
+EXACT = {"choose"}
+"""Kernels for which Metal's fast mathematics is not good enough: the tail of a logarithm decides a draw."""
+
 _HERE = Path(__file__).parent
 
 METAL_PRELUDE = _HERE / "metal_prelude.h"
@@ -106,7 +109,8 @@ def _compiled(
     more, at every call, than everything else in a launch.
     """
     if metal:
-        make: Any = partial(mx.fast.metal_kernel, compile_options={"math_mode": "fast"})
+        mode = "safe" if kernel.name in EXACT else "fast"
+        make: Any = partial(mx.fast.metal_kernel, compile_options={"math_mode": mode})
         header, body, types = METAL_PRELUDE.read_text() + kernel.header, kernel.body, METAL_TYPES
     else:
         make = mx.fast.cuda_kernel

@@ -12,6 +12,8 @@ import mlx.core as mx
 from ..attention.ragged_attention import fits as attention_fits
 from ..attention.ragged_attention import ragged_attention
 from ..attention.stock_attention import attention_by_row, attention_together
+from ..choose.choose import Setting, choose, choose_by_kernel
+from ..choose.choose import fits as choice_fits
 from ..fused.add_norm import add_norm, add_norm_by_kernel
 from ..fused.add_norm import fits as norm_fits
 from ..fused.rotary import Layout, rotate, rotate_by_kernel
@@ -36,6 +38,7 @@ from .keys import (
     STOCK,
     TOGETHER,
     attention_key,
+    choice_key,
     norm_key,
     product_key,
     recurrence_key,
@@ -94,7 +97,15 @@ class ProductShape:
     dtype: mx.Dtype
 
 
-OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape
+@dataclass(frozen=True)
+class ChoiceShape:
+    """Logits of so many tokens, of which each slot chooses one."""
+
+    vocabulary: int
+    dtype: mx.Dtype
+
+
+OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ChoiceShape
 
 
 def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Iterator[Contest]:
@@ -111,6 +122,10 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield from _recurrent(shape, launch)
             case ProductShape():
                 yield from _products(shape, launch)
+            case ChoiceShape(vocabulary, dtype):
+                for slots, drawn in ((16, False), (512, False), (16, True)):
+                    key = choice_key(slots, vocabulary, dtype, drawn)
+                    yield Contest(key, mx.int32, partial(_choice_forms, shape, launch, slots, drawn))
 
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
@@ -134,10 +149,10 @@ def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: 
         return [form(q[: check.packing.positions.size], pool, check.packing, shape.dim**-0.5, check.window)]
 
     forms = {STOCK: attention_by_row}
-    if rows > 1:
-        forms[TOGETHER] = attention_together
     if attention_fits(q, pool):
         forms[KERNEL] = ragged_attention
+    elif rows > 1:  # copies the keys and values of all rows in every layer, so that rounds need gigabytes
+        forms[TOGETHER] = attention_together
     ragged = checks(queries)
     return {
         name: Form(partial(run, form), tuple(partial(check, form, each) for each in ragged))
@@ -295,3 +310,14 @@ def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[st
     if mx.metal.is_available():
         forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
     return {name: Form(partial(run, form)) for name, form in forms.items()}
+
+
+def _choice_forms(shape: ChoiceShape, launch: Launch, slots: int, drawn: bool) -> Mapping[str, Form]:
+    some = (3 * mx.random.normal((16, shape.vocabulary))).astype(shape.dtype)
+    logits, positions = mx.tile(some, (slots // 16, 1)), mx.arange(slots, dtype=mx.int32)
+    settings = [Setting(1 / 0.7, 0.8, 20, slot) if drawn else Setting() for slot in range(slots)]
+    mx.eval(logits, positions)
+    forms: dict[str, Callable[[mx.array], Outputs]] = {STOCK: lambda at: [choose(logits, settings, at)]}
+    if choice_fits(shape.vocabulary, shape.dtype):
+        forms[KERNEL] = lambda at: [choose_by_kernel(logits, settings, at, launch)]
+    return _always(forms, positions)

@@ -48,6 +48,14 @@ def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
     return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x.dtype), rows)
 
 
+def choice_key(slots: int, vocabulary: int, dtype: mx.Dtype, drawn: bool) -> Key:
+    """Likewise, for logits of so many slots: vocabulary, type, whether some slots draw, slots.
+
+    Draws are raced with few slots only: with many, their stock form would take seconds.
+    """
+    return ("choose", vocabulary, _name(dtype), *(("drawn", 16) if drawn else ("greedy", 16 if slots <= 64 else 512)))
+
+
 @cache
 def _name(dtype: mx.Dtype) -> str:
     return str(dtype).rpartition(".")[2]

@@ -22,7 +22,7 @@ from draftmill.engine.request import Completion, Request
 from draftmill.engine.schedule.row import Row
 
 from .choose.test_grammar import VOCABULARY, tokenizer
-from .drafting.test_speculation import Replay, random_draft
+from .drafting.test_speculation import BLOCK, Replay, random_draft
 from .expected import Expectations, Expected, Wrong, told
 from .load import FAMILIES, Load, drawn, with_stops
 from .small import memory_for

@@ -14,7 +14,7 @@ from draftmill.engine.models.kernels_for import shapes
 from draftmill.engine.models.targets import adapt
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
-from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.contestants import ChoiceShape, contests
 from draftmill.kernels.race.keys import KERNEL
 from draftmill.kernels.variants import Recorder, compiled
 from tests.kernels.emulator import on_cpu
@@ -84,3 +84,22 @@ def test_no_kernel_is_compiled_while_requests_are_served(family: str) -> None:
     assert {"attend", "combine", "rotate", "add_norm"} <= {kernel.name for kernel, _, _ in serving.variants}
     assert serving.variants <= loaded.variants
     assert len(serving.variants) > len(loaded.variants) / 2
+
+
+@EMULATED
+def test_sampled_rows_draw_the_same_with_the_kernel() -> None:
+    """Beside greedy rows, which the same launch serves."""
+    launched: Counter[str] = Counter()
+
+    def launch(kernel: Kernel, *given: Any) -> list[mx.array]:
+        launched[kernel.name] += 1
+        return on_cpu(kernel, *given)
+
+    model, sampled = llama_model(), requests(3, max_tokens=8, temperature=0.9, top_p=0.9, top_k=30)
+    asked = [*sampled[:2], *requests(3, max_tokens=8)[2:]]
+    expected = run(engine_with_draft(model, max_rows=2), asked)
+    every = contests([ChoiceShape(adapt(model).vocabulary, mx.float32)], launch)
+    operations = Operations({contest.key: KERNEL for contest in every}, launch, in_place=False)
+    done = run(engine_with_draft(model, max_rows=2, operations=operations), asked)
+    assert launched["choose"] > 8
+    assert {id: one.tokens for id, one in done.items()} == {id: one.tokens for id, one in expected.items()}

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.operations import Operations
 from ....kernels.packing import Packing
-from ....kernels.race.contestants import AttentionShape, NormShape, OperationShape, RotaryShape
+from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape, OperationShape, RotaryShape
 from ...state.kv_pool import KVPool
 from ...state.state import State
 from ..layers import gated, swiglu, turns
@@ -117,7 +117,7 @@ class Transformer(ABC):
         linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers), self.unembed]
         linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
-        return [attention, *others, *products(linears, self.dtype)]
+        return [attention, *others, *products(linears, self.dtype), ChoiceShape(self.vocabulary, self.dtype)]
 
     def projections(self, layer: Any) -> list[nn.Module]:
         """The linear layers that read what enters a layer's attention."""

@@ -85,6 +85,8 @@ inline float min(float a, float b) { return __builtin_fminf(a, b); }
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float exp(float x) { return __builtin_expf(x); }
 inline float exp2(float x) { return __builtin_exp2f(x); }
+inline float log(float x) { return __builtin_logf(x); }
+inline float ceil(float x) { return __builtin_ceilf(x); }
 inline float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 // A pool's elements. Pools are inputs, as whole words, and yet written.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from draftmill.kernels.attention import ragged_attention
+from draftmill.kernels.choose import choose
 from draftmill.kernels.fused import add_norm, rotary
 from draftmill.kernels.gpu.launch import for_cuda
 from draftmill.kernels.gpu.source import Kernel, read_kernels
@@ -47,6 +48,7 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
         {"HEADS": "16", "KV_HEADS": "4", "DIM": "256", "STRIDE": "512", "WIDTH": "10240", "ROTATED": "64"},
     ),
     (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
+    (choose.SOURCE, "choose", "__nv_bfloat16", {"VOCABULARY": "151936"}),
     (
         FOLDER / "convolution.metal",
         "convolve",

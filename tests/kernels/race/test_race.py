@@ -21,6 +21,7 @@ from draftmill.kernels.race.attention_checks import checks
 from draftmill.kernels.race.contestants import (
     COLD,
     AttentionShape,
+    ChoiceShape,
     OperationShape,
     ProductShape,
     RecurrentShape,
@@ -36,6 +37,7 @@ SHAPES = [  # and how many contests they have
     (AttentionShape(2, 1, 64, mx.float32), 16),
     (RecurrentShape(Heads(1, 2, 32, 16), 4, mx.float32), 4),
     (ProductShape(64, 24, 32, 4, mx.float32), 3),
+    (ChoiceShape(600, mx.bfloat16), 3),
 ]
 
 
