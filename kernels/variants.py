@@ -103,7 +103,7 @@ def calls(shape: OperationShape) -> Iterator[tuple[str, Call]]:
         case RecurrentShape():
             yield from _recurrent(shape)
         case ChoiceShape():
-            yield "choice", partial(_choose, shape)
+            yield "choose", partial(_choose, shape)
         case ProductShape():
             yield from (("quantised product", call) for call in _products(shape))
 

@@ -65,12 +65,14 @@ class LayerPool:
 
     @property
     def keys(self) -> mx.array:
-        """Keys [slots, KV, D] as they are once everything launched has run."""
+        """Keys [slots, KV, D], once all writes launched so far have run."""
+        mx.eval(self.written)
         return self._keys.view(self.dtype)
 
     @property
     def values(self) -> mx.array:
         """Values [slots, KV, D], likewise."""
+        mx.eval(self.written)
         return self._values.view(self.dtype)
 
     @property
@@ -127,6 +129,7 @@ class LayerPool:
 
     def grow(self, pages: int) -> None:
         """Make room for so many pages, once everything launched has run. Holds the keys, then the values, twice."""
+        mx.eval(self.written)
         more = pages - self.pages
         self._keys = self._longer(self._keys, more)
         self._values = self._longer(self._values, more)

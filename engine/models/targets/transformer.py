@@ -96,7 +96,8 @@ class Transformer(ABC):
         linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
         widths = sum(linear.weight.shape[0] for linear in linears) + ACTIVATIONS * len(self.layers) * self.hidden_size
         experts = sum(self.expert_width for gate in self.gates if gate is None)
-        return self.dtype.size * (ROUNDS * tokens * (widths + experts) + LOGITS * slots * self.vocabulary)
+        held = ROUNDS * tokens * (widths + experts) + LOGITS * slots * self.vocabulary
+        return self.dtype.size * held + self.operations.bytes_to_choose(slots, self.vocabulary, self.dtype)
 
     @property
     def expert_width(self) -> int:
