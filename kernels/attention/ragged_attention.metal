@@ -122,9 +122,9 @@ kernel void attend(
   }
 
   float4 fetched[FETCHED];
-  long next = 0;  // the slot of the next block's first key
+  int next = 0;  // the slot of the next block's first key; a long takes registers that are not there
   if (begin < end) {
-    next = long(table[pages + begin / PAGE]) * PAGE + begin % PAGE;
+    next = table[pages + begin / PAGE] * PAGE + begin % PAGE;
 #pragma unroll
     for (int i = 0; i < FETCHED; i++) {
       const int at = me + i * THREADS;
@@ -133,11 +133,11 @@ kernel void attend(
     }
   }
   for (int block = begin; block < end; block += KEYS) {
-    const long here = next;
+    const int here = next;
     const int last = min(KEYS, end - block) - 1;
     const int following = block + KEYS < end ? block + KEYS : block;  // the last block is fetched again, unused
     const int last_following = min(KEYS, end - following) - 1;
-    next = long(table[pages + following / PAGE]) * PAGE + following % PAGE;
+    next = table[pages + following / PAGE] * PAGE + following % PAGE;
     float scores[4 * OWN];
 #pragma unroll
     for (int i = 0; i < 4 * OWN; i++) {

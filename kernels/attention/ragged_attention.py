@@ -24,9 +24,8 @@ THREADS = 128
 LEAST_KEYS = 128
 """Keys are not split into smaller parts than this."""
 
-
-STEPS = {64: 2, 128: 4, 256: 4}
-"""How much of a key's scoring the compiler unrolls, by head dimension."""
+STEP = 2
+"""How many fours of a key are scored at a time: with more, some variants need more registers than there are."""
 
 
 def fits(queries: mx.array, pool: LayerPool) -> bool:
@@ -79,6 +78,6 @@ def _tiling(queries: mx.array, kv_heads: int, packing: Packing, window: int | No
     longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
     splits = max(1, min(longest // LEAST_KEYS, enough_groups() // (count * kv_heads)))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
-    constants |= {"W": WORD, "PAGE": PAGE, "STEP": STEPS[dim]}
+    constants |= {"W": WORD, "PAGE": PAGE, "STEP": STEP}
     split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
     return Tiling(tiles, splits, (count, kv_heads, splits), constants | split)
