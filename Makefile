@@ -1,7 +1,7 @@
 # draftmill in two commands: `make run` runs the example prompts, `make test` runs every test.
 # `make run` first fills .venv with what running needs (`make setup`); `make test` and `make lint` add their tools to it.
 # Both take a while once and nothing afterwards.
-# `make soak` runs the fault suite of queue and workers at full size (about 25 minutes), then 200 seeds of random load
+# `make soak` runs the fault suite of queue and workers at full size (about 40 minutes), then 200 seeds of random load
 # through the engine (about 10), and prints a table.
 # `make lock` renews deploy/lock after a change of dependencies; deploy/lock/renew.py tells of its OPTIONS.
 

@@ -65,7 +65,7 @@ def test_norm_of_heads_cut_out_of_a_joint_projection(dtype: mx.Dtype) -> None:
 @pytest.mark.parametrize("queries", [1, 5, 16])
 @pytest.mark.parametrize(("start", "length"), [(0, 40), (33, 40), (512, 256), (700, 300)])
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_attention_over_an_extent_of_a_pool(
+def test_attention_over_a_slice_of_a_pool(
     dtype: mx.Dtype, queries: int, start: int, length: int, kv_heads: int
 ) -> None:
     pools = [mx.random.normal((1024, kv_heads, 64)).astype(dtype) for _ in range(2)]

@@ -133,6 +133,7 @@ def test_draws_in_portions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert choose(logits, settings, mx.arange(20)).tolist() == whole.tolist()
 
 
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU holds what a graph leaves until it has run")
 def test_draws_stay_within_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "WORKSPACE", 1 << 24)
     logits, settings = logits_of("random", 64, 20_000, mx.bfloat16), [Setting(1 / 0.7, 0.8, 20)] * 64
