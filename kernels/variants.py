@@ -95,6 +95,7 @@ def calls(shape: OperationShape) -> Iterator[tuple[str, Call]]:
     """Calls of a shape's operations as different as rounds can make them, each with its operation's name."""
     match shape:
         case AttentionShape():
+            yield "pages", partial(_store_and_gather, shape)
             yield from (("attention", call) for call in _attention(shape))
         case RotaryShape():
             yield "rotary", partial(_rotate, shape)
@@ -106,6 +107,15 @@ def calls(shape: OperationShape) -> Iterator[tuple[str, Call]]:
             yield "choose", partial(_choose, shape)
         case ProductShape():
             yield from (("quantised product", call) for call in _products(shape))
+
+
+def _store_and_gather(shape: AttentionShape, operations: Operations) -> Sequence[mx.array]:
+    """A draft's context is stored whichever form rotates, and keys are gathered where attention became stock."""
+    pool = operations.pool(1, shape.kv_heads, shape.dim, shape.dtype)
+    packing = _packing((1,), 0)
+    one = mx.zeros((1, shape.kv_heads, shape.dim), shape.dtype)
+    pool.write(packing.places, one, one)
+    return pool.gather(packing.rows, 1, packing.kept)
 
 
 def _attention(shape: AttentionShape) -> Iterator[Call]:

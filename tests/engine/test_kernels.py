@@ -68,7 +68,8 @@ def test_no_kernel_is_compiled_while_requests_are_served(family: str) -> None:
     model, loaded, serving = BUILDERS[family](), Recorder(), Recorder()
     draft = small_draft(model)
     every = shapes(adapt(model), draft)
-    operations = compiled(Operations({contest.key: KERNEL for contest in contests(every)}, loaded), every)
+    winners = {contest.key: KERNEL for contest in contests(every)}
+    operations = compiled(Operations(winners, loaded, in_place=True), every)
     asked = [
         *requests(10, max_tokens=9, longest=3),
         *requests(4, max_tokens=30, longest=90),
@@ -81,7 +82,7 @@ def test_no_kernel_is_compiled_while_requests_are_served(family: str) -> None:
         )
         engine.scheduler.depths = changing(step)
         assert len(run(engine, list(asked), every_rounds)) == len(asked)
-    assert {"attend", "combine", "rotate", "add_norm"} <= {kernel.name for kernel, _, _ in serving.variants}
+    assert {"attend", "combine", "rotate", "add_norm", "store"} <= {kernel.name for kernel, _, _ in serving.variants}
     assert serving.variants <= loaded.variants
     assert len(serving.variants) > len(loaded.variants) / 2
 

@@ -121,17 +121,20 @@ def test_each_variant_runs_once() -> None:
     every = [RotaryShape(layout, HALF), NormShape(64, HALF), *PRODUCTS, AttentionShape(8, 1, 128, HALF)]
     winners = {contest.key: KERNEL for contest in contests(every)}
     counting = Counting()
-    compiled(Operations(winners, counting), [*every, *every])
+    compiled(Operations(winners, counting, in_place=True), [*every, *every])
     names = [kernel.name for kernel, _, _ in counting.variants]
-    for name in ("rotate", "add_norm", "quantized_matmul", "attend"):
+    for name in ("rotate", "add_norm", "quantized_matmul", "attend", "store", "gather"):
         assert runs.count(name) == names.count(name)
-    assert min(runs.count(name) for name in ("combine", "attend")) > 0
+    assert min(runs.count(name) for name in ("combine", "attend", "store", "gather")) > 0
 
 
 def test_what_lost_its_races_is_not_compiled() -> None:
+    """But for what keeps keys and values in place, and finds them there, whatever attends to them."""
     shape, recorder = AttentionShape(8, 2, 128, HALF), Recorder()
-    compiled(Operations({}, recorder), [shape])
+    compiled(Operations({}, recorder, in_place=False), [shape])
     assert not recorder.variants
+    compiled(Operations({}, recorder, in_place=True), [shape])
+    assert {kernel.name for kernel, _, _ in recorder.variants} == {"store", "gather"}
 
 
 def test_an_operation_that_does_not_compile_is_stock(caplog: pytest.LogCaptureFixture) -> None:
@@ -144,7 +147,7 @@ def test_an_operation_that_does_not_compile_is_stock(caplog: pytest.LogCaptureFi
     every = [AttentionShape(8, 2, 128, HALF), NormShape(64, HALF)]
     winners = {contest.key: KERNEL for contest in contests(every)}
     with caplog.at_level(logging.WARNING):
-        left = compiled(Operations(winners, Refusing()), every)
+        left = compiled(Operations(winners, Refusing(), in_place=True), every)
     assert {key[0] for key in left.winners} == {"add norm"}
     assert [record.getMessage() for record in caplog.records] == [
         "attention: a kernel cannot be compiled, so stock MLX runs: no such type"
