@@ -14,14 +14,17 @@ import pytest
 from draftmill.kernels.attention import ragged_attention
 from draftmill.kernels.choose import choose
 from draftmill.kernels.fused import add_norm, rotary
-from draftmill.kernels.gpu.launch import for_cuda
+from draftmill.kernels.gpu.launch import CUDA_TYPES, for_cuda
 from draftmill.kernels.gpu.source import Kernel, read_kernels
+from draftmill.kernels.pages import pool
+from draftmill.kernels.pages.sizes import PAGE
 from draftmill.kernels.products import quantized_matmul
 from draftmill.kernels.recurrent import recurrence
 from tests.kernels.lint import METAL_ONLY
 
 NVCC = shutil.which("nvcc")
-INCLUDES = """#include <cuda_bf16.h>
+INCLUDES = """#include <cstdint>
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 """
 FOLDER = Path(recurrence.__file__).parent
@@ -34,6 +37,8 @@ ALIKE = {
     "GROUP": "64",
     "OUTPUTS": "4",
     "ROWS": "16",
+    "PAGE": str(PAGE),
+    "STEP": str(ragged_attention.STEP),
 }
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
@@ -48,6 +53,8 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
         {"HEADS": "16", "KV_HEADS": "4", "DIM": "256", "STRIDE": "512", "WIDTH": "10240", "ROTATED": "64"},
     ),
     (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
+    (pool.SOURCE, "store", "float", {"HEADS": "8", "WORDS": "32"}),
+    (pool.SOURCE, "gather", "float", {"HEADS": "8", "WORDS": "32"}),
     (choose.SOURCE, "choose", "__nv_bfloat16", {"VOCABULARY": "151936"}),
     (
         FOLDER / "convolution.metal",
@@ -94,5 +101,6 @@ def as_cuda(path: Path, kernel: Kernel, dtype: str, constants: dict[str, str]) -
         read_only = "const " if name in kernel.inputs else ""
         parameters.append(f"{read_only}{dtype if kind == 'T' else 'float' if kind == 'OUT' else kind}* {name}")
     fixed = "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items() if name in body)
-    types = "".join(f"using {name} = {what};\n" for name, what in {"T": dtype, "OUT": "float"}.items())
+    named = {"T": dtype, "OUT": "float", "W": CUDA_TYPES[pool.WORD]}
+    types = "".join(f"using {name} = {what};\n" for name, what in named.items())
     return f"{INCLUDES}{header}{types}{fixed}__global__ void kernel({', '.join(parameters)}) {{{body}}}"

@@ -79,8 +79,9 @@ def launches(dtype: mx.Dtype) -> tuple[Launched, ...]:
 
     for test in _tests():
         for case in _cases(test):
-            with suppress(AssertionError, pytest.fail.Exception):  # zeros may not be what it expects
-                test(form=Form(record, dtype, inf), **case)
+            with suppress(AssertionError, pytest.fail.Exception), pytest.MonkeyPatch.context() as patch:
+                more = {"monkeypatch": patch} if "monkeypatch" in get_type_hints(test) else {}
+                test(form=Form(record, dtype, inf), **case, **more)  # zeros may not be what it expects
     return tuple(found)
 
 

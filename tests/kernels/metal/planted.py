@@ -91,7 +91,7 @@ PLANTED = {
     "a helper that takes const away": helper(
         "drops const", "METAL_FUNC device float* written(const device float* x) { return (device float*)x; }"
     ),
-    "what may be written, of a constant buffer": statement("no matching function", "writable(x)[0] = T(0.0f);"),
+    "what may be written, of a constant buffer": statement("no matching function", "writable<T>(x)[0] = T(0.0f);"),
     # Types.
     "a double": statement("poisoned", "double wide = 3.0f;"),
     "a literal of a double": Planted("single precision", "float squares = 0.0f;", "float squares = 0.5;"),

@@ -83,7 +83,7 @@ def test_metal_has_31_buffers() -> None:
 
 
 def test_an_input_is_written_by_one_word() -> None:
-    _, old, new, _ = statement("", "writable(x)[begin] = x[begin];")
+    _, old, new, _ = statement("", "writable<T>(x)[begin] = x[begin];")
     (kernel,) = edited(NORM, old, new)[1].values()
     large = [launched for launched in variants(NORM.stem) if launched.inputs[0][0] == (CONSTANT_SIZE,)]
     assert {launched.inputs[0][1] for launched in large} == set(TYPES)

@@ -17,6 +17,7 @@ typedef unsigned int uint;
 typedef unsigned long ulong;
 typedef int int32_t;
 typedef uint uint32_t;
+typedef ulong uint64_t;
 typedef half float16_t;
 typedef uint uint3 __attribute__((ext_vector_type(3)));
 typedef float float4 __attribute__((ext_vector_type(4)));
@@ -43,6 +44,8 @@ OF_NUMBERS(OF_TWO, max)
   half name(half);
 OF_REAL(exp)
 OF_REAL(exp2)
+OF_REAL(log)
+OF_REAL(ceil)
 OF_REAL(rsqrt)
 
 // Simdgroups exchange numbers of at most 32 bits.
