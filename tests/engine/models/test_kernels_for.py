@@ -20,7 +20,8 @@ def test_each_shape_of_a_pair_is_raced_once() -> None:
     draft = random_draft(head_dim=64, num_target_layers=len(model.layers))
     found = shapes(adapt(model), draft)
     assert len(found) == len(set(found))
-    assert {contest.key[0] for contest in contests(found)} == {"attention", "rotary", "add norm", "quantised product"}
+    raced = {"attention", "rotary", "add norm", "quantised product", "choose"}
+    assert {contest.key[0] for contest in contests(found)} == raced
     heads = {(shape.heads, shape.dim) for shape in found if isinstance(shape, AttentionShape)}
     assert heads == {(4, 64)} | {(draft.layout.heads, 64)}
     lines = {shape.lines for shape in found if isinstance(shape, ProductShape)}

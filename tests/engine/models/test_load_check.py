@@ -19,6 +19,7 @@ from draftmill.kernels.gpu.launch import on_gpu
 from draftmill.kernels.gpu.source import Kernel, Launch
 from draftmill.kernels.operations import KERNEL, Operations
 from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.variants import Recorder
 from tests.kernels.emulator import compiler, on_cpu
 
 from ..planted import ShiftedMask, ahead, one_place
@@ -143,8 +144,9 @@ def with_kernels(operation: str, wrong: str) -> tuple[Transformer, set[str]]:
         return [first * 1.25 if kernel.name == wrong else first, *others]
 
     target = adapt(model)
-    winners = {contest.key: KERNEL for contest in contests(shapes(target, None), launch) if KERNEL in contest.make()}
-    target.operations = Operations(winners, launch)
+    every = contests(shapes(target, None), Recorder())
+    winners = {contest.key: KERNEL for contest in every if KERNEL in contest.make()}
+    target.operations = Operations(winners, launch, in_place=True)
     return target, launched
 
 
