@@ -209,6 +209,8 @@ class Engine:
         try:
             if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
                 self._read_in_flight(None)  # no row could take part in the next round before
+                if self._waits:
+                    mx.synchronize()  # for what it writes beside its tokens
             plan = self.scheduler.plan()
             rows = [segment.row for segment in plan.segments]
             self._working += rows

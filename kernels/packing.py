@@ -104,11 +104,13 @@ class Packing:
     @cached_property
     def rows(self) -> Rows:
         """The rows of all spans."""
-        return Rows(self.places.table, self.firsts, tuple(span.length for span in self.spans))
+        pages, lengths = zip(*((span.pages, span.length) for span in self.spans), strict=True)
+        return Rows(self.places.table, self.firsts, pages, lengths)
 
     def row(self, index: int) -> Rows:
         """The row of one span."""
-        return Rows(self.places.table, (self.firsts[index],), (self.spans[index].length,))
+        span = self.spans[index]
+        return Rows(self.places.table, (self.firsts[index],), (span.pages,), (span.length,))
 
     @cached_property
     def kind(self) -> tuple[int, int, int]:

@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from ...kernels.pages.places import tabled
 from ...kernels.pages.pool import Rows
 from ..engine import Engine
 from ..schedule.row import Row
@@ -105,8 +104,7 @@ def recurrent_tokens(engine: Engine, row: Row, committed: int) -> int:
 
 def held(engine: Engine, row: Row, committed: int) -> Iterator[Held]:
     """What a row holds of its committed tokens, layer by layer; first the layers that attend."""
-    table, firsts = tabled([row.pages])
-    rows, kept = Rows(table, tuple(firsts), (committed,)), dict[Any, Any]()
+    rows, kept = Rows.of([row.pages], [committed]), dict[Any, Any]()
     recurrent = engine.state.recurrent
     for layer, pool in enumerate(engine.state.pool.layers):
         for name, array in zip(("keys", "values"), pool.gather(rows, committed, kept), strict=True):

@@ -13,7 +13,7 @@ import mlx.core as mx
 from ...kernels.gpu.launch import on_gpu
 from ...kernels.operations import Operations
 from ...kernels.pages.proof import flaw
-from ...kernels.race.contestants import OperationShape, contests
+from ...kernels.race.contestants import AttentionShape, OperationShape, RotaryShape, contests
 from ...kernels.race.keys import KERNEL, STOCK
 from ...kernels.race.race import race
 from ...kernels.variants import compiled
@@ -59,6 +59,8 @@ def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> Non
     if reason := flaw(on_gpu):
         log.warning("kernels cannot write keys and values in place here, so no round runs ahead: %s", reason)
     found = shapes(target, draft)
+    if reason:  # nothing else reads or writes pools by kernels
+        found = [shape for shape in found if not isinstance(shape, AttentionShape | RotaryShape)]
     results = race(contests(found), results_file(cache), KERNEL if wish == KERNEL else None)
     operations = Operations({key: result.winner for key, result in results.items()}, in_place=reason is None)
     target.operations = compiled(operations, found)

@@ -45,7 +45,7 @@ kernel void gather(
     const device int* rows,         // [R, 2]: where a row's pages begin in the table, and how many positions it has
     const device int* sizes,        // [8], of which the first two are R and L
     const device float* after,      // [8]
-    device W* row_keys,             // [R, HEADS, L, WORDS]; beyond a row's length its last position repeats
+    device W* row_keys,             // [R, HEADS, L, WORDS]; beyond a row's length its last one repeats
     device W* row_values) {         // likewise
   const long unit = long(threadgroup_position_in_grid.x) * int(threads_per_threadgroup.x)
       + int(thread_position_in_threadgroup.x);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import mlx.core as mx
 
 from ..gpu.launch import CONSTANT_SIZE, numbers, on_device
 from ..gpu.source import Launch, read_kernels
-from .places import Places
-from .sizes import PAGE
+from .places import Places, tabled
+from .sizes import PAGE, pages_for
 
 SOURCE = Path(__file__).with_name("pages.metal")
 THREADS = 256
@@ -23,11 +24,20 @@ million elements, whatever their size, and a pool of larger elements has fewer o
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a table: where the pages of each begin in it, and how many positions each has."""
+    """Some rows: the `pages` of each, as the host knows them, where these begin in the table, and how many positions
+    each row has.
+    """
 
     table: mx.array
     firsts: tuple[int, ...]
+    pages: tuple[Sequence[int], ...]
     lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> Rows:
+        """Rows with these pages and so many positions."""
+        table, firsts = tabled(pages)
+        return Rows(table, tuple(firsts), tuple(pages), tuple(lengths))
 
 
 class LayerPool:
@@ -101,15 +111,15 @@ class LayerPool:
         )
 
     def gather(self, rows: Rows, length: int, kept: dict[Any, Any]) -> tuple[mx.array, mx.array]:
-        """Keys and values [R, KV, length, D] of the first positions of some rows; beyond its end a row's last repeats.
+        """Keys and values [R, KV, length, D] of the first positions of some rows; beyond a row's end is anything.
 
         `kept` is where indices are kept for the other layers.
         """
         key = ("gathered", rows.firsts, rows.lengths, length)
         if self.launch is None:
             if key not in kept:
-                kept[key] = _slots(rows, length)
-            keys, values = (pool[kept[key]].transpose(0, 2, 1, 3) for pool in self.arrays)
+                kept[key] = _pages_of(rows, length)
+            keys, values = (self._taken(pool, kept[key], length) for pool in self.arrays)
             return keys, values
         count = len(rows.firsts)
         if key not in kept:
@@ -126,6 +136,15 @@ class LayerPool:
             [made, made],
         )
         return keys.view(self.dtype), values.view(self.dtype)
+
+    def _taken(self, pool: mx.array, pages: int | mx.array, length: int) -> mx.array:
+        """Keys or values [R, KV, length, D] of one row whose pages follow `pages`, or of rows with these [R, n]."""
+        if isinstance(pages, int):  # no copy
+            taken = pool[pages * PAGE : pages * PAGE + length][None]
+        else:
+            whole = pool.reshape(-1, PAGE, self.heads, self.dim)[pages]  # [R, n, PAGE, KV, D]
+            taken = whole.reshape(pages.shape[0], -1, self.heads, self.dim)[:, :length]
+        return taken.transpose(0, 2, 1, 3)
 
     def grow(self, pages: int) -> None:
         """Make room for so many pages, once everything launched has run. Holds the keys, then the values, twice."""
@@ -149,8 +168,13 @@ class LayerPool:
         return mx.zeros((pages * PAGE, self.heads, self.dim * self.dtype.size // WORD.size), WORD)
 
 
-def _slots(rows: Rows, length: int) -> mx.array:
-    """The slots of the first positions of rows [R, length]."""
-    lasts = mx.array(rows.lengths)[:, None] - 1
-    positions = mx.minimum(mx.arange(length), lasts)
-    return Places(rows.table, mx.array(rows.firsts)[:, None], positions).slots
+def _pages_of(rows: Rows, length: int) -> int | mx.array:
+    """The pages [R, n] of the first positions of rows, of which the last repeats; the first one, where there is one row
+    and they follow each other.
+    """
+    count = pages_for(length)
+    if len(rows.pages) == 1:
+        own = rows.pages[0][:count]
+        if list(own) == list(range(own[0], own[0] + count)):
+            return own[0]
+    return mx.array([[own[min(i, len(own) - 1)] for i in range(count)] for own in rows.pages])

@@ -40,7 +40,7 @@ def _rounds(launch: Launch | None) -> list[mx.array]:
         first = turn * (TOKENS // 2)
         positions = first + mx.arange(TOKENS, dtype=mx.int32)
         places = Places(table, mx.zeros(TOKENS, mx.int32), positions)
-        rows = Rows(table, (0,), (first + TOKENS,))
+        rows = Rows(table, (0,), (PAGES,), (first + TOKENS,))
         for pool in pools:
             pool.write(places, x, (3 * x + 1) % MODULUS)
             keys, values = pool.gather(rows, first + TOKENS, {})

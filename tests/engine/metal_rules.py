@@ -15,20 +15,20 @@ from draftmill.engine.schedule.scheduler import Plan
 
 
 class HeldEngine(Engine):
-    """An engine whose pools are held while a round is in flight. A round that copies one raises AssertionError."""
+    """An engine whose pools are held while a round is in flight, and that notes which rounds have `copied` one."""
 
     def begin(self) -> HeldEngine:
         self.held: list[mx.array] = []
-        self.rounds = 0
+        self.copied: list[int] = []
         return self
 
     def _launch(self, plan: Plan) -> Round | None:
         self._grow()  # a larger pool is another one
         before = addresses(self)
         launched = super()._launch(plan)
-        assert addresses(self) == before, f"round {self.rounds} has copied a pool"
+        if addresses(self) != before:
+            self.copied.append(self.stats.rounds)
         self.held = [array.flatten() for array in arrays(self)]  # not evaluated, so it holds what it is made from
-        self.rounds += 1
         return launched
 
     def _read_in_flight(self, launched: Round | None) -> None:

@@ -54,6 +54,7 @@ def test_kernels_write_in_place(family: str, draft: bool) -> None:
     for request in asked():
         assert list(done[request.id].tokens) == reference(engine.target.model, request)
     assert engine.stats.cached_tokens >= 128
+    assert not engine.copied
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -63,10 +64,12 @@ def test_where_kernels_cannot_the_next_round_waits(family: str) -> None:
     done = run(engine, asked())
     for request in asked():
         assert list(done[request.id].tokens) == reference(engine.target.model, request)
+    assert not engine.copied
 
 
 @pytest.mark.parametrize("draft", [False, True])
 def test_scattering_ahead_of_the_device_copies(draft: bool) -> None:
     """The test of the test: this is what must not run on Metal."""
-    with pytest.raises(AssertionError, match="has copied a pool"):
-        run(held("llama", draft, in_place=False), asked())
+    engine = held("llama", draft, in_place=False)
+    run(engine, asked())
+    assert len(engine.copied) > engine.stats.rounds / 2

@@ -74,7 +74,7 @@ def test_a_mixture_of_experts_is_timed_with_as_many_experts_as_it_reads() -> Non
     layer = model.layers[0]
     layer.mlp.switch_mlp = noting = NotingExperts(layer.mlp.switch_mlp)
     assert engine.drafter
-    measure(engine.target, engine.drafter, engine.state, 8)
+    measure(engine.target, engine.drafter.draft, 64, 8)
     assert noting.noted[1] == 2  # a token's own
     assert noting.noted[8] > 6
     assert noting.noted[max(noting.noted)] > 12

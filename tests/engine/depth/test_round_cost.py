@@ -7,6 +7,7 @@ import json
 import pytest
 
 from draftmill.engine.depth.round_cost import Cost, Curve, Point, shapes_to_time
+from draftmill.kernels.pages.sizes import pages_for
 
 from .simulation import BLOCK, H200, M4_PRO, M5_MAX, MACHINES, Machine
 
@@ -59,10 +60,10 @@ def test_survives_json():
     assert again.drafts(4, BLOCK) == cost.drafts(4, BLOCK)
 
 
-def test_there_are_long_contexts_however_few_slots():
-    for slots in (2100, 5000, 40000):
-        shapes = shapes_to_time(64, BLOCK, slots)
-        assert max(shape.rows * (shape.context + BLOCK) for shape in shapes) <= slots
+def test_there_are_long_contexts_however_few_pages():
+    for pages in (34, 80, 640):
+        shapes = shapes_to_time(64, BLOCK, pages)
+        assert max(shape.rows * pages_for(shape.context + BLOCK) for shape in shapes) <= pages
         assert {shape.draft for shape in shapes if shape.context > 1000} == {False, True}
 
 
