@@ -112,7 +112,7 @@ def full_disk(full: bool) -> Figure:
 
                 return _through(farm, full, hurt, ballast.unlink)
         finally:
-            subprocess.run(["umount", disk], check=True)
+            subprocess.run(["umount", "--lazy", disk], check=True)  # what still has a file there may end later
 
 
 def script_flush(full: bool) -> Figure:
