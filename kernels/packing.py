@@ -179,7 +179,7 @@ class Packing:
             first = mx.zeros_like(self.seen) if window is None else mx.maximum(self.positions - (window - 1), 0)
             sees = mx.stack([first, self.seen], axis=1)
             lacking = max(0, CONSTANT_SIZE // 2 - sees.shape[0])
-            self._sees[window] = mx.pad(sees, ((0, lacking), (0, 0))) if lacking else sees
+            self._sees[window] = mx.pad(sees, [(0, lacking), (0, 0)]) if lacking else sees
         return self._sees[window]
 
     def tiles(self, most: int) -> tuple[int, mx.array]:

@@ -93,7 +93,7 @@ class Transformer(ABC):
         A device holds what an operation leaves until the operations launched with it have run: all layers', of the
         round that runs, and the logits of both.
         """
-        linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
+        linears: list[Any] = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
         widths = sum(linear.weight.shape[0] for linear in linears) + ACTIVATIONS * len(self.layers) * self.hidden_size
         experts = sum(self.expert_width for gate in self.gates if gate is None)
         held = ROUNDS * tokens * (widths + experts) + LOGITS * slots * self.vocabulary
@@ -115,7 +115,12 @@ class Transformer(ABC):
         """What its operations work on."""
         layout = self.layout
         attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, self.dtype)
-        linears = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers), self.unembed]
+        linears: list[Any] = [
+            *self.joint,
+            *(gate for gate in self.gates if gate),
+            *map(self.output, self.layers),
+            self.unembed,
+        ]
         linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
         return [attention, *others, *products(linears, self.dtype), ChoiceShape(self.vocabulary, self.dtype)]

@@ -246,6 +246,7 @@ def test_pages_are_shared_and_grow_as_they_are_asked_for() -> None:
     pages = Pages(300)
     assert (pages.count, pages.free) == (64, 300)
     first = pages.allocate(60)
+    assert first
     assert first == list(range(60))
     pages.share(first[:2])
     pages.release(first)
