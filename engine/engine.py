@@ -233,7 +233,7 @@ class Engine:
         if self.budget:
             for row in sent_back:
                 self.budget.forget(row.request.id)
-        self.scheduler.prefixes.clear()  # a snapshot that the round should have left may be missing or wrong
+        self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
         self._context.clear()
         self._ends = RowEnds(self.max_rows)
         renew(self.target, self.state, self.drafter, failure)
