@@ -79,6 +79,8 @@ def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) 
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
     left = SECONDS
+    kept = mx.get_active_memory()
+    mx.reset_peak_memory()
     for shape in shapes:
         if len(rounds) > 2 and len(drafts) > 1 and left < 0:
             break
@@ -89,7 +91,8 @@ def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) 
         points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
         if not shape.draft:
             firsts.setdefault(shape.tokens, first - again)
-    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())))
+    workspace = mx.get_peak_memory() - kept
+    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace)
 
 
 ROWS, PAGES = 64, 512

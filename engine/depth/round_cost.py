@@ -139,24 +139,28 @@ class Cost:
         round: over packed tokens, rows and summed context.
         draft: over tokens of all blocks, rows and summed context.
         first: what the first round with some number of tokens takes besides: on CUDA, MLX plans each size anew.
+        workspace: bytes that rounds and draft passes took at most beside what rows keep.
     """
 
-    def __init__(self, round: Curve, draft: Curve, first: float = 0.0):
-        self.round, self.draft, self.first = round, draft, first
+    def __init__(self, round: Curve, draft: Curve, first: float = 0.0, workspace: int = 0):
+        self.round, self.draft, self.first, self.workspace = round, draft, first, workspace
         self._rounds: list[float] = []
         self._drafts: list[float] = []
 
     @classmethod
-    def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point], first: float = 0.0) -> Cost:
-        return cls(Curve.fit(rounds), Curve.fit(drafts), first)
+    def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point], first: float = 0.0, workspace: int = 0) -> Cost:
+        return cls(Curve.fit(rounds), Curve.fit(drafts), first, workspace)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Cost:
         """The opposite of `to_dict`, also after a trip through JSON."""
-        return cls(Curve.from_dict(fields["round"]), Curve.from_dict(fields["draft"]), fields["first"])
+        return cls(
+            Curve.from_dict(fields["round"]), Curve.from_dict(fields["draft"]), fields["first"], fields["workspace"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"round": asdict(self.round), "draft": asdict(self.draft), "first": self.first}
+        curves = {"round": asdict(self.round), "draft": asdict(self.draft)}
+        return {**curves, "first": self.first, "workspace": self.workspace}
 
     @property
     def residual(self) -> float:

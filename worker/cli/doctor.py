@@ -133,11 +133,12 @@ def examine_checks() -> Iterator[Finding]:
 
 
 def examine_costs() -> Iterator[Finding]:
-    """For each pair that was measured here, how far its cost model is from the measurements."""
+    """For each pair that was measured here, how far its cost model is from the measurements, and what rounds need."""
     from ...engine.depth.calibration import known_costs
 
     for name, cost in known_costs(paths.cache_dir()).items():
         yield Finding("costs", f"{name}: cost estimates are off by {cost.residual:.1%} in the median")
+        yield Finding("workspace", f"{name}: rounds took {cost.workspace / GIB:.2f} GiB beside what rows keep")
 
 
 def redis_server(url: str | None) -> Finding:

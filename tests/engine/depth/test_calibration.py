@@ -28,6 +28,7 @@ def test_costs_are_measured_once_and_leave_no_trace(family: str, tmp_path: Path)
     assert [again.to_dict() for again in known] == [cost.to_dict()] * 2
     assert cost.round.at(1) > 0
     assert cost.residual < 1
+    assert cost.workspace > 0
     engine.spend(Budget(cost, BLOCK))
     done = run(engine, asked)
     for request in asked:
