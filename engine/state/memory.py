@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 
 import mlx.core as mx
 
@@ -13,14 +15,38 @@ MARGIN = 0.95
 def default_budget(workspace: int) -> int:
     """Bytes for what rows keep when nobody says: what the device recommends less what is in use and what rounds need.
 
-    On a Mac the recommended size follows `sysctl iogpu.wired_limit_mb`. On a CPU, where the machine's memory is
-    everybody's, it is a sixteenth of that.
+    On a Mac the recommended size follows `sysctl iogpu.wired_limit_mb`, and other programs keep what they have. On a
+    CPU, where the machine's memory is everybody's, it is a sixteenth of that.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
     info = mx.device_info()
     limit = int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
-    return max(0, int(MARGIN * limit) - mx.get_active_memory() - workspace)
+    spare = int(MARGIN * limit) - mx.get_active_memory()
+    if mx.metal.is_available() and (left := left_by_others()):
+        spare = min(spare, left)
+    return max(0, spare - workspace)
+
+
+def left_by_others() -> int | None:
+    """Bytes that macOS could give without taking any from programs that run; None where it does not say."""
+    try:
+        return reclaimable(subprocess.run(["vm_stat"], capture_output=True, text=True, check=True, timeout=10).stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def reclaimable(statistics: str) -> int:
+    """Bytes in pages that are free, or that nobody has used for a while, as `vm_stat` tells.
+
+    Raises:
+        ValueError: that is not what it tells.
+    """
+    size = re.search(r"page size of (\d+) bytes", statistics)
+    pages = dict(re.findall(r"^Pages (\w[\w ]*):\s+(\d+)\.", statistics, re.MULTILINE))
+    if not size or "free" not in pages:
+        raise ValueError("not the output of vm_stat")
+    return int(size[1]) * sum(int(pages.get(kind, 0)) for kind in ("free", "inactive", "speculative"))
 
 
 def stay_resident() -> None:
