@@ -47,7 +47,7 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
         launched[kernel.name] += 1
         return on_cpu(kernel, *given)
 
-    model, asked = BUILDERS[family](), requests(5, max_tokens=16)
+    model, asked = BUILDERS[family](), requests(5, max_tokens=10)
     expected = {request.id: reference(model, request) for request in asked}
     draft = small_draft(model)
     every = list(contests(shapes(adapt(model), draft), launch))
@@ -57,9 +57,9 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     done = run(engine, asked)
     for request in asked:
         assert list(done[request.id].tokens) == expected[request.id]
-    assert min(launched[name] for name in ("attend", "rotate", "add_norm")) > 30
-    assert (launched["gated_delta"] > 20) == (launched["convolve"] > 20) == (family == "qwen3.5")
-    assert (launched["quantized_matmul"] > 50) == (family == "qwen3-4bit")
+    assert min(launched[name] for name in ("attend", "rotate", "add_norm")) > 15
+    assert (launched["gated_delta"] > 10) == (launched["convolve"] > 10) == (family == "qwen3.5")
+    assert (launched["quantized_matmul"] > 30) == (family == "qwen3-4bit")
 
 
 @pytest.mark.parametrize("family", ["llama-sliding", "qwen3-4bit", "qwen3.5"])
