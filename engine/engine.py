@@ -136,10 +136,10 @@ class Engine:
         target, tokenizer = parts.target, parts.loaded.tokenizer
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
         engine.verdict = parts.verdict
-        if parts.draft and engine.drafter and depth is None:
+        if parts.draft and depth is None:
             name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
             cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
-            engine.spend(Budget(cost, engine.drafter.block))
+            engine.spend(Budget(cost, parts.draft.config.block_size))
         return engine
 
     @property

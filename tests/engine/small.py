@@ -7,7 +7,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import pytest
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
@@ -22,13 +21,6 @@ from draftmill.engine.shares import LATE, PREFIXES
 from draftmill.kernels.pages.sizes import pages_for
 
 VOCABULARY = 96
-
-ON_CPU = pytest.mark.skipif(
-    mx.default_device() != mx.cpu,
-    reason="on a GPU, MLX copies a pool that a round still has to read, and rounds of so small models always have to",
-)
-"""For tests that no pool is copied."""
-
 
 # Heads turn in 32 dimensions at least: with fewer, MLX's CUDA rope asks for thread blocks that no device has.
 

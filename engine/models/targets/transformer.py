@@ -19,9 +19,9 @@ from ...state.state import State
 from ..layers import gated, swiglu, turns
 from ..linear import apply, join, known, product, products
 
-ROUNDS, ACTIVATIONS, LOGITS = 1, 8, 4
-"""What rounds hold at a time: every layer's projections of a round, beside them so many vectors of the hidden size, and
-so many copies of the logits.
+ACTIVATIONS, LOGITS = 8, 4
+"""Beside the projections of every layer, a round holds so many vectors of the hidden size in each, and so many copies
+of the logits, those of the next round among them.
 """
 
 
@@ -96,7 +96,7 @@ class Transformer(ABC):
         linears: list[Any] = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
         widths = sum(linear.weight.shape[0] for linear in linears) + ACTIVATIONS * len(self.layers) * self.hidden_size
         experts = sum(self.expert_width for gate in self.gates if gate is None)
-        held = ROUNDS * tokens * (widths + experts) + LOGITS * slots * self.vocabulary
+        held = tokens * (widths + experts) + LOGITS * slots * self.vocabulary
         return self.dtype.size * held + self.operations.bytes_to_choose(slots, self.vocabulary, self.dtype)
 
     @property

@@ -156,7 +156,7 @@ def test_an_oracle_fills_every_block() -> None:
         assert (done[request.id].tokens, done[request.id].rounds) == (plain[request.id].tokens, blocks)
 
 
-def test_growth_moves_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asking(6, longest=30, temperature=1.0)
     expected = tokens(run(engine(), asked))
     monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)

@@ -7,6 +7,7 @@ one place. The engine hands it a copy; these tests see whether any other operati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -75,9 +76,7 @@ def test_attention_over_a_slice_of_a_pool(
     k, v = (pool[start : start + length].transpose(1, 0, 2)[None] for pool in pools)
     seen = mx.arange(length)[None] <= (length - queries + mx.arange(queries))[:, None]
     for mask in ("causal", seen):
-        attend: Operation = lambda q, k, v, mask=mask: mx.fast.scaled_dot_product_attention(  # noqa: E731
-            q, k, v, scale=0.125, mask=mask
-        )
+        attend = partial(mx.fast.scaled_dot_product_attention, scale=0.125, mask=mask)
         same(attend, [q, k, v], dtype)
 
 
