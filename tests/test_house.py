@@ -87,3 +87,16 @@ def test_the_wheel_has_every_package() -> None:
         "draftmill",
         *sorted(".".join(("draftmill", *p.relative_to(ROOT).parts)) for p in found),
     ]
+
+
+def test_the_wheel_has_every_file_that_code_reads() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern)
+    }
+    others = {".py", ".pyc", ".md", ".txt"}  # code, and what only people read
+    read = [path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()]
+    assert [str(path.relative_to(ROOT)) for path in read if path.suffix not in others and path not in packed] == []
