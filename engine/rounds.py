@@ -15,8 +15,9 @@ from .state.row_ends import RowEnds
 
 @dataclass(frozen=True)
 class Round:
-    """A round in flight: the segments that yield, and what they emit, on the device: [M, 1 + W], a count and tokens, of
-    which so many are valid. It is one array, because MLX on CUDA takes a while for each that the host reads.
+    """A round in flight: the segments that yield, and what they have `emitted`, on the device [M, 1 + W]: of each how
+    many tokens, then tokens, of which so many are valid. It is one array, because MLX on CUDA copies each one that the
+    host reads into other memory first.
 
     What segments of rows with a grammar emit is chosen of their `late` share once the round has run. `forecast` is how
     the round was priced, if it was.

@@ -22,7 +22,9 @@ PAIRS = {64: (32,), 128: (16, 32), 256: (16,)}
 THREADS = 128
 
 HELD = {2048: 4, 4096: 3}
-"""Threadgroups that a core of an NVIDIA GPU holds at once, by PAIRS times D: their registers leave no room for more."""
+"""Threadgroups that a core holds at once, by PAIRS times D: on an NVIDIA GPU, registers leave no room for more. What a
+Mac's core holds has not been measured, so these numbers stand for it, too.
+"""
 
 LEAST_KEYS = 128
 """Keys are not split into smaller parts than this."""

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("pages.metal")
 THREADS = 256
 
 WORD = mx.uint64
-"""A pool that kernels write is made of such words: they move them whatever the type of keys and values."""
+"""What a pool that kernels write is made of: they move whole words, whatever the type of keys and values."""
 
 
 @dataclass(frozen=True)
