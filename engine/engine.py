@@ -177,8 +177,8 @@ class Engine:
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
-        if request.schema is not None:
-            row.matcher = self._grammars.matcher(request.schema)
+        if request.grammar is not None:
+            row.matcher = self._grammars.matcher(request.grammar)
         self._rows[request.id] = row
         self.scheduler.add(row)
 

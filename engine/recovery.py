@@ -33,8 +33,8 @@ class Failure(NamedTuple):
 def rewind(rows: Sequence[Row], grammars: Grammars) -> None:
     """Let the grammars of rows be behind what these have generated; a round that failed may have moved them."""
     for row in rows:
-        if row.request.schema is not None:
-            row.matcher = grammars.matcher(row.request.schema)
+        if row.request.grammar is not None:
+            row.matcher = grammars.matcher(row.request.grammar)
             row.matcher.advance(row.generated)
 
 

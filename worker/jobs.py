@@ -8,7 +8,7 @@ import zlib
 import orjson
 from pydantic import ValidationError
 
-from ..engine.request import Request, Sampling
+from ..engine.request import Grammar, Request, RequestError, Sampling
 from ..producer.queue.leases import Claimed
 from ..producer.queue.wire import FUNCTION, MOST_BODY_BYTES, JobBody
 from .protocol import Engine
@@ -39,7 +39,7 @@ def decode(job: Claimed, pair: str) -> JobBody:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadJob(f"the job's body is invalid: {where}: {first['msg']}") from error
-    if (body.messages is None) == (body.prompt is None):
+    if (body.messages is None) == (not body.prompts):
         raise BadJob("the job's body must have either messages or a prompt")
     if (body.batch, body.custom_id, body.pair) != (job.batch, job.custom_id, pair):
         raise BadJob(f"the job's body belongs to another batch, line or pair than {pair!r}")
@@ -48,17 +48,19 @@ def decode(job: Claimed, pair: str) -> JobBody:
 
 def request(job: Claimed, body: JobBody, engine: Engine) -> Request:
     """The job as the engine takes it; raises RequestError."""
-    messages = None if body.messages is None else [message.model_dump() for message in body.messages]
     given = body.sampling
+    if body.prompts and (len(body.prompts) > 1 or not isinstance(body.prompts[0], str)):
+        raise RequestError("a list of prompts is not supported")
+    messages = None if body.messages is None else [message.model_dump() for message in body.messages]
     sampling = Sampling(
-        max_tokens=given.max_tokens,
-        temperature=given.temperature,
-        top_p=given.top_p,
-        top_k=given.top_k,
+        **given.model_dump(exclude={"seed", "logit_bias", "include_stop_str_in_output", "max_seconds"}),
         seed=derived_seed(job.id) if given.seed is None else given.seed,
-        stop=given.stop,
+        logit_bias=tuple(given.logit_bias.items()),
+        include_stop=given.include_stop_str_in_output,
     )
-    return Request(job.id, tuple(engine.encode(messages, body.prompt)), sampling, body.json_schema)
+    grammar = body.grammar and Grammar(body.grammar.kind, body.grammar.text)
+    tokens = engine.encode(messages, body.prompts[0] if body.prompts else None)
+    return Request(job.id, tuple(tokens), sampling, grammar)
 
 
 def derived_seed(id: str) -> int:

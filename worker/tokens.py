@@ -33,7 +33,7 @@ def counter(pair: str) -> Callable[[JobBody], int]:
     def count(body: JobBody) -> int:
         messages = None if body.messages is None else [message.model_dump() for message in body.messages]
         try:
-            return len(text.encode(messages, body.prompt))
+            return len(text.encode(messages, body.prompts[0] if body.prompts else None))
         except RequestError as error:
             raise UserError(f"line {body.line}: {error}") from error
 

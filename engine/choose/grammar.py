@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..request import RequestError
+from ..request import Grammar, RequestError
 
 KEPT = 64
 """Compiled schemas that are kept: requests of a batch mostly share one."""
@@ -35,23 +35,25 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocabulary: int):
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[Grammar, Any] = {}
 
-    def matcher(self, schema: str) -> SchemaMatcher:
+    def matcher(self, grammar: Grammar) -> SchemaMatcher:
         """A matcher at the beginning of a text; raises RequestError."""
-        if schema not in self._compiled:
-            compiled = self._compile(schema)
+        if grammar not in self._compiled:
+            compiled = self._compile(grammar)
             if len(self._compiled) == KEPT:
                 del self._compiled[next(iter(self._compiled))]
-            self._compiled[schema] = compiled
-        return SchemaMatcher(self._compiled[schema].deep_copy(), frozenset(self._tokenizer.eos_token_ids))
+            self._compiled[grammar] = compiled
+        return SchemaMatcher(self._compiled[grammar].deep_copy(), frozenset(self._tokenizer.eos_token_ids))
 
-    def _compile(self, schema: str) -> Any:
+    def _compile(self, asked: Grammar) -> Any:
         from llguidance import LLMatcher, LLParserLimits
 
+        if asked.kind != "json":
+            raise RequestError(f"a grammar of kind {asked.kind} cannot be enforced")
         tokens = self._tokens
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
+            grammar = LLMatcher.grammar_from_json_schema(asked.text, overrides={"whitespace_pattern": WHITESPACE})
             matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
             reason = matcher.get_error()
         except ValueError as error:

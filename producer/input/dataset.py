@@ -21,6 +21,8 @@ from .rows import RowOptions, Rows
 from .sources import open_source
 
 NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
+AT_FIRST = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
+"""Sampling parameters of the first version."""
 
 CHUNK = 500
 """Jobs that share a digest in a survey, and that are submitted together."""
@@ -204,9 +206,22 @@ def _numbered(body: JobBody, identity: bytes) -> bytes:
 
 
 def _identity(body: JobBody) -> bytes:
-    """What of a job its batch's id derives from."""
-    exclude = NOT_IN_ID | {name: True for name in ("keep", "json_schema") if not getattr(body, name)}
-    return body.model_dump_json(exclude=exclude).encode()
+    """What of a job its batch's id derives from.
+
+    Of what the first version had, all; of what came later, what is not as it is by default. So the same lines have the
+    same id in each version.
+    """
+    given = body.model_dump(mode="json", exclude=NOT_IN_ID, exclude_defaults=True)
+    prompts, grammar = given.pop("prompts", None), body.grammar
+    if prompts and len(prompts) == 1 and isinstance(prompts[0], str):
+        given["prompt"] = prompts[0]
+    elif prompts:
+        given["prompts"] = prompts
+    if grammar and grammar.kind == "json":
+        given["json_schema"] = given.pop("grammar")["text"]
+    sampling = body.sampling.model_dump(mode="json", include=AT_FIRST) | given.pop("sampling", {})
+    first = {name: given.pop(name, None) for name in ("custom_id", "pair", "messages", "prompt")}
+    return orjson.dumps(first | {"sampling": sampling} | given)
 
 
 EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from ..queue.pair_names import canonical
-from ..queue.wire import MOST_ID_CHARACTERS, MOST_SCHEMA_CHARACTERS, JobBody, Message, Sampling
+from ..queue.wire import MOST_GRAMMAR_CHARACTERS, MOST_ID_CHARACTERS, Grammar, JobBody, Message, Sampling
 from .fields import CELLS, CHANGE_NOTHING, MUST_BE, SAMPLING, SERVED, TEXTS, UNSERVED, WHOLE
 from .notes import Notes
 
@@ -83,15 +83,16 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
     model = asked.get("model")
     if model is not None and not (isinstance(model, str) and canonical(model) == pair):
         notes.models[f"model {_show(model)} is ignored: the pair is {pair}"] += 1
+    schema = _schema(asked, defaults.schema)
     return JobBody(
         batch="",
         custom_id=name,
         pair=pair,
         messages=_messages(asked, defaults.system) if chat else None,
-        prompt=None if chat else _prompt(asked),
+        prompts=None if chat else (_prompt(asked),),
         sampling=sampling(_given(asked), defaults.sampling),
         line=number,
-        json_schema=_schema(asked, defaults.schema),
+        grammar=None if schema is None else Grammar(kind="json", text=schema),
     )
 
 
@@ -135,8 +136,8 @@ def schema_text(schema: Any, name: str) -> str:
     if not isinstance(schema, dict):
         raise Fault(f"{name} is {_kind(schema)} instead of a JSON schema, an object")
     text = orjson.dumps(schema).decode()
-    if len(text) > MOST_SCHEMA_CHARACTERS:
-        raise Fault(f"{name} has {len(text):,} characters; at most {MOST_SCHEMA_CHARACTERS:,} are allowed")
+    if len(text) > MOST_GRAMMAR_CHARACTERS:
+        raise Fault(f"{name} has {len(text):,} characters; at most {MOST_GRAMMAR_CHARACTERS:,} are allowed")
     return text
 
 

@@ -18,7 +18,7 @@ import jsonschema
 
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.pairs import resolve
-from draftmill.engine.request import Completion, Request, Sampling
+from draftmill.engine.request import Completion, Grammar, Request, Sampling
 from draftmill.producer.queue.paths import cache_dir
 
 MOOD = {
@@ -56,7 +56,7 @@ def asking(engine: Engine, count: int) -> Iterator[tuple[Request, Any]]:
         text = question.format(THINGS[i % len(THINGS)], KINDS[i % len(KINDS)])
         prompt = engine.encode([{"role": "user", "content": text}], None)
         sampling = Sampling(max_tokens=80, temperature=0.8 * (i % 2), seed=i)
-        yield Request(f"r{i}", tuple(prompt), sampling, json.dumps(schema)), schema
+        yield Request(f"r{i}", tuple(prompt), sampling, Grammar("json", json.dumps(schema))), schema
 
 
 def valid(completion: Completion, schema: Any) -> bool:
@@ -98,7 +98,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> Outcome:
 def main(pair: str, count: int, rows: int, depth: int | None) -> None:
     engine = Engine.load(resolve(pair), cache_dir(), max_rows=rows, depth=depth)
     asked = list(asking(engine, count))
-    free = [replace(request, schema=None) for request, _ in asked]
+    free = [replace(request, grammar=None) for request, _ in asked]
     plain = Engine(engine.target, engine.text.tokenizer, engine.context_length, rows)
     run(engine, free[:rows])  # so that nothing is measured for the first time
     for name, arm, requests in (

@@ -129,7 +129,7 @@ class Expectations:
 
     def _by_mlx_lm(self, request: Request) -> Expected:
         """The likeliest tokens that the grammar allows, by mlx-lm's own model and cache."""
-        matcher = self._grammars.matcher(request.schema) if request.schema else None
+        matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         cache = make_prompt_cache(self._model)
         tokens: list[int] = []
         logits: list[np.ndarray] = []
@@ -152,7 +152,7 @@ class Expectations:
 
 def told(request: Request) -> str:
     """A request in few words."""
-    return f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, schema {request.schema})"
+    return f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, {request.grammar})"
 
 
 def expected(completion: Completion) -> Expected:

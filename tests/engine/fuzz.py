@@ -198,7 +198,7 @@ class Machine:
         self.seen["accepted drafts"] += completion.accepted
         self.seen["cancelled"] += completion.finish_reason == "cancelled"
         self.seen["sampled"] += not request.sampling.greedy
-        self.seen["constrained"] += request.schema is not None
+        self.seen["constrained"] += request.grammar is not None
         self.seen["stopped"] += any(
             stop in self.expectations.decode(completion.tokens) for stop in request.sampling.stop
         )

@@ -63,7 +63,7 @@ def test_the_real_engine_s_counters_are_the_sums_over_its_result_lines() -> None
         ended = engine.step()
         metrics.observe_round(0.01, engine.stats)
         for completion in ended:
-            body = JobBody(batch="b", custom_id="r-1", pair="pair", prompt="x")
+            body = JobBody(batch="b", custom_id="r-1", pair="pair", prompts=("x",))
             outcome = results.completed(Claimed("b-1", b"", "t.1", "b", "r-1", 0.0), body, completion)
             metrics.observe_outcome(outcome)
             usage = orjson.loads(outcome.line)["response"]["body"]["usage"]

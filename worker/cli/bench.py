@@ -172,7 +172,10 @@ def prompts(file: Path, pair: str, limit: int | None) -> list[Any]:
     dataset = Dataset(str(file), pair, Defaults({}, None))
     dataset.survey()
     bodies = [item for item in dataset if not isinstance(item, BadLine)][:limit]
-    return [(body.messages and [message.model_dump() for message in body.messages], body.prompt) for body in bodies]
+    return [
+        (body.messages and [message.model_dump() for message in body.messages], body.prompts and body.prompts[0])
+        for body in bodies
+    ]
 
 
 def refuse_unknown(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

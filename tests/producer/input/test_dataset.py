@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from draftmill.producer.input.dataset import BadLine, Dataset
 from draftmill.producer.input.lines import Defaults, Fault, sampling, schema_text
 from draftmill.producer.queue.errors import UserError
-from draftmill.producer.queue.wire import JobBody, Message, Sampling
+from draftmill.producer.queue.wire import Grammar, JobBody, Message, Sampling
 
 PAIR = "small"
 
@@ -86,7 +86,7 @@ def test_openai_lines() -> None:
     assert first.messages == (Message(role="system", content="D"), Message(role="user", content="one two"))
     assert first.sampling == Sampling(max_tokens=9, temperature=1.0)
     assert isinstance(second, JobBody)
-    assert (second.prompt, second.messages, second.sampling.seed) == ("Once", None, 3)
+    assert (second.prompts, second.messages, second.sampling.seed) == (("Once",), None, 3)
     assert dict(data.notes) == {'model "gpt-4o-mini" is ignored: the pair is small': 1}
 
 
@@ -218,9 +218,11 @@ def test_a_response_format_becomes_the_text_of_a_schema() -> None:
         (None, default),
     ):
         line = {"prompt": "a", "response_format": response_format}
-        assert job(line, schema=default).json_schema == expected
-        assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
-    assert job({"prompt": "a"}).json_schema is None
+        assert job(line, schema=default).grammar == (expected and Grammar(kind="json", text=expected))
+        assert job({"custom_id": "a", "body": line}, schema=default).grammar == (
+            expected and Grammar(kind="json", text=expected)
+        )
+    assert job({"prompt": "a"}).grammar is None
     surveys = [dataset(line).survey() for line in ({"prompt": "a"}, {"prompt": "a", "response_format": strict})]
     assert surveys[0].content != surveys[1].content
 
