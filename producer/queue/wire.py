@@ -152,7 +152,7 @@ class Message(BaseModel):
 
 
 class Tools(BaseModel):
-    """Functions that the model may call, as in the OpenAI API; one that is `required`, or the one `named`, it must call."""
+    """Functions that the model may call, as in the OpenAI API; if it is `required`, or one is `named`, it must."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
