@@ -317,17 +317,17 @@ class Engine:
         free, late = Scored(yielding, logits, drafted, self.target.operations).split()
         if not free:
             return Round(late=late)
-        return Round(free.segments, *free.accept(self._ends), late)
+        tokens, counts = free.accept(self._ends)
+        return Round(free.segments, mx.concatenate([counts[:, None], tokens], axis=1), late)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
         read, self._in_flight = self._in_flight, None
         if not read:
             return
-        emitted: Any = read.tokens.tolist()
-        counts: Any = read.counts.tolist()
+        emitted: Any = read.emitted.tolist()
         self._time(read, launched)
-        for segment, tokens, count in zip(read.yielding, emitted, counts, strict=True):
+        for segment, (count, *tokens) in zip(read.yielding, emitted, strict=True):
             self._take(segment, tokens[:count], count - 1)
         if read.late:
             choices = self._chooser.choose(read.late)

@@ -15,21 +15,21 @@ from .state.row_ends import RowEnds
 
 @dataclass(frozen=True)
 class Round:
-    """A round in flight: the segments that yield, and what they emit, on the device: counts [M] of tokens [M, W].
+    """A round in flight: the segments that yield, and what they emit, on the device: [M, 1 + W], a count and tokens, of
+    which so many are valid. It is one array, because MLX on CUDA takes a while for each that the host reads.
 
     What segments of rows with a grammar emit is chosen of their `late` share once the round has run. `forecast` is how
     the round was priced, if it was.
     """
 
     yielding: list[Segment] = field(default_factory=list)
-    tokens: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
-    counts: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
+    emitted: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
     late: Scored | None = None
     forecast: Forecast | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.tokens, self.counts, *(self.late.arrays if self.late else [])]
+        return [self.emitted, *(self.late.arrays if self.late else [])]
 
 
 def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tuple[mx.array, Packing]:
