@@ -315,7 +315,7 @@ def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[st
 def _choice_forms(shape: ChoiceShape, launch: Launch, slots: int, drawn: bool) -> Mapping[str, Form]:
     some = (3 * mx.random.normal((16, shape.vocabulary))).astype(shape.dtype)
     logits, positions = mx.tile(some, (slots // 16, 1)), mx.arange(slots, dtype=mx.int32)
-    settings = [Setting(1 / 0.7, 0.8, 20, slot) if drawn else Setting() for slot in range(slots)]
+    settings = [Setting(1 / 0.7, 0.8, 20, slot, 0.05 * (slot % 2)) if drawn else Setting() for slot in range(slots)]
     mx.eval(logits, positions)
     forms: dict[str, Callable[[mx.array], Outputs]] = {STOCK: lambda at: [choose(logits, settings, at)]}
     if choice_fits(shape.vocabulary, shape.dtype):
