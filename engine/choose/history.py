@@ -31,9 +31,9 @@ class Histories:
     @staticmethod
     def workspace(max_rows: int, vocabulary: int) -> int:
         """Bytes that changes take at most: of each row a bias and a history, and the one that this was a round before;
-        and what a portion takes.
+        and what a portion takes, as much again if plain MLX draws from it.
         """
-        return PORTION + (3 * max_rows + KEPT) * vocabulary * 4
+        return 2 * PORTION + (3 * max_rows + KEPT) * vocabulary * 4
 
     @property
     def arrays(self) -> list[mx.array]:

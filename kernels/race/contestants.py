@@ -99,10 +99,11 @@ class ProductShape:
 
 @dataclass(frozen=True)
 class ChoiceShape:
-    """Logits of so many tokens, of which each slot chooses one."""
+    """Logits of so many tokens, of which each slot chooses one; of so many slots at `most`."""
 
     vocabulary: int
     dtype: mx.Dtype
+    most: int = 512
 
 
 OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ChoiceShape
@@ -122,10 +123,11 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield from _recurrent(shape, launch)
             case ProductShape():
                 yield from _products(shape, launch)
-            case ChoiceShape(vocabulary, dtype):
+            case ChoiceShape(vocabulary, dtype, most):
                 for slots, drawn in ((16, False), (512, False), (16, True)):
-                    key = choice_key(slots, vocabulary, dtype, drawn)
-                    yield Contest(key, mx.int32, partial(_choice_forms, shape, launch, slots, drawn))
+                    if slots <= most:
+                        key = choice_key(slots, vocabulary, dtype, drawn)
+                        yield Contest(key, mx.int32, partial(_choice_forms, shape, launch, slots, drawn))
 
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
