@@ -31,6 +31,22 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 DRAFTS = ("none", "random", "random with a window", "right", "right but for every third", "right but for every fifth")
 DEPTHS = ("whole block", "fixed", "of each row", "of each round", "of each row and round")
 
+CHANGES = (
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "include_stop",
+    "logprobs",
+)
+"""Parameters of which a request draws a few."""
+
 SCHEMAS: tuple[Any, ...] = (
     {"enum": ["good", "bad", "so so"]},
     {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 4},
@@ -109,9 +125,15 @@ def drawn(seed: int, vocabulary: int, block: int) -> Load:
         draft=draw.choice(DRAFTS),
         depths=draw.choice(DEPTHS),
         fixed=draw.randrange(block),
-        arrivals=tuple(arrivals),
+        arrivals=tuple(replace(arrival, request=within(arrival.request, context)) for arrival in arrivals),
         last=Request("last", last, Sampling(room - len(last))),
     )
+
+
+def within(request: Request, context: int) -> Request:
+    """The request, of which a context of so many tokens leaves room for as many as it must have."""
+    least = min(request.sampling.min_tokens, context - len(request.tokens))
+    return replace(request, sampling=replace(request.sampling, min_tokens=least))
 
 
 def drawn_prompts(draw: Random, count: int, chunk: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -173,7 +195,7 @@ def drawn_changes(draw: Random, most: int) -> dict[str, Any]:
         "include_stop": True,
         "logprobs": draw.choice((0, 3, 20)),
     }
-    return {name: every[name] for name in draw.sample(sorted(every), draw.randint(1, 4))}
+    return {name: every[name] for name in draw.sample(CHANGES, draw.randint(1, 4))}
 
 
 def drawn_arrivals(draw: Random, requests: Sequence[Request]) -> list[Arrival]:

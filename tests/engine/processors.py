@@ -18,8 +18,14 @@ ALL = 10**6
 """A context that has all tokens there are."""
 
 
-def processed(request: Request, generated: Sequence[int], logits: mx.array, ends: frozenset[int]) -> mx.array:
-    """Logits [1, vocabulary] as the request changes them behind these tokens; bad words are spelled with numbers."""
+def processed(
+    request: Request,
+    generated: Sequence[int],
+    logits: mx.array,
+    ends: frozenset[int],
+    words: Sequence[tuple[int, ...]] = (),
+) -> mx.array:
+    """Logits [1, vocabulary] as the request changes them behind these tokens. Bad words are given by their tokens."""
     sampling, own = request.sampling, list(generated)
     everything = [*request.tokens, *own]
     logits = mx.array(logits)  # processors write to theirs
@@ -37,8 +43,7 @@ def processed(request: Request, generated: Sequence[int], logits: mx.array, ends
         never[list(sampling.allowed_token_ids)] = False
     if len(own) < sampling.min_tokens:
         never[list(ends)] = True
-    for word in sampling.bad_words:
-        *first, last = (int(number) for number in word.split())
+    for *first, last in words:
         if own[len(own) - len(first) :] == first:
             never[last] = True
     return mx.where(mx.array(never), -mx.inf, logits)
@@ -62,13 +67,17 @@ def chosen(sampling: Sampling, logits: mx.array, position: int) -> int:
 def continuation(
     model: Any, request: Request, ends: frozenset[int] = frozenset()
 ) -> tuple[list[int], list[TokenLogprob]]:
-    """Tokens by mlx-lm's own model up to an end token, and the log-probabilities of these and of the likeliest ones."""
+    """Tokens by mlx-lm's own model up to an end token, and the log-probabilities of these and of the likeliest ones.
+
+    Bad words are spelled with numbers.
+    """
+    words = [tuple(int(number) for number in word.split()) for word in request.sampling.bad_words]
     sampling, cache, feed = request.sampling, make_prompt_cache(model), request.tokens
     tokens: list[int] = []
     given: list[TokenLogprob] = []
     while len(tokens) < sampling.max_tokens:
         raw = model(mx.array([feed]), cache=cache)[:, -1].astype(mx.float32)
-        logits = processed(request, tokens, raw, ends)
+        logits = processed(request, tokens, raw, ends, words)
         token = chosen(sampling, logits, len(request.tokens) + len(tokens))
         if token in ends:
             break
