@@ -294,7 +294,8 @@ class Engine:
         self._extend(self._context.take([s.row for s in segments]))
         change = self._histories.of
         rows = [
-            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row)) for s in segments
+            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row))
+            for s in segments
         ]
         return self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
 

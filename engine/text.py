@@ -94,7 +94,7 @@ class Text:
 
 
 def first_stop(text: str, stop: Sequence[str], spared: int = 0) -> tuple[int, int] | None:
-    """Where the stop string that begins first begins and ends, of those that end behind the first `spared` characters."""
+    """Begin and end of the stop string that begins first, of those that end behind the first `spared` characters."""
     begins = [(text.find(string, max(0, spared - len(string) + 1)), len(string)) for string in stop]
     found = [(begin, begin + length) for begin, length in begins if begin >= 0]
     return min(found, default=None)

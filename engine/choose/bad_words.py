@@ -1,4 +1,4 @@
-"""Words that may not come: their tokens, and a matcher that forbids the last of each where the others stand before it."""
+"""Words that may not come: their tokens, and a matcher that forbids the last of each behind the others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Forbidding:
         return self._grammar is not None and self._grammar.complete
 
     def masks(self, drafts: Sequence[int]) -> list[bytes]:
-        """What may come next, and what after each drafted token up to the first that may not come; raises GrammarError."""
+        """What may come next, and what after each drafted token up to the first refused one. Raises GrammarError."""
         allowed = self._grammar.masks(drafts) if self._grammar else [self._any] * (len(drafts) + 1)
         masks: list[bytes] = []
         for place, mask in enumerate(allowed):

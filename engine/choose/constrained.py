@@ -18,7 +18,6 @@ from .grammar import GrammarError, has, without
 from .logprobs import logprobs
 from .scored import Scored
 
-
 NONE_LEFT = "the grammar, allowed_token_ids and bad_words together leave no token that may come"
 
 
@@ -26,8 +25,8 @@ NONE_LEFT = "the grammar, allowed_token_ids and bad_words together leave no toke
 class Choice:
     """What a constrained segment emits: `tokens`, the first `accepted` of them drafted; or why its row cannot go on.
 
-    `masks` are of its first slots: those behind drafts that the grammar allows, one after the other. If the row asks for
-    them, the tokens have `logprobs`.
+    `masks` are of its first slots: those behind drafts that the grammar allows, one after the other. If the row asks
+    for them, the tokens have `logprobs`.
     """
 
     segment: Segment

@@ -67,7 +67,7 @@ class Histories:
             for m, row in moving:
                 self._add(row, emitted[m], twice[m])
 
-    def put(self, row: Row, tokens: Sequence[int]) -> None:
+    def put(self, row: Row, tokens: list[int]) -> None:
         """A row of which no round is in flight emits these tokens."""
         if self._history(row) is not None:
             self._add(row, mx.array(tokens), mx.array(2))

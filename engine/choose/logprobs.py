@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Logprobs:
         ]
 
 
-def logprobs(logits: mx.array, slots: Sequence[int], chosen: mx.array, most: int) -> Logprobs:
+def logprobs(logits: mx.array, slots: list[int], chosen: mx.array, most: int) -> Logprobs:
     """Of tokens chosen [P] at these slots [P] of logits [S, vocabulary], and of the `most` likeliest there.
 
     Slots are worked on in portions, as in `choose_changed`.
@@ -50,7 +50,9 @@ def logprobs(logits: mx.array, slots: Sequence[int], chosen: mx.array, most: int
         if parts:
             logits = mx.depends([logits], [parts[-1].theirs])[0]
         parts.append(_logprobs(logits[rows].astype(mx.float32), chosen[begin : begin + step], most))
-    return parts[0] if len(parts) == 1 else Logprobs(*(mx.concatenate(x) for x in zip(*(p.arrays for p in parts))))
+    if len(parts) == 1:
+        return parts[0]
+    return Logprobs(*(mx.concatenate(list(x)) for x in zip(*(part.arrays for part in parts), strict=True)))
 
 
 def _logprobs(logits: mx.array, chosen: mx.array, most: int) -> Logprobs:
@@ -66,7 +68,7 @@ def _likeliest(logits: mx.array, count: int) -> mx.array:
     Sorting a whole vocabulary would take far longer than finding the largest logit of each block.
     """
     slots, vocabulary = logits.shape
-    padded = mx.pad(logits, ((0, 0), (0, -vocabulary % BLOCK)), constant_values=-mx.inf).reshape(slots, -1, BLOCK)
+    padded = mx.pad(logits, [(0, 0), (0, -vocabulary % BLOCK)], constant_values=-mx.inf).reshape(slots, -1, BLOCK)
     blocks = mx.sort(mx.argsort(-padded.max(axis=-1), axis=-1)[:, :count], axis=-1).astype(mx.int32)  # [P, blocks]
     some = mx.take_along_axis(padded, blocks[:, :, None], axis=1).reshape(slots, -1)
     places = mx.argsort(-some, axis=-1)[:, :count].astype(mx.int32)

@@ -83,7 +83,7 @@ class Scored:
             return None
         slots, *at = zip(*places, strict=True)
         rows, columns = (mx.array(column) for column in at)
-        return logprobs(self.logits, slots, tokens[rows, columns], most)
+        return logprobs(self.logits, list(slots), tokens[rows, columns], most)
 
     def split(self) -> tuple[Scored | None, Scored | None]:
         """The segments whose rows are free, and those whose rows have a grammar; None if there are none."""

@@ -36,10 +36,11 @@ class Matcher(Protocol):
 class Row:
     """Host-side state of one request.
 
-    `limit` is the most tokens it may generate; one of `ends` ends it before, and of `banned` none may come. `feed` is what must be prefilled: the prompt and, after a preemption,
-    what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
-    generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
-    tokens, how far it may move the cursor. Its tokens lie in `pages`, of which the first may be others' too.
+    `limit` is the most tokens it may generate; one of `ends` ends it before, and of `banned` none may come. `feed` is
+    what must be prefilled: the prompt and, after a preemption, what had been generated. `cursor`
+    counts its committed tokens: prompt tokens as soon as they are launched, generated ones when their round is read.
+    `in_flight` holds, for each round launched and not read that yields tokens, how far it may move the cursor. Its
+    tokens lie in `pages`, of which the first may be others' too.
 
     `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
     to be kept, shortest first. With a `matcher`, tokens obey a grammar: it is always behind those generated. If the

@@ -1,9 +1,9 @@
 """The token that each row of logits chooses: the likeliest, or a draw after temperature, min-p, top-k and top-p.
 
-Min-p keeps the tokens that are at least so probable, as a share of the likeliest one's probability, top-k the k of these
-that rank first, top-p as many of what is left as it takes to weigh its share of it. All look at probabilities after
-temperature, in this order, which is vLLM's. Larger logits rank first, of equal ones those with smaller indices. In half
-precision ties are common, so this order matters. Min-p keeps all of equal ones.
+Min-p keeps the tokens that have so large a share of the likeliest one's probability, top-k the k of these that rank
+first, top-p as many of what is left as it takes to weigh its share of it. All look at probabilities after temperature,
+in this order, which is vLLM's. Larger logits rank first, of equal ones those with smaller indices. In half precision
+ties are common, so ranks matter. Min-p keeps all of equal ones.
 """
 
 from __future__ import annotations

@@ -189,7 +189,8 @@ class Expectations:
         left = np.array(masked(scores, [mask])[0])
         if np.isfinite(left).any():
             return left
-        late = replace(request, sampling=replace(request.sampling, min_tokens=0))  # where the grammar allows the end alone
+        # Where the grammar allows the end alone, it comes.
+        late = replace(request, sampling=replace(request.sampling, min_tokens=0))
         return np.array(masked(processed(late, tokens, raw, self._ends(request), words), [mask])[0])
 
 

@@ -29,14 +29,17 @@ def processed(
     sampling, own = request.sampling, list(generated)
     everything = [*request.tokens, *own]
     logits = mx.array(logits)  # processors write to theirs
-    for tokens, options in (
-        (own, {"logit_bias": dict(sampling.logit_bias)}),
-        (everything, {"repetition_penalty": sampling.repetition_penalty, "repetition_context_size": ALL}),
-        (own, {"presence_penalty": sampling.presence_penalty, "presence_context_size": ALL}),
-        (own, {"frequency_penalty": sampling.frequency_penalty, "frequency_context_size": ALL}),
-    ):
-        for process in make_logits_processors(**options):
-            logits = process(mx.array(tokens, mx.int32) if tokens else [], logits)  # type: ignore[arg-type]
+    bias = make_logits_processors(logit_bias=dict(sampling.logit_bias))
+    repetition = make_logits_processors(repetition_penalty=sampling.repetition_penalty, repetition_context_size=ALL)
+    others = make_logits_processors(
+        presence_penalty=sampling.presence_penalty,
+        presence_context_size=ALL,
+        frequency_penalty=sampling.frequency_penalty,
+        frequency_context_size=ALL,
+    )
+    for tokens, processors in ((own, bias), (everything, repetition), (own, others)):
+        for process in processors if tokens or processors is bias else ():
+            logits = process(mx.array(tokens, mx.int32), logits)
     never = np.zeros(logits.shape[-1], bool)
     if sampling.allowed_token_ids:
         never[:] = True
@@ -50,7 +53,7 @@ def processed(
 
 
 def chosen(sampling: Sampling, logits: mx.array, position: int) -> int:
-    """The token of logits [1, vocabulary]: the likeliest, or that of a draw with the engine's noise and mlx-lm's cuts."""
+    """The token of logits [1, vocabulary]: the likeliest, or a draw with the engine's noise and mlx-lm's cuts."""
     if sampling.greedy:
         return int(mx.argmax(logits))
     x = logits * (1 / sampling.temperature)

@@ -24,7 +24,7 @@ NEAR = 1e-4
 
 
 def agree(given: Iterable[TokenLogprob], wanted: Iterable[TokenLogprob]) -> None:
-    """The same tokens, log-probabilities that are near; likeliest ones may change places where they are nearly equal."""
+    """The same tokens, log-probabilities that are near; likeliest ones may change places where they nearly tie."""
     for own, other in zip(given, wanted, strict=True):
         assert own.token == other.token
         assert own.logprob == pytest.approx(other.logprob, abs=NEAR)

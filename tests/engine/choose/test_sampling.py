@@ -67,7 +67,9 @@ def ends(request: Request) -> frozenset[int]:
     return own if request.sampling.ignore_eos else own | {END}
 
 
-def replaying(texts: dict[str, list[int]], wrong: Callable[[int], bool], family: str = "llama", **options: Any) -> Engine:
+def replaying(
+    texts: dict[str, list[int]], wrong: Callable[[int], bool], family: str = "llama", **options: Any
+) -> Engine:
     """Drafts the expected tokens but for some."""
     engine = engine_with_draft(small_model(family), end=(END,), **options)
     assert engine.drafter
