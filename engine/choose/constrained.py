@@ -138,7 +138,7 @@ def may_come(row: Row, token: int, mask: bytes) -> bool:
 def under(mask: bytes, slot: Slot) -> Slot:
     """A slot with its mask. Where the grammar allows the end alone, that comes, however early."""
     change = slot.change
-    if change and not any(without(mask, change.ends)):
+    if change and change.ends and not any(without(mask, change.ends)):
         change = replace(change, ends=())
     return slot._replace(change=change, mask=mask)
 

@@ -45,11 +45,12 @@ def logprobs(logits: mx.array, slots: list[int], chosen: mx.array, most: int) ->
     """
     step = at_once(len(slots), logits.shape[-1])
     parts: list[Logprobs] = []
+    before = chosen  # and whatever that took
     for begin in range(0, len(slots), step):
         rows = mx.array(slots[begin : begin + step])
-        if parts:
-            logits = mx.depends([logits], [parts[-1].theirs])[0]
+        logits = mx.depends([logits], [before])[0]
         parts.append(_logprobs(logits[rows].astype(mx.float32), chosen[begin : begin + step], most))
+        before = parts[-1].theirs
     if len(parts) == 1:
         return parts[0]
     return Logprobs(*(mx.concatenate(list(x)) for x in zip(*(part.arrays for part in parts), strict=True)))
