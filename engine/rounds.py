@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
-from .choose.scored import Scored
+from .choose.grammar import GrammarError
+from .choose.scored import Accepted, Scored
 from .depth.round_timing import Forecast
+from .request import TokenLogprob
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
 
 
 @dataclass(frozen=True)
+class Emitted:
+    """What a segment has emitted: tokens, the first `accepted` of them drafted, and their log-probabilities if its row
+    asks for them.
+    """
+
+    segment: Segment
+    tokens: list[int]
+    accepted: int
+    logprobs: list[TokenLogprob]
+    error: GrammarError | None = None
+
+
+@dataclass(frozen=True)
 class Round:
-    """A round in flight: the segments that yield, and what they emit, on the device: [M, 1 + W], a count and tokens, of
-    which so many are valid. It is one array, because MLX on CUDA takes a while for each that the host reads.
+    """A round in flight: the segments that yield, and what they emit, on the device.
 
     What segments of rows with a grammar emit is chosen of their `late` share once the round has run. `forecast` is how
     the round was priced, if it was.
     """
 
     yielding: list[Segment] = field(default_factory=list)
-    emitted: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
+    accepted: Accepted = field(default_factory=Accepted)
     late: Scored | None = None
     forecast: Forecast | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.emitted, *(self.late.arrays if self.late else [])]
+        return [*self.accepted.arrays, *(self.late.arrays if self.late else [])]
+
+    def emitted(self) -> list[Emitted]:
+        """What its segments have emitted but for the late ones, once it has run."""
+        emitted: Any = self.accepted.emitted.tolist()
+        most = [segment.row.request.sampling.logprobs for segment in self.yielding]
+        asked: list[int | None] = []  # of all slots that have log-probabilities
+        for segment, number, (count, *_) in zip(self.yielding, most, emitted, strict=True):
+            if number is not None:
+                asked += [number] * count + [None] * ((segment.depth or 0) + 1 - count)
+        listed = iter(self.accepted.logprobs.listed(asked) if self.accepted.logprobs else ())
+        return [
+            Emitted(segment, own[:count], count - 1, [] if number is None else list(islice(listed, count)))
+            for segment, (count, *own), number in zip(self.yielding, emitted, most, strict=True)
+        ]
 
 
 def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tuple[mx.array, Packing]:

@@ -61,14 +61,26 @@ class Text:
             self._pieces[token] = self._piece(token)
         return self._pieces[token]
 
-    def stopped(self, tokens: Sequence[int], stop: tuple[str, ...]) -> bool:
-        """Whether the text of `tokens` has a stop string; without the last of them it has none."""
-        return bool(stop) and self._stops(stop).ended(tokens)
+    def stopped(self, tokens: Sequence[int], stop: tuple[str, ...], spared: int = 0) -> bool:
+        """Whether the text of `tokens` has a stop string; without the last of them it has none.
 
-    def cut(self, text: str, stop: Sequence[str]) -> str:
-        """`text` up to the first stop string."""
-        ends = [index for string in stop if (index := text.find(string)) >= 0]
-        return text[: min(ends)] if ends else text
+        One that ends in the first `spared` tokens is no stop string.
+        """
+        if not stop or len(tokens) <= spared or not self._stops(stop).ended(tokens):
+            return False
+        return not spared or first_stop(self.decode(tokens), stop, self.length(tokens[:spared])) is not None
+
+    def shown(self, tokens: Sequence[int], stop: Sequence[str], spared: int = 0, include: bool = False) -> str:
+        """The text of `tokens` before the first stop string that does not end in the first `spared` of them; with
+        `include`, with it.
+        """
+        text = self.decode(tokens)
+        found = first_stop(text, stop, self.length(tokens[:spared])) if stop and len(tokens) > spared else None
+        return text if found is None else text[: found[include]]
+
+    def length(self, tokens: Sequence[int]) -> int:
+        """How many characters of a text these first tokens of it surely are."""
+        return len(self.decode(tokens).rstrip("\ufffd")) if tokens else 0
 
     def _piece(self, token: int) -> Piece:
         if byte := FALLBACK.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))):
@@ -81,8 +93,15 @@ class Text:
         return Piece(text, True, len(text.encode()))
 
 
+def first_stop(text: str, stop: Sequence[str], spared: int = 0) -> tuple[int, int] | None:
+    """Begin and end of the stop string that begins first, of those that end behind the first `spared` characters."""
+    begins = [(text.find(string, max(0, spared - len(string) + 1)), len(string)) for string in stop]
+    found = [(begin, begin + length) for begin, length in begins if begin >= 0]
+    return min(found, default=None)
+
+
 class Stops:
-    """Finds stop strings in texts that grow token by token, in the same place as `Text.cut` does in the whole text.
+    """Finds stop strings in texts that grow token by token, in the same place as `Text.shown` does in the whole text.
 
     Most tokens cannot end a stop string, whatever is before them: that is found out once for each token. After the
     others the end of the text is decoded.

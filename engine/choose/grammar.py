@@ -5,7 +5,7 @@ llguidance knows; it is imported with the first such row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any
@@ -100,7 +100,7 @@ class SchemaMatcher:
         """
         masks, walked = [self._mask()], 0
         for token in drafts:
-            if not masks[-1][token // 8] >> token % 8 & 1 or token in self._ends:
+            if not has(masks[-1], token) or token in self._ends:
                 break
             self.advance([token])
             walked += 1
@@ -129,9 +129,23 @@ class SchemaMatcher:
 
 def masked(logits: mx.array, masks: Sequence[bytes]) -> mx.array:
     """Logits [S, vocabulary] with those of tokens that may not come at minus infinity."""
-    rows: Any = memoryview(b"".join(masks)).cast("B", (len(masks), len(masks[0])))  # [S, vocabulary / 8]
+    size = -(-logits.shape[-1] // 8)  # a grammar's tokenizer may have more
+    rows: Any = memoryview(b"".join(mask[:size] for mask in masks)).cast("B", (len(masks), size))
     bits = (mx.array(rows)[:, :, None] >> mx.arange(8, dtype=mx.uint8) & 1).reshape(len(masks), -1)
     return mx.where(bits[:, : logits.shape[-1]], logits, -mx.inf)
+
+
+def has(mask: bytes, token: int) -> bool:
+    """Whether the mask lets the token come."""
+    return bool(mask[token // 8] >> token % 8 & 1)
+
+
+def without(mask: bytes, tokens: Iterable[int]) -> bytes:
+    """The mask less these tokens."""
+    left = bytearray(mask)
+    for token in tokens:
+        left[token // 8] &= ~(1 << token % 8) & 0xFF
+    return bytes(left)
 
 
 def one_line(text: str) -> str:

@@ -37,4 +37,4 @@ def setting(sampling: Sampling) -> Setting:
     if sampling.greedy:
         return Setting()
     seed = (sampling.seed ^ sampling.seed >> 32) & 0xFFFFFFFF
-    return Setting(min(1 / sampling.temperature, SHARPEST), sampling.top_p, sampling.top_k, seed)
+    return Setting(min(1 / sampling.temperature, SHARPEST), sampling.top_p, sampling.top_k, seed, sampling.min_p)

@@ -88,7 +88,7 @@ def test_a_text_ends_with_the_first_token_after_which_it_has_a_stop_string(
         found = next((n for n in counts if text.stopped(tokens[:n], stop)), None)
         assert found == expected, (tokens, stop)
         if found:
-            cut = text.cut(texts[found], stop)
+            cut = text.shown(tokens[:found], stop)
             assert not any(string in cut for string in stop)
             assert texts[found].startswith(cut)
             ended, late = ended + 1, late + (found > 12)
