@@ -1,0 +1,42 @@
+"""Reads one request as a line of a file: of OpenAI's two kinds, or short."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from draftmill.producer.input.defaults import Defaults
+from draftmill.producer.input.lines import CHAT, TEXT, job_body
+from draftmill.producer.input.notes import Notes
+from draftmill.producer.input.request.faults import Fault
+from draftmill.producer.queue.wire import JobBody
+
+USER = {"role": "user", "content": "hi"}
+
+
+def chat(*, notes: Notes | None = None, defaults: Defaults | None = None, **body: Any) -> JobBody:
+    line = {"custom_id": "a", "url": CHAT, "body": {"messages": [USER]} | body}
+    return job_body(line, "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
+
+
+def text(*, notes: Notes | None = None, defaults: Defaults | None = None, **body: Any) -> JobBody:
+    line = {"custom_id": "a", "url": TEXT, "body": {"prompt": "hi"} | body}
+    return job_body(line, "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
+
+
+def short(*, notes: Notes | None = None, defaults: Defaults | None = None, **line: Any) -> JobBody:
+    return job_body({"prompt": "hi"} | line, "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
+
+
+def fault(read: Any, **fields: Any) -> str:
+    """Why the request cannot run; empty if it can."""
+    try:
+        read(**fields)
+    except Fault as fault:
+        return str(fault)
+    return ""
+
+
+def told(read: Any, **fields: Any) -> list[str]:
+    """The notes about it."""
+    read(notes=(notes := Notes()), **fields)
+    return [note for note, _ in notes]
