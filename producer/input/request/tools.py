@@ -25,9 +25,7 @@ def tools(asked: Asked, grammar: Grammar | None) -> Tools | None:
     if asked.flag("parallel_tool_calls") is False:
         raise Fault("parallel_tool_calls = false is not supported; remove it, and use the first call")
     if grammar:
-        raise Fault(
-            "has tools and a grammar for the answer, such as response_format; keep one, or set tool_choice none"
-        )
+        raise Fault('has tools and a grammar, such as response_format; keep one, or set tool_choice to "none"')
     return Tools(tools=tuple(given), required=required, named=named)
 
 
@@ -48,10 +46,11 @@ def _tool(place: int, tool: Any) -> str:
             raise Fault(f"{where} has the type {show(type)}; only functions are supported")
         case _:
             raise Fault(f'{where} is {show(tool)}; it must be {{"type": "function", "function": {{"name": …}}}}')
-    if not isinstance(function.get("parameters") or {}, dict):
-        raise Fault(f"{where}: parameters is {kind(function['parameters'])} instead of a JSON schema, an object")
-    if not isinstance(function.get("description") or "", str):
-        raise Fault(f"{where}: description is {kind(function['description'])} instead of a text")
+    parameters, description = function.get("parameters"), function.get("description")
+    if not isinstance(parameters, dict | None):
+        raise Fault(f"{where}: parameters is {kind(parameters)} instead of a JSON schema, an object")
+    if not isinstance(description, str | None):
+        raise Fault(f"{where}: description is {kind(description)} instead of a text")
     return name
 
 
@@ -64,9 +63,10 @@ def _choice(choice: Any, names: list[str]) -> tuple[bool, str | None]:
             return True, None
         case {"type": "function", "function": {"name": str(name)}} if name in names:
             return False, name
-        case "required" | {"type": "function", "function": {"name": _}}:
-            known = f"those there are: {', '.join(names)}" if names else "there are no tools"
-            raise Fault(f"tool_choice is {show(choice)}, but {known}")
+        case "required" | {"type": "function", "function": {"name": _}} if not names:
+            raise Fault(f"tool_choice is {show(choice)}, but there are no tools")
+        case {"type": "function", "function": {"name": name}}:
+            raise Fault(f"tool_choice names {show(name)}; the tools are {', '.join(names)}")
         case {"type": "allowed_tools"}:
             raise Fault("tool_choice of the type allowed_tools is not supported; list only those tools")
         case _:
