@@ -65,7 +65,7 @@ def template(asked: Asked, defaults: Mapping[str, Any]) -> dict[str, Any]:
                 before = f"chat_template_kwargs.{name} is {show(told[name])}"
                 raise Fault(f"{before} and {asked.said[name]} is {show(value)}; keep one")
             told[name] = value
-    _refuse_contradictions(told)
+    _refuse_contradictions(told, {name: asked.said.get(name, f"chat_template_kwargs.{name}") for name in told})
     if any(name in told for name in SWITCHES):
         defaults = {name: value for name, value in defaults.items() if name not in SWITCHES}
     return {**defaults, **told}
@@ -83,11 +83,13 @@ def _effort(asked: Asked) -> str | None:
     return effort
 
 
-def _refuse_contradictions(told: Mapping[str, Any]) -> None:
-    switches = {name: told[name] for name in ("enable_thinking", "thinking") if isinstance(told.get(name), bool)}
-    if len(set(switches.values())) > 1:
-        raise Fault(f"{' and '.join(f'{name} is {show(on)}' for name, on in switches.items())}; keep one")
+def _refuse_contradictions(told: Mapping[str, Any], said: Mapping[str, str]) -> None:
+    """Raises Fault if one says that the model thinks, and another that it does not; `said` has the user's names."""
     effort = told.get("reasoning_effort")
-    for name, on in switches.items():
-        if effort in EFFORTS and effort not in (THOUGHTS if on else NO_THOUGHTS):
-            raise Fault(f"{name} is {show(on)} and reasoning_effort is {show(effort)}; keep one")
+    switches = {name: told[name] for name in ("enable_thinking", "thinking") if isinstance(told.get(name), bool)}
+    against = [
+        name for name, on in switches.items() if effort in EFFORTS and effort not in (THOUGHTS if on else NO_THOUGHTS)
+    ]
+    if len(set(switches.values())) > 1 or against:
+        names = [against[0], "reasoning_effort"] if against else list(switches)
+        raise Fault(f"{' and '.join(f'{said[name]} is {show(told[name])}' for name in names)}; keep one")

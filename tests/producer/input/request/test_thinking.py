@@ -55,7 +55,7 @@ def test_a_line_that_speaks_of_thinking_is_free_of_the_default() -> None:
         ),
         (
             {"chat_template_kwargs": {"enable_thinking": False, "thinking": True}},
-            "enable_thinking is false and thinking is true; keep one",
+            "chat_template_kwargs.enable_thinking is false and chat_template_kwargs.thinking is true; keep one",
         ),
         (
             {"enable_thinking": False, "reasoning_effort": "high"},
@@ -63,7 +63,7 @@ def test_a_line_that_speaks_of_thinking_is_free_of_the_default() -> None:
         ),
         (
             {"thinking": True, "reasoning_effort": "none"},
-            'enable_thinking is true and reasoning_effort is "none"; keep one',
+            'thinking is true and reasoning_effort is "none"; keep one',
         ),
         (
             {"reasoning_effort": "huge"},
