@@ -67,7 +67,7 @@ def defaults(given: Mapping[str, Any]) -> Defaults:
 def _grammar(given: Mapping[str, Any]) -> Grammar | None:
     names = [name for name in GRAMMARS if name in given]
     if len(names) > 1:
-        raise Fault(f"{names[0]} and {names[1]} contradict each other; keep one")
+        raise Fault(f"{names[0]} contradicts {names[1]}; keep one")
     return made(GRAMMARS[names[0]], given[names[0]], names[0]) if names else None
 
 

@@ -84,7 +84,7 @@ def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--regex", "a", "--choice", "b"), "--regex and choice contradict each other; keep one"),
+        (("--regex", "a", "--choice", "b"), "--regex contradicts choice; keep one"),
         (("--chat-template-kwargs", "{"), "--chat-template-kwargs is not JSON: unexpected end of data at column 2"),
         (("--chat-template-kwargs", "[]"), "--chat-template-kwargs is a list instead of an object"),
         (("--no-thinking", "--reasoning-effort", "high"), "--thinking is false and reasoning_effort is"),

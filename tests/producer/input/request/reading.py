@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from draftmill.producer.input.defaults import Defaults
@@ -13,18 +14,28 @@ from draftmill.producer.queue.wire import JobBody
 USER = {"role": "user", "content": "hi"}
 
 
-def chat(*, notes: Notes | None = None, defaults: Defaults | None = None, **body: Any) -> JobBody:
-    line = {"custom_id": "a", "url": CHAT, "body": {"messages": [USER]} | body}
-    return job_body(line, "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
+def chat(**fields: Any) -> JobBody:
+    """A line for /v1/chat/completions; `notes` and `defaults` are those of the dataset, all else is in its body."""
+    return _read(lambda body: {"custom_id": "a", "url": CHAT, "body": {"messages": [USER]} | body}, **fields)
 
 
-def text(*, notes: Notes | None = None, defaults: Defaults | None = None, **body: Any) -> JobBody:
-    line = {"custom_id": "a", "url": TEXT, "body": {"prompt": "hi"} | body}
-    return job_body(line, "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
+def text(**fields: Any) -> JobBody:
+    """A line for /v1/completions."""
+    return _read(lambda body: {"custom_id": "a", "url": TEXT, "body": {"prompt": "hi"} | body}, **fields)
 
 
-def short(*, notes: Notes | None = None, defaults: Defaults | None = None, **line: Any) -> JobBody:
-    return job_body({"prompt": "hi"} | line, "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
+def short(**fields: Any) -> JobBody:
+    """A short line."""
+    return _read(lambda line: {"prompt": "hi"} | line, **fields)
+
+
+def _read(
+    line: Callable[[dict[str, Any]], dict[str, Any]],
+    notes: Notes | None = None,
+    defaults: Defaults | None = None,
+    **fields: Any,
+) -> JobBody:
+    return job_body(line(fields), "a", 1, "p", defaults or Defaults(), Notes() if notes is None else notes)
 
 
 def fault(read: Any, **fields: Any) -> str:
