@@ -82,9 +82,9 @@ def _template(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _object(value: Any) -> Any:
-    """An object, or one as JSON."""
+    """What a program gives, or what JSON says."""
     if not isinstance(value, str):
-        return dict(value)
+        return dict(value) if isinstance(value, Mapping) else value
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:

@@ -81,7 +81,7 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
         grammar=obeyed,
         model_defaults=left,
         line=number,
-        **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen)),
+        **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen, n)),
     )
 
 
@@ -144,14 +144,14 @@ def _chat(wanted: Asked, defaults: Defaults, obeyed: Grammar | None, notes: Note
     }
 
 
-def _text(wanted: Asked, chosen: Sampling) -> dict[str, Any]:
+def _text(wanted: Asked, chosen: Sampling, n: int) -> dict[str, Any]:
     """What of a job only text completions have."""
     if wanted.flag("add_special_tokens") is False:
         raise Fault("add_special_tokens = false is not supported; give the prompt as token ids")
     echo = bool(wanted.flag("echo"))
     if echo and chosen.logprobs is not None:
         raise Fault("echo with logprobs is not supported: prompts have no log-probabilities; keep one")
-    return {"prompts": prompts(wanted), "echo": echo}
+    return {"prompts": prompts(wanted, n), "echo": echo}
 
 
 def _note_model(wanted: Asked, pair: str, defaults: Defaults, notes: Notes) -> None:

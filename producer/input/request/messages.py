@@ -12,22 +12,21 @@ from .asked import Asked
 from .faults import Fault, kind, reason, show
 from .tools import calls
 
-MOST_PROMPTS = 2_048
-"""Prompts of one line, as in OpenAI's API."""
+MOST_ANSWERS = 2_048
+"""Answers of one line: prompts, each as often as `n` says."""
 
-HARMLESS: dict[str, Any] = {"function_call": {}, "audio": {}, "refusal": "", "prefix": False, "partial": False}
-"""Names in messages that are not served unless their value is null or this one."""
-
-INSTEAD = {
+REFUSED = {
     "function_call": "use tool_calls",
     "audio": "only text is supported",
     "refusal": "make it the content",
     "prefix": "say continue_final_message beside the messages",
     "partial": "say continue_final_message beside the messages",
 }
+"""Names in messages that are refused unless their value is null, false or empty, and what to do instead."""
 
-NAMES = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning"))
-CHANGE_NOTHING = frozenset(("annotations", "id"))
+HONOURED = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning")
+CHANGE_NOTHING = ("annotations", "id")
+NAMES = frozenset((*HONOURED, *REFUSED, *CHANGE_NOTHING))
 
 CONTINUED = "a chat that ends with an assistant's message is continued there, as continue_final_message says"
 
@@ -39,7 +38,9 @@ def messages(asked: Asked, system: str | None, notes: Notes) -> tuple[Message, .
         raise Fault("has no messages")
     if not isinstance(given, list) or not given:
         raise Fault("messages must be a list that is not empty")
-    found = tuple(_message(place, message, notes) for place, message in enumerate(given, 1))
+    found = tuple(_message(place, message) for place, message in enumerate(given, 1))
+    unknown = {name for message in given for name in message if name not in NAMES}
+    notes.unknown.update(f"field {show(name)} of a message is unknown and ignored" for name in unknown)
     if system is not None and all(message.role != "system" for message in found):
         return (Message(role="system", content=system), *found)
     return found
@@ -49,13 +50,15 @@ def turn(asked: Asked, messages: tuple[Message, ...], notes: Notes) -> tuple[boo
     """Whether the answer continues the last message, and if not, whether the template begins an answer."""
     continues, prompted = asked.flag("continue_final_message"), asked.flag("add_generation_prompt")
     last = messages[-1]
+    if last.tool_calls:
+        raise Fault("ends with calls of tools; add their results, messages of the role tool")
     if continues:
         if prompted:
             raise Fault("continue_final_message and add_generation_prompt contradict each other; keep one")
-        if last.role != "assistant" or last.tool_calls:
-            raise Fault("continue_final_message needs a text of the assistant's as the last message")
+        if last.role != "assistant":
+            raise Fault("continue_final_message needs an assistant's message at the end")
         return True, True
-    if last.role == "assistant" and not last.tool_calls:
+    if last.role == "assistant":
         if (continues, prompted) != (None, None):
             raise Fault("ends with an assistant's message; say continue_final_message, or add a user's message")
         notes.surprises[CONTINUED] += 1
@@ -63,12 +66,13 @@ def turn(asked: Asked, messages: tuple[Message, ...], notes: Notes) -> tuple[boo
     return False, prompted is not False
 
 
-def prompts(asked: Asked) -> tuple[str | tuple[int, ...], ...]:
-    """The prompts of a text completion: a text, token ids, or a list of either; raises Fault."""
+def prompts(asked: Asked, n: int) -> tuple[str | tuple[int, ...], ...]:
+    """The prompts of a text completion, each to be answered `n` times: a text, token ids, or a list of either."""
     given = asked.get("prompt")
     if isinstance(given, list) and given and all(isinstance(each, str | list) for each in given):
-        if len(given) > MOST_PROMPTS:
-            raise Fault(f"prompt has {len(given):,} entries; at most {MOST_PROMPTS:,} are allowed")
+        if n * len(given) > MOST_ANSWERS:
+            wanted = f"{len(given):,} prompts and n = {n} are {n * len(given):,} answers"
+            raise Fault(f"{wanted}; at most {MOST_ANSWERS:,} are allowed in a line")
         return tuple(_prompt(each, f"prompt {place}") for place, each in enumerate(given, 1))
     return (_prompt(given, "prompt"),)
 
@@ -90,9 +94,7 @@ def _prompt(given: Any, name: str) -> str | tuple[int, ...]:
             raise Fault(f"{name} is empty")
         case str():
             return given
-        case list() if all(
-            isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**31 for each in given
-        ):
+        case list() if all(type(each) is int and 0 <= each < 2**31 for each in given):
             return tuple(given)
         case list():
             raise Fault(f"{name} is {show(given)}; it must be a text, or token ids")
@@ -100,15 +102,12 @@ def _prompt(given: Any, name: str) -> str | tuple[int, ...]:
             raise Fault(f"{name} is {kind(given)} instead of a text, token ids, or a list of them")
 
 
-def _message(place: int, message: Any, notes: Notes) -> Message:
+def _message(place: int, message: Any) -> Message:
     if not isinstance(message, dict):
         raise Fault(f"message {place} is {kind(message)} instead of a JSON object")
-    for name, value in message.items():
-        if name in HARMLESS:
-            if value and value != HARMLESS[name]:
-                raise Fault(f"message {place} has {name}, which is not supported; {INSTEAD[name]}")
-        elif name not in NAMES and name not in CHANGE_NOTHING:
-            notes.unknown[f"field {show(name)} of a message is unknown and ignored"] += 1
+    for name, instead in REFUSED.items():
+        if message.get(name):
+            raise Fault(f"message {place} has {name}, which is not supported; {instead}")
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role == "function":
         raise Fault(f'message {place}: the role "function" is not supported; use "tool"')

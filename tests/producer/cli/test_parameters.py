@@ -120,6 +120,8 @@ def test_notes_reach_reports_and_programs(shell: Shell, redis: redis_py.Redis, r
     assert notes[-1] == "2 more fields are unknown and ignored"
     assert [f"Note: {note}" for note in notes] == done.stderr.splitlines()[: len(notes)]
     with python.Client(redis_server.url) as client:
+        with pytest.raises(UserError, match=r"^chat_template_kwargs is a list instead of an object"):
+            client.submit([line], chat_template_kwargs=[1])  # pyright: ignore[reportArgumentType]
         batch = client.submit([line], thinking=False, choice=["yes", "no"], n=2)
         same = "the n answers are all the same, because the temperature is 0 (1 line)"
         assert batch.notes == (notes[0], same, *notes[1:])

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine, Dataset
 from draftmill.producer.input.defaults import Defaults
+from draftmill.producer.input.lines import CHAT, TEXT
 from draftmill.producer.input.request.faults import Fault
+from draftmill.producer.input.request.fields import FIELDS
 from draftmill.producer.input.request.sampling import sampling
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody, Message, Sampling
@@ -254,13 +256,17 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=7), inner, max_size=3),
 )
 NAMES = st.sampled_from(["prompt", "messages", "body", "stop", "n", "seed", "id"])
+FIELD = st.sampled_from(sorted(FIELDS))
 
 
-@given(st.dictionaries(NAMES, JSON))
+@given(st.dictionaries(NAMES | FIELD, JSON), st.dictionaries(FIELD, JSON), st.sampled_from([CHAT, TEXT]))
 @settings(max_examples=300, deadline=None)
-def test_no_json_is_a_surprise(line: dict[str, Any]) -> None:
-    (item,) = read(line)
-    assert isinstance(item, JobBody | BadLine)
+def test_no_json_is_a_surprise(line: dict[str, Any], fields: dict[str, Any], url: str) -> None:
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]} if url == CHAT else {"prompt": "a"}
+    whole = {"custom_id": "a", "url": url, "body": fields | prompt}
+    for asked in (line, line | {"prompt": "a"}, whole):
+        (item,) = read(asked)
+        assert isinstance(item, JobBody | BadLine)
 
 
 def test_a_batch_is_its_jobs_and_pair() -> None:

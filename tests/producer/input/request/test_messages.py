@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from draftmill.producer.input.defaults import Defaults
+from draftmill.producer.input.notes import Notes
 from draftmill.producer.input.request.messages import CONTINUED
 from draftmill.producer.queue.wire import Message
 from tests.producer.input.request.reading import USER, chat, fault, short, text, told
@@ -104,7 +105,9 @@ def test_what_is_wrong_with_a_message_is_said(asked: dict[str, Any], why: str) -
 
 
 def test_unknown_names_of_messages_are_noted() -> None:
-    assert told(chat, messages=[USER | {"colour": 1}]) == ['field "colour" of a message is unknown and ignored']
+    notes = Notes()
+    chat(notes=notes, messages=[USER | {"colour": 1}, USER | {"colour": 2}])
+    assert dict(notes) == {'field "colour" of a message is unknown and ignored': 1}  # lines, not messages
 
 
 def test_where_an_answer_begins() -> None:
@@ -117,7 +120,8 @@ def test_where_an_answer_begins() -> None:
     assert not chat(add_generation_prompt=False).prompted
     both = "continue_final_message and add_generation_prompt contradict each other; keep one"
     neither = "ends with an assistant's message; say continue_final_message, or add a user's message"
-    needs = "continue_final_message needs a text of the assistant's as the last message"
+    needs = "continue_final_message needs an assistant's message at the end"
+    unanswered = "ends with calls of tools; add their results, messages of the role tool"
     calling = {"role": "assistant", "tool_calls": [CALL]}
     for asked, why in (
         (ending | {"continue_final_message": True, "add_generation_prompt": True}, both),
@@ -125,7 +129,8 @@ def test_where_an_answer_begins() -> None:
         (ending | {"add_generation_prompt": False}, neither),
         (ending | {"continue_final_message": False}, neither),
         ({"continue_final_message": True}, needs),
-        ({"messages": [USER, calling], "continue_final_message": True}, needs),
+        ({"messages": [USER, calling], "continue_final_message": True}, unanswered),
+        ({"messages": [USER, calling]}, unanswered),
         (ending | {"continue_final_message": "yes"}, 'continue_final_message is "yes"; it must be true or false'),
     ):
         assert fault(chat, **asked) == why
@@ -152,7 +157,7 @@ def test_prompts_are_texts_or_token_ids_or_lists_of_them() -> None:
         ([True], "prompt is [true]; it must be a text, or token ids"),
         ([["a"]], 'prompt 1 is ["a"]; it must be a text, or token ids'),
         (5, "prompt is a number instead of a text, token ids, or a list of them"),
-        (["a"] * 2049, "prompt has 2,049 entries; at most 2,048 are allowed"),
+        (["a"] * 2049, "2,049 prompts and n = 1 are 2,049 answers; at most 2,048 are allowed in a line"),
         (None, "has no prompt"),
     ):
         assert fault(text, prompt=prompt) == why
