@@ -25,7 +25,7 @@ from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import Claimed, JobQueue
 from ..producer.queue.pair_names import canonical
 from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, pair_queue
-from . import jobs, results
+from . import jobs, model_defaults, results
 from .courier import Courier
 from .duty import UNHEARD, duty
 from .heartbeat import Heartbeat
@@ -77,6 +77,7 @@ class MillWorker(BaseWorker):
         drain: seconds that a warm stop may take; what runs longer is handed back.
         host: this machine.
         auto: whether to end, to be started anew, when the schedule says another pair.
+        defaults: the model's generation defaults, as `model_defaults.read` finds them.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class MillWorker(BaseWorker):
         drain: float = 300.0,
         host: Host | None = None,
         auto: bool = False,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         host = host or Host.here()
         name = f"{host.name}-{secrets.token_hex(3)}"  # one that was killed must not stand in its successor's way
@@ -121,6 +123,7 @@ class MillWorker(BaseWorker):
         self.sensors = Sensors(host)
         self.drain = drain
         self.auto = auto
+        self.defaults = defaults or {}
         self.duty = UNHEARD
         self.restart = False
         self._hand_back_at = math.inf
@@ -190,7 +193,7 @@ class MillWorker(BaseWorker):
                 running.job, running.dropped, running.counts = job, None, True
                 continue
             try:
-                body = jobs.decode(job, self.pair)
+                body = model_defaults.applied(jobs.decode(job, self.pair), self.defaults)
                 request = jobs.request(job, body, self.engine)
                 self.engine.add(request)
             except (jobs.BadJob, RequestError) as error:

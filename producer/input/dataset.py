@@ -15,8 +15,9 @@ from ..queue.errors import UserError
 from ..queue.pair_names import canonical
 from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
 from . import lines
-from .lines import Defaults, Fault
+from .defaults import Defaults
 from .notes import Notes
+from .request.faults import Fault
 from .rows import RowOptions, Rows
 from .sources import open_source
 
@@ -132,7 +133,7 @@ class Dataset:
     def _keeping(self, body: JobBody, keep: dict[str, Any] | None) -> JobBody:
         """The job with the columns that it hands back. What templates and columns add may have made it too large."""
         defaults = self.defaults
-        if keep is None and self.options.template is None and defaults.system is None and defaults.schema is None:
+        if keep is None and self.options.template is None and defaults == Defaults(defaults.sampling):
             return body
         body = body.model_copy(update={"keep": keep})
         if len(_identity(body)) > MOST_BODY_BYTES:
