@@ -29,7 +29,7 @@ def _aliases(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     """The pairs of further names; raises BadParameter."""
     found: dict[str, str] = {}
     for each in given:
-        name, _, pair = each.partition("=")
+        name, pair = each.partition("=")[::2]
         if not name or not pair:
             raise click.BadParameter(f"{each!r} is no NAME=PAIR, such as gpt-4o-mini=qwen3-4b")
         if canonical(name) in KNOWN:

@@ -53,7 +53,7 @@ class Models:
 
     def list(self, request: Request) -> Response:
         live = self.live()
-        pairs = self._aliases | {name: name for name in (*live, *self._known)}
+        pairs = {**self._aliases, **{name: name for name in (*live, *self._known)}}
         data = [self._public(name, pair, live[pair]) for name, pair in pairs.items()]
         return JSONResponse({"object": "list", "data": data})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.web import tls
@@ -41,8 +41,8 @@ def options(folder: Path) -> tuple[str, ...]:
     return "--tls-cert", str(folder / "redis.pem"), "--tls-key", str(folder / "redis-key.pem")
 
 
-def trusting(folder: Path) -> httpx.Client:
-    return httpx.Client(verify=ssl.create_default_context(cafile=str(folder / "ca.pem")))
+def trust(folder: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(folder / "ca.pem"))
 
 
 def test_openais_client_by_https(redis_server: RedisServer, shell: Shell, certificates: Path) -> None:
@@ -50,7 +50,7 @@ def test_openais_client_by_https(redis_server: RedisServer, shell: Shell, certif
     server.start(verify=str(certificates / "ca.pem"))
     try:
         assert server.base.startswith("https://127.0.0.1:")
-        client = OpenAI(api_key=KEY, base_url=server.base, http_client=trusting(certificates))
+        client = OpenAI(api_key=KEY, base_url=server.base, http_client=DefaultHttpxClient(verify=trust(certificates)))
         assert "smollm2-135m" in [model.id for model in client.models.list()]
         with pytest.raises(httpx.TransportError):
             httpx.get(server.base.replace("https", "http"))
@@ -63,7 +63,7 @@ def test_the_page_by_https_gives_cookies_for_https_only(
     redis_server: RedisServer, shell: Shell, certificates: Path
 ) -> None:
     page = Dashboard(shell, redis_server.url, "--key-file", shell.write("keys", KEY), *options(certificates))
-    with trusting(certificates) as client:
+    with httpx.Client(verify=trust(certificates)) as client:
         signed_in = client.post(f"{page.url}/sign-in", data={"key": KEY}, headers={"Origin": page.url})
         assert signed_in.status_code == 303
         assert "secure" in signed_in.headers["set-cookie"].lower()
@@ -76,7 +76,7 @@ def test_the_exporter_by_https(redis_server: RedisServer, shell: Shell, certific
     try:
         assert process.stdout
         url = process.stdout.readline().removeprefix("exporter on ").strip()
-        with trusting(certificates) as client:
+        with httpx.Client(verify=trust(certificates)) as client:
             assert "draftmill_redis_up 1.0" in client.get(url).text
     finally:
         process.kill()

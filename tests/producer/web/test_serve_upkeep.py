@@ -157,6 +157,7 @@ def test_files_expire(client: OpenAI, server: Server) -> None:
         ({"anchor": "created_at"}, "seconds"),
         ({"seconds": 3600}, "anchor"),
     )
+    after: Any
     for after, param in wrong:
         with pytest.raises(openai.BadRequestError) as error:
             client.files.create(file=("a.jsonl", content), purpose="batch", expires_after=after)
