@@ -45,6 +45,8 @@ CALL = frozenset(("type", "call_id", "name", "arguments", "id", "status"))
 OUTPUT = frozenset(("type", "call_id", "output", "id", "status"))
 REASONING = frozenset(("type", "summary", "content", "encrypted_content", "id", "status"))
 LOGPROBS = "message.output_text.logprobs"
+MOST_SHOWN = 40
+"""Characters that are shown of a name or a value."""
 
 
 def chat_of(asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -104,7 +106,7 @@ def _logprobs(asked: dict[str, Any], said: list[str]) -> dict[str, Any]:
     include, top = asked.get("include") or [], asked.get("top_logprobs")
     if not isinstance(include, list):
         raise Fault("include must be a list")
-    said += [f"include {name!r} is ignored: there is no such thing here" for name in include if name != LOGPROBS]
+    said += [f"include {_shown(name)} is ignored: there is no such thing here" for name in include if name != LOGPROBS]
     if LOGPROBS not in include and not top:
         return {}
     return {"logprobs": True, "top_logprobs": top or 0}
@@ -125,7 +127,7 @@ def _tools(asked: dict[str, Any]) -> dict[str, Any]:
         case {"type": "function", "name": str(name)}:
             chat["tool_choice"] = {"type": "function", "function": {"name": name}}
         case {"type": str(kind)}:
-            raise Fault(f"tool_choice of type {kind!r} is not supported; only functions are")
+            raise Fault(f"tool_choice of type {_shown(kind)} is not supported; only functions are")
         case _:
             raise Fault("tool_choice must be a text, or an object with a type")
     return chat
@@ -134,7 +136,7 @@ def _tools(asked: dict[str, Any]) -> dict[str, Any]:
 def _function(place: int, tool: Any) -> dict[str, Any]:
     kind = tool.get("type") if isinstance(tool, dict) else None
     if kind != "function":
-        raise Fault(f"tool {place} has the type {kind!r}, which is not supported; only functions are")
+        raise Fault(f"tool {place} has the type {_shown(kind)}, which is not supported; only functions are")
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
@@ -183,8 +185,8 @@ def _add(messages: list[dict[str, Any]], where: str, item: Any, said: list[str])
             known, output = OUTPUT, _content(where, item.get("output"))
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
         case other:
-            raise Fault(f"{where} has the type {other!r}, which is not supported")
-    said += [f"{where.split()[0]} field {name!r} is unknown and ignored" for name in item if name not in known]
+            raise Fault(f"{where} has the type {_shown(other)}, which is not supported")
+    said += [f"{where.split()[0]} field {_shown(name)} is unknown and ignored" for name in item if name not in known]
 
 
 def _content(where: str, content: Any) -> str:
@@ -199,7 +201,7 @@ def _content(where: str, content: Any) -> str:
             case {"type": "input_text" | "output_text", "text": str(text)} | {"type": "refusal", "refusal": str(text)}:
                 texts.append(text)
             case {"type": kind}:
-                raise Fault(f"{where} has content of type {kind!r}, which is not supported; only text is")
+                raise Fault(f"{where} has content of type {_shown(kind)}, which is not supported; only text is")
             case _:
                 raise Fault(f"{where} has content without a type")
     return "".join(texts)
@@ -225,5 +227,10 @@ def _object(asked: dict[str, Any], name: str, known: tuple[str, ...]) -> dict[st
         raise Fault(f"{name} must be an object")
     for other in given:
         if other not in known:
-            raise Fault(f"{name}.{other} is not supported; remove it")
+            raise Fault(f"{name}.{other[:MOST_SHOWN]} is not supported; remove it")
     return given
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
