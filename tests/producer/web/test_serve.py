@@ -228,6 +228,8 @@ def test_a_chat_completion_is_queued_and_waited_for(client: OpenAI, redis: redis
         ({"temperature": 9}, (400, "invalid_request", None)),
         ({"presence_penalty": 3}, (400, "invalid_request", None)),
         ({"extra_body": {"xtc_probability": 0.5}}, (400, "invalid_request", None)),
+        ({"functions": [{"name": "a"}]}, (400, "invalid_request", None)),
+        ({"extra_body": {"use_beam_search": True}}, (400, "invalid_request", None)),
         ({"response_format": {"type": "grammar"}}, (400, "invalid_request", None)),
         ({"messages": []}, (400, "invalid_request", None)),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, (400, "invalid_request", None)),
