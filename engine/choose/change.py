@@ -13,7 +13,7 @@ from ..request import Sampling
 from .grammar import masked
 from .sampling import STOCK_OPERATIONS, choose
 
-PORTION = 1 << 26
+PORTION = 1 << 28
 """Bytes that changed logits may take at a time, or those of a single slot if these are more."""
 
 BYTES_PER_LOGIT = 48

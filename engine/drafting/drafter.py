@@ -91,7 +91,7 @@ class Drafter:
         # in 62 % of draws, and in 59 % if the draft's are not truncated; with 4 tokens of context in 39 and in 35 %.
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
         # The target's changes, too, but for what earlier drafts of the block add to the history.
-        slots = [Slot(row.change) for row in rows for _ in range(row.depth)]
+        slots = [Slot(row.change) for row in rows for _ in range(row.depth)] if any(row.change for row in rows) else ()
         return choose_changed(logits, samplings, positions[wanted], slots, None, self.target.operations)
 
     def extend(self, taps: mx.array, places: Places) -> list[mx.array]:
