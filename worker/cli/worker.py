@@ -156,6 +156,7 @@ def worker(
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
+    mx.set_cache_limit(engine.workspace)  # what MLX keeps of freed memory: a round takes no more, pools that grew do
     try:
         spool = spool_folder(data_dir(), connection)
         mill = MillWorker(engine, name, connection, spool, lease, drain, facts, auto, defaults)
