@@ -100,7 +100,7 @@ def generate(drafts: bool, *asked: dict[str, Any]) -> list[Completion]:
         sampling = wire.Sampling.model_validate(orjson.loads(orjson.dumps({"max_tokens": TOKENS} | given_)))
         body = wire.JobBody(batch="b", custom_id=f"r-{n}", pair="p", prompts=("1 2 3",), sampling=sampling)
         body = wire.JobBody.model_validate(orjson.loads(orjson.dumps(body.model_dump())))
-        requests.append(jobs.request(Claimed(f"r-{n}", b"", "", "b", f"r-{n}", 0), body, engine(drafts)))
+        requests += jobs.asked(Claimed(f"r-{n}", b"", "", "b", f"r-{n}", 0), body, engine(drafts).text).requests
     done = run(engine(drafts), requests)
     return [done[request.id] for request in requests]
 
