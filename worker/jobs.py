@@ -106,7 +106,7 @@ def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
     rules = body.grammar and Grammar(body.grammar.kind, body.grammar.text)
     if tools and tools.enforced:
         if rules:
-            raise RequestError("tool_choice and response_format both say what the answer must be; leave one of them out")
+            raise RequestError("tool_choice and response_format both say what the answer must be; leave one out")
         rules = grammar(tools, text)
     requests: list[Request] = []
     notes: list[str] = []

@@ -32,9 +32,7 @@ OVERDUE = "deadline_exceeded"
 def completed(job: Claimed, body: JobBody, asked: Asked, completions: Sequence[Completion], text: Text) -> Outcome:
     """The outcome of a job whose requests ran to their ends: a choice for each of them, in their order."""
     answers = [
-        read(completion, request.thinking, asked.tools, text)
-        if body.messages is not None
-        else Answer(completion.text)
+        read(completion, request.thinking, asked.tools, text) if body.messages is not None else Answer(completion.text)
         for request, completion in zip(asked.requests, completions, strict=True)
     ]
     parts = list(enumerate(zip(asked.requests, completions, answers, strict=True)))

@@ -21,7 +21,7 @@ from rq.worker.base import BaseWorker
 from ..engine.request import Completion, RequestError
 from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
-from ..producer.queue.leases import Claimed, JobQueue
+from ..producer.queue.leases import JobQueue
 from ..producer.queue.pair_names import canonical
 from ..producer.queue.wire import WIRE, JsonSerializer, pair_queue
 from . import jobs, results

@@ -99,9 +99,10 @@ def _has_json_form(text: Text) -> bool:
 
 
 def _marker(text: Text, marker: str) -> str:
-    """A marker in a grammar: a control token by its name, any other as text."""
-    special = any(each.special and each.content == marker for each in text.tokenizer.added_tokens_decoder.values())
-    return marker if special else json.dumps(marker)
+    """A marker in a grammar: as a token where it is one, else as text."""
+    added = text.tokenizer.added_tokens_decoder
+    token = next((token for token, each in added.items() if each.content == marker), None)
+    return json.dumps(marker) if token is None else f"<[{token}]>"
 
 
 def _parsed(parser: Any, written: str) -> Any:

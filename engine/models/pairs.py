@@ -36,7 +36,7 @@ class Pair:
         """What to know before its requests are written, in one line."""
         if self.draft not in FOR_ANSWERS_ONLY:
             return None
-        return f"{self.draft} was published for thinking switched off; of its drafts for thoughts far fewer are accepted"
+        return f"{self.draft} was published for thinking switched off; with thoughts far fewer drafts are accepted"
 
 
 PAIRS = {

@@ -63,9 +63,7 @@ def read_prompts(files: Iterable[Path]) -> list[str]:
 
 def encode_prompts(engine: Engine, prompts: Iterable[str]) -> list[Tokens]:
     """Each prompt as the user's message in the target's chat template."""
-    return [
-        engine.text.encode(ChatPrompt(({"role": "user", "content": prompt},))).tokens for prompt in prompts
-    ]
+    return [engine.text.encode(ChatPrompt(({"role": "user", "content": prompt},))).tokens for prompt in prompts]
 
 
 def user_header(engine: Engine) -> str:

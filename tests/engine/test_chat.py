@@ -3,73 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mlx_lm.tokenizer_utils import TokenizerWrapper, load
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from draftmill.engine.models import boxed
 from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.request import RequestError
 from draftmill.engine.text import Text
-from draftmill.producer.queue.paths import cache_dir
-
-QWEN = """{%- for message in messages %}
-{%- set content = message.content %}
-{%- if message.role == 'assistant' and '</think>' in content %}
-{%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-{%- endif %}
-{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}{%- endif %}"""
-"""What matters here of Qwen3's template: it takes thoughts out of earlier answers, and begins answers without one."""
-
-LLAMA = """{{ bos_token }}{% for message in messages %}
-{%- if message.role == 'user' %}{{ '[INST] ' + message.content | trim + ' [/INST]' }}
-{%- else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"""
-"""Of the kind of Llama 2's: trimmed contents, and markers that are no tokens of their own."""
-
-
-@cache
-def smollm() -> TokenizerWrapper:
-    return load(boxed.unbox(cache_dir()))
-
-
-@cache
-def qwen() -> TokenizerWrapper:
-    """Bytes, with Qwen3's tokens: those of turns are special, those of thoughts and tools are not."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer: Any = Tokenizer(models.BPE(vocab={unit: index for index, unit in enumerate(alphabet)}, merges=[]))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
-        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
-    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in ("<think>", "</think>", "  ")])
-    return TokenizerWrapper(
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>"), chat_template=None
-    )
-
-
-@cache
-def llama() -> TokenizerWrapper:
-    """Bytes below words that begin with ▁, as SentencePiece has them."""
-    words = ["<unk>", "<s>", "</s>", "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    for name in ("<s>", "</s>", "<unk>"):
-        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
-    return TokenizerWrapper(
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    )
-
+from tests.engine.tokenizers import LLAMA, QWEN, llama, qwen, smollm
 
 TEMPLATES = {qwen: QWEN, llama: LLAMA}
 
