@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from ...engine.answers.spelling import spelling
+from ...engine.answers.spelling import Spelling, spelling
 from ...engine.request import TokenLogprob
 from ...engine.text import Text
 
@@ -26,7 +26,8 @@ def of_chat(logprobs: Sequence[TokenLogprob], text: Text) -> dict[str, Any]:
 def of_text(logprobs: Sequence[TokenLogprob], text: Text, begin: int) -> dict[str, Any]:
     """Of a text's choice, in which the first of these tokens is at the character `begin`.
 
-    `top_logprobs` have the chosen token as well. A token that completes a character is at that character's place.
+    `top_logprobs` have the chosen token as well. A token that completes a character is at that character's place. Parts
+    of characters are `bytes:` and their bytes, as in OpenAI's answers, for here tokens are known by their names alone.
     """
     read = codecs.getincrementaldecoder("utf-8")("replace")
     spellings = [spelling(each.token, text) for each in logprobs]
@@ -35,7 +36,7 @@ def of_text(logprobs: Sequence[TokenLogprob], text: Text, begin: int) -> dict[st
         offsets.append(place)
         place += len(each.text if each.bytes is None else read.decode(each.bytes))
     return {
-        "tokens": [each.text for each in spellings],
+        "tokens": [_name(each) for each in spellings],
         "token_logprobs": [_finite(each.logprob) for each in logprobs],
         "top_logprobs": [_likeliest(each, text) for each in logprobs],
         "text_offset": offsets,
@@ -45,8 +46,14 @@ def of_text(logprobs: Sequence[TokenLogprob], text: Text, begin: int) -> dict[st
 def _likeliest(logprob: TokenLogprob, text: Text) -> dict[str, float]:
     found: dict[str, float] = {}
     for token, value in (*logprob.top, (logprob.token, logprob.logprob)):
-        found.setdefault(spelling(token, text).text, _finite(value))  # the likelier of two that read alike
+        found.setdefault(_name(spelling(token, text)), _finite(value))  # the likelier of two that read alike
     return found
+
+
+def _name(spelled: Spelling) -> str:
+    if spelled.bytes is None or spelled.text.encode() == spelled.bytes:
+        return spelled.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled.bytes)
 
 
 def _token(token: int, logprob: float, text: Text) -> dict[str, Any]:
