@@ -72,18 +72,19 @@ class Chat:
             raise RequestError("this model has no chat template; send a plain prompt (/v1/completions)")
         messages = [_message(message, place) for place, message in enumerate(prompt.messages)]
         settings, notes = self.template.settings(prompt.settings, bool(prompt.tools))
-        tools = list(prompt.tools) or None
+        tools = {"tools": list(prompt.tools)} if prompt.tools else {}
         mark = _unused([*_texts(messages), *_texts(tools), *_texts(settings)])
         if not prompt.trusted:
             strict, loose = _breaker(self._in_questions, mark), _breaker(self._in_answers, mark)
             messages = [_broken_message(message, strict, loose) for message in messages]
-            tools, settings = _broken(tools, strict), _broken(settings, strict)
+            tools = {name: _broken(value, strict) for name, value in tools.items()}
+            settings = {name: _broken(value, strict) for name, value in settings.items()}
 
         def render(messages: Sequence[dict[str, Any]]) -> str:
             begins = prompt.prompted and not prompt.goes_on
             try:
                 text = self.tokenizer.apply_chat_template(
-                    messages, tools=tools, add_generation_prompt=begins, tokenize=False, **settings
+                    messages, add_generation_prompt=begins, tokenize=False, **tools, **settings
                 )
             except Exception as error:  # a template is a program of the model's: it raises what it likes
                 raise RequestError(f"the model's chat template refuses these messages: {error}") from error

@@ -45,8 +45,8 @@ class Template:
         if self._source is None:
             return None
         sources = self._source.values() if isinstance(self._source, Mapping) else [self._source]
-        found = [_names(source) for source in sources]
-        return None if None in found else frozenset().union(*found)
+        found = [names for source in sources if (names := _names(source)) is not None]
+        return frozenset().union(*found) if len(found) == len(sources) else None
 
     def names_token(self, token: str) -> bool:
         """Whether the template has this token in it, or nobody can tell."""

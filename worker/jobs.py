@@ -90,14 +90,19 @@ class Running:
         return limit is not None and time.monotonic() - self.since > limit
 
     @property
+    def ended(self) -> bool:
+        """Whether the engine has nothing of it any more."""
+        return len(self.completions) == len(self.asked.requests)
+
+    @property
     def open(self) -> list[Request]:
         """Its requests that the engine still has."""
         return [request for request in self.asked.requests if request.id not in self.completions]
 
     @property
-    def ended(self) -> list[Completion]:
-        """Its completions in the order of its requests."""
-        return [self.completions[each.id] for each in self.asked.requests if each.id in self.completions]
+    def choices(self) -> list[Completion]:
+        """The completions of a job that has ended, in the order of its requests."""
+        return [self.completions[request.id] for request in self.asked.requests]
 
 
 def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
@@ -110,6 +115,8 @@ def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
         rules = grammar(tools, text)
     requests: list[Request] = []
     notes: list[str] = []
+    if body.messages is None and body.template:
+        notes.append("chat_template_kwargs: a plain prompt goes through no chat template")
     for prompt in prompts(body):
         encoded = text.encode(prompt)
         notes += encoded.notes

@@ -163,7 +163,7 @@ class MillWorker(BaseWorker):
     def _take(self) -> None:
         """Hand the jobs that have arrived to the engine."""
         ended = []
-        for job in self.courier.exchange(*self._room):
+        for job in self.courier.exchange(*self._room()):
             self.metrics.queue_seconds.observe(job.waited)
             if running := self._running.get(job.id):  # its lease was lost, and it came back while still running
                 running.job, running.dropped, running.counts = job, None, True
@@ -181,7 +181,6 @@ class MillWorker(BaseWorker):
                 self._running[job.id] = running
         self._deliver(ended)
 
-    @property
     def _room(self) -> tuple[int, int]:
         """How many jobs to have more, and how many of them are not for a free row, if they are as large as the last."""
         if not self.duty.takes_jobs or self.signals:
@@ -282,13 +281,13 @@ class MillWorker(BaseWorker):
         running.completions[completion.id] = completion
         if completion.error:
             self._cancel(running)
-        if running.open:
+        if not running.ended:
             return None
         del self._running[running.job.id]
         return self._outcome(running)
 
     def _outcome(self, running: Running) -> results.Outcome | None:
-        job, completions = running.job, running.ended
+        job, completions = running.job, running.choices
         if failed := [each for each in completions if each.finish_reason == "failed"]:
             return results.retry(job, failed[0].error or "the engine failed")
         if errors := [each.error for each in completions if each.error]:

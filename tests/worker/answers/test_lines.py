@@ -123,6 +123,8 @@ def test_notes_of_all_choices_stand_in_the_line_once() -> None:
     notes = found["response"]["body"]["draftmill"]["notes"]
     assert parsed(found).notes == tuple(notes)
     assert [note.partition(":")[0] for note in notes] == ["chat_template_kwargs", "tools", "thinking_budget", "tools"]
+    plain = line(body(prompts=("a",), template={"enable_thinking": False}), Text(smollm()), ["Yes."])
+    assert parsed(plain).notes == ("chat_template_kwargs: a plain prompt goes through no chat template",)
 
 
 def test_log_probabilities_of_a_chat() -> None:
