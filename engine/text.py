@@ -55,7 +55,7 @@ class Text:
         """Tokens of a chat, through the model's own template, or of a plain prompt, which may name control tokens.
 
         Raises:
-            RequestError: the template refuses the messages, there is no text at all, or a token that no model has.
+            RequestError: the template refuses the messages, there is no text at all, or a token is none of the model's.
         """
         if isinstance(prompt, ChatPrompt):
             encoded = self.chat.encode(prompt)

@@ -45,7 +45,7 @@ def completed(job: Claimed, body: JobBody, asked: Asked, completions: Sequence[C
             of_text(n, request, completion, _echo(body, n, request, text), text)
             for n, (request, completion, _) in parts
         ]
-    usage = _usage(body.n, asked.requests, completions, answers)
+    usage = _usage(body, asked.requests, completions, answers)
     answer = {"created": int(time.time()), "model": body.pair, **head, "choices": choices, "usage": usage}
     if notes := dict.fromkeys([*asked.notes, *(note for answer in answers for note in answer.notes)]):
         answer["draftmill"] = {"notes": list(notes)}
@@ -92,12 +92,12 @@ def _echo(body: JobBody, choice: int, request: Request, text: Text) -> str:
 
 
 def _usage(
-    n: int, requests: Sequence[Request], completions: Sequence[Completion], answers: Sequence[Answer]
+    body: JobBody, requests: Sequence[Request], completions: Sequence[Completion], answers: Sequence[Answer]
 ) -> dict[str, Any]:
     """Tokens of all choices. A prompt counts once, however many choices it has; of it those are cached that none of
     them had to read.
     """
-    prompts = [completions[first : first + n] for first in range(0, len(completions), n)]
+    prompts = [completions[first : first + body.n] for first in range(0, len(completions), body.n)]
     prompt = sum(choices[0].prompt_tokens for choices in prompts)
     cached = sum(min(choice.cached_tokens for choice in choices) for choices in prompts)
     generated = sum(len(completion.tokens) for completion in completions)
@@ -111,7 +111,7 @@ def _usage(
         "prompt_tokens_details": {"cached_tokens": cached},
     }
     details: dict[str, int] = {}
-    if any(request.thinking != "none" for request in requests):
+    if body.messages is not None and any(request.thinking != "none" for request in requests):
         details["reasoning_tokens"] = sum(answer.reasoning_tokens for answer in answers)
     if drafted:
         details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
