@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Engine:
         depth: int | None = None,
     ):
         self.target = target
-        self.text = Text(tokenizer)
+        self.text = Text(tokenizer, target.vocabulary)
         self.context_length = context_length
         self.max_rows = max_rows
         self.stats = Stats()
@@ -154,10 +154,6 @@ class Engine:
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._rows or self._in_flight or self._finished)
-
-    def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
-        """Tokens of a chat or of a plain prompt; raises RequestError."""
-        return self.text.encode(messages, prompt)
 
     def add(self, request: Request) -> None:
         """Queue a request; it starts when a row and memory are free.

@@ -169,6 +169,8 @@ def worker(
         except OSError as error:
             where = f"{metrics_host}:{metrics_port}"
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
+    if engine.drafter and models.advice:
+        log.warning(models.advice)
     drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
     ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows"
     click.echo(ready)
