@@ -31,10 +31,10 @@ class Failure(NamedTuple):
 
 
 def rewind(rows: Sequence[Row], grammars: Grammars) -> None:
-    """Let the grammars of rows be behind what these have generated; a round that failed may have moved them."""
+    """Let the matchers of rows be behind what these have generated; a round that failed may have moved them."""
     for row in rows:
-        if row.request.grammar is not None:
-            row.matcher = grammars.matcher(row.request.grammar)
+        if row.matcher:
+            row.matcher = grammars.matcher(row.request)
             row.matcher.advance(row.generated)
 
 

@@ -1,7 +1,8 @@
-"""The late half of a round: rows with a grammar choose their tokens once the host has read what was drafted."""
+"""The late half of a round: constrained rows choose their tokens once the host has read what was drafted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -10,7 +11,8 @@ import mlx.core as mx
 
 from ..schedule.scheduler import Segment
 from ..state.row_ends import End
-from .grammar import GrammarError, masked
+from .grammar import GrammarError
+from .masks import masked
 from .sampling import choose
 from .scored import Scored
 
@@ -24,7 +26,7 @@ class Choice:
 
     segment: Segment
     drafted: list[int]
-    masks: list[bytes] = field(default_factory=list)
+    masks: list[bytes | None] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     accepted: int = 0
     error: GrammarError | None = None
@@ -47,17 +49,17 @@ class Chooser:
     def __init__(self) -> None:
         self._stream: mx.Stream | None = None
 
-    def choose(self, scored: Scored) -> list[Choice]:
-        """What the segments of rows with a grammar emit; the grammars are then behind it.
+    def choose(self, scored: Scored, wanted: Callable[[Segment], bool] = lambda segment: True) -> list[Choice]:
+        """What the wanted segments emit; the matchers of their rows are then behind it.
 
-        As in `verify`, the target chooses its own token for every slot, here among those that the grammar allows there,
+        As in `verify`, the target chooses its own token for every slot, here among those that the matcher allows there,
         and drafts are accepted as long as they are that token.
         """
         drafts = iter([] if scored.drafts is None else tokens_of(scored.drafts))
         choices = [Choice(segment, list(islice(drafts, segment.depth or 0))) for segment in scored.segments]
         for choice in choices:
             row = choice.segment.row
-            if row.matcher and row.finish_reason is None:
+            if wanted(choice.segment) and row.matcher and row.finish_reason is None:
                 try:
                     choice.masks = row.matcher.masks(choice.drafted)
                 except GrammarError as error:
@@ -75,7 +77,7 @@ class Chooser:
                     row.matcher.advance(choice.tokens)
                 except GrammarError as error:
                     choice.error = error
-        return choices
+        return [choice for choice in choices if wanted(choice.segment)]
 
     def _choose(self, scored: Scored, choices: list[Choice]) -> list[int]:
         """The token of every slot that has a mask."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -25,29 +26,34 @@ class Scored:
     def arrays(self) -> list[mx.array]:
         return [self.logits] if self.drafts is None else [self.logits, self.drafts]
 
-    def accept(self, ends: RowEnds) -> tuple[mx.array, mx.array]:
+    @property
+    def watched(self) -> bool:
+        """Whether any row's tokens are constrained as soon as a certain one has come."""
+        return any(watch(segment) is not None for segment in self.segments)
+
+    def accept(self, ends: RowEnds, end_tokens: Collection[int] = ()) -> tuple[mx.array, mx.array]:
         """What these segments emit: counts [M] of tokens [M, W]. Their rows then end there."""
         cursors = ends.anchored(self.segments)
         depths = [segment.depth or 0 for segment in self.segments]
         samplings = [segment.row.request.sampling for segment in self.segments]
-        emitted, counts = accept(self.logits, self.drafts, depths, samplings, cursors + 1, self.operations)
+        logits = without_ends(self.logits, self.segments, end_tokens)
+        emitted, counts = accept(logits, self.drafts, depths, samplings, cursors + 1, self.operations)
+        counts = up_to_watched(emitted, counts, self.segments)
         ends.move(self.segments, cursors, emitted, counts)
         return emitted, counts
 
     def split(self) -> tuple[Scored | None, Scored | None]:
-        """The segments whose rows are free, and those whose rows have a grammar; None if there are none."""
-        if all(segment.row.matcher is None for segment in self.segments):
-            return self, None
+        """The segments whose tokens are free, and those that choose them late; None if there are none."""
         return self._only(False), self._only(True)
 
-    def _only(self, constrained: bool) -> Scored | None:
+    def _only(self, late: bool) -> Scored | None:
         own: list[Segment] = []
         slots: list[int] = []
         drafts: list[int] = []
         slot = draft = 0
         for s in self.segments:
             depth = s.depth or 0
-            if constrained == (s.row.matcher is not None):
+            if late == s.late:
                 own.append(s)
                 slots.extend(range(slot, slot + depth + 1))
                 drafts.extend(range(draft, draft + depth))
@@ -56,3 +62,27 @@ class Scored:
             return self if own else None
         some = self.drafts[mx.array(drafts)] if self.drafts is not None and drafts else None
         return Scored(own, self.logits[mx.array(slots)], some, self.operations)
+
+
+def watch(segment: Segment) -> int | None:
+    """The token of a free segment after which its row's next ones are constrained."""
+    return segment.row.matcher.watch if segment.row.matcher else None
+
+
+def without_ends(logits: mx.array, segments: Sequence[Segment], end_tokens: Collection[int]) -> mx.array:
+    """Logits [S, vocabulary] of segments, those of end tokens at minus infinity where a row is watched."""
+    watched = [watch(segment) is not None for segment in segments for _ in range((segment.depth or 0) + 1)]
+    if not any(watched) or not end_tokens:
+        return logits
+    ends = (mx.arange(logits.shape[-1])[:, None] == mx.array(sorted(end_tokens))).any(axis=1)
+    return mx.where(mx.array(watched)[:, None] & ends, -mx.inf, logits)
+
+
+def up_to_watched(emitted: mx.array, counts: mx.array, segments: Sequence[Segment]) -> mx.array:
+    """Counts [M] of tokens [M, W], the last of which is the first that is watched for, if there is one."""
+    tokens = [watch(segment) for segment in segments]
+    if emitted.shape[1] == 1 or tokens == [None] * len(tokens):
+        return counts
+    found = emitted == mx.array([-1 if token is None else token for token in tokens])[:, None]
+    first = mx.where(found.any(axis=1), mx.argmax(found, axis=1).astype(mx.int32) + 1, emitted.shape[1])
+    return mx.minimum(counts, first)
