@@ -34,7 +34,7 @@ class Choice:
     @property
     def first(self) -> int:
         """The position of the first token that it emits."""
-        return self.segment.bound if self.segment.depth is None else self.segment.first + 1
+        return self.segment.bound if self.segment.depth is None else self.segment.row.cursor + 1
 
     @property
     def end(self) -> End:

@@ -33,13 +33,14 @@ INLINE = re.compile(
 
 def notated(asked: Grammar) -> str:
     """The grammar for llguidance's matchers, which check it; raises ValueError with the reason."""
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
 
     match asked.kind:
         case "json":
             return LLMatcher.grammar_from_json_schema(asked.text, overrides={"whitespace_pattern": WHITESPACE})
         case "regex":
-            return LLMatcher.grammar_from_regex(asked.text)
+            # A digit is one of ASCII's, as who writes \d means.
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(asked.text, 'd')}/")
         case "choice":
             return LLMatcher.grammar_from_lark(_of_choices(asked.text))
         case "lark":

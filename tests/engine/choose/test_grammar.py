@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from draftmill.engine.choose.grammar import Grammars
@@ -45,13 +45,14 @@ REVIEW = {
 
 
 @functools.cache
-def tokenizer() -> TokenizerWrapper:
-    """Bytes and a few longer tokens, the last of them the end token."""
+def tokenizer(*markers: str) -> TokenizerWrapper:
+    """Bytes and a few longer tokens, the last of them the end token; then up to 7 markers."""
     units = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES), "<end>"]
     pairs: Any = [tuple(merge.split(" ")) for merge in MERGES]
     backend: Any = Tokenizer(models.BPE(vocab={unit: i for i, unit in enumerate(units)}, merges=pairs))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(marker, special=False) for marker in markers])
     return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>"))
 
 
@@ -69,10 +70,12 @@ def small_model(family: str) -> Any:
     return BUILDERS[family]()
 
 
-def engine(family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048) -> Engine:
+def engine(
+    family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048, markers: tuple[str, ...] = ()
+) -> Engine:
     target = adapt(small_model(family))
     model = random_draft(num_target_layers=len(target.layers), vocab_size=VOCABULARY) if draft else None
-    return Engine(target, tokenizer(), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
+    return Engine(target, tokenizer(*markers), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
 
 
 def asking(count: int, schema: Any = REVIEW, max_tokens: int = 200, **sampling: Any) -> list[Request]:
