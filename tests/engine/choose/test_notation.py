@@ -176,7 +176,10 @@ def test_forced_tokens_save_rounds_and_change_nothing() -> None:
                 assert re.fullmatch(re.escape(text) + "[0-9]{3} }", completion.text)
                 assert completion.rounds < expected[id].rounds / 3
                 assert completion.accepted == completion.drafted > 30  # none of them in vain
-                assert completion.accepted + completion.rounds - len(completion.tokens) in (-1, 0)  # the last gives no more
+                assert completion.accepted + completion.rounds - len(completion.tokens) in (
+                    -1,
+                    0,
+                )  # the last gives no more
 
 
 @pytest.mark.parametrize(
