@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from draftmill.engine.choose.grammar import Grammars, masked
+from draftmill.engine.choose.grammar import Grammars
+from draftmill.engine.choose.masks import masked
 from draftmill.engine.request import Completion, FinishReason, Request
 
 NEAR = 1e-3
@@ -128,8 +129,8 @@ class Expectations:
         return (*drawn.tokens, self._end)[: len(tokens)] == tokens
 
     def _by_mlx_lm(self, request: Request) -> Expected:
-        """The likeliest tokens that the grammar allows, by mlx-lm's own model and cache."""
-        matcher = self._grammars.matcher(request.grammar) if request.grammar else None
+        """The likeliest tokens that the matcher allows, by mlx-lm's own model and cache."""
+        matcher = self._grammars.matcher(request)
         cache = make_prompt_cache(self._model)
         tokens: list[int] = []
         logits: list[np.ndarray] = []
@@ -152,7 +153,9 @@ class Expectations:
 
 def told(request: Request) -> str:
     """A request in few words."""
-    return f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, {request.grammar})"
+    return (
+        f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, {request.grammar}, {request.thinking})"
+    )
 
 
 def expected(completion: Completion) -> Expected:

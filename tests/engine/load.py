@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import Grammar, Request, Sampling
 
 from .small import llama_model, qwen3_5_model, qwen3_5_moe_model, qwen3_model, qwen3_moe_model
 
@@ -36,6 +36,13 @@ SCHEMAS: tuple[Any, ...] = (
     {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 4},
     {"type": "array", "items": {"type": "string", "pattern": "^[a-z]{2,5}$"}, "maxItems": 2},
     {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]},
+)
+
+GRAMMARS = (
+    *(Grammar("json", json.dumps(schema)) for schema in SCHEMAS),
+    Grammar("regex", "(yes|no), [a-z]{1,9}"),
+    Grammar("choice", '["one", "one of them", "the other one"]'),
+    Grammar("lark", 'start: "nothing" | "(" start ")"'),
 )
 
 
@@ -138,7 +145,9 @@ def drawn_prompts(draw: Random, count: int, chunk: int, vocabulary: int) -> list
 
 
 def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
-    """Greedy or sampled, free or under a schema; its stop strings depend on its text and are drawn later."""
+    """Greedy or sampled, free or under a grammar, perhaps with thoughts before; its stop strings depend on its text and
+    are drawn later.
+    """
     sampling = Sampling(draw.choice((1, draw.randint(1, 20), draw.randint(20, 60), draw.randint(20, 60), LONG)))
     if draw.random() < 0.35:
         sampling = replace(
@@ -148,7 +157,10 @@ def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
             top_k=draw.choice((0, 1, 5, 40, 1000)),
             seed=draw.randrange(2**40),
         )
-    return Request(id, prompt, sampling, json.dumps(draw.choice(SCHEMAS)) if draw.random() < 0.25 else None)
+    if draw.random() < 0.3:
+        sampling = replace(sampling, thinking_budget=draw.choice((0, 1, 5, 30)))
+    grammar = draw.choice(GRAMMARS) if draw.random() < 0.3 else None
+    return Request(id, prompt, sampling, grammar, draw.choice(("none", "none", "may", "open")))
 
 
 def drawn_arrivals(draw: Random, requests: Sequence[Request]) -> list[Arrival]:

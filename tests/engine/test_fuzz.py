@@ -10,10 +10,10 @@ import pytest
 
 from draftmill.engine.request import Completion, FinishReason, Request, Sampling
 
-from .choose.test_grammar import VOCABULARY, tokenizer
+from .choose.test_grammar import VOCABULARY
 from .drafting.test_speculation import BLOCK
 from .expected import Expectations, Expected, Wrong
-from .fuzz import READABLE, Machine, Tally, fuzz
+from .fuzz import READABLE, Machine, Tally, fuzz, tokenizer
 from .load import FAMILIES, drawn
 from .planted import ShiftedMask
 
@@ -21,7 +21,15 @@ from .planted import ShiftedMask
 def test_rows_get_the_tokens_of_mlx_lm_whatever_goes_on_beside_them() -> None:
     tally = fuzz(range(15))
     assert tally.holds, tally.report
-    for kind in ("cached tokens", "accepted drafts", "cancelled", "sampled", "constrained", "stopped"):
+    for kind in (
+        "cached tokens",
+        "accepted drafts",
+        "cancelled",
+        "sampled",
+        "constrained",
+        "closed thoughts",
+        "stopped",
+    ):
         assert tally.seen[kind] > 0, tally.report
 
 
