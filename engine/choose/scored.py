@@ -28,7 +28,7 @@ class Scored:
 
     @property
     def watched(self) -> bool:
-        """Whether any row's tokens are constrained as soon as a certain one has come."""
+        """Whether the tokens of any row will be constrained as soon as a certain one has come."""
         return any(watch(segment) is not None for segment in self.segments)
 
     def accept(self, ends: RowEnds, end_tokens: Collection[int] = ()) -> tuple[mx.array, mx.array]:
@@ -36,14 +36,17 @@ class Scored:
         cursors = ends.anchored(self.segments)
         depths = [segment.depth or 0 for segment in self.segments]
         samplings = [segment.row.request.sampling for segment in self.segments]
-        logits = without_ends(self.logits, self.segments, end_tokens)
+        logits = without_ends(self.logits, self.segments, end_tokens) if self.watched else self.logits
         emitted, counts = accept(logits, self.drafts, depths, samplings, cursors + 1, self.operations)
-        counts = up_to_watched(emitted, counts, self.segments)
+        if self.watched:
+            counts = up_to_watched(emitted, counts, self.segments)
         ends.move(self.segments, cursors, emitted, counts)
         return emitted, counts
 
     def split(self) -> tuple[Scored | None, Scored | None]:
         """The segments whose tokens are free, and those that choose them late; None if there are none."""
+        if not any(segment.late for segment in self.segments):
+            return self, None
         return self._only(False), self._only(True)
 
     def _only(self, late: bool) -> Scored | None:
@@ -71,18 +74,14 @@ def watch(segment: Segment) -> int | None:
 
 def without_ends(logits: mx.array, segments: Sequence[Segment], end_tokens: Collection[int]) -> mx.array:
     """Logits [S, vocabulary] of segments, those of end tokens at minus infinity where a row is watched."""
-    watched = [watch(segment) is not None for segment in segments for _ in range((segment.depth or 0) + 1)]
-    if not any(watched) or not end_tokens:
-        return logits
-    ends = (mx.arange(logits.shape[-1])[:, None] == mx.array(sorted(end_tokens))).any(axis=1)
-    return mx.where(mx.array(watched)[:, None] & ends, -mx.inf, logits)
+    watched = mx.array([watch(segment) is not None for segment in segments for _ in range((segment.depth or 0) + 1)])
+    ends = (mx.arange(logits.shape[-1])[:, None] == mx.array(sorted(end_tokens), mx.int32)).any(axis=1)
+    return mx.where(watched[:, None] & ends, -mx.inf, logits)
 
 
 def up_to_watched(emitted: mx.array, counts: mx.array, segments: Sequence[Segment]) -> mx.array:
-    """Counts [M] of tokens [M, W], the last of which is the first that is watched for, if there is one."""
+    """Counts [M] of tokens [M, W] such that none comes behind the first that is watched for."""
     tokens = [watch(segment) for segment in segments]
-    if emitted.shape[1] == 1 or tokens == [None] * len(tokens):
-        return counts
     found = emitted == mx.array([-1 if token is None else token for token in tokens])[:, None]
     first = mx.where(found.any(axis=1), mx.argmax(found, axis=1).astype(mx.int32) + 1, emitted.shape[1])
     return mx.minimum(counts, first)
