@@ -33,9 +33,9 @@ class Failure(NamedTuple):
 def rewind(rows: Sequence[Row], grammars: Grammars) -> None:
     """Let the matchers of rows be behind what these have generated; a round that failed may have moved them."""
     for row in rows:
-        if row.matcher:
-            row.matcher = grammars.matcher(row.request)
-            row.matcher.advance(row.generated)
+        if matcher := grammars.matcher(row.request):
+            row.matcher = matcher
+            matcher.advance(row.generated)
 
 
 def renew(target: Transformer, state: State, drafter: Drafter | None, failure: Failure) -> None:

@@ -135,7 +135,8 @@ class GrammarMatcher:
     def forced(self) -> list[int]:
         """The tokens that come next, as far as the grammar leaves no choice."""
         if self._forced is None:
-            self._forced = [] if self.complete else self._inner.compute_ff_tokens()
+            self._forced = forced = [] if self.complete else self._inner.compute_ff_tokens()
+            return forced
         return self._forced
 
     def masks(self, drafts: Sequence[int]) -> list[bytes | None]:

@@ -48,7 +48,7 @@ class Place(NamedTuple):
     """
 
     stage: Literal["before", "within", "closing", "answering"]
-    count: int = 0
+    length: int = 0
     tail: tuple[int, ...] = ()
     rest: tuple[int, ...] = ()
 
@@ -97,9 +97,9 @@ class ThoughtsMatcher:
             case "answering":
                 return math.inf if self._inner is None else 0
             case "before" if self._inner is None:
-                return len(self._markers.start) - self._place.count + self._budget
+                return len(self._markers.start) - self._place.length + self._budget
             case "within":
-                return self._budget - self._place.count
+                return self._budget - self._place.length
             case _:
                 return 0
 
@@ -150,16 +150,16 @@ class ThoughtsMatcher:
         """The place behind a token."""
         markers = self._markers
         if place.stage == "before":
-            if token == markers.start[place.count]:
-                begun = place.count + 1 == len(markers.start)
-                return self._within(0, ()) if begun else Place("before", place.count + 1)
-            return place if not self._inner and not place.count and markers.blank(token) else ANSWERING
+            if token == markers.start[place.length]:
+                begun = place.length + 1 == len(markers.start)
+                return self._within(0, ()) if begun else Place("before", place.length + 1)
+            return place if not self._inner and not place.length and markers.blank(token) else ANSWERING
         if place.stage == "closing":
             return self._closing(place.rest[1:])
         tail = (*place.tail, token)[-len(markers.end) :]
         if tail == markers.end:
             return self._closing(markers.behind if self._inner else ())
-        return self._within(place.count + 1, tail)
+        return self._within(place.length + 1, tail)
 
     def _within(self, count: int, tail: tuple[int, ...]) -> Place:
         if count < self._budget:
@@ -180,7 +180,7 @@ class ThoughtsMatcher:
             return None
         if place.stage == "within":
             return all_but(self._ends, self._vocabulary)
-        if place.count:
-            return only([start[place.count]], self._vocabulary)
+        if place.length:
+            return only([start[place.length]], self._vocabulary)
         first = self._inner.masks([])[0]
         return first and united(first, only(start[:1], self._vocabulary))

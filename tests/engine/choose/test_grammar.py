@@ -96,6 +96,7 @@ def by_mlx_lm(family: str, request: Request) -> list[int]:
     """The likeliest tokens that the grammar allows, by mlx-lm's own generation."""
     assert request.grammar
     matcher = Grammars(tokenizer(), VOCABULARY).matcher(request)
+    assert matcher
     history: list[int] = []  # of the prompt, mlx-lm shows the last part only
 
     def obey(text: mx.array, logits: mx.array) -> mx.array:

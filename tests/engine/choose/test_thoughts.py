@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from draftmill.engine.choose.grammar import Grammars
 from draftmill.engine.choose.masks import allows
+from draftmill.engine.choose.notation import notated
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Grammar, Request, RequestError, Sampling
@@ -131,8 +132,6 @@ def by_mlx_lm(family: str, request: Request) -> list[int]:
     if request.grammar is not None:
         backend = tokenizer().backend_tokenizer
         tokens = LLTokenizer(backend.to_str(), n_vocab=VOCABULARY, eos_token=[stop])
-        from draftmill.engine.choose.notation import notated
-
         inner = LLMatcher(tokens, notated(request.grammar))
     generated: list[int] = []
     fed = 0
@@ -338,6 +337,7 @@ def walked(matcher: Matcher, choose: Callable[[list[int]], int], count: int = 30
 def test_markers_of_several_tokens() -> None:
     made = tokenizer(*LONG, template=None)
     ids = {name: made.convert_tokens_to_ids(name) for name in (*LONG, *"abc")}
+    assert made.think_end_tokens
     assert len(made.think_end_tokens) == 7
 
     def matcher(thinking: Any, budget: int | None, grammar: Grammar | None = PATTERNS) -> Matcher:
