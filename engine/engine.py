@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import mlx.core as mx
 
 from ..kernels.packing import Packing
 from ..kernels.pages.sizes import PAGE
-from .choose.constrained import Chooser
-from .choose.grammar import GrammarError, Grammars
+from .admission import Admission
+from .choose.constrained import Choice, Chooser
+from .choose.history import Histories
 from .choose.scored import Scored
 from .depth.budget import Budget
 from .depth.calibration import calibrated
@@ -22,12 +23,13 @@ from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
 from .drafting.load import load_pair
+from .emission import emit, shown
 from .models.folder import ModelError
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, log, renew, rewind
 from .request import Completion, FinishReason, Request, RequestError
-from .rounds import Round, pack, with_forced
+from .rounds import Emitted, Round, pack, with_forced
 from .schedule.blame import blame
 from .schedule.row import Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
@@ -77,7 +79,7 @@ class Engine:
         depth: int | None = None,
     ):
         self.target = target
-        self.text = Text(tokenizer)
+        self.text = Text(tokenizer, target.vocabulary)
         self.context_length = context_length
         self.max_rows = max_rows
         self.stats = Stats()
@@ -100,9 +102,10 @@ class Engine:
         self.budget: Budget | None = None
         self.verdict: Verdict | None = None
         self.stats.accepted_per_position = [0] * most
-        self._grammars = Grammars(tokenizer, target.vocabulary)
+        self._admission = Admission(self.text, context_length, target.vocabulary)
         self._chooser = Chooser()
         self._ends = RowEnds(max_rows)
+        self._histories = Histories(target.vocabulary)
         self._in_flight: Round | None = None
         self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
@@ -147,32 +150,20 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._rows or self._in_flight or self._finished)
 
-    def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
-        """Tokens of a chat or of a plain prompt; raises RequestError."""
-        return self.text.encode(messages, prompt)
-
     def add(self, request: Request) -> None:
         """Queue a request; it starts when a row and memory are free.
 
         Raises:
             RequestError: it could never be served.
         """
-        prompt, room = len(request.tokens), self.context_length - len(request.tokens)
         if request.id in self._rows:
             raise RequestError(f"request '{request.id}' is already running")
-        if prompt == 0:
-            raise RequestError("the prompt is empty")
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {prompt:,} tokens, the context {self.context_length:,}; shorten the prompt"
-            )
-        row = Row(request, limit=min(request.sampling.max_tokens, room))
+        row = self._admission.row(request)
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
             raise RequestError(
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
-        row.matcher = self._grammars.matcher(request)
         self._rows[request.id] = row
         self.scheduler.add(row)
 
@@ -223,12 +214,13 @@ class Engine:
         log.error("a round of %d requests failed: %s", len(rows), failure.story)
         self._in_flight, self._read_at, self._working = None, None, []
         sent_back = self.scheduler.start_over()
-        rewind(sent_back, self._grammars)
+        rewind(sent_back, self._admission.matcher)
         if self.budget:
             for row in sent_back:
                 self.budget.forget(row.request.id)
         self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
         self._context.clear()
+        self._histories.clear()
         self._ends = RowEnds(self.max_rows)
         renew(self.target, self.state, self.drafter, failure)
         if guilty := blame(rows, failure.story):
@@ -244,6 +236,7 @@ class Engine:
         """Build a round's graph, draft, verify, accept, and hand it to the device."""
         for row in plan.preempted:
             self._context.drop(row)
+            self._histories.drop(row)
             if self.budget:  # what they were to draft will not be seen
                 self.budget.forget(row.request.id)
         self._grow()
@@ -274,7 +267,7 @@ class Engine:
         if self.budget:
             launched = replace(launched, forecast=self.budget.forecast)
         # Attention reads what the round wrote, so this evaluates the pools, too.
-        mx.async_eval(*pending, *launched.arrays, *self._ends.arrays)
+        mx.async_eval(*pending, *launched.arrays, *self._ends.arrays, *self._histories.arrays)
         self.stats.rounds += 1
         self.stats.rows += len(segments)
         self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
@@ -293,7 +286,10 @@ class Engine:
         if not self.drafter or not asking:
             return with_forced(segments, None)
         self._extend(self._context.take([s.row for s in asking]))
-        rows = [DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0) for s in asking]
+        change = self._histories.of
+        rows = [
+            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row)) for s in asking
+        ]
         drafts = self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
         return with_forced(segments, drafts) if any(s.forced for s in segments) else drafts
 
@@ -312,29 +308,37 @@ class Engine:
         if not yielding:
             return Round()
         logits = self.target.head(hidden[mx.array(wanted)])
-        free, late = Scored(yielding, logits, drafted, self.target.operations).split()
+        self._histories.start(yielding)
+        changes = [self._histories.of(segment.row) for segment in yielding]
+        free, late = Scored(yielding, logits, drafted, self.target.operations, changes).split()
         if not free:
             return Round(late=late)
-        tokens, counts = free.accept(self._ends, self.text.end_tokens)
-        return Round(free.segments, tokens, counts, late, free if free.watched else None)
+        watched = free if free.watched else None
+        return Round(free.segments, free.accept(self._ends, self._histories), late, watched)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
         read, self._in_flight = self._in_flight, None
         if not read:
             return
-        emitted: Any = read.tokens.tolist()
-        counts: Any = read.counts.tolist()
+        emitted = read.emitted()
         self._time(read, launched)
         overtaken = read.overtaken
-        for segment, tokens, count in zip(read.yielding, emitted, counts, strict=True):
-            if segment.row not in overtaken:
-                segment.row.follow(tokens[:count])
-                self._take(segment, tokens[:count], count - 1)
+        for each in emitted:
+            if each.segment.row not in overtaken:
+                each.segment.row.follow(each.tokens)
+                self._take(each)
         choices = read.choices(self._chooser, overtaken)
         for choice in choices:
-            self._take(choice.segment, choice.tokens, choice.accepted, choice.error)
-        self._ends.put([choice.end for choice in choices if choice.segment.slot == choice.segment.row.slot])
+            self._take(choice)
+        going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
+        self._ends.put([choice.end for choice in going_on])
+        for choice in going_on:
+            row = choice.segment.row
+            if row in overtaken:
+                self._histories.make_anew(row)
+            else:
+                self._histories.put(row, choice.tokens)
 
     def _time(self, read: Round, launched: Round | None) -> None:
         """Tell the budget what a round took that was there just now, if nothing came between it and its neighbours."""
@@ -343,21 +347,25 @@ class Engine:
         if self.budget and launched and before is not None and not read.late and not launched.late:
             self.budget.ran(read.forecast, launched.forecast, now - before)
 
-    def _take(self, segment: Segment, tokens: list[int], accepted: int, error: GrammarError | None = None) -> None:
-        """A segment has emitted these tokens, or its row cannot go on."""
-        row = segment.row
+    def _take(self, emitted: Emitted | Choice) -> None:
+        """A segment has emitted tokens, or its row cannot go on."""
+        segment, row = emitted.segment, emitted.segment.row
         row.in_flight.popleft()
         if row.finish_reason is not None:
             return
-        if error:
-            row.error = str(error)
+        if emitted.error:
+            row.error = str(emitted.error)
             return self._finish(row, "error")
         if segment.depth is not None:
-            row.cursor += len(tokens)
-            self._count(row, segment.depth, accepted)
+            row.cursor += len(emitted.tokens)
+            self._count(row, segment.depth, emitted.accepted)
             if self.budget and not segment.forced:
-                self.budget.observe(row.request.id, segment.depth, accepted)
-        self._emit(row, tokens)
+                self.budget.observe(row.request.id, segment.depth, emitted.accepted)
+        before = len(row.generated)
+        reason = emit(row, emitted.tokens, emitted.logprobs, self.text)
+        self.stats.generated_tokens += len(row.generated) - before
+        if reason:
+            self._finish(row, reason)
 
     def _count(self, row: Row, depth: int, accepted: int) -> None:
         for counters in (row, self.stats):
@@ -368,23 +376,10 @@ class Engine:
         for position in range(min(accepted, len(self.stats.accepted_per_position))):
             self.stats.accepted_per_position[position] += 1
 
-    def _emit(self, row: Row, tokens: list[int]) -> None:
-        """Append tokens to a row until one of them ends it."""
-        for place, token in enumerate(tokens, 1):
-            if token in self.text.end_tokens:
-                return self._finish(row, "stop")
-            row.generated.append(token)
-            self.stats.generated_tokens += 1
-            if self.text.stopped(row.generated, row.request.sampling.stop):
-                return self._finish(row, "stop")
-            if row.matcher and row.matcher.complete and place == len(tokens):
-                return self._finish(row, "stop")
-            if len(row.generated) >= row.limit:
-                return self._finish(row, "length")
-
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
         self._context.drop(row)
+        self._histories.drop(row)
         if self.budget:
             self.budget.forget(row.request.id)
         self.scheduler.remove(row)
@@ -394,5 +389,4 @@ class Engine:
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)
         self.stats.cached_tokens += row.cached
-        text = self.text.decode(row.generated)
-        return row.completion(self.text.cut(text, row.request.sampling.stop))
+        return row.completion(shown(row, self.text))

@@ -7,6 +7,8 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
+Thinking = Literal["none", "may", "open"]
+
 
 class RequestError(ValueError):
     """A request that this engine can never serve; the message is one line that says why and what to do."""
@@ -83,7 +85,7 @@ class Request:
     tokens: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
-    thinking: Literal["none", "may", "open"] = "none"
+    thinking: Thinking = "none"
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
 from .choose.constrained import Choice, Chooser
-from .choose.scored import Scored
+from .choose.grammar import GrammarError
+from .choose.scored import Accepted, Scored
 from .depth.round_timing import Forecast
+from .request import TokenLogprob
 from .schedule.row import Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
 
 
 @dataclass(frozen=True)
+class Emitted:
+    """What a segment has emitted: tokens, the first `accepted` of them drafted, and their log-probabilities if its row
+    asks for them.
+    """
+
+    segment: Segment
+    tokens: list[int]
+    accepted: int
+    logprobs: list[TokenLogprob]
+    error: GrammarError | None = None
+
+
+@dataclass(frozen=True)
 class Round:
-    """A round in flight: the segments that yield, and what they emit, on the device: counts [M] of tokens [M, W].
+    """A round in flight: the segments that yield, and what they emit, on the device.
 
     What constrained segments emit is chosen of their `late` share once the round has run. So it is with those of the
     `watched` share whose rows are constrained by what the round before turns out to emit. `forecast` is how the round
@@ -25,15 +42,14 @@ class Round:
     """
 
     yielding: list[Segment] = field(default_factory=list)
-    tokens: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
-    counts: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
+    accepted: Accepted = field(default_factory=Accepted)
     late: Scored | None = None
     watched: Scored | None = None
     forecast: Forecast | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.tokens, self.counts, *(self.late.arrays if self.late else [])]
+        return [*self.accepted.arrays, *(self.late.arrays if self.late else [])]
 
     @property
     def overtaken(self) -> set[Row]:
@@ -47,6 +63,20 @@ class Round:
         if self.watched and overtaken:
             choices += chooser.choose(self.watched, lambda segment: segment.row in overtaken)
         return choices
+
+    def emitted(self) -> list[Emitted]:
+        """What its segments have emitted but for the late ones, once it has run."""
+        emitted: Any = self.accepted.emitted.tolist()
+        most = [segment.row.request.sampling.logprobs for segment in self.yielding]
+        asked: list[int | None] = []  # of all slots that have log-probabilities
+        for segment, number, (count, *_) in zip(self.yielding, most, emitted, strict=True):
+            if number is not None:
+                asked += [number] * count + [None] * ((segment.depth or 0) + 1 - count)
+        listed = iter(self.accepted.logprobs.listed(asked) if self.accepted.logprobs else ())
+        return [
+            Emitted(segment, own[:count], count - 1, [] if number is None else list(islice(listed, count)))
+            for segment, (count, *own), number in zip(self.yielding, emitted, most, strict=True)
+        ]
 
 
 def with_forced(segments: list[Segment], drafts: mx.array | None) -> mx.array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..kernels.pages.sizes import PAGE, pages_for
+from .choose.history import Histories
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter
 from .models.folder import ModelError
@@ -43,6 +44,7 @@ class Shares:
         block = draft.config.block_size if draft else 0
         most = block or 1 + FORCED
         workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
+        workspace += Histories.workspace(max_rows, target.vocabulary)
         budget = default_budget(workspace) if memory is None else memory
         per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
         per_row, per_prefix = target.bytes_per_row(most), target.bytes_per_row(0)

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from .choose.choose import Setting
 from .gpu.launch import Variant, variant
-from .gpu.source import Kernel
+from .gpu.source import Input, Kernel
 from .operations import Operations
 from .packing import FEW, Packing, Span
 from .pages.pool import LayerPool
@@ -58,7 +58,7 @@ class Recorder:
     def __call__(
         self,
         kernel: Kernel,
-        inputs: Sequence[mx.array],
+        inputs: Sequence[Input],
         constants: Mapping[str, int | bool | mx.Dtype],
         groups: tuple[int, int, int],
         threads: int,

@@ -13,6 +13,14 @@ def allows(mask: bytes | None, token: int) -> bool:
     return mask is None or bool(mask[token // 8] >> token % 8 & 1)
 
 
+def without(mask: bytes, tokens: Iterable[int]) -> bytes:
+    """Allows what the mask does, less these tokens."""
+    left = bytearray(mask)
+    for token in tokens:
+        left[token // 8] &= ~(1 << token % 8) & 0xFF
+    return bytes(left)
+
+
 def only(tokens: Iterable[int], vocabulary: int) -> bytes:
     """Allows these tokens."""
     return sum(1 << token for token in tokens).to_bytes(-(-vocabulary // 8), "little")
@@ -20,7 +28,7 @@ def only(tokens: Iterable[int], vocabulary: int) -> bytes:
 
 def all_but(tokens: Iterable[int], vocabulary: int) -> bytes:
     """Allows all tokens but these."""
-    return bytes(byte ^ 0xFF for byte in only(tokens, vocabulary))
+    return without(b"\xff" * -(-vocabulary // 8), tokens)
 
 
 def united(one: bytes, other: bytes) -> bytes:
@@ -34,8 +42,8 @@ def masked(logits: mx.array, masks: Sequence[bytes | None]) -> mx.array:
     given = [mask for mask in masks if mask is not None]
     if not given:
         return logits
-    size = max(map(len, given))
-    data = b"".join(b"\xff" * size if mask is None else mask.ljust(size, b"\0") for mask in masks)
+    size = -(-logits.shape[-1] // 8)  # a grammar's tokenizer may have more
+    data = b"".join(b"\xff" * size if mask is None else mask[:size] for mask in masks)
     rows: Any = memoryview(data).cast("B", (len(masks), size))  # [S, vocabulary / 8]
     bits = (mx.array(rows)[:, :, None] >> mx.arange(8, dtype=mx.uint8) & 1).reshape(len(masks), -1)
     return mx.where(bits[:, : logits.shape[-1]], logits, -mx.inf)

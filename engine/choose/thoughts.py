@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from ..schedule.row import Matcher
+from ..schedule.row import Matcher, Watch
 from .masks import all_but, allows, only, united
 
 
@@ -82,6 +82,7 @@ class ThoughtsMatcher:
         vocabulary: int,
     ):
         self._markers, self._inner, self._ends, self._vocabulary = markers, inner, ends, vocabulary
+        self._no_ends = all_but(ends, vocabulary)
         self._budget = math.inf if budget is None else budget
         self._place = self._within(0, ()) if opened else Place("before")
 
@@ -104,11 +105,9 @@ class ThoughtsMatcher:
                 return 0
 
     @property
-    def watch(self) -> int | None:
-        """The token after which the next ones may be constrained, though they are free as yet. No end token may come
-        before.
-        """
-        return self._markers.end[-1] if self._inner and self._place.stage == "within" else None
+    def watch(self) -> Watch | None:
+        """The last token of the marker that ends the thoughts, if a grammar begins there."""
+        return Watch(self._markers.end[-1], self._no_ends) if self._inner and self._place.stage == "within" else None
 
     @property
     def forced(self) -> Sequence[int]:
@@ -179,7 +178,7 @@ class ThoughtsMatcher:
         if self._inner is None:
             return None
         if place.stage == "within":
-            return all_but(self._ends, self._vocabulary)
+            return self._no_ends
         if place.length:
             return only([start[place.length]], self._vocabulary)
         first = self._inner.masks([])[0]

@@ -7,13 +7,20 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ..request import Completion, FinishReason, Request
+from ..request import Completion, FinishReason, Request, TokenLogprob
 from .prefix import Prefix
 
 RELIEF = 8
 """Rounds after which one that failed no longer speaks against a row that took part in it."""
+
+
+class Watch(NamedTuple):
+    """A token after which others may be constrained, and the mask of what may come until then."""
+
+    token: int
+    mask: bytes
 
 
 class Matcher(Protocol):
@@ -26,14 +33,12 @@ class Matcher(Protocol):
 
     @property
     def free(self) -> float:
-        """How many tokens may come next of which none is constrained, unless the one to `watch` comes before."""
+        """How many tokens may come next that need not wait for each other, unless the one to `watch` comes before."""
         ...
 
     @property
-    def watch(self) -> int | None:
-        """A token after which the next ones may be constrained, though they are free as yet. No end token may come
-        before.
-        """
+    def watch(self) -> Watch | None:
+        """The token to watch for, if there is one."""
         ...
 
     @property
@@ -54,13 +59,15 @@ class Matcher(Protocol):
 class Row:
     """Host-side state of one request.
 
-    `limit` is the most tokens it may generate. `feed` is what must be prefilled: the prompt and, after a preemption,
-    what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
-    generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
-    tokens, how far it may move the cursor. Its tokens lie in `pages`, of which the first may be others' too.
+    `limit` is the most tokens it may generate; one of `ends` ends it before, and of `banned` none may come. `feed` is
+    what must be prefilled: the prompt and, after a preemption, what had been generated. `cursor`
+    counts its committed tokens: prompt tokens as soon as they are launched, generated ones when their round is read.
+    `in_flight` holds, for each round launched and not read that yields tokens, how far it may move the cursor. Its
+    tokens lie in `pages`, of which the first may be others' too.
 
     `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
-    to be kept, shortest first. With a `matcher`, tokens obey what it says: it is always behind those generated.
+    to be kept, shortest first. With a `matcher`, tokens obey what it says: it is always behind those generated. If the
+    request asks for them, these have `logprobs`.
 
     So many `failures` of rounds that it took part in followed each other closely. At the last of them it had generated
     `failed_at` tokens, in `failed_after` rounds.
@@ -69,7 +76,10 @@ class Row:
     request: Request
     limit: int
     matcher: Matcher | None = None
+    ends: frozenset[int] = frozenset()
+    banned: tuple[int, ...] = ()
     generated: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     feed: tuple[int, ...] = ()
     slot: int = -1
     pages: list[int] = field(default_factory=list)
@@ -156,4 +166,5 @@ class Row:
             accepted=self.accepted,
             seconds=time.monotonic() - self.started,
             error=self.error,
+            logprobs=tuple(self.logprobs),
         )

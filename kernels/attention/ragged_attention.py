@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..gpu.cores import enough_groups
+from ..gpu.cores import splits, wave
 from ..gpu.launch import TYPES, numbers, real
 from ..gpu.source import read_kernels
 from ..packing import Packing
@@ -20,6 +20,9 @@ PAIRS = {64: (32,), 128: (16, 32), 256: (16,)}
 """Head dimensions, and how many pairs of query and head a threadgroup can take: its memory sets the most."""
 
 THREADS = 128
+
+HELD = {2048: 4, 4096: 3}
+"""Threadgroups that a core of an NVIDIA GPU holds at once, by PAIRS times D: their registers leave no room for more."""
 
 LEAST_KEYS = 128
 """Keys are not split into smaller parts than this."""
@@ -46,7 +49,7 @@ def ragged_attention(
         packing.kept[key] = _tiling(queries, pool.heads, packing, window)
     tiling: Tiling = packing.kept[key]
     attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
-    inputs = [queries, *pool.arrays, pool.after, packing.places.table, tiling.tiles, packing.sees(window), real(scale)]
+    inputs = [queries, *pool.memory, pool.after, packing.places.table, tiling.tiles, packing.sees(window), real(scale)]
     if tiling.splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
         outputs, _ = launch(attend, inputs, tiling.constants, tiling.groups, THREADS, made)
@@ -76,8 +79,8 @@ def _tiling(queries: mx.array, kv_heads: int, packing: Packing, window: int | No
     pairs = next((pairs for pairs in PAIRS[dim] if pairs >= max(most, group)), PAIRS[dim][-1])
     count, tiles = packing.tiles(pairs // group)
     longest = max(min(span.length, span.count + (window or span.length)) for span in packing.spans)
-    splits = max(1, min(longest // LEAST_KEYS, enough_groups() // (count * kv_heads)))
+    parts = splits(count * kv_heads, longest // LEAST_KEYS, wave(HELD[pairs * dim]))
     constants = {"T": dtype, "D": dim, "HEADS": heads, "KV_HEADS": kv_heads, "THREADS": THREADS, "PAIRS": pairs}
     constants |= {"W": WORD, "PAGE": PAGE, "STEP": STEP}
-    split = {"OUT": dtype if splits == 1 else mx.float32, "SPLIT": splits > 1}
-    return Tiling(tiles, splits, (count, kv_heads, splits), constants | split)
+    split = {"OUT": dtype if parts == 1 else mx.float32, "SPLIT": parts > 1}
+    return Tiling(tiles, parts, (count, kv_heads, parts), constants | split)

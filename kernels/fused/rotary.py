@@ -105,7 +105,7 @@ def rotate_by_kernel(
         "NORMED": norms is not None,
         "PAGE": PAGE,
     }
-    inputs = [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), *pool.arrays]
+    inputs = [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), *pool.memory]
     inputs += [*places.arrays, numbers(count), pool.after]
     queries, pool.after = pool.launch(
         read_kernels(SOURCE)["rotate"],

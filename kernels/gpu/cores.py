@@ -9,8 +9,8 @@ from functools import cache
 
 import mlx.core as mx
 
-GROUPS = 4
-"""Threadgroups of attention that a core holds at once: its threadgroup memory has room for no more."""
+WAVES = 4
+"""Work is split for so many waves at most: the more there are, the less there is to win."""
 
 USUAL_MAC, USUAL_CUDA = 16, 128
 """Cores of a GPU that does not tell."""
@@ -24,9 +24,19 @@ def cores() -> int | None:
     return None if mx.default_device() == mx.cpu else _cores()
 
 
-def enough_groups() -> int:
-    """So many threadgroups keep this machine's GPU busy."""
-    return GROUPS * (cores() or (USUAL_MAC if mx.metal.is_available() else USUAL_CUDA))
+def wave(held: int) -> int:
+    """Threadgroups that this machine's GPU runs at a time if a core holds so many."""
+    return held * (cores() or (USUAL_MAC if mx.metal.is_available() else USUAL_CUDA))
+
+
+def splits(groups: int, most: int, wave: int) -> int:
+    """Into how many parts, `most` at the most, to split the work of so many threadgroups, which run in waves.
+
+    A wave takes as long as one threadgroup. So it is the number with the fewest waves for its size; of equal ones the
+    smallest, because parts must be put together again.
+    """
+    tried = range(1, max(1, min(most, WAVES * wave // groups)) + 1)
+    return min(tried, key=lambda parts: -(-groups * parts // wave) / parts)
 
 
 @cache

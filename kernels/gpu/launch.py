@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .source import Kernel
+from .source import Input, Kernel, Memory
 
 CONSTANT_SIZE = 8
 """MLX hands Metal inputs with fewer elements in the constant address space, so these make another kernel."""
@@ -50,7 +50,7 @@ def real(value: float) -> mx.array:
 
 def on_gpu(
     kernel: Kernel,
-    inputs: Sequence[mx.array],
+    inputs: Sequence[Input],
     constants: Mapping[str, int | bool | mx.Dtype],
     groups: tuple[int, int, int],
     threads: int,
@@ -66,7 +66,7 @@ def on_gpu(
 
 def encode(
     kernel: Kernel,
-    inputs: Sequence[mx.array],
+    inputs: Sequence[Input],
     constants: Mapping[str, int | bool | mx.Dtype],
     groups: tuple[int, int, int],
     threads: int,
@@ -75,7 +75,7 @@ def encode(
 ) -> list[mx.array]:
     """As `on_gpu`, for Metal or for CUDA. It can be exported on any machine, and evaluated only on such a GPU."""
     return _compiled(*variant(kernel, inputs, constants, outputs), metal)(
-        inputs=list(inputs),
+        inputs=[each.head if isinstance(each, Memory) else each for each in inputs],
         grid=(groups[0] * threads, groups[1], groups[2]),
         threadgroup=(threads, 1, 1),
         output_shapes=[shape for shape, _ in outputs],
@@ -89,7 +89,7 @@ Variant = tuple[Kernel, tuple[Any, ...], tuple[tuple[str, int | bool | mx.Dtype]
 
 def variant(
     kernel: Kernel,
-    inputs: Sequence[mx.array],
+    inputs: Sequence[Input],
     constants: Mapping[str, int | bool | mx.Dtype],
     outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
 ) -> Variant:

@@ -30,13 +30,43 @@ class Kernel:
     body: str
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """An evaluated array `whole` of which a kernel reads, and may write, any part.
+
+    MLX is handed its `head`: it ends a command buffer when the inputs of its operations have too many elements, on CUDA
+    with those of each operation counted anew, and a large array would end one at each touch.
+    """
+
+    whole: mx.array
+    head: mx.array
+
+    @staticmethod
+    def of(whole: mx.array, lines: int) -> Memory:
+        """The memory of an array, of which the first lines are its head."""
+        head = whole[:lines]
+        mx.eval(head)
+        return Memory(whole, head)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.whole.dtype
+
+    @property
+    def size(self) -> int:
+        return self.whole.size
+
+
+Input = mx.array | Memory
+
+
 class Launch(Protocol):
     """Runs a kernel: on the GPU (`launch.on_gpu`), or on a CPU, checked, in the tests."""
 
     def __call__(
         self,
         kernel: Kernel,
-        inputs: Sequence[mx.array],
+        inputs: Sequence[Input],
         constants: Mapping[str, int | bool | mx.Dtype],
         groups: tuple[int, int, int],
         threads: int,

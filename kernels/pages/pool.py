@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..gpu.launch import CONSTANT_SIZE, numbers, on_device
-from ..gpu.source import Launch, read_kernels
+from ..gpu.source import Launch, Memory, read_kernels
 from .places import Places, tabled
 from .sizes import PAGE, pages_for
 
@@ -18,8 +18,7 @@ SOURCE = Path(__file__).with_name("pages.metal")
 THREADS = 256
 
 WORD = mx.uint64
-"""A pool that kernels write is made of such words: MLX ends a Metal command buffer when its inputs have 40 to 50
-million elements, whatever their size, and a pool of larger elements has fewer of them."""
+"""A pool that kernels write is made of such words: they move them whatever the type of keys and values."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,14 @@ class LayerPool:
     def _begin(self, pages: int) -> None:
         self.after = mx.zeros(CONSTANT_SIZE)
         self._keys = self._values = self.after  # gives the old ones back before new ones take their memory
+        self._hand_over([])
         self._keys, self._values = (self._zeros(pages) for _ in range(2))
         mx.eval(self.after, self._keys, self._values)
+        self._hand_over(self.arrays)
+
+    def _hand_over(self, arrays: Sequence[mx.array]) -> None:
+        """From now on these are the `memory` of kernels; MLX's own operations must be alone in holding them."""
+        self.memory = [Memory.of(array, PAGE) for array in arrays] if self.launch else []
 
     @property
     def pages(self) -> int:
@@ -70,7 +75,7 @@ class LayerPool:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """The memory of keys and of values, as kernels take it."""
+        """Keys and values; if kernels write them, as words. They take them as `memory`."""
         return [self._keys, self._values]
 
     @property
@@ -100,7 +105,7 @@ class LayerPool:
             return
         new = [array.view(WORD) for array in (keys, values)]
         units = new[0].size
-        inputs = [*self.arrays, *new, *places.arrays]
+        inputs = [*self.memory, *new, *places.arrays]
         (self.after,) = self.launch(
             read_kernels(SOURCE)["store"],
             [*inputs, numbers(keys.shape[0]), self.after],
@@ -129,7 +134,7 @@ class LayerPool:
         made = ((count, self.heads, length, words), WORD)
         keys, values = self.launch(
             read_kernels(SOURCE)["gather"],
-            [*self.arrays, rows.table, kept[key], numbers(count, length), self.after],
+            [*self.memory, rows.table, kept[key], numbers(count, length), self.after],
             self._constants,
             (-(-count * self.heads * length * words // THREADS), 1, 1),
             THREADS,
@@ -150,8 +155,10 @@ class LayerPool:
         """Make room for so many pages, once everything launched has run. Holds the keys, then the values, twice."""
         mx.eval(self.written)
         more = pages - self.pages
+        self._hand_over([])
         self._keys = self._longer(self._keys, more)
         self._values = self._longer(self._values, more)
+        self._hand_over(self.arrays)
 
     def _longer(self, pool: mx.array, pages: int) -> mx.array:
         longer = mx.concatenate([pool, self._zeros(pages)])

@@ -88,6 +88,8 @@ def _wide(top_p: float) -> float:
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)]
+ModelDefault = Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"]
+"""A sampling parameter for which a model's folder may have a default."""
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
@@ -169,7 +171,8 @@ class JobBody(BaseModel):
 
     `template` has what the chat template is told beside the messages (OpenAI-like servers' `chat_template_kwargs`). A
     chat that `continues` goes on within its last message; if it is not `prompted`, the template is not asked to begin
-    an answer. Names of control tokens in messages are text, unless they are `trusted`.
+    an answer. Names of control tokens in messages are text, unless they are `trusted`. For the `model_defaults` the
+    defaults of the model's folder apply instead of what `sampling` says, where it has one.
 
     `line` is the request's line number in the dataset, different for each line of a batch: by it the batch notes what
     has ended, and the result carries it so that output can be put in input order. `keep` has the columns of the
@@ -192,6 +195,7 @@ class JobBody(BaseModel):
     continues: bool = False
     prompted: bool = True
     trusted: bool = False
+    model_defaults: tuple[ModelDefault, ...] = ()
     line: Annotated[int, Field(ge=0, le=MOST_LINE_NUMBER)] = 0
     keep: dict[str, Any] | None = None
 

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import jsonschema
 
+from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.pairs import resolve
 from draftmill.engine.request import Completion, Grammar, Request, Sampling
@@ -54,9 +55,9 @@ def asking(engine: Engine, count: int) -> Iterator[tuple[Request, Any]]:
     for i in range(count):
         schema, question = QUESTIONS[i % len(QUESTIONS)]
         text = question.format(THINGS[i % len(THINGS)], KINDS[i % len(KINDS)])
-        prompt = engine.encode([{"role": "user", "content": text}], None)
+        prompt = engine.text.encode(ChatPrompt(({"role": "user", "content": text},))).tokens
         sampling = Sampling(max_tokens=80, temperature=0.8 * (i % 2), seed=i)
-        yield Request(f"r{i}", tuple(prompt), sampling, Grammar("json", json.dumps(schema))), schema
+        yield Request(f"r{i}", prompt, sampling, Grammar("json", json.dumps(schema))), schema
 
 
 def valid(completion: Completion, schema: Any) -> bool:

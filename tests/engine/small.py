@@ -148,7 +148,7 @@ class NumberTokenizer:
     def __init__(self, end: tuple[int, ...] = ()):
         self.eos_token_ids = set(end)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, tokens: list[int], **_: Any) -> str:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from draftmill.kernels.gpu.launch import CONSTANT_SIZE
-from draftmill.kernels.gpu.source import Kernel
+from draftmill.kernels.gpu.source import Input, Kernel, Memory
 
 _HERE = Path(__file__).parent
 _CPP = {
@@ -54,7 +54,7 @@ def compiler() -> str | None:
 
 def on_cpu(
     kernel: Kernel,
-    inputs: Sequence[mx.array],
+    inputs: Sequence[Input],
     constants: Mapping[str, int | bool | mx.Dtype],
     groups: tuple[int, int, int],
     threads: int,
@@ -69,7 +69,7 @@ def on_cpu(
     kinds = [f"const {_CPP[a.dtype]}, machine::in_{space}" for a, space in zip(inputs, spaces, strict=True)]
     kinds += [f"{_CPP[dtype]}, machine::in_device" for _, dtype in outputs]
     run = _compiled(translate(kernel, tuple(kinds), constants))
-    given = [_to_numpy(array) for array in inputs]
+    given = [_to_numpy(each.whole if isinstance(each, Memory) else each) for each in inputs]
     # All bits set: not a number in any of the types, so what nothing writes shows.
     made = [np.full(shape, -1, np.dtype(f"i{dtype.size}")) for shape, dtype in outputs]
     arrays = [*given, *made]

@@ -21,7 +21,7 @@ import mlx.core as mx
 import pytest
 
 from draftmill.kernels.gpu.launch import CONSTANT_SIZE, encode
-from draftmill.kernels.gpu.source import Kernel
+from draftmill.kernels.gpu.source import Input, Kernel, Memory
 from tests.kernels.forms import Form
 
 FOLDER = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def launches(dtype: mx.Dtype) -> tuple[Launched, ...]:
 
     def record(
         kernel: Kernel,
-        inputs: Sequence[mx.array],
+        inputs: Sequence[Input],
         constants: Mapping[str, int | bool | mx.Dtype],
         groups: tuple[int, int, int],
         threads: int,
@@ -85,7 +85,8 @@ def launches(dtype: mx.Dtype) -> tuple[Launched, ...]:
     return tuple(found)
 
 
-def _like(array: mx.array) -> tuple[int, ...]:
+def _like(given: Input) -> tuple[int, ...]:
+    array = given.head if isinstance(given, Memory) else given
     return () if array.ndim == 0 else (1 if array.size < CONSTANT_SIZE else CONSTANT_SIZE,)
 
 

@@ -9,10 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from draftmill.kernels.gpu.source import Kernel, Launch
+from draftmill.kernels.gpu.source import Input, Kernel, Launch, Memory
 from draftmill.kernels.pages.places import Places, tabled
 from draftmill.kernels.pages.pool import LayerPool, Rows
 from draftmill.kernels.pages.proof import flaw
+from draftmill.kernels.pages.sizes import PAGE
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED, EXACTLY, IN_HALF_PRECISION, Form
 
@@ -92,9 +93,10 @@ def test_the_proof_is_that_of_a_sound_machine(form: Form) -> None:
 
 @EMULATED
 def test_the_proof_sees_a_write_that_goes_elsewhere() -> None:
-    def copying(kernel: Kernel, inputs: Sequence[mx.array], *rest: Any) -> list[mx.array]:
+    def copying(kernel: Kernel, inputs: Sequence[Input], *rest: Any) -> list[mx.array]:
         if kernel.name == "store":  # as if MLX had handed the kernel a copy of the pool
-            inputs = [mx.array(np.array(array)) for array in inputs[:2]] + list(inputs[2:])
+            pools = [each for each in inputs if isinstance(each, Memory)]
+            inputs = [*(Memory.of(mx.array(np.array(pool.whole)), PAGE) for pool in pools), *inputs[len(pools) :]]
         return on_cpu(kernel, inputs, *rest)
 
     assert flaw(copying) == "round 1 of 12 read other keys than it wrote"

@@ -16,7 +16,7 @@ import mlx.core as mx
 import pytest
 
 from draftmill.kernels.attention.ragged_attention import LEAST_KEYS
-from draftmill.kernels.gpu.source import Kernel
+from draftmill.kernels.gpu.source import Input, Kernel, Memory
 from draftmill.kernels.race.attention_checks import checks
 from draftmill.kernels.race.contestants import (
     COLD,
@@ -155,10 +155,12 @@ def test_rounds_that_attention_is_checked_in_have_all_that_masks_depend_on() -> 
 @EMULATED
 @pytest.mark.parametrize("column", [0, 1], ids=["the window", "positions where the bound is not exact"])
 def test_a_kernel_that_ignores_part_of_the_mask_is_dropped(column: int) -> None:
-    def launch(kernel: Kernel, inputs: Sequence[mx.array], *rest):
+    def launch(kernel: Kernel, inputs: Sequence[Input], *rest):
         if kernel.name == "attend":
             place = kernel.inputs.index("sees")
-            sees = mx.array(inputs[place])
+            given = inputs[place]
+            assert isinstance(given, mx.array)
+            sees = mx.array(given)
             sees[:, column] = (0, 1 << 20)[column]
             inputs = [*inputs[:place], sees, *inputs[place + 1 :]]
         return on_cpu(kernel, inputs, *rest)
@@ -179,8 +181,8 @@ SIZES = [
 def test_contests_take_little_more_memory_than_their_inputs(shape: OperationShape) -> None:
     recorder = Recorder()
 
-    def launch(kernel: Kernel, inputs: Sequence[mx.array], *rest) -> list[mx.array]:
-        mx.eval(inputs)  # as if the kernel read them
+    def launch(kernel: Kernel, inputs: Sequence[Input], *rest) -> list[mx.array]:
+        mx.eval([each.head if isinstance(each, Memory) else each for each in inputs])  # as if the kernel read them
         return recorder(kernel, inputs, *rest)
 
     largest = list(contests([shape], launch))[-1 if isinstance(shape, ProductShape) else 11]
