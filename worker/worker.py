@@ -173,8 +173,7 @@ class MillWorker(BaseWorker):
                 continue
             try:
                 body = model_defaults.applied(jobs.decode(job, self.pair), self.defaults)
-                running = Running(job, body, jobs.asked(job, body, self.engine.text), time.monotonic())
-                self._start(running)
+                self._start(running := Running(job, body, jobs.asked(job, body, self.engine.text), time.monotonic()))
             except (jobs.BadJob, RequestError) as error:
                 ended.append(results.refused(job, str(error)))
             except Exception as error:  # whatever it is, it concerns this job alone

@@ -311,7 +311,7 @@ def test_200_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
     asked = {
         Request(
             f"r{i}",
-            tuple(made.encode(None, SHORT[i % 4][1].format(THINGS[i % 7], THINGS[i % 6]))),
+            made.text.encode(SHORT[i % 4][1].format(THINGS[i % 7], THINGS[i % 6])).tokens,
             Sampling(max_tokens=40, temperature=0.7 * (i % 2), seed=i),
             Grammar("json", json.dumps(SHORT[i % 4][0])),
         ): SHORT[i % 4][0]
