@@ -45,7 +45,7 @@ def matcher(*sequences: tuple[int, ...]) -> Forbidding:
     return Forbidding(sequences, 20)
 
 
-def forbidden(mask: bytes) -> list[int]:
+def forbidden(mask: bytes | None) -> list[int]:
     return [token for token in range(20) if not allows(mask, token)]
 
 

@@ -235,6 +235,36 @@ def test_tokens_depend_neither_on_drafts_nor_on_depths_nor_on_company(family: st
         assert tokens(run(made, asked, every=1)) == expected
 
 
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"presence_penalty": 1.0, "repetition_penalty": 1.3},
+    {"frequency_penalty": 0.4, "logprobs": 2},
+    {"logprobs": 0, "min_tokens": 20},
+)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_what_rows_have_generated_is_known_though_rounds_are_chosen_from_again(family: str) -> None:
+    asked = [
+        replace(request, sampling=replace(request.sampling, **CHANGES[i % 3]), grammar=request.grammar or PATTERNS)
+        for i, request in enumerate(asking(36, temperature=1.0, max_tokens=90))
+    ]
+    alone = engine(family, max_rows=1)
+    alone._waits = True  # so that no round is in flight when thoughts end
+    expected = run(alone, asked)
+    texts = {request.id: [*request.tokens, *expected[request.id].tokens] for request in asked}
+    for made in (
+        engine(family),
+        replaying(family, texts, lambda i: False),
+        replaying(family, texts, lambda i: i % 3 == 1),
+    ):
+        done = run(made, asked, every=1)
+        assert tokens(done) == tokens(expected)
+        for id, completion in done.items():
+            assert [each.token for each in completion.logprobs] == [each.token for each in expected[id].logprobs]
+            pairs = zip(completion.logprobs, expected[id].logprobs, strict=True)
+            assert all(abs(one.logprob - other.logprob) < 1e-4 for one, other in pairs)
+
+
 @pytest.mark.parametrize("family", BUILDERS)
 def test_growth_and_preemption_do_not_change_tokens(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [
