@@ -56,7 +56,7 @@ class Admission:
 
     def matcher(self, request: Request) -> Matcher | None:
         """What the request's text must obey token by token, at its beginning; None if nothing. Raises RequestError."""
-        grammar = self._grammars.matcher(request.grammar) if request.grammar is not None else None
+        grammar = self._grammars.matcher(request)
         words = [word for word in spelled(request.sampling.bad_words, self.text.tokenizer) if len(word) > 1]
         return Forbidding(words, self.vocabulary, grammar) if words else grammar
 

@@ -29,10 +29,10 @@ from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, log, renew, rewind
 from .request import Completion, FinishReason, Request, RequestError
-from .rounds import Emitted, Round, pack
+from .rounds import Emitted, Round, pack, with_forced
 from .schedule.blame import blame
 from .schedule.row import Row
-from .schedule.scheduler import Plan, Scheduler, Segment
+from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
 from .state.row_ends import RowEnds
@@ -43,18 +43,13 @@ from .verdict import Verdict
 MAX_ROWS = 32
 
 
-def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
-    """The same depth for every row, in every round."""
-    return lambda rows, prompt: [depth] * len(rows)
-
-
 class Engine:
     """Continuous batching over packed rounds, with speculation where there is a draft.
 
     `step` launches round r + 1 before it reads round r, so the device never waits for the host: anchors, cursors and
     accepted counts stay on the device. The host therefore learns of an end token one round late, and what that row
-    did in the extra round is thrown away. A row with a grammar, whose next tokens depend on what the last ones were,
-    takes part in every second round, so that the others need not wait; in every round where all rows are such.
+    did in the extra round is thrown away. A row whose next tokens are constrained by what the last ones were, as in a
+    grammar, takes part in every second round, so that the others need not wait; in every one if all rows are such.
     All calls from one thread.
 
     After a round that failed, all rows begin anew: what they have generated is prefilled again.
@@ -97,7 +92,7 @@ class Engine:
         shares = Shares.of(target, draft, max_rows, context_length, memory)
         self.workspace = shares.workspace
         depths = fixed(most if depth is None else depth)
-        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes)
+        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most if draft else FORCED)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, self.pool.pages) if draft else None
@@ -251,15 +246,15 @@ class Engine:
         for s in segments:
             if s.cached and self.state.recurrent:
                 self.state.recurrent.load(s.slot, s.cached.memory)
-        drafting = [segment for segment in segments if segment.depth]
-        drafted = self._draft(drafting) if drafting else None
+        verifying = [segment for segment in segments if segment.depth]
+        drafted = self._draft(verifying) if verifying else None
         tokens, packing = pack(segments, drafted, self._ends)
         hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
         pending = [hidden]
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
             # Not later: the next round may have another token at the place of a rejected one.
-            pending += self._extend(self._context.take([segment.row for segment in drafting]))
+            pending += self._extend(self._context.take([segment.row for segment in verifying]))
             pending += self._extend(self._context.take_if_full())
         for s in segments:
             if s.keep:
@@ -286,21 +281,24 @@ class Engine:
                 pool.grow(pages)
 
     def _draft(self, segments: list[Segment]) -> mx.array:
-        assert self.drafter is not None
-        self._extend(self._context.take([s.row for s in segments]))
+        """The drafts of segments; where they are all forced, the draft is not asked."""
+        asking = [s for s in segments if (s.depth or 0) > len(s.forced)]
+        if not self.drafter or not asking:
+            return with_forced(segments, None)
+        self._extend(self._context.take([s.row for s in asking]))
         change = self._histories.of
         rows = [
-            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row))
-            for s in segments
+            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row)) for s in asking
         ]
-        return self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
+        drafts = self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
+        return with_forced(segments, drafts) if any(s.forced for s in segments) else drafts
 
     def _extend(self, late: ContextWrite | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
         return self.drafter.extend(*late) if self.drafter and late else []
 
     def _verify(self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None) -> Round:
-        """What the yielding rows emit; moves the ends of those that need not wait for a grammar."""
+        """What the yielding rows emit; moves the ends of those that are not constrained."""
         wanted: list[int] = []  # packed tokens whose logits are needed: a chunk's last, a block's all
         for span, segment in zip(packing.spans, segments, strict=True):
             if segment.yields:
@@ -315,7 +313,8 @@ class Engine:
         free, late = Scored(yielding, logits, drafted, self.target.operations, changes).split()
         if not free:
             return Round(late=late)
-        return Round(free.segments, free.accept(self._ends, self._histories), late)
+        watched = free if free.watched else None
+        return Round(free.segments, free.accept(self._ends, self._histories), late, watched)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
@@ -324,16 +323,22 @@ class Engine:
             return
         emitted = read.emitted()
         self._time(read, launched)
+        overtaken = read.overtaken
         for each in emitted:
-            self._take(each)
-        if read.late:
-            choices = self._chooser.choose(read.late)
-            for choice in choices:
-                self._take(choice)
-            going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
-            self._ends.put([choice.end for choice in going_on])
-            for choice in going_on:
-                self._histories.put(choice.segment.row, choice.tokens)
+            if each.segment.row not in overtaken:
+                each.segment.row.follow(each.tokens)
+                self._take(each)
+        choices = read.choices(self._chooser, overtaken)
+        for choice in choices:
+            self._take(choice)
+        going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
+        self._ends.put([choice.end for choice in going_on])
+        for choice in going_on:
+            row = choice.segment.row
+            if row in overtaken:
+                self._histories.make_anew(row)
+            else:
+                self._histories.put(row, choice.tokens)
 
     def _time(self, read: Round, launched: Round | None) -> None:
         """Tell the budget what a round took that was there just now, if nothing came between it and its neighbours."""
@@ -354,6 +359,8 @@ class Engine:
         if segment.depth is not None:
             row.cursor += len(emitted.tokens)
             self._count(row, segment.depth, emitted.accepted)
+            if self.budget and not segment.forced:
+                self.budget.observe(row.request.id, segment.depth, emitted.accepted)
         before = len(row.generated)
         reason = emit(row, emitted.tokens, emitted.logprobs, self.text)
         self.stats.generated_tokens += len(row.generated) - before
@@ -361,14 +368,12 @@ class Engine:
             self._finish(row, reason)
 
     def _count(self, row: Row, depth: int, accepted: int) -> None:
-        if self.budget:
-            self.budget.observe(row.request.id, depth, accepted)
         for counters in (row, self.stats):
             counters.drafted += depth
             counters.accepted += accepted
         row.rounds += 1
         self.stats.row_rounds += 1
-        for position in range(accepted):
+        for position in range(min(accepted, len(self.stats.accepted_per_position))):
             self.stats.accepted_per_position[position] += 1
 
     def _finish(self, row: Row, reason: FinishReason) -> None:

@@ -30,7 +30,7 @@ class Failure(NamedTuple):
 
 
 def rewind(rows: Sequence[Row], matcher: Callable[[Request], Matcher | None]) -> None:
-    """Let the grammars of rows be behind what these have generated; a round that failed may have moved them."""
+    """Let the matchers of rows be behind what these have generated; a round that failed may have moved them."""
     for row in rows:
         if row.matcher:
             row.matcher = matcher(row.request)

@@ -104,8 +104,9 @@ class Completion:
     `tokens` are the generated tokens without the end token; `text` is cut before a stop string.
     Of the prompt's tokens `cached_tokens` were copied from another request's instead of prefilled.
     `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
-    and accepted in them (both 0 at depth 0). Of a row that could not go on, and so ended with "error", `error` says in
-    one line why; so it does of one that ended with "failed", because rounds with it alone fail on this machine.
+    and accepted in them, also those that a grammar forced, which need no draft. Of a row that could not go on, and so
+    ended with "error", `error` says in one line why; so it does of one that ended with "failed", because rounds with it
+    alone fail on this machine.
     `logprobs` are those of `tokens`, if they were asked for.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_lm.tool_parsers import json_tools
 
-from ..choose.grammar import WHITESPACE
+from ..choose.notation import WHITESPACE
 from ..request import Grammar, RequestError
 from ..text import Text
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..schedule.row import Matcher
-from .grammar import GrammarError, has, without
+from .grammar import GrammarError
+from .masks import all_but, allows, without
 
 
 def spelled(words: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
@@ -33,10 +34,13 @@ class Forbidding:
         grammar: the matcher of the row's grammar, if it has one.
     """
 
+    free = 0.0
+    watch = None
+
     def __init__(self, sequences: Sequence[tuple[int, ...]], vocabulary: int, grammar: Matcher | None = None):
         self._sequences, self._grammar = sequences, grammar
         self._longest = max(map(len, sequences)) - 1
-        self._any = b"\xff" * -(-vocabulary // 8)
+        self._any = all_but((), vocabulary)
         self._last: list[int] = []  # tokens, as many as a word has before its last one
 
     @property
@@ -44,13 +48,18 @@ class Forbidding:
         """Whether nothing may follow any more."""
         return self._grammar is not None and self._grammar.complete
 
-    def masks(self, drafts: Sequence[int]) -> list[bytes]:
+    @property
+    def forced(self) -> Sequence[int]:
+        """The tokens that come next, as far as there is no choice and no bad word among them."""
+        return self._grammar.forced if self._grammar else ()
+
+    def masks(self, drafts: Sequence[int]) -> list[bytes | None]:
         """What may come next, and what after each drafted token up to the first refused one. Raises GrammarError."""
-        allowed = self._grammar.masks(drafts) if self._grammar else [self._any] * (len(drafts) + 1)
-        masks: list[bytes] = []
+        allowed = self._grammar.masks(drafts) if self._grammar else [None] * (len(drafts) + 1)
+        masks: list[bytes | None] = []
         for place, mask in enumerate(allowed):
-            masks.append(self._without_words(mask, [*self._last, *drafts[:place]]))
-            if place < len(drafts) and not has(masks[-1], drafts[place]):
+            masks.append(self._without_words(mask or self._any, [*self._last, *drafts[:place]]))
+            if place < len(drafts) and not allows(masks[-1], drafts[place]):
                 break
         return masks
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ...kernels.operations import Operations
 from ..request import Sampling
-from .grammar import masked
+from .masks import masked
 from .sampling import STOCK_OPERATIONS, choose
 
 PORTION = 1 << 28
@@ -48,7 +48,7 @@ NOTHING = Change()
 
 class Slot(NamedTuple):
     """What changes the logits of one slot: its row's `change`, to whose history those of the round's `drafts` come that
-    stand before it; then the `mask` of its row's grammar.
+    stand before it; then the `mask` of what may come there.
     """
 
     change: Change | None = None
@@ -93,7 +93,7 @@ def at_once(slots: int, vocabulary: int) -> int:
 
 
 def _changed(logits: mx.array, slots: Sequence[Slot], positions: mx.array, drafts: mx.array | None) -> mx.array:
-    """Logits [P, vocabulary] as their slots [P] change them; all of these have masks, or none."""
+    """Logits [P, vocabulary] as their slots [P] change them."""
     changes = [slot.change or NOTHING for slot in slots]
     if any(slot.change for slot in slots):
         logits = logits.astype(mx.float32)
@@ -106,8 +106,7 @@ def _changed(logits: mx.array, slots: Sequence[Slot], positions: mx.array, draft
         rows, ends = (mx.array(column) for column in zip(*held, strict=True))
         early = positions[rows] < mx.array([change.until for change in changes])[rows]
         logits[rows, ends] = mx.where(early, -mx.inf, logits[rows, ends])
-    masks = [slot.mask for slot in slots if slot.mask]
-    return masked(logits, masks) if masks else logits
+    return masked(logits, [slot.mask for slot in slots])
 
 
 def _histories(vocabulary: int, slots: Sequence[Slot], drafts: mx.array | None) -> mx.array:

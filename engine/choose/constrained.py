@@ -1,8 +1,8 @@
-"""The late half of a round: rows with a grammar choose their tokens once the host has read what was drafted."""
+"""The late half of a round: constrained rows choose their tokens once the host has read what was drafted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -14,8 +14,9 @@ from ..schedule.row import Row
 from ..schedule.scheduler import Segment
 from ..state.row_ends import End
 from .change import Slot, choose_changed
-from .grammar import GrammarError, has, without
+from .grammar import GrammarError
 from .logprobs import logprobs
+from .masks import allows, without
 from .scored import Scored
 
 NONE_LEFT = "the grammar, allowed_token_ids and bad_words together leave no token that may come"
@@ -31,7 +32,7 @@ class Choice:
 
     segment: Segment
     drafted: list[int]
-    masks: list[bytes] = field(default_factory=list)
+    masks: list[bytes | None] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     accepted: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Choice:
     @property
     def first(self) -> int:
         """The position of the first token that it emits."""
-        return self.segment.bound if self.segment.depth is None else self.segment.first + 1
+        return self.segment.bound if self.segment.depth is None else self.segment.row.cursor + 1
 
     @property
     def most(self) -> int | None:
@@ -60,17 +61,17 @@ class Chooser:
     def __init__(self) -> None:
         self._stream: mx.Stream | None = None
 
-    def choose(self, scored: Scored) -> list[Choice]:
-        """What the segments of rows with a grammar emit; the grammars are then behind it.
+    def choose(self, scored: Scored, wanted: Callable[[Segment], bool] = lambda segment: True) -> list[Choice]:
+        """What the wanted segments emit; the matchers of their rows are then behind it.
 
-        As in `verify`, the target chooses its own token for every slot, here among those that the grammar allows there,
+        As in `verify`, the target chooses its own token for every slot, here among those that the matcher allows there,
         and drafts are accepted as long as they are that token.
         """
         drafts = iter([] if scored.drafts is None else tokens_of(scored.drafts))
         choices = [Choice(segment, list(islice(drafts, segment.depth or 0))) for segment in scored.segments]
         for choice in choices:
             row = choice.segment.row
-            if row.matcher and row.finish_reason is None:
+            if wanted(choice.segment) and row.matcher and row.finish_reason is None:
                 try:
                     choice.masks = row.matcher.masks(choice.drafted)
                 except GrammarError as error:
@@ -92,7 +93,7 @@ class Chooser:
                 except GrammarError as error:
                     choice.error = error
         self._add_logprobs(scored, choices)
-        return choices
+        return [choice for choice in choices if wanted(choice.segment)]
 
     def _choose(self, scored: Scored, choices: list[Choice]) -> list[int]:
         """The token of every slot that has a mask."""
@@ -129,16 +130,16 @@ class Chooser:
         return self._stream
 
 
-def may_come(row: Row, token: int, mask: bytes) -> bool:
+def may_come(row: Row, token: int, mask: bytes | None) -> bool:
     """Whether a token that was chosen is one that may; where none may, any is."""
     allowed = row.request.sampling.allowed_token_ids
-    return has(mask, token) and token not in row.banned and (not allowed or token in allowed)
+    return allows(mask, token) and token not in row.banned and (not allowed or token in allowed)
 
 
-def under(mask: bytes, slot: Slot) -> Slot:
+def under(mask: bytes | None, slot: Slot) -> Slot:
     """A slot with its mask. Where the grammar allows the end alone, that comes, however early."""
     change = slot.change
-    if change and change.ends and not any(without(mask, change.ends)):
+    if mask and change and change.ends and not any(without(mask, change.ends)):
         change = replace(change, ends=())
     return slot._replace(change=change, mask=mask)
 

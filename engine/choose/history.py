@@ -72,6 +72,11 @@ class Histories:
         if self._history(row) is not None:
             self._add(row, mx.array(tokens), mx.array(2))
 
+    def make_anew(self, row: Row) -> None:
+        """What a round in flight has added to a row's history is not what the row emits: take what the host knows."""
+        if row in self._changes and (change := self._made(row)):
+            self._changes[row] = change
+
     def drop(self, row: Row) -> None:
         """Forget a row that ends, or that will start again."""
         self._changes.pop(row, None)

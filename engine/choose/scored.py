@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ...kernels.operations import Operations
+from ..schedule.row import Watch
 from ..schedule.scheduler import Segment
 from ..state.row_ends import RowEnds
 from .change import Change, Slot
@@ -54,18 +55,25 @@ class Scored:
         slots: list[Slot] = []
         draft = 0
         for segment, change in zip(self.segments, self.changes, strict=True):
-            depth = segment.depth or 0
-            slots += [Slot(change, range(draft, draft + j)) if change else Slot() for j in range(depth + 1)]
+            depth, mask = segment.depth or 0, watched.mask if (watched := watch(segment)) else None
+            slots += [Slot(change, range(draft, draft + j) if change else range(0), mask) for j in range(depth + 1)]
             draft += depth
         return slots
+
+    @property
+    def watched(self) -> bool:
+        """Whether the tokens of any row will be constrained as soon as a certain one has come."""
+        return any(watch(segment) for segment in self.segments)
 
     def accept(self, ends: RowEnds, histories: Histories) -> Accepted:
         """What these segments emit. Their rows then end there."""
         cursors = ends.anchored(self.segments)
         depths = [segment.depth or 0 for segment in self.segments]
         samplings = [segment.row.request.sampling for segment in self.segments]
-        slots = self.slots if any(self.changes) else ()
+        slots = self.slots if any(self.changes) or self.watched else ()
         tokens, counts = accept(self.logits, self.drafts, depths, samplings, cursors + 1, self.operations, slots)
+        if self.watched:
+            counts = up_to_watched(tokens, counts, self.segments)
         ends.move(self.segments, cursors, tokens, counts)
         histories.move(self.segments, tokens, counts)
         return Accepted(mx.concatenate([counts[:, None], tokens], axis=1), self._logprobs(tokens))
@@ -87,12 +95,12 @@ class Scored:
         return logprobs(self.logits, list(slots), tokens[rows, columns], most)
 
     def split(self) -> tuple[Scored | None, Scored | None]:
-        """The segments whose rows are free, and those whose rows have a grammar; None if there are none."""
-        if all(segment.row.matcher is None for segment in self.segments):
+        """The segments whose tokens are free, and those that choose them late; None if there are none."""
+        if not any(segment.late for segment in self.segments):
             return self, None
         return self._only(False), self._only(True)
 
-    def _only(self, constrained: bool) -> Scored | None:
+    def _only(self, late: bool) -> Scored | None:
         own: list[Segment] = []
         changes: list[Change | None] = []
         slots: list[int] = []
@@ -100,7 +108,7 @@ class Scored:
         slot = draft = 0
         for s, change in zip(self.segments, self.changes, strict=True):
             depth = s.depth or 0
-            if constrained == (s.row.matcher is not None):
+            if late == s.late:
                 own.append(s)
                 changes.append(change)
                 slots.extend(range(slot, slot + depth + 1))
@@ -110,3 +118,16 @@ class Scored:
             return self if own else None
         some = self.drafts[mx.array(drafts)] if self.drafts is not None and drafts else None
         return Scored(own, self.logits[mx.array(slots)], some, self.operations, changes)
+
+
+def watch(segment: Segment) -> Watch | None:
+    """What is watched for in a free segment."""
+    return segment.row.matcher.watch if segment.row.matcher else None
+
+
+def up_to_watched(emitted: mx.array, counts: mx.array, segments: Sequence[Segment]) -> mx.array:
+    """Counts [M] of tokens [M, W] such that none comes behind the first that is watched for."""
+    tokens = [watched.token if (watched := watch(segment)) else -1 for segment in segments]
+    found = emitted == mx.array(tokens)[:, None]
+    first = mx.where(found.any(axis=1), mx.argmax(found, axis=1).astype(mx.int32) + 1, emitted.shape[1])
+    return mx.minimum(counts, first)

@@ -1,4 +1,4 @@
-"""Asks a pair for JSON under schemas, and counts how much of it is valid; with and without schemas, draft or none.
+"""Asks a pair for JSON under schemas, and counts how much of it is valid; with and without schemas, drafts, forcing.
 
     python -m tests.benchmarks.structured --requests 200 --depth 2
 
@@ -100,11 +100,13 @@ def main(pair: str, count: int, rows: int, depth: int | None) -> None:
     engine = Engine.load(resolve(pair), cache_dir(), max_rows=rows, depth=depth)
     asked = list(asking(engine, count))
     free = [replace(request, grammar=None) for request, _ in asked]
-    plain = Engine(engine.target, engine.text.tokenizer, engine.context_length, rows)
+    plain, unforced = (Engine(engine.target, engine.text.tokenizer, engine.context_length, rows) for _ in range(2))
+    unforced.scheduler.forced = 0
     run(engine, free[:rows])  # so that nothing is measured for the first time
     for name, arm, requests in (
         ("with schemas, with the draft", engine, [request for request, _ in asked]),
         ("with schemas, without a draft", plain, [request for request, _ in asked]),
+        ("with schemas, without a draft, nothing forced", unforced, [request for request, _ in asked]),
         ("without schemas, without a draft", plain, free),
     ):
         outcome = run(arm, requests)

@@ -11,7 +11,8 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from draftmill.engine.choose.bad_words import spelled
-from draftmill.engine.choose.grammar import Grammars, masked
+from draftmill.engine.choose.grammar import Grammars
+from draftmill.engine.choose.masks import masked
 from draftmill.engine.request import Completion, FinishReason, Request
 from draftmill.engine.schedule.row import Matcher
 
@@ -161,7 +162,7 @@ class Expectations:
 
     def _by_mlx_lm(self, request: Request) -> Expected:
         """The likeliest tokens that the grammar allows, by mlx-lm's own model and cache."""
-        matcher = self._grammars.matcher(request.grammar) if request.grammar else None
+        matcher = self._grammars.matcher(request)
         cache, ends = make_prompt_cache(self._model), self._ends(request)
         tokens: list[int] = []
         logits: list[np.ndarray] = []
@@ -196,7 +197,9 @@ class Expectations:
 
 def told(request: Request) -> str:
     """A request in few words."""
-    return f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, {request.grammar})"
+    return (
+        f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, {request.grammar}, {request.thinking})"
+    )
 
 
 def expected(completion: Completion) -> Expected:

@@ -21,11 +21,14 @@ from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import Row
 
-from .choose.test_grammar import VOCABULARY, tokenizer
+from .choose import test_grammar
+from .choose.test_grammar import VOCABULARY
 from .drafting.test_speculation import BLOCK, Replay, random_draft
 from .expected import Expectations, Expected, Wrong, told
 from .load import CHANGES, FAMILIES, Load, drawn, with_stops
 from .small import memory_for
+
+tokenizer = partial(test_grammar.tokenizer, "<think>", "</think>")
 
 READABLE = VOCABULARY - 8
 """Prompts have no end token, and none that the tokenizer does not know."""
@@ -203,6 +206,7 @@ class Machine:
         self.seen["cancelled"] += completion.finish_reason == "cancelled"
         self.seen["sampled"] += not request.sampling.greedy
         self.seen["constrained"] += request.grammar is not None
+        self.seen["closed thoughts"] += tokenizer().think_end_id in completion.tokens
         self.seen["with log-probabilities"] += bool(completion.logprobs)
         self.seen["changed"] += any(getattr(request.sampling, name) != getattr(PLAIN, name) for name in CHANGES)
         self.seen["stopped"] += any(

@@ -54,6 +54,13 @@ SCHEMAS: tuple[Any, ...] = (
     {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]},
 )
 
+GRAMMARS = (
+    *(Grammar("json", json.dumps(schema)) for schema in SCHEMAS),
+    Grammar("regex", "(yes|no), [a-z]{1,9}"),
+    Grammar("choice", '["one", "one of them", "the other one"]'),
+    Grammar("lark", 'start: "nothing" | "(" start ")"'),
+)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -160,7 +167,9 @@ def drawn_prompts(draw: Random, count: int, chunk: int, vocabulary: int) -> list
 
 
 def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
-    """Greedy or sampled, free or under a schema; its stop strings depend on its text and are drawn later."""
+    """Greedy or sampled, free or under a grammar, perhaps with thoughts before; its stop strings depend on its text and
+    are drawn later.
+    """
     sampling = Sampling(draw.choice((1, draw.randint(1, 20), draw.randint(20, 60), draw.randint(20, 60), LONG)))
     if draw.random() < 0.35:
         sampling = replace(
@@ -171,10 +180,12 @@ def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
             seed=draw.randrange(2**40),
         )
     sampling = replace(sampling, **drawn_changes(draw, sampling.max_tokens))
-    grammar = Grammar("json", json.dumps(draw.choice(SCHEMAS))) if draw.random() < 0.25 else None
+    if draw.random() < 0.3:
+        sampling = replace(sampling, thinking_budget=draw.choice((0, 1, 5, 30)))
+    grammar = draw.choice(GRAMMARS) if draw.random() < 0.3 else None
     if grammar:  # of which these may leave nothing
         sampling = replace(sampling, allowed_token_ids=(), bad_words=())
-    return Request(id, prompt, sampling, grammar)
+    return Request(id, prompt, sampling, grammar, draw.choice(("none", "none", "may", "open")))
 
 
 def drawn_changes(draw: Random, most: int) -> dict[str, Any]:

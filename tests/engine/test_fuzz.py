@@ -10,10 +10,10 @@ import pytest
 
 from draftmill.engine.request import Completion, FinishReason, Request, Sampling
 
-from .choose.test_grammar import VOCABULARY, tokenizer
+from .choose.test_grammar import VOCABULARY
 from .drafting.test_speculation import BLOCK
 from .expected import Expectations, Expected, Wrong
-from .fuzz import READABLE, Machine, Tally, fuzz
+from .fuzz import READABLE, Machine, Tally, fuzz, tokenizer
 from .load import FAMILIES, drawn
 from .planted import ShiftedMask
 
@@ -23,6 +23,7 @@ KINDS = (
     "cancelled",
     "sampled",
     "constrained",
+    "closed thoughts",
     "stopped",
     "changed",
     "with log-probabilities",

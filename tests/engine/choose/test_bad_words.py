@@ -13,7 +13,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from draftmill.engine.choose.bad_words import Forbidding, spelled
-from draftmill.engine.choose.grammar import GrammarError, Grammars, has, masked
+from draftmill.engine.choose.grammar import GrammarError, Grammars
+from draftmill.engine.choose.masks import allows, masked
 from draftmill.engine.request import Grammar, Request, Sampling
 from tests.engine.choose.test_grammar import (
     REVIEW,
@@ -44,8 +45,8 @@ def matcher(*sequences: tuple[int, ...]) -> Forbidding:
     return Forbidding(sequences, 20)
 
 
-def forbidden(mask: bytes) -> list[int]:
-    return [token for token in range(20) if not has(mask, token)]
+def forbidden(mask: bytes | None) -> list[int]:
+    return [token for token in range(20) if not allows(mask, token)]
 
 
 def test_the_last_token_of_a_word_is_forbidden_behind_the_others() -> None:
@@ -73,8 +74,8 @@ STRINGS = {"type": "array", "items": {"type": "string", "minLength": 3, "maxLeng
 
 def by_mlx_lm(request: Request) -> list[int]:
     """The likeliest tokens that neither the grammar nor a bad word forbids, by mlx-lm's own model."""
-    assert request.grammar
-    grammar = Grammars(tokenizer(), VOCABULARY).matcher(request.grammar)
+    grammar = Grammars(tokenizer(), VOCABULARY).matcher(request)
+    assert grammar
     cache, feed = make_prompt_cache(small_model("llama")), request.tokens
     generated: list[int] = []
     while not grammar.complete:

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from draftmill.engine.choose.grammar import Grammars, masked
+from draftmill.engine.choose.grammar import Grammars
+from draftmill.engine.choose.masks import masked
 from draftmill.engine.drafting.load import load_pair
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.pairs import resolve
@@ -44,13 +45,14 @@ REVIEW = {
 
 
 @functools.cache
-def tokenizer() -> TokenizerWrapper:
-    """Bytes and a few longer tokens, the last of them the end token."""
+def tokenizer(*markers: str) -> TokenizerWrapper:
+    """Bytes and a few longer tokens, the last of them the end token; then up to 7 markers."""
     units = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES), "<end>"]
     pairs: Any = [tuple(merge.split(" ")) for merge in MERGES]
     backend: Any = Tokenizer(models.BPE(vocab={unit: i for i, unit in enumerate(units)}, merges=pairs))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(marker, special=False) for marker in markers])
     return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>"))
 
 
@@ -68,10 +70,12 @@ def small_model(family: str) -> Any:
     return BUILDERS[family]()
 
 
-def engine(family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048) -> Engine:
+def engine(
+    family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048, markers: tuple[str, ...] = ()
+) -> Engine:
     target = adapt(small_model(family))
     model = random_draft(num_target_layers=len(target.layers), vocab_size=VOCABULARY) if draft else None
-    return Engine(target, tokenizer(), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
+    return Engine(target, tokenizer(*markers), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
 
 
 def asking(count: int, schema: Any = REVIEW, max_tokens: int = 200, **sampling: Any) -> list[Request]:
@@ -91,7 +95,8 @@ def assert_valid(completion: Completion, schema: Any) -> None:
 def by_mlx_lm(family: str, request: Request) -> list[int]:
     """The likeliest tokens that the grammar allows, by mlx-lm's own generation."""
     assert request.grammar
-    matcher = Grammars(tokenizer(), VOCABULARY).matcher(request.grammar)
+    matcher = Grammars(tokenizer(), VOCABULARY).matcher(request)
+    assert matcher
     history: list[int] = []  # of the prompt, mlx-lm shows the last part only
 
     def obey(text: mx.array, logits: mx.array) -> mx.array:
@@ -172,11 +177,13 @@ def test_growth_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPa
 def test_rows_with_a_grammar_take_every_second_round_beside_others_and_every_one_alone() -> None:
     asked = asking(3, {"type": "array", "items": {"type": "null"}, "minItems": 50, "maxItems": 50})
     made = engine()
+    made.scheduler.forced = 0
     alone = tokens(run(made, asked))
     longest = max(len(answer) for answer in alone.values())
     assert made.stats.rounds == longest
     free = [replace(request, id=f"free {request.id}", grammar=None) for request in asking(2, max_tokens=2 * longest)]
     made = engine()
+    made.scheduler.forced = 0
     assert tokens(run(made, [*asked, *free])).items() >= alone.items()
     assert made.stats.rounds <= 2 * longest + 1
 
@@ -219,7 +226,7 @@ def test_max_tokens_cuts_and_a_text_that_is_whole_just_then_stops() -> None:
 )
 def test_a_schema_that_cannot_be_enforced_fails_alone(schema: str, reason: str) -> None:
     made = engine()
-    with pytest.raises(RequestError, match=r"^the JSON schema of response_format cannot be enforced: [^\n]*$") as info:
+    with pytest.raises(RequestError, match=r"^the grammar \(json\) cannot be enforced: [^\n]*$") as info:
         made.add(Request("bad", (1, 2), grammar=Grammar("json", schema)))
     assert reason in str(info.value)
     assert not made.busy
@@ -236,7 +243,7 @@ def test_a_grammar_that_becomes_too_hard_ends_its_row_alone() -> None:
     done = run(engine(), [hard, *asked])
     assert done["hard"].finish_reason == "error"
     assert done["hard"].error
-    assert done["hard"].error.startswith("the JSON schema of response_format is too hard: ")
+    assert done["hard"].error.startswith("the grammar (json) is too hard: ")
     for request in asked:
         assert_valid(done[request.id], REVIEW)
 
