@@ -107,7 +107,7 @@ class Running:
 
 def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
     """The job as the engine takes it; raises RequestError."""
-    tools = body.tools and Tools(body.tools.tools, body.tools.required, body.tools.named)
+    tools = body.tools and Tools(**dict(body.tools))
     rules = body.grammar and Grammar(body.grammar.kind, body.grammar.text)
     if tools and tools.enforced:
         if rules:

@@ -85,4 +85,4 @@ def _with_calls(answer: Answer, completion: Completion, begin: int, tools: Tools
         return answer
     names = any_of(each.content for each in text.tokenizer.added_tokens_decoder.values() if each.special)
     content = (names.sub("", around) if names else around).strip()
-    return Answer(content or None, answer.reasoning, answer.reasoning_tokens, found)
+    return Answer(content or None, answer.reasoning, answer.reasoning_tokens, found[:1] if tools.single else found)

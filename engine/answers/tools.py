@@ -32,12 +32,14 @@ class Call:
 class Tools:
     """The functions that a request offers, as in the OpenAI API.
 
-    If they are `required`, the answer is calls of them and nothing else; of the one that is `named`, if one is.
+    If they are `required`, the answer is calls of them and nothing else; of the one that is `named`, if one is. Of
+    several calls a `single` one is kept: the first.
     """
 
     tools: tuple[Mapping[str, Any], ...]
     required: bool = False
     named: str | None = None
+    single: bool = False
 
     @property
     def enforced(self) -> bool:
@@ -64,7 +66,8 @@ def grammar(tools: Tools, text: Text) -> Grammar:
     else:
         begin, end = (_marker(text, marker) for marker in (json_tools.tool_call_start, json_tools.tool_call_end))
         marked = f'{begin} "\\n" call "\\n" {end}'
-        start = f"start: {marked}" if tools.named is not None else f'start: {marked} ("\\n" {marked})*'
+        alone = tools.single or tools.named is not None
+        start = f"start: {marked}" if alone else f'start: {marked} ("\\n" {marked})*'
     return Grammar("lark", "\n".join([start, *rules]))
 
 

@@ -147,7 +147,8 @@ class Output:
         if line.get("error") is not None:
             self.errors.add(result.line, line)
             return
-        self._widen(extras(line))
+        if self._format.headed:
+            self._widen(extras(line))
         record = self._format.record(result.line, line, self._columns(line.get("keep") or {}), self._extra)
         if self.manifest.in_order:
             self.manifest.in_order = False
@@ -233,7 +234,7 @@ class Output:
     def _widen(self, extra: Collection[str]) -> None:
         """Gives all results columns that the next one needs."""
         new = [name for name in extra if name not in self._extra]
-        if not (new and self._format.headed):
+        if not new:
             return
         self._extra += new
         if self._out.is_empty:

@@ -154,13 +154,16 @@ class Message(BaseModel):
 
 
 class Tools(BaseModel):
-    """Functions that the model may call, as in the OpenAI API; if it is `required`, or one is `named`, it must."""
+    """Functions that the model may call, as in the OpenAI API; if it is `required`, or one is `named`, it must.
+    Of several calls a `single` one is kept.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tools: tuple[dict[str, Any], ...]
     required: bool = False
     named: str | None = None
+    single: bool = False
 
 
 class JobBody(BaseModel):

@@ -22,11 +22,10 @@ def tools(asked: Asked, grammar: Grammar | None) -> Tools | None:
     required, named = _choice(choice, names)
     if not given or choice == "none":
         return None
-    if asked.flag("parallel_tool_calls") is False:
-        raise Fault("parallel_tool_calls = false is not supported; remove it, and use the first call")
     if grammar:
         raise Fault('has tools and a grammar, such as response_format; keep one, or set tool_choice to "none"')
-    return Tools(tools=tuple(given), required=required, named=named)
+    single = asked.flag("parallel_tool_calls") is False
+    return Tools(tools=tuple(given), required=required, named=named, single=single)
 
 
 def calls(place: int, given: Any) -> tuple[dict[str, Any], ...]:

@@ -121,6 +121,12 @@ def test_a_call_that_cannot_be_read_stays_text(written: str) -> None:
     assert answer == Answer(written, notes=(UNREADABLE,))
 
 
+def test_of_several_calls_the_first_is_kept_where_one_is_wanted() -> None:
+    (tool,) = OFFERED.tools
+    answer = read(completion(f"{CALL}\n{CALL.replace('Ulm', 'Bonn')}"), "none", Tools((tool,), single=True), TEXT)
+    assert answer.calls == (Call("weather", '{"city": "Ulm"}'),)
+
+
 def test_halves_of_characters_in_arguments_stay_escaped() -> None:
     written = '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>'
     (call,) = read(completion(written), "none", OFFERED, TEXT).calls

@@ -58,6 +58,13 @@ def test_models_that_write_json_between_markers(special: bool) -> None:
         assert accepts(named, text, written) == by_named
 
 
+def test_one_call_is_enforced_where_one_is_wanted() -> None:
+    text = Text(with_template(TOOLS))
+    tools = Tools(OFFERED, required=True, single=True)
+    assert accepts(tools, text, MARKED.format(TIME))
+    assert not accepts(tools, text, f"{MARKED.format(WEATHER)}\n{MARKED.format(TIME)}")
+
+
 def test_other_models_write_one_call_as_json() -> None:
     for text in (Text(smollm()), Text(with_template(TOOLS, "qwen3_coder"))):
         tools = Tools(OFFERED, required=True)

@@ -57,13 +57,6 @@ def client(redis_server: RedisServer, boxed_model: Path, tmp_path_factory: pytes
                 server.kill()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="not served yet: echo, logit_bias, logprobs, n, presence_penalty, frequency_penalty, prompt as a list, "
-    "reasoning_effort, tools; add_generation_prompt, continue_final_message, allowed_token_ids, bad_words, "
-    "chat_template_kwargs, guided_choice, guided_grammar, guided_json, guided_regex, structured_outputs, ignore_eos, "
-    "min_p, min_tokens, repetition_penalty, stop_token_ids, include_stop_str_in_output, top_k -1",
-)
 @pytest.mark.parametrize("made", [openai_lines(), vllm_lines()], ids=["openai", "vllm"])
 def test_every_line_runs_and_means_what_it_says(client: OpenAI, made: list[Body]) -> None:
     assert len(made) == 100

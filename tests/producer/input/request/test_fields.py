@@ -121,7 +121,7 @@ def test_what_is_honoured_changes_the_job_or_is_refused(field: Field) -> None:
             assert read(**given) != read(**beside)
         else:
             assert field.name in fault(read, **given)
-            assert field.name in ("best_of", "parallel_tool_calls", "add_special_tokens")
+            assert field.name in ("best_of", "add_special_tokens")
     if field.of != "both":
         other, url = (text, URLS["chats"]) if field.of == "chats" else (chat, URLS["texts"])
         assert fault(other, **{field.name: value}) == f"{field.name} is for {field.of}, those of {url}; remove it"

@@ -40,6 +40,8 @@ def test_which_tool_must_be_called() -> None:
     ):
         assert chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=True).tools == expected
         assert short(tools=TOOLS, tool_choice=choice).tools == expected
+        one = chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False).tools
+        assert one == (expected and expected.model_copy(update={"single": True}))
     for nothing in (None, []):
         assert chat(tools=nothing, tool_choice="auto", parallel_tool_calls=False).tools is None
 
@@ -76,10 +78,6 @@ SHAPE = '{"type": "function", "function": {"name": …}}'
         (
             {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
             "tool_choice of the type allowed_tools is not supported; list only those tools",
-        ),
-        (
-            {"tools": TOOLS, "parallel_tool_calls": False},
-            "parallel_tool_calls = false is not supported; remove it, and use the first call",
         ),
         (
             {"tools": TOOLS, "response_format": {"type": "json_object"}},
