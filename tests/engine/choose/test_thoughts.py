@@ -59,6 +59,9 @@ PATTERNS = Grammar("regex", PATTERN)
 LIST = Grammar("json", '{"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}')
 
 
+LETTERS = Grammar("regex", "[abc0-9]{20}")
+
+
 @functools.cache
 def small_model(family: str) -> Any:
     return BUILDERS[family]()
@@ -236,8 +239,8 @@ def test_tokens_depend_neither_on_drafts_nor_on_depths_nor_on_company(family: st
 
 
 CHANGES: tuple[dict[str, Any], ...] = (
-    {"presence_penalty": 1.0, "repetition_penalty": 1.3},
-    {"frequency_penalty": 0.4, "logprobs": 2},
+    {"presence_penalty": 2.0, "repetition_penalty": 1.5},
+    {"frequency_penalty": 2.0, "logprobs": 2},
     {"logprobs": 0, "min_tokens": 20},
 )
 
@@ -245,7 +248,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("family", BUILDERS)
 def test_what_rows_have_generated_is_known_though_rounds_are_chosen_from_again(family: str) -> None:
     asked = [
-        replace(request, sampling=replace(request.sampling, **CHANGES[i % 3]), grammar=request.grammar or PATTERNS)
+        replace(request, sampling=replace(request.sampling, **CHANGES[i % 3]), grammar=LETTERS)
         for i, request in enumerate(asking(36, temperature=1.0, max_tokens=90))
     ]
     alone = engine(family, max_rows=1)
@@ -262,7 +265,7 @@ def test_what_rows_have_generated_is_known_though_rounds_are_chosen_from_again(f
         for id, completion in done.items():
             assert [each.token for each in completion.logprobs] == [each.token for each in expected[id].logprobs]
             pairs = zip(completion.logprobs, expected[id].logprobs, strict=True)
-            assert all(abs(one.logprob - other.logprob) < 1e-4 for one, other in pairs)
+            assert all(abs(one.logprob - other.logprob) < 1e-3 for one, other in pairs)
 
 
 @pytest.mark.parametrize("family", BUILDERS)
