@@ -15,6 +15,8 @@ from .template import Template
 MARKS = range(0xF0000, 0xFFFFE)
 """Characters for private use, of which one that no message has marks places in the rendered chat."""
 
+SHOWN = {"name": "names", "tool_calls": "earlier calls"}
+"""Fields of messages that many templates leave out, and what is missing then."""
 
 TAG = re.compile(r"<.+>|\[.+\]")
 """How tokens look that only a template gives a meaning; others that it holds may be whitespace and words."""
@@ -94,8 +96,10 @@ class Chat:
         if prompt.goes_on:
             begun = self._end_with_mark(messages, mark)
         text = render(messages)
-        if any("name" in message for message in messages) and text == render([_nameless(each) for each in messages]):
-            notes.append("name: the model's chat template does not show names to the model")
+        for name, shown in SHOWN.items():
+            said = any(name in message for message in messages)
+            if said and text == render([_without(name, message) for message in messages]):
+                notes.append(f"{name}: the model's chat template does not show {shown} to the model")
         if prompt.goes_on:
             text, found, _ = text.rpartition(mark)
             if not found:
@@ -165,8 +169,8 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**call, "function": function}
 
 
-def _nameless(message: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if name != "name"}
+def _without(field: str, message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != field}
 
 
 def _whose(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -17,9 +17,10 @@ from .records import whole_lines
 COLUMNS = ("custom_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_per_round")
 """Columns of every table; the kept ones follow."""
 
-EXTRA = ("reasoning", "tool_calls", "texts")
-"""Columns behind these, in a table that has results with thoughts, with calls of tools, with several choices. `texts`
-are those of all choices; the other columns tell of the first. A table gets them with the first such result.
+EXTRA = ("reasoning", "tool_calls", "texts", "logprobs", "draftmill_notes")
+"""Columns behind these, in a table that has results with thoughts, with calls of tools, with several choices, with
+log-probabilities, with notes. `texts` are those of all choices and the notes of the line; the other columns tell of the
+first choice. A table gets them with the first such result.
 """
 
 
@@ -156,10 +157,17 @@ def row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def extras(line: Mapping[str, Any]) -> dict[str, Any]:
     """What an output line with a completion has for the columns of EXTRA."""
-    choices = line["response"]["body"]["choices"]
+    body = line["response"]["body"]
+    choices = body["choices"]
     message = choices[0].get("message", {})
     found = {name: message[name] for name in ("reasoning", "tool_calls") if name in message}
-    return found | ({"texts": [_text(choice) for choice in choices]} if len(choices) > 1 else {})
+    if len(choices) > 1:
+        found["texts"] = [_text(choice) for choice in choices]
+    if logprobs := choices[0].get("logprobs"):
+        found["logprobs"] = logprobs
+    if notes := body.get("draftmill", {}).get("notes"):
+        found["draftmill_notes"] = notes
+    return found
 
 
 def extra_in(header: bytes) -> list[str]:

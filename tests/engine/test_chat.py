@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.request import RequestError
 from draftmill.engine.text import Text
-from tests.engine.tokenizers import LLAMA, QWEN, llama, qwen, smollm
+from tests.engine.tokenizers import LLAMA, QWEN, TOOLS, llama, qwen, smollm, with_template
 
 TEMPLATES = {qwen: QWEN, llama: LLAMA}
 
@@ -118,3 +118,11 @@ def test_a_template_that_leaves_out_the_last_answer_is_said() -> None:
 
 def test_a_plain_prompt_may_name_control_tokens() -> None:
     assert made(smollm).encode("<|im_end|>").tokens == (2,)
+
+
+def test_calls_that_a_template_leaves_out_are_said() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "sun", "arguments": "{}"}}
+    turns = ({"role": "user", "content": "Sun?"}, {"role": "assistant", "tool_calls": (call,)})
+    chat = ChatPrompt((*turns, {"role": "tool", "content": "yes", "tool_call_id": "1"}))
+    assert ["tool_calls" in note for note in Text(smollm()).encode(chat).notes] == [True]
+    assert Text(with_template(TOOLS)).encode(chat).notes == ()

@@ -157,6 +157,7 @@ def _answer(line: dict[str, Any], asked: dict[str, Any], translation: Translatio
     if response := line["response"]:
         answer, status = response["body"], response["status_code"]
         if status == 200:
+            notes = [*notes, *answer.get("draftmill", {}).get("notes", ())]
             answer = translation.answer(asked, answer)
         return JSONResponse(answer, status, {"x-request-id": response["request_id"], **_noted(notes)})
     error = line["error"]

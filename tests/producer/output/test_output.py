@@ -390,6 +390,21 @@ def test_a_table_has_the_texts_of_all_choices_behind_what_was_kept(tmp_path: Pat
         assert list(rows(path)[0])[-2:] == ["stars", "texts"]
 
 
+def test_a_table_has_log_probabilities_and_what_could_not_be_done(tmp_path: Path) -> None:
+    line = orjson.loads(done(1).line)
+    logprobs = {"content": [{"token": "yes", "logprob": -0.5}], "refusal": None}
+    line["response"]["body"]["choices"][0]["logprobs"] = logprobs
+    line["response"]["body"]["draftmill"] = {"notes": ["it cannot think"]}
+    for format in ("csv", "parquet"):
+        path = tmp_path / f"out.{format}"
+        write(path, [done(0), Result("2-0", orjson.dumps(line), 1)])
+        first, second = rows(path)
+        assert not first["logprobs"]
+        assert not first["draftmill_notes"]
+        assert orjson.loads(second["logprobs"]) == logprobs
+        assert orjson.loads(second["draftmill_notes"]) == ["it cannot think"]
+
+
 def test_a_kept_column_is_never_taken_for_one_of_ours() -> None:
     assert names(["reasoning", "texts", "stars", "input_texts"]) == [
         "input_reasoning",

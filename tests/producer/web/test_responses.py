@@ -251,6 +251,12 @@ def test_a_response_by_openais_client(client: OpenAI) -> None:
     assert "store is ignored" in orjson.loads(raw.headers["x-draftmill-notes"])[0]
     raw = client.responses.with_raw_response.create(model="small", input="say it", max_output_tokens=1, store=False)
     assert (raw.parse().output_text, "x-draftmill-notes" in raw.headers) == ("word0", False)
+    raw = client.responses.with_raw_response.create(
+        model="small", input="say it", max_output_tokens=1, store=False, extra_body={"thinking_budget": 5}
+    )
+    told = orjson.loads(raw.text)["draftmill"]["notes"]
+    assert "thinking_budget" in told[0]
+    assert orjson.loads(raw.headers["x-draftmill-notes"]) == told
     for wrong in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}, {"temperature": 9}):
         with pytest.raises(openai.BadRequestError) as error:
             client.responses.create(**{"model": "small", "input": "say it"} | wrong)  # pyright: ignore[reportCallIssue, reportArgumentType] -- wrong ones

@@ -101,6 +101,12 @@ def test_what_a_request_asks_in_vain_is_told(client: OpenAI) -> None:
     )
     assert len(raw.headers["x-draftmill-notes"]) < 8000
     assert "2,980 more" in raw.headers["x-draftmill-notes"]
+    raw = client.chat.completions.with_raw_response.create(  # a worker sees this one
+        model=PAIR, messages=MESSAGES, max_tokens=2, extra_body={"thinking_budget": 5}
+    )
+    told = orjson.loads(raw.text)["draftmill"]["notes"]
+    assert "thinking_budget" in told[0]
+    assert orjson.loads(raw.headers["x-draftmill-notes"]) == told
     plain = client.chat.completions.with_raw_response.create(model=PAIR, messages=MESSAGES, max_tokens=2)
     assert "x-draftmill-notes" not in plain.headers
 

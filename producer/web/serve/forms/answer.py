@@ -42,6 +42,7 @@ def response_of(asked: dict[str, Any], completion: dict[str, Any], model: str) -
         "store": False,
         "previous_response_id": None,
         "service_tier": "default",
+        **{name: completion[name] for name in ("draftmill",) if name in completion},  # notes
     }
 
 
