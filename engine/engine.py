@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import mlx.core as mx
 
 from ..kernels.packing import Packing
 from ..kernels.pages.sizes import PAGE
-from .choose.constrained import Chooser
-from .choose.grammar import GrammarError, Grammars
+from .admission import Admission
+from .choose.constrained import Choice
+from .choose.history import Histories
 from .choose.scored import Scored
 from .depth.budget import Budget
 from .depth.calibration import calibrated
@@ -22,15 +23,16 @@ from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
 from .drafting.load import load_pair
+from .emission import emit, shown
 from .models.folder import ModelError
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, log, renew, rewind
 from .request import Completion, FinishReason, Request, RequestError
-from .rounds import Round, pack
+from .rounds import Emitted, Round, pack, with_forced
 from .schedule.blame import blame
 from .schedule.row import Row
-from .schedule.scheduler import Plan, Scheduler, Segment
+from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
 from .state.row_ends import RowEnds
@@ -41,18 +43,13 @@ from .verdict import Verdict
 MAX_ROWS = 32
 
 
-def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
-    """The same depth for every row, in every round."""
-    return lambda rows, prompt: [depth] * len(rows)
-
-
 class Engine:
     """Continuous batching over packed rounds, with speculation where there is a draft.
 
     `step` launches round r + 1 before it reads round r, so the device never waits for the host: anchors, cursors and
     accepted counts stay on the device. The host therefore learns of an end token one round late, and what that row
-    did in the extra round is thrown away. A row with a grammar, whose next tokens depend on what the last ones were,
-    takes part in every second round, so that the others need not wait; in every round where all rows are such.
+    did in the extra round is thrown away. A row whose next tokens are constrained by what the last ones were, as in a
+    grammar, takes part in every second round, so that the others need not wait; in every one if all rows are such.
     All calls from one thread.
 
     After a round that failed, all rows begin anew: what they have generated is prefilled again.
@@ -82,7 +79,7 @@ class Engine:
         depth: int | None = None,
     ):
         self.target = target
-        self.text = Text(tokenizer)
+        self.text = Text(tokenizer, target.vocabulary)
         self.context_length = context_length
         self.max_rows = max_rows
         self.stats = Stats()
@@ -95,7 +92,7 @@ class Engine:
         shares = Shares.of(target, draft, max_rows, context_length, memory)
         self.workspace = shares.workspace
         depths = fixed(most if depth is None else depth)
-        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes)
+        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most if draft else FORCED)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = Drafter(draft, target, self.pool.pages) if draft else None
@@ -105,9 +102,9 @@ class Engine:
         self.budget: Budget | None = None
         self.verdict: Verdict | None = None
         self.stats.accepted_per_position = [0] * most
-        self._grammars = Grammars(tokenizer, target.vocabulary)
-        self._chooser = Chooser()
+        self._admission = Admission(self.text, context_length, target.vocabulary)
         self._ends = RowEnds(max_rows)
+        self._histories = Histories(target.vocabulary)
         self._in_flight: Round | None = None
         self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
@@ -152,33 +149,20 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._rows or self._in_flight or self._finished)
 
-    def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
-        """Tokens of a chat or of a plain prompt; raises RequestError."""
-        return self.text.encode(messages, prompt)
-
     def add(self, request: Request) -> None:
         """Queue a request; it starts when a row and memory are free.
 
         Raises:
             RequestError: it could never be served.
         """
-        prompt, room = len(request.tokens), self.context_length - len(request.tokens)
         if request.id in self._rows:
             raise RequestError(f"request '{request.id}' is already running")
-        if prompt == 0:
-            raise RequestError("the prompt is empty")
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {prompt:,} tokens, the context {self.context_length:,}; shorten the prompt"
-            )
-        row = Row(request, limit=min(request.sampling.max_tokens, room))
+        row = self._admission.row(request)
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
             raise RequestError(
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
-        if request.schema is not None:
-            row.matcher = self._grammars.matcher(request.schema)
         self._rows[request.id] = row
         self.scheduler.add(row)
 
@@ -229,12 +213,13 @@ class Engine:
         log.error("a round of %d requests failed: %s", len(rows), failure.story)
         self._in_flight, self._read_at, self._working = None, None, []
         sent_back = self.scheduler.start_over()
-        rewind(sent_back, self._grammars)
+        rewind(sent_back, self._admission.matcher)
         if self.budget:
             for row in sent_back:
                 self.budget.forget(row.request.id)
         self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
         self._context.clear()
+        self._histories.clear()
         self._ends = RowEnds(self.max_rows)
         renew(self.target, self.state, self.drafter, failure)
         if guilty := blame(rows, failure.story):
@@ -250,6 +235,7 @@ class Engine:
         """Build a round's graph, draft, verify, accept, and hand it to the device."""
         for row in plan.preempted:
             self._context.drop(row)
+            self._histories.drop(row)
             if self.budget:  # what they were to draft will not be seen
                 self.budget.forget(row.request.id)
         self._grow()
@@ -259,15 +245,15 @@ class Engine:
         for s in segments:
             if s.cached and self.state.recurrent:
                 self.state.recurrent.load(s.slot, s.cached.memory)
-        drafting = [segment for segment in segments if segment.depth]
-        drafted = self._draft(drafting) if drafting else None
+        verifying = [segment for segment in segments if segment.depth]
+        drafted = self._draft(verifying) if verifying else None
         tokens, packing = pack(segments, drafted, self._ends)
         hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
         pending = [hidden]
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
             # Not later: the next round may have another token at the place of a rejected one.
-            pending += self._extend(self._context.take([segment.row for segment in drafting]))
+            pending += self._extend(self._context.take([segment.row for segment in verifying]))
             pending += self._extend(self._context.take_if_full())
         for s in segments:
             if s.keep:
@@ -280,7 +266,7 @@ class Engine:
         if self.budget:
             launched = replace(launched, forecast=self.budget.forecast)
         # Attention reads what the round wrote, so this evaluates the pools, too.
-        mx.async_eval(*pending, *launched.arrays, *self._ends.arrays)
+        mx.async_eval(*pending, *launched.arrays, *self._ends.arrays, *self._histories.arrays)
         self.stats.rounds += 1
         self.stats.rows += len(segments)
         self.stats.prefilled_tokens += sum(s.count for s in segments if s.depth is None)
@@ -294,17 +280,24 @@ class Engine:
                 pool.grow(pages)
 
     def _draft(self, segments: list[Segment]) -> mx.array:
-        assert self.drafter is not None
-        self._extend(self._context.take([s.row for s in segments]))
-        rows = [DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0) for s in segments]
-        return self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
+        """The drafts of segments; where they are all forced, the draft is not asked."""
+        asking = [s for s in segments if (s.depth or 0) > len(s.forced)]
+        if not self.drafter or not asking:
+            return with_forced(segments, None)
+        self._extend(self._context.take([s.row for s in asking]))
+        change = self._histories.of
+        rows = [
+            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row)) for s in asking
+        ]
+        drafts = self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
+        return with_forced(segments, drafts) if any(s.forced for s in segments) else drafts
 
     def _extend(self, late: ContextWrite | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
         return self.drafter.extend(*late) if self.drafter and late else []
 
     def _verify(self, hidden: mx.array, packing: Packing, segments: list[Segment], drafted: mx.array | None) -> Round:
-        """What the yielding rows emit; moves the ends of those that need not wait for a grammar."""
+        """What the yielding rows emit; moves the ends of those that are not constrained."""
         wanted: list[int] = []  # packed tokens whose logits are needed: a chunk's last, a block's all
         for span, segment in zip(packing.spans, segments, strict=True):
             if segment.yields:
@@ -314,27 +307,37 @@ class Engine:
         if not yielding:
             return Round()
         logits = self.target.head(hidden[mx.array(wanted)])
-        free, late = Scored(yielding, logits, drafted, self.target.operations).split()
+        self._histories.start(yielding)
+        changes = [self._histories.of(segment.row) for segment in yielding]
+        free, late = Scored(yielding, logits, drafted, self.target.operations, changes).split()
         if not free:
             return Round(late=late)
-        tokens, counts = free.accept(self._ends)
-        return Round(free.segments, mx.concatenate([counts[:, None], tokens], axis=1), late)
+        watched = free if free.watched else None
+        return Round(free.segments, free.accept(self._ends, self._histories), late, watched)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
         read, self._in_flight = self._in_flight, None
         if not read:
             return
-        emitted: Any = read.emitted.tolist()
+        emitted = read.emitted()
         self._time(read, launched)
-        for segment, (count, *tokens) in zip(read.yielding, emitted, strict=True):
-            self._take(segment, tokens[:count], count - 1)
-        if read.late:
-            choices = self._chooser.choose(read.late)
-            for choice in choices:
-                self._take(choice.segment, choice.tokens, choice.accepted, choice.error)
-            going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
-            self._ends.put([choice.end for choice in going_on])
+        overtaken = read.overtaken
+        for each in emitted:
+            if each.segment.row not in overtaken:
+                each.segment.row.follow(each.tokens)
+                self._take(each)
+        choices = read.choices(overtaken)
+        for choice in choices:
+            self._take(choice)
+        going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
+        self._ends.put([choice.end for choice in going_on])
+        for choice in going_on:
+            row = choice.segment.row
+            if row in overtaken:
+                self._histories.make_anew(row)
+            else:
+                self._histories.put(row, choice.tokens)
 
     def _time(self, read: Round, launched: Round | None) -> None:
         """Tell the budget what a round took that was there just now, if nothing came between it and its neighbours."""
@@ -343,48 +346,39 @@ class Engine:
         if self.budget and launched and before is not None and not read.late and not launched.late:
             self.budget.ran(read.forecast, launched.forecast, now - before)
 
-    def _take(self, segment: Segment, tokens: list[int], accepted: int, error: GrammarError | None = None) -> None:
-        """A segment has emitted these tokens, or its row cannot go on."""
-        row = segment.row
+    def _take(self, emitted: Emitted | Choice) -> None:
+        """A segment has emitted tokens, or its row cannot go on."""
+        segment, row = emitted.segment, emitted.segment.row
         row.in_flight.popleft()
         if row.finish_reason is not None:
             return
-        if error:
-            row.error = str(error)
+        if emitted.error:
+            row.error = str(emitted.error)
             return self._finish(row, "error")
         if segment.depth is not None:
-            row.cursor += len(tokens)
-            self._count(row, segment.depth, accepted)
-        self._emit(row, tokens)
+            row.cursor += len(emitted.tokens)
+            self._count(row, segment.depth, emitted.accepted)
+            if self.budget and not segment.forced:
+                self.budget.observe(row.request.id, segment.depth, emitted.accepted)
+        before = len(row.generated)
+        reason = emit(row, emitted.tokens, emitted.logprobs, self.text)
+        self.stats.generated_tokens += len(row.generated) - before
+        if reason:
+            self._finish(row, reason)
 
     def _count(self, row: Row, depth: int, accepted: int) -> None:
-        if self.budget:
-            self.budget.observe(row.request.id, depth, accepted)
         for counters in (row, self.stats):
             counters.drafted += depth
             counters.accepted += accepted
         row.rounds += 1
         self.stats.row_rounds += 1
-        for position in range(accepted):
+        for position in range(min(accepted, len(self.stats.accepted_per_position))):
             self.stats.accepted_per_position[position] += 1
-
-    def _emit(self, row: Row, tokens: list[int]) -> None:
-        """Append tokens to a row until one of them ends it."""
-        for place, token in enumerate(tokens, 1):
-            if token in self.text.end_tokens:
-                return self._finish(row, "stop")
-            row.generated.append(token)
-            self.stats.generated_tokens += 1
-            if self.text.stopped(row.generated, row.request.sampling.stop):
-                return self._finish(row, "stop")
-            if row.matcher and row.matcher.complete and place == len(tokens):
-                return self._finish(row, "stop")
-            if len(row.generated) >= row.limit:
-                return self._finish(row, "length")
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
         self._context.drop(row)
+        self._histories.drop(row)
         if self.budget:
             self.budget.forget(row.request.id)
         self.scheduler.remove(row)
@@ -394,5 +388,4 @@ class Engine:
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)
         self.stats.cached_tokens += row.cached
-        text = self.text.decode(row.generated)
-        return row.completion(self.text.cut(text, row.request.sampling.stop))
+        return row.completion(shown(row, self.text))

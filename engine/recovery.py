@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .choose.grammar import Grammars
 from .drafting.drafter import Drafter
 from .models.folder import first_line
 from .models.load_check import try_out
 from .models.targets.transformer import Transformer
-from .request import EngineFailed
-from .schedule.row import Row
+from .request import EngineFailed, Request
+from .schedule.row import Matcher, Row
 from .state.state import State
 
 log = logging.getLogger(__name__)
@@ -30,12 +29,13 @@ class Failure(NamedTuple):
         return Failure(kind, f"{kind}: {first_line(error)}")
 
 
-def rewind(rows: Sequence[Row], grammars: Grammars) -> None:
-    """Let the grammars of rows be behind what these have generated; a round that failed may have moved them."""
+def rewind(rows: Sequence[Row], matcher: Callable[[Request], Matcher | None]) -> None:
+    """Let the matchers of rows be behind what these have generated; a round that failed may have moved them."""
     for row in rows:
-        if row.request.schema is not None:
-            row.matcher = grammars.matcher(row.request.schema)
-            row.matcher.advance(row.generated)
+        if row.matcher:
+            row.matcher = matcher(row.request)
+            if row.matcher:
+                row.matcher.advance(row.generated)
 
 
 def renew(target: Transformer, state: State, drafter: Drafter | None, failure: Failure) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
+Thinking = Literal["none", "may", "open"]
+
 
 class RequestError(ValueError):
     """A request that this engine can never serve; the message is one line that says why and what to do."""
@@ -20,16 +22,41 @@ class EngineFailed(RuntimeError):
 class Sampling:
     """How a row's tokens are chosen.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 mean no truncation. `stop` strings end the text before
-    themselves. The random stream of a row is a function of `seed` and the token's position, of nothing else.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 mean no truncation. `stop` strings end the text before
+    themselves, or behind if `include_stop`. The random stream of a row is a function of `seed` and the token's
+    position, of nothing else.
+
+    The target's logits change before a token is chosen: `presence_penalty` and `frequency_penalty` are subtracted for
+    tokens that were generated before, `repetition_penalty` divides positive logits and multiplies negative ones of
+    those and of the prompt's; `logit_bias` is added, by token. Only `allowed_token_ids` may come, if there are any, and
+    no text of `bad_words`.
+
+    `stop_token_ids` end the text as the model's end tokens do, and stay out of it; with `ignore_eos` those are tokens
+    like any other. None of them, and no stop string, ends it before `min_tokens`.
+
+    `logprobs` asks for the log-probability of each token, and of so many likeliest ones. At most `thinking_budget`
+    tokens are thoughts.
     """
 
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    thinking_budget: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -37,13 +64,37 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What the answer must obey: `text` is a JSON schema, a regular expression, a JSON list of choices, or a grammar in
+    Lark's notation.
+    """
+
+    kind: Literal["json", "regex", "choice", "lark"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Request:
-    """One prompt, already tokenised, with its sampling parameters, and the JSON schema that the text must obey."""
+    """One prompt, already tokenised, with its sampling parameters, and the grammar that the answer must obey.
+
+    `thinking` says whether the text begins inside the model's thoughts ("open": the prompt ends with the marker), may
+    begin with them ("may"), or is an answer from its first token on ("none").
+    """
 
     id: str
     tokens: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
-    schema: str | None = None
+    grammar: Grammar | None = None
+    thinking: Thinking = "none"
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability, and those of the likeliest ones at its place: (token, log-probability), best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,8 +104,10 @@ class Completion:
     `tokens` are the generated tokens without the end token; `text` is cut before a stop string.
     Of the prompt's tokens `cached_tokens` were copied from another request's instead of prefilled.
     `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
-    and accepted in them (both 0 at depth 0). Of a row that could not go on, and so ended with "error", `error` says in
-    one line why; so it does of one that ended with "failed", because rounds with it alone fail on this machine.
+    and accepted in them, also those that a grammar forced, which need no draft. Of a row that could not go on, and so
+    ended with "error", `error` says in one line why; so it does of one that ended with "failed", because rounds with it
+    alone fail on this machine.
+    `logprobs` are those of `tokens`, if they were asked for.
     """
 
     id: str
@@ -68,3 +121,4 @@ class Completion:
     accepted: int = 0
     seconds: float = 0.0
     error: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -3,34 +3,96 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import mlx.core as mx
 
 from ..kernels.packing import Packing, Span
-from .choose.scored import Scored
+from .choose.constrained import Choice, choose
+from .choose.grammar import GrammarError
+from .choose.scored import Accepted, Scored
 from .depth.round_timing import Forecast
+from .request import TokenLogprob
+from .schedule.row import Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
 
 
 @dataclass(frozen=True)
-class Round:
-    """A round in flight: the segments that yield, and what they have `emitted`, on the device [M, 1 + W]: of each how
-    many tokens, then tokens, of which so many are valid. It is one array, because MLX on CUDA copies each one that the
-    host reads into other memory first.
+class Emitted:
+    """What a segment has emitted: tokens, the first `accepted` of them drafted, and their log-probabilities if its row
+    asks for them.
+    """
 
-    What segments of rows with a grammar emit is chosen of their `late` share once the round has run. `forecast` is how
-    the round was priced, if it was.
+    segment: Segment
+    tokens: list[int]
+    accepted: int
+    logprobs: list[TokenLogprob]
+    error: GrammarError | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round in flight: the segments that yield, and what they emit, on the device.
+
+    What constrained segments emit is chosen of their `late` share once the round has run. So it is with those of the
+    `watched` share whose rows are constrained by what the round before turns out to emit. `forecast` is how the round
+    was priced, if it was.
     """
 
     yielding: list[Segment] = field(default_factory=list)
-    emitted: mx.array = field(default_factory=lambda: mx.zeros((0,), mx.int32))
+    accepted: Accepted = field(default_factory=Accepted)
     late: Scored | None = None
+    watched: Scored | None = None
     forecast: Forecast | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.emitted, *(self.late.arrays if self.late else [])]
+        return [*self.accepted.arrays, *(self.late.arrays if self.late else [])]
+
+    @property
+    def overtaken(self) -> set[Row]:
+        """Rows that were free when the round was launched, and are not any more."""
+        rows = [segment.row for segment in self.watched.segments] if self.watched else []
+        return {row for row in rows if row.matcher and row.matcher.free < 1}
+
+    def choices(self, overtaken: set[Row]) -> list[Choice]:
+        """What constrained segments emit, those of the overtaken rows among them."""
+        choices = choose(self.late) if self.late else []
+        if self.watched and overtaken:
+            choices += choose(self.watched, lambda segment: segment.row in overtaken)
+        return choices
+
+    def emitted(self) -> list[Emitted]:
+        """What its segments have emitted but for the late ones, once it has run."""
+        emitted: Any = self.accepted.emitted.tolist()
+        most = [segment.row.request.sampling.logprobs for segment in self.yielding]
+        asked: list[int | None] = []  # of all slots that have log-probabilities
+        for segment, number, (count, *_) in zip(self.yielding, most, emitted, strict=True):
+            if number is not None:
+                asked += [number] * count + [None] * ((segment.depth or 0) + 1 - count)
+        listed = iter(self.accepted.logprobs.listed(asked) if self.accepted.logprobs else ())
+        return [
+            Emitted(segment, own[:count], count - 1, [] if number is None else list(islice(listed, count)))
+            for segment, (count, *own), number in zip(self.yielding, emitted, most, strict=True)
+        ]
+
+
+def with_forced(segments: list[Segment], drafts: mx.array | None) -> mx.array:
+    """All drafts [F] of segments: what is forced, then those [D] of the draft, which has drafted where that is less."""
+    forced: list[int] = []
+    source: list[int] = []  # in the draft's, followed by the forced ones
+    size, next_draft = 0 if drafts is None else drafts.size, 0
+    for s in segments:
+        depth = s.depth or 0
+        known = len(s.forced)
+        source.extend(range(size + len(forced), size + len(forced) + known))
+        source.extend(range(next_draft + known, next_draft + depth))
+        forced.extend(s.forced)
+        next_draft += depth if depth > known else 0
+    host = mx.array(forced, mx.int32)
+    return host if drafts is None else mx.concatenate([drafts, host])[mx.array(source)]
 
 
 def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tuple[mx.array, Packing]:

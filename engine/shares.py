@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..kernels.pages.sizes import PAGE, pages_for
+from .choose.history import Histories
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter
 from .models.folder import ModelError
 from .models.targets.transformer import Transformer
 from .schedule.prefix import MOST
-from .schedule.scheduler import PREFILL_TOKENS
+from .schedule.scheduler import FORCED, PREFILL_TOKENS
 from .state.memory import default_budget
 
 PREFIXES = 8
@@ -41,10 +42,12 @@ class Shares:
             ModelError: not even one page.
         """
         block = draft.config.block_size if draft else 0
-        workspace = target.workspace(PREFILL_TOKENS + max_rows * max(1, block), max_rows * max(1, block))
+        most = block or 1 + FORCED
+        workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
+        workspace += Histories.workspace(max_rows, target.vocabulary)
         budget = default_budget(workspace) if memory is None else memory
         per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
-        per_row, per_prefix = target.bytes_per_row(block), target.bytes_per_row(0)
+        per_row, per_prefix = target.bytes_per_row(most), target.bytes_per_row(0)
         prefixes = budget // PREFIXES if per_prefix else 0
         late = budget // LATE if draft else 0
         room = (budget - prefixes - late - max_rows * per_row) // per_page

@@ -12,7 +12,8 @@ class Stats:
     Of the `prompt_tokens` of finished requests `cached_tokens` were copied from other requests' prefixes;
     `prefilled_tokens` went through the target, those of a preempted row again when it came back.
     `rows` sums the rows of all rounds; `row_rounds` those of them that decoded. `drafted` and `accepted` count the
-    draft tokens verified and accepted in these, `accepted_per_position` by their place in the block.
+    draft tokens verified and accepted in these, forced ones among them; `accepted_per_position` by their place in the
+    block, if there is a draft.
     """
 
     rounds: int = 0

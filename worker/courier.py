@@ -38,18 +38,17 @@ class Courier(threading.Thread):
     A failing Redis costs time, never a result: undelivered outcomes stay here and on disk, and are sent again.
     """
 
-    def __init__(self, queue: JobQueue, metrics: Metrics, rows: int, spool: Spool) -> None:
+    def __init__(self, queue: JobQueue, metrics: Metrics, spool: Spool) -> None:
         super().__init__(name="courier", daemon=True)
         self.queue = queue
         self.metrics = metrics
-        self.rows = rows
         self.spool = spool
         self.arrived = threading.Event()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._aborted = threading.Event()
-        self._room = 0
+        self._room = self._ahead = 0
         self._unread: list[Claimed] = []
         self._jobs: list[Claimed] = []
         self._fresh: list[Outcome] = []
@@ -60,15 +59,15 @@ class Courier(threading.Thread):
 
     # The worker's side.
 
-    def exchange(self, room: int) -> list[Claimed]:
+    def exchange(self, room: int, ahead: int) -> list[Claimed]:
         """Take the jobs that have arrived; the courier may fetch more until there are `room` of them in all.
 
-        The last `rows` of that room are for jobs that will wait for a row.
+        The last `ahead` of that room are for jobs that will wait for a row.
         """
         with self._lock:
             jobs, self._jobs = self._jobs, []
             room = max(0, room - len(jobs) - len(self._unread))
-            more, self._room = room > self._room, room
+            more, self._room, self._ahead = room > self._room, room, ahead
             self.arrived.clear()
         if more:
             self._wake.set()
@@ -166,11 +165,11 @@ class Courier(threading.Thread):
     def _claim(self) -> bool:
         self._hand_over()
         with self._lock:
-            room, held = self._room, len(self._held)
+            room, ahead, held = self._room, min(self._room, self._ahead), len(self._held)
             alone = any(job.alone for job in self._held.values())
         if not room or alone or self._closing.is_set():
             return False
-        jobs = self.queue.claim(room, min(room, self.rows), held)
+        jobs = self.queue.claim(room, ahead, held)
         with self._lock:
             self._room = max(0, self._room - len(jobs))
             self._held.update((job.id, job) for job in jobs)

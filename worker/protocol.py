@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..engine.request import Completion, Request
 from ..engine.stats import Stats
+from ..engine.text import Text
 from ..engine.verdict import Verdict
 
 
@@ -24,16 +25,15 @@ class Engine(Protocol):
         """How near its logits are to mlx-lm's on this machine; None if nobody has looked."""
         ...
 
+    text: Text
+    """Between text and tokens."""
+
     starting: Callable[[Sequence[str]], None]
     """Called in `step` with the requests that are in rows from this round on, before it runs."""
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        ...
-
-    def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
-        """Tokens of a chat or of a plain prompt; raises RequestError."""
         ...
 
     def add(self, request: Request) -> None:

@@ -16,10 +16,11 @@ from ..engine.text import Text
 from ..producer.queue.errors import UserError
 from ..producer.queue.paths import cache_dir
 from ..producer.queue.wire import JobBody
+from .jobs import prompts
 
 
 def counter(pair: str) -> Callable[[JobBody], int]:
-    """A function that counts a request's prompt tokens; it raises UserError for one that the model refuses.
+    """A function that counts the tokens of a request's prompts; it raises UserError for one that the model refuses.
 
     Raises UserError if the pair is unknown or its target is not on this machine.
     """
@@ -31,9 +32,8 @@ def counter(pair: str) -> Callable[[JobBody], int]:
         raise UserError(f"the tokenizer of {pair} is not on this machine") from error
 
     def count(body: JobBody) -> int:
-        messages = None if body.messages is None else [message.model_dump() for message in body.messages]
         try:
-            return len(text.encode(messages, body.prompt))
+            return sum(len(text.encode(prompt).tokens) for prompt in prompts(body))
         except RequestError as error:
             raise UserError(f"line {body.line}: {error}") from error
 

@@ -10,7 +10,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,18 @@ import redis as redis_py
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
-from ..engine.request import Completion, Request, RequestError
+from ..engine.request import Completion, RequestError
 from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
-from ..producer.queue.leases import Claimed, JobQueue
+from ..producer.queue.leases import JobQueue
 from ..producer.queue.pair_names import canonical
-from ..producer.queue.wire import WIRE, JobBody, JsonSerializer, pair_queue
-from . import jobs, results
+from ..producer.queue.wire import WIRE, JsonSerializer, pair_queue
+from . import jobs, model_defaults, results
 from .courier import Courier
 from .duty import UNHEARD, duty
 from .heartbeat import Heartbeat
 from .host import Host, Sensors
+from .jobs import Running
 from .metrics import Metrics
 from .protocol import Engine
 from .spool import Spool
@@ -40,33 +40,11 @@ log = logging.getLogger("draftmill.worker")
 VERSIONS = {name: version(name) for name in ("draftmill", "mlx", "rq")} | {"wire": str(WIRE)}
 
 
-@dataclass
-class Running:
-    """A claimed job in the engine, `since` when; `dropped` says why it should no longer run.
-
-    `counts` is whether Redis would count a loss of its lease against it, as it should while it is `in_row`; None if
-    nobody knows what Redis has.
-    """
-
-    job: Claimed
-    body: JobBody
-    request: Request
-    since: float
-    dropped: str | None = None
-    in_row: bool = False
-    counts: bool | None = True
-
-    @property
-    def overdue(self) -> bool:
-        limit = self.body.sampling.max_seconds
-        return limit is not None and time.monotonic() - self.since > limit
-
-
 class MillWorker(BaseWorker):
     """An RQ worker that keeps many jobs in flight in one process.
 
-    While the queue is full it holds twice as many jobs as the engine has rows, so that rows that end are filled
-    without waiting for Redis.
+    While the queue is full it holds jobs of twice as many requests as the engine has rows, so that rows that end are
+    filled without waiting for Redis.
 
     Args:
         engine: what generates.
@@ -77,6 +55,7 @@ class MillWorker(BaseWorker):
         drain: seconds that a warm stop may take; what runs longer is handed back.
         host: this machine.
         auto: whether to end, to be started anew, when the schedule says another pair.
+        defaults: the model's generation defaults, as `model_defaults.read` finds them.
     """
 
     def __init__(
@@ -89,6 +68,7 @@ class MillWorker(BaseWorker):
         drain: float = 300.0,
         host: Host | None = None,
         auto: bool = False,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         host = host or Host.here()
         name = f"{host.name}-{secrets.token_hex(3)}"  # one that was killed must not stand in its successor's way
@@ -104,7 +84,7 @@ class MillWorker(BaseWorker):
             self.metrics.observe_check(engine.verdict)
         self.queue = JobQueue(connection, self.name, pair, lease)
         self.spool = Spool(spool, self.name)
-        self.courier = Courier(self.queue, self.metrics, engine.max_rows, self.spool)
+        self.courier = Courier(self.queue, self.metrics, self.spool)
         self.witness = Witness(self.queue)
         engine.starting = self._start_rows
         self.pulse = Heartbeat(
@@ -121,12 +101,15 @@ class MillWorker(BaseWorker):
         self.sensors = Sensors(host)
         self.drain = drain
         self.auto = auto
+        self.defaults = defaults or {}
         self.duty = UNHEARD
         self.restart = False
         self._hand_back_at = math.inf
         self.signals = 0
         self._stop_at = math.inf
         self._running: dict[str, Running] = {}
+        self._of_request: dict[str, Running] = {}
+        self._requests_per_job = 1.0
         self._done = self._failed = 0
         self._speed: deque[tuple[float, int]] = deque(maxlen=11)
         self._joules = 0.0
@@ -183,24 +166,49 @@ class MillWorker(BaseWorker):
     def _take(self) -> None:
         """Hand the jobs that have arrived to the engine."""
         ended = []
-        room = self.capacity - len(self._running) if self.duty.takes_jobs and not self.signals else 0
-        for job in self.courier.exchange(room):
+        for job in self.courier.exchange(*self._room()):
             self.metrics.queue_seconds.observe(job.waited)
             if running := self._running.get(job.id):  # its lease was lost, and it came back while still running
                 running.job, running.dropped, running.counts = job, None, True
                 continue
             try:
-                body = jobs.decode(job, self.pair)
-                request = jobs.request(job, body, self.engine)
-                self.engine.add(request)
+                body = model_defaults.applied(jobs.decode(job, self.pair), self.defaults)
+                self._start(running := Running(job, body, jobs.asked(job, body, self.engine.text), time.monotonic()))
             except (jobs.BadJob, RequestError) as error:
                 ended.append(results.refused(job, str(error)))
             except Exception as error:  # whatever it is, it concerns this job alone
                 log.error("the engine failed to take %s: %s", job.id, type(error).__name__)
                 ended.append(results.retry(job, f"the engine failed with {type(error).__name__}"))
             else:
-                self._running[job.id] = Running(job, body, request, time.monotonic())
+                self._running[job.id] = running
         self._deliver(ended)
+
+    def _room(self) -> tuple[int, int]:
+        """How many jobs to have more, and how many of them are not for a free row, if they are as large as the last."""
+        if not self.duty.takes_jobs or self.signals:
+            return 0, 0
+        if self._running:
+            self._requests_per_job = len(self._of_request) / len(self._running)
+        free = max(0, self.capacity - len(self._of_request))
+        size = max(1.0, self._requests_per_job)
+        return math.ceil(free / size), int(min(free, self.engine.max_rows) / size)
+
+    def _start(self, running: Running) -> None:
+        """Give the engine what it does not have of a job, all or nothing."""
+        started = []
+        try:
+            for request in running.open:
+                self.engine.add(request)
+                started.append(request.id)
+        except BaseException:
+            for id in started:
+                self.engine.cancel(id)
+            raise
+        self._of_request.update(dict.fromkeys(started, running))
+
+    def _cancel(self, running: Running) -> None:
+        for request in running.open:
+            self.engine.cancel(request.id)
 
     def _drop(self) -> None:
         """Stop the rows whose lease is lost or that were cancelled."""
@@ -213,16 +221,16 @@ class MillWorker(BaseWorker):
             if running is None or running.dropped or drop.token not in ("", running.job.token):
                 continue
             running.dropped = drop.why
-            self.engine.cancel(drop.id)
+            self._cancel(running)
             if drop.why == "lost":
                 self.metrics.leases_lost.inc()
                 self.courier.forget(running.job)
 
     def _watch_deadlines(self) -> None:
-        for id, running in self._running.items():
+        for running in self._running.values():
             if running.overdue and not running.dropped:
                 running.dropped = "overdue"
-                self.engine.cancel(id)
+                self._cancel(running)
 
     def _watch_duty(self) -> None:
         """While the worker takes nothing new: finish what runs, for `drain` seconds at most, then hand it back."""
@@ -234,10 +242,10 @@ class MillWorker(BaseWorker):
         if self.duty.restart and not self.signals:
             self.restart = True
             self.request_shutdown()
-        for id, running in self._running.items() if now > self._hand_back_at else ():
+        for running in self._running.values() if now > self._hand_back_at else ():
             if not running.dropped:
                 running.dropped = "returned"
-                self.engine.cancel(id)
+                self._cancel(running)
 
     def _step(self) -> None:
         begin = time.perf_counter()
@@ -253,7 +261,7 @@ class MillWorker(BaseWorker):
 
     def _start_rows(self, ids: Sequence[str]) -> None:
         for id in ids:
-            if running := self._running.get(id):
+            if running := self._of_request.get(id):
                 running.in_row = True
         self._tell_rows()
 
@@ -268,30 +276,47 @@ class MillWorker(BaseWorker):
             running.counts = running.in_row if told else None
 
     def _ended(self, completion: Completion) -> results.Outcome | None:
-        running = self._running.pop(completion.id)
-        if completion.finish_reason == "failed":
-            return results.retry(running.job, completion.error or "the engine failed")
+        """A request has ended: what becomes of its job, if that was the last one, or none of the others is of use."""
+        running = self._of_request.pop(completion.id, None)
+        if running is None:  # of a job that could not be taken as a whole
+            return None
+        running.completions[completion.id] = completion
         if completion.error:
-            return results.refused(running.job, completion.error)
-        if completion.finish_reason != "cancelled":
+            self._cancel(running)
+        if not running.ended:
+            return None
+        del self._running[running.job.id]
+        return self._outcome(running)
+
+    def _outcome(self, running: Running) -> results.Outcome | None:
+        job, completions = running.job, running.choices
+        if failed := [each for each in completions if each.finish_reason == "failed"]:
+            return results.retry(job, failed[0].error or "the engine failed")
+        if errors := [each.error for each in completions if each.error]:
+            return results.refused(job, errors[0])
+        cancelled = [each.id for each in completions if each.finish_reason == "cancelled"]
+        if not cancelled:
             self.metrics.run_seconds.observe(time.monotonic() - running.since)
-            return results.completed(running.job, running.body, completion)
+            return results.completed(job, running.body, running.asked, completions, self.engine.text)
         if running.dropped is None:  # stopped for a lost lease, then leased to us anew
             running.in_row = False
-            self._running[completion.id] = running
-            self.engine.add(running.request)
+            for id in cancelled:
+                del running.completions[id]
+            self._running[job.id] = running
+            self._start(running)
         elif running.dropped == "overdue":
-            return results.overdue(running.job, running.body.sampling.max_seconds or 0)
+            return results.overdue(job, running.body.sampling.max_seconds or 0)
         elif running.dropped == "returned":
-            return results.returned(running.job)
+            return results.returned(job)
         elif running.dropped != "lost":
-            return results.cancelled(running.job, running.dropped)
+            return results.cancelled(job, running.dropped)
         return None
 
     def _give_up(self, error: Exception) -> None:
         """The engine cannot go on, and so this worker ends: let what ran be tried again, later, and the rest return."""
         kept = [running for running in self._running.values() if running.dropped != "lost"]
         self._running.clear()
+        self._of_request.clear()
         nobody_ran = not any(running.in_row for running in kept)
         reason = f"the engine failed with {type(error).__name__}"
         self._deliver(

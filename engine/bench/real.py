@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..engine import Engine
 from ..models.folder import locate
 from ..models.pairs import Pair
 from ..request import Request, Sampling
-from ..text import Text
+from ..text import Prompt, Text
 from .arms import Arm, Draftmill, MlxBatch, MlxStream
 from .measure import whole
 from .peers import DFlashMlx, ZLab, twin
@@ -26,9 +26,6 @@ ARMS = ("mlx-stream", "mlx-batch", "depth-0", "adaptive", "dflash", "dflash-mlx"
 
 SINGLE = ("mlx-stream", "dflash", "dflash-mlx")
 """Arms that take one request at a time, whatever the number of rows."""
-
-Prompt = tuple[Sequence[Mapping[str, str]] | None, str | None]
-"""A chat or a plain text; the other is None."""
 
 
 class Real:
@@ -51,7 +48,7 @@ class Real:
     def requests(self, prompts: Sequence[Prompt], tokens: int) -> list[Request]:
         """Greedy requests for at most so many tokens; raises RequestError."""
         return [
-            Request(f"r{n}", tuple(self.text.encode(*prompt)), Sampling(max_tokens=tokens, seed=n))
+            Request(f"r{n}", self.text.encode(prompt).tokens, Sampling(max_tokens=tokens, seed=n))
             for n, prompt in enumerate(prompts)
         ]
 

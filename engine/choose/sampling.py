@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import mlx.core as mx
 
@@ -25,11 +24,9 @@ def choose(
     A greedy row takes the likeliest. A sampled one draws, with random numbers that depend on its seed and the position
     alone: so whoever asks again, or with logits that differ little, gets the same token, or most likely the same.
     """
-    settings: list[Setting] = []
-    for _, slots in groupby(samplings, id):  # the slots of a row share its sampling
-        first, *others = slots
-        settings += [setting(first)] * (1 + len(others))
-    return operations.choose(logits, settings, positions)
+    own = {id(sampling): sampling for sampling in samplings}  # the slots of a row share its sampling
+    settings = {key: setting(sampling) for key, sampling in own.items()}
+    return operations.choose(logits, [settings[id(sampling)] for sampling in samplings], positions)
 
 
 def setting(sampling: Sampling) -> Setting:
@@ -37,4 +34,4 @@ def setting(sampling: Sampling) -> Setting:
     if sampling.greedy:
         return Setting()
     seed = (sampling.seed ^ sampling.seed >> 32) & 0xFFFFFFFF
-    return Setting(min(1 / sampling.temperature, SHARPEST), sampling.top_p, sampling.top_k, seed)
+    return Setting(min(1 / sampling.temperature, SHARPEST), sampling.top_p, sampling.top_k, seed, sampling.min_p)

@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from ...kernels.operations import Operations
 from ..request import Sampling
-from .sampling import STOCK_OPERATIONS, choose
+from .change import Slot, choose_changed
+from .sampling import STOCK_OPERATIONS
 
 
 def accept(
@@ -19,6 +20,7 @@ def accept(
     samplings: Sequence[Sampling],
     positions: mx.array,
     operations: Operations = STOCK_OPERATIONS,
+    slots: Sequence[Slot] = (),
 ) -> tuple[mx.array, mx.array]:
     """The tokens that each row emits this round: accepted drafts, then the bonus.
 
@@ -36,17 +38,19 @@ def accept(
         samplings: of each row.
         positions: [M] int32, position that a row's first emitted token will have.
         operations: that choose.
+        slots: [S] what changes the logits; none if nothing does.
 
     Returns:
         tokens [M, W], W = 1 + the largest depth, of which counts [M] (accepted + 1) are valid.
     """
     if drafts is None:
-        return choose(logits, samplings, positions, operations)[:, None], mx.ones(len(depths), mx.int32)
+        chosen = choose_changed(logits, samplings, positions, slots, None, operations)
+        return chosen[:, None], mx.ones(len(depths), mx.int32)
     ends = list(accumulate(depth + 1 for depth in depths))
     owners = mx.array([m for m, depth in enumerate(depths) for _ in range(depth + 1)])
     ahead = mx.array([j for depth in depths for j in range(depth + 1)])
     spread = [sampling for sampling, depth in zip(samplings, depths, strict=True) for _ in range(depth + 1)]
-    chosen = choose(logits, spread, positions[owners] + ahead, operations)
+    chosen = choose_changed(logits, spread, positions[owners] + ahead, slots, drafts, operations)
 
     # As [M, W]: slots past a row's depth repeat its last one, drafts past it are masked out.
     width, total = max(depths) + 1, sum(depths)

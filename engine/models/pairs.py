@@ -19,6 +19,10 @@ QUANTISATION = re.compile(
 """A suffix that says how a model is quantised or converted, not what it is."""
 
 
+FOR_ANSWERS_ONLY = ("z-lab/Qwen3-4B-DFlash-b16", "z-lab/Qwen3-8B-DFlash-b16")
+"""Drafts that were published for thinking switched off, of targets that think unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A target and its draft, each a boxed name, a folder or a hub id; without a draft decoding is plain."""
@@ -26,6 +30,13 @@ class Pair:
     name: str
     target: str
     draft: str | None = None
+
+    @property
+    def advice(self) -> str | None:
+        """What to know before its requests are written, in one line."""
+        if self.draft not in FOR_ANSWERS_ONLY:
+            return None
+        return f"{self.draft} was published for thinking switched off; with thoughts far fewer drafts are accepted"
 
 
 PAIRS = {

@@ -6,25 +6,48 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from math import inf
+from typing import NamedTuple, Protocol
 
-from ..request import Completion, FinishReason, Request
+from ..request import Completion, FinishReason, Request, TokenLogprob
 from .prefix import Prefix
 
 RELIEF = 8
 """Rounds after which one that failed no longer speaks against a row that took part in it."""
 
 
+class Watch(NamedTuple):
+    """A token after which others may be constrained, and the mask of what may come until then."""
+
+    token: int
+    mask: bytes
+
+
 class Matcher(Protocol):
-    """A row's place in the grammar that its text must obey, behind the tokens that it has generated."""
+    """A row's place in what its text must obey, behind the tokens that it has generated."""
 
     @property
     def complete(self) -> bool:
         """Whether nothing may follow any more."""
         ...
 
-    def masks(self, drafts: Sequence[int]) -> list[bytes]:
-        """What may come next, and what after each drafted token that is allowed: a bit for each token."""
+    @property
+    def free(self) -> float:
+        """How many tokens may come next that need not wait for each other, unless the one to `watch` comes before."""
+        ...
+
+    @property
+    def watch(self) -> Watch | None:
+        """The token to watch for, if there is one."""
+        ...
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """The tokens that come next, as far as there is no choice."""
+        ...
+
+    def masks(self, drafts: Sequence[int]) -> list[bytes | None]:
+        """What may come next, and what after each drafted token that is allowed; None allows all tokens."""
         ...
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -36,13 +59,15 @@ class Matcher(Protocol):
 class Row:
     """Host-side state of one request.
 
-    `limit` is the most tokens it may generate. `feed` is what must be prefilled: the prompt and, after a preemption,
-    what had been generated. `cursor` counts its committed tokens: prompt tokens as soon as they are launched,
-    generated ones when their round is read. `in_flight` holds, for each round launched and not read that yields
-    tokens, how far it may move the cursor. Its tokens lie in `pages`, of which the first may be others' too.
+    `limit` is the most tokens it may generate; one of `ends` ends it before, and of `banned` none may come. `feed` is
+    what must be prefilled: the prompt and, after a preemption, what had been generated. `cursor`
+    counts its committed tokens: prompt tokens as soon as they are launched, generated ones when their round is read.
+    `in_flight` holds, for each round launched and not read that yields tokens, how far it may move the cursor. Its
+    tokens lie in `pages`, of which the first may be others' too.
 
     `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
-    to be kept, shortest first. With a `matcher`, tokens obey a grammar: it is always behind those generated.
+    to be kept, shortest first. With a `matcher`, tokens obey what it says: it is always behind those generated. If the
+    request asks for them, these have `logprobs`.
 
     So many `failures` of rounds that it took part in followed each other closely. At the last of them it had generated
     `failed_at` tokens, in `failed_after` rounds.
@@ -51,7 +76,10 @@ class Row:
     request: Request
     limit: int
     matcher: Matcher | None = None
+    ends: frozenset[int] = frozenset()
+    banned: tuple[int, ...] = ()
     generated: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     feed: tuple[int, ...] = ()
     slot: int = -1
     pages: list[int] = field(default_factory=list)
@@ -79,8 +107,18 @@ class Row:
 
     @property
     def ready(self) -> bool:
-        """Whether it can take part in the next round: a grammar must first know what the last one emits."""
-        return self.left > 0 and not (self.matcher and self.in_flight)
+        """Whether it can take part in the next round: to constrain it, what the last one emits must first be known."""
+        return self.left > 0 and not (self.in_flight and self.free < 1)
+
+    @property
+    def free(self) -> float:
+        """How many tokens it can choose, after those in flight, before any may be constrained."""
+        return self.matcher.free - sum(max(1, reach) for reach in self.in_flight) if self.matcher else inf
+
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that come next, as far as it is known that there is no choice."""
+        return tuple(self.matcher.forced) if self.matcher and not self.in_flight else ()
 
     @property
     def bound(self) -> int:
@@ -101,6 +139,11 @@ class Row:
     def suspect(self) -> bool:
         """Whether it must run alone: it took part when rounds failed twice, and has come no further since."""
         return self.failures > 1 and len(self.generated) == self.failed_at
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Let the matcher be behind tokens that were chosen freely."""
+        if self.matcher and self.finish_reason is None:
+            self.matcher.advance(tokens)
 
     def note_failure(self) -> None:
         """A round that it took part in has failed."""
@@ -123,4 +166,5 @@ class Row:
             accepted=self.accepted,
             seconds=time.monotonic() - self.started,
             error=self.error,
+            logprobs=tuple(self.logprobs),
         )

@@ -14,6 +14,9 @@ from .waiting import OVERTAKING, Waiting
 PREFILL_TOKENS = 512
 """Most prompt tokens in one round, so that decoding rows never wait long for a prompt."""
 
+FORCED = 7
+"""Tokens that are drafted because there is no choice, at most in a round of a row, where there is no draft."""
+
 HEADROOM = 128
 """Tokens beyond its prompt for which a new row must find pages, so that it is not sent back at once."""
 
@@ -23,6 +26,9 @@ class Segment:
     """One row's share of a round: `count` tokens from position `first` on, which is a bound where `row` has drafts
     in flight. A prompt chunk has depth None, and yields a token if it ends its prompt; other segments are an anchor
     and `depth` drafted tokens, and always yield.
+
+    The first drafted tokens are those that are `forced`, if any. A `late` segment's tokens are constrained, so they are
+    chosen once the round has run.
 
     A row goes on from the prefix `cached`, whose pages are its own first ones. With `keep` the chunk ends a prefix that
     others will go on from.
@@ -35,6 +41,8 @@ class Segment:
     exact: bool
     depth: int | None
     yields: bool
+    forced: tuple[int, ...] = ()
+    late: bool = False
     cached: Prefix | None = None
     keep: Prefix | None = None
 
@@ -53,6 +61,11 @@ class Plan:
     preempted: list[Row] = field(default_factory=list)
 
 
+def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
+    """The same depth for every row, in every round."""
+    return lambda rows, prompt: [depth] * len(rows)
+
+
 class Scheduler:
     """Rows in order of admission, requests that wait, and the pages of the pool. Knows no MLX.
 
@@ -61,6 +74,7 @@ class Scheduler:
         max_rows: most rows in a round.
         block: tokens that a draft writes past a row's cursor, 0 without a draft.
         depths: how many drafted tokens of each decoding row to verify in a round of so many prompt tokens besides.
+        forced: tokens of a row at most that are drafted because there is no choice, if `depths` says fewer.
         prefixes: how many prefixes that prompts share are kept at most.
     """
 
@@ -71,11 +85,13 @@ class Scheduler:
         block: int = 0,
         depths: Callable[[Sequence[Row], int], Sequence[int]] = lambda rows, prompt: [0] * len(rows),
         prefixes: int = MOST,
+        forced: int = 0,
     ):
         self.pages = Pages(pages)
         self.max_rows = max_rows
         self.block = block
         self.depths = depths
+        self.forced = forced
         self.prefill_tokens = PREFILL_TOKENS
         self.rows: list[Row] = []
         self.prefixes = PrefixCache(self.pages, prefixes)
@@ -97,7 +113,7 @@ class Scheduler:
         decoding = [row for row in rows if not row.prefilling and row.ready]
         prompt = min(self.prefill_tokens, sum(len(row.feed) - row.cursor for row in rows if row.prefilling))
         for row, depth in zip(decoding, self.depths(decoding, prompt), strict=True):
-            depth = min(depth, row.left - 1)
+            depth = self._depth(row, depth)
             # A row before it may have taken its place.
             if row.running and self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
                 plan.segments.append(self._decode(row, depth))
@@ -152,8 +168,17 @@ class Scheduler:
         row = self.waiting.next
         return row is not None and row.suspect
 
+    def _depth(self, row: Row, asked: int) -> int:
+        """How many drafted tokens of a row to verify: as asked, but at least those that are forced.
+
+        While a round is in flight, none that may be constrained by what that one emits.
+        """
+        depth = min(max(asked, min(len(row.forced), self.forced)), row.left - 1)
+        return int(min(depth, row.free - 1)) if row.in_flight else depth
+
     def _decode(self, row: Row, depth: int) -> Segment:
-        segment = Segment(row, row.slot, row.bound, depth + 1, row.exact, depth, yields=True)
+        late, forced = row.free < depth + 1, row.forced[:depth]
+        segment = Segment(row, row.slot, row.bound, depth + 1, row.exact, depth, True, forced, late)
         row.in_flight.append(depth + 1)
         return segment
 
@@ -164,9 +189,10 @@ class Scheduler:
         keep = row.prefixes.pop(0) if row.prefixes and row.cursor == end else None
         if keep:
             self.prefixes.keep(keep, row.pages)
-        if not row.prefilling:
+        yields, late = not row.prefilling, row.free < 1
+        if yields:
             row.in_flight.append(0)  # yields a token without moving the cursor
-        return Segment(row, row.slot, first, count, True, None, not row.prefilling, cached, keep)
+        return Segment(row, row.slot, first, count, True, None, yields, (), late, cached, keep)
 
     def _admit(self) -> tuple[Row, Prefix | None] | None:
         """Start the next waiting row if a place and pages are free; it goes on from the longest prefix kept.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from ..chat import ChatPrompt
 from ..engine import Engine
 from ..request import Completion, Request, RequestError, Sampling
 
@@ -62,7 +63,7 @@ def read_prompts(files: Iterable[Path]) -> list[str]:
 
 def encode_prompts(engine: Engine, prompts: Iterable[str]) -> list[Tokens]:
     """Each prompt as the user's message in the target's chat template."""
-    return [tuple(engine.encode([{"role": "user", "content": prompt}], None)) for prompt in prompts]
+    return [engine.text.encode(ChatPrompt(({"role": "user", "content": prompt},))).tokens for prompt in prompts]
 
 
 def user_header(engine: Engine) -> str:

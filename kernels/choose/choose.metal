@@ -1,9 +1,10 @@
-// The token that each row of logits chooses: the likeliest, or a draw after temperature, top-k and top-p.
+// The token that each row of logits chooses: the likeliest, or a draw after temperature, min-p, top-k and top-p.
 //
 // A threadgroup takes a row and goes through its logits a few times; nothing of the vocabulary's size is kept. Top-k
 // and then top-p each find a cut: a logit above which all tokens stay, and so do some of those that have it, the first
 // ones in the vocabulary. The cut lies in a bracket of logits, of which each pass keeps one part in WAYS - 1, until all
-// that is left in it is one logit. The draw takes the likeliest token after Gumbel noise of its own.
+// that is left in it is one logit. What min-p leaves needs no search: it scores more than a bar. The draw takes the
+// likeliest token after Gumbel noise of its own.
 //
 // Each simdgroup has a share of the row, one run of it, in blocks of a four for each lane.
 //
@@ -78,7 +79,7 @@ METAL_FUNC float gumbel(uint seed, uint position, int token) {
 
 kernel void choose(
     const device T* logits,        // [M, VOCABULARY]
-    const device float* reals,     // [M or more, 2]: 1 / temperature, or 0 if the row is greedy; top-p
+    const device float* reals,     // [M or more, 3]: 1 / temperature, or 0 if the row is greedy; top-p; min-p's bar
     const device uint* wholes,     // [M or more, 2]: top-k, or 0; seed
     const device int* positions,   // [M or more]
     device int* tokens) {          // [M]
@@ -105,8 +106,9 @@ kernel void choose(
   const int from = simd * SHARE;
   const int first = from + lane * 4;
   const int end = min(from + SHARE, VOCABULARY);
-  const float inverse = reals[2 * row];
-  const float top_p = reals[2 * row + 1];
+  const float inverse = reals[3 * row];
+  const float top_p = reals[3 * row + 1];
+  const float bar = reals[3 * row + 2];
   const uint top_k = wholes[2 * row];
   const uint seed = wholes[2 * row + 1];
   const uint position = uint(positions[row]);
@@ -166,8 +168,8 @@ kernel void choose(
             fetch<VOCABULARY, FOURS>(logits, begin, at, end, x);
 #pragma unroll
             for (int i = 0; i < HELD; i++) {
-              if (x[i] > cut) {
-                const float score = (x[i] - top) * inverse;
+              const float score = (x[i] - top) * inverse;
+              if (x[i] > cut && score >= bar) {
                 const float weight = exp(score);
                 above += weight;
                 if (score >= FAR) {
@@ -194,7 +196,7 @@ kernel void choose(
             nearest = max(nearest, parts[2 * SIMDS + i]);
           }
           threadgroup_barrier(mem_flags::mem_threadgroup);
-          const float tied = ties > 0.0f ? exp((cut - top) * inverse) : 0.0f;
+          const float tied = ties > 0.0f && (cut - top) * inverse >= bar ? exp((cut - top) * inverse) : 0.0f;
           target = top_p * (above + ties * tied);
           if (above < target) {  // the cut stays where it is
             ties = tied > 0.0f ? min(ties, max(1.0f, ceil((target - above) / tied))) : ties;
@@ -361,7 +363,7 @@ kernel void choose(
       bool stays = score > best;
       if (inverse > 0.0f) {
         score = (x[i] - top) * inverse;
-        stays = (x[i] > cut || (x[i] == cut && token <= last)) && score >= FAR && score + NOISE > best;
+        stays = (x[i] > cut || (x[i] == cut && token <= last)) && score >= max(bar, FAR) && score + NOISE > best;
         if (stays) {
           score += gumbel<VOCABULARY>(seed, position, token);
           stays = score > best;

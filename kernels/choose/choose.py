@@ -1,13 +1,16 @@
-"""The token that each row of logits chooses: the likeliest, or a draw after temperature, top-k and top-p.
+"""The token that each row of logits chooses: the likeliest, or a draw after temperature, min-p, top-k and top-p.
 
-Top-k keeps the k tokens that rank first, top-p as many of these as it takes to weigh its share of them. Larger logits
-rank first, of equal ones those with smaller indices. In half precision ties are common, so this order matters.
+Min-p keeps the tokens that have so large a share of the likeliest one's probability, top-k the k of these that rank
+first, top-p as many of what is left as it takes to weigh its share of it. All look at probabilities after temperature,
+in this order, which is vLLM's. Larger logits rank first, of equal ones those with smaller indices. In half precision
+ties are common, so ranks matter. Min-p keeps all of equal ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from math import log
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +26,9 @@ THREADS = 512
 MOST_TOKENS = 1 << 24
 """The kernel counts tokens in float32."""
 
+LOWEST = -3.40282347e38
+"""The lowest number of float32."""
+
 WORKSPACE = 1 << 28
 """Bytes that plain MLX may take to draw, or those of a single row if these are more."""
 
@@ -33,13 +39,19 @@ neither."""
 
 class Setting(NamedTuple):
     """How a row chooses: `inverse` is 1 / temperature, or 0 if it takes the likeliest token; `top_p` is above 0, and
-    keeps all if it is 1; `top_k` keeps all if it is 0; `seed` is below 2**32.
+    keeps all if it is 1; `top_k` and `min_p` keep all if they are 0; `seed` is below 2**32.
     """
 
     inverse: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    min_p: float = 0.0
+
+    @property
+    def bar(self) -> float:
+        """What a token must score to stay: its logit less the largest one, after temperature."""
+        return log(self.min_p) if self.min_p > 0 else LOWEST
 
 
 def fits(vocabulary: int, dtype: mx.Dtype) -> bool:
@@ -82,7 +94,7 @@ def choose_by_kernel(
         read_kernels(SOURCE)["choose"],
         [
             logits,
-            mx.array(list(chain.from_iterable((row.inverse, row.top_p) for row in rows)), mx.float32),
+            mx.array(list(chain.from_iterable((row.inverse, row.top_p, row.bar) for row in rows)), mx.float32),
             mx.array(list(chain.from_iterable((row.top_k, row.seed) for row in rows)), mx.uint32),
             mx.pad(positions.astype(mx.int32), (0, len(padding))),
         ],
@@ -102,6 +114,8 @@ def _draw(logits: mx.array, settings: Sequence[Setting], positions: mx.array) ->
     # Where all logits are minus infinity, the difference of two is no number.
     scores = (x - mx.maximum(x.max(axis=-1, keepdims=True), mx.finfo(mx.float32).min)) * inverse
     stay = x > -mx.inf
+    if any(setting.min_p > 0 for setting in settings):
+        stay = stay & (scores >= mx.array([setting.bar for setting in settings], mx.float32)[:, None])
     if any(0 < setting.top_k < vocabulary for setting in settings):
         most = [min(setting.top_k or vocabulary, vocabulary) for setting in settings]
         stay = stay & top_k(x, mx.array(most, mx.int32)[:, None], bits)

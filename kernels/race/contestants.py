@@ -99,10 +99,11 @@ class ProductShape:
 
 @dataclass(frozen=True)
 class ChoiceShape:
-    """Logits of so many tokens, of which each slot chooses one."""
+    """Logits of so many tokens, of which each slot chooses one; of so many slots at `most`."""
 
     vocabulary: int
     dtype: mx.Dtype
+    most: int = 512
 
 
 OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ChoiceShape
@@ -122,10 +123,11 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield from _recurrent(shape, launch)
             case ProductShape():
                 yield from _products(shape, launch)
-            case ChoiceShape(vocabulary, dtype):
+            case ChoiceShape(vocabulary, dtype, most):
                 for slots, drawn in ((16, False), (512, False), (16, True)):
-                    key = choice_key(slots, vocabulary, dtype, drawn)
-                    yield Contest(key, mx.int32, partial(_choice_forms, shape, launch, slots, drawn))
+                    if slots <= most:
+                        key = choice_key(slots, vocabulary, dtype, drawn)
+                        yield Contest(key, mx.int32, partial(_choice_forms, shape, launch, slots, drawn))
 
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
@@ -315,7 +317,7 @@ def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[st
 def _choice_forms(shape: ChoiceShape, launch: Launch, slots: int, drawn: bool) -> Mapping[str, Form]:
     some = (3 * mx.random.normal((16, shape.vocabulary))).astype(shape.dtype)
     logits, positions = mx.tile(some, (slots // 16, 1)), mx.arange(slots, dtype=mx.int32)
-    settings = [Setting(1 / 0.7, 0.8, 20, slot) if drawn else Setting() for slot in range(slots)]
+    settings = [Setting(1 / 0.7, 0.8, 20, slot, 0.05 * (slot % 2)) if drawn else Setting() for slot in range(slots)]
     mx.eval(logits, positions)
     forms: dict[str, Callable[[mx.array], Outputs]] = {STOCK: lambda at: [choose(logits, settings, at)]}
     if choice_fits(shape.vocabulary, shape.dtype):

@@ -94,7 +94,8 @@ def submit_command(
         click.echo(f"Note: {count(sent.retried, 'failed line')} queued again", err=True)
     if as_json:
         counts = {"lines": survey.good, "bad": survey.bad, "new": sent.new, "retried": sent.retried}
-        print_json({"batch": batch.id} | counts | {"queued_before": sent.queued, "ended_before": sent.done})
+        before_now = {"queued_before": sent.queued, "ended_before": sent.done}
+        print_json({"batch": batch.id} | counts | before_now | {"notes": list(survey.notes.lines())})
     else:
         click.echo(batch.id)
     if survey.bad:

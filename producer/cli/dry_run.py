@@ -40,7 +40,7 @@ class Sizes:
         self.first_refused = ""
 
     def add(self, body: JobBody) -> None:
-        characters = len(body.prompt or "") + sum(len(message.content) for message in body.messages or ())
+        characters = sum(len(text) for _, text in body.parts)
         try:
             if self._count and self.requests % self._distance == 0:
                 self._counted.append((characters, self._count(body)))
@@ -107,7 +107,7 @@ def _show(body: JobBody, counter: Counter | None) -> None:
     except UserError:
         size = ", will fail"
     click.echo(f"--- line {body.line}, id {body.custom_id}{size}")
-    for role, text in [(m.role, m.content) for m in body.messages or ()] or [("text", body.prompt or "")]:
+    for role, text in body.parts:
         rest = f"… ({len(text) - MOST_SHOWN:,} more characters)" if len(text) > MOST_SHOWN else ""
         click.echo(f"{role}: {text[:MOST_SHOWN]}{rest}")
 

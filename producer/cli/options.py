@@ -13,12 +13,14 @@ import click
 import orjson
 
 from ..input.dataset import Dataset, Survey
-from ..input.fields import SAMPLING
-from ..input.lines import Defaults, Fault, sampling, schema_text
+from ..input.defaults import defaults
+from ..input.request.faults import Fault
+from ..input.request.structure import schema_text
+from ..input.request.thinking import EFFORTS
 from ..input.rows import RowOptions
 from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
-from ..queue.wire import DEFAULT_PAIR
+from ..queue.wire import DEFAULT_PAIR, MOST_CHOICES, MOST_LOGPROBS
 from .completion import batch_ids
 
 Command = Callable[..., Any]
@@ -116,8 +118,30 @@ _dataset = (
     click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
     click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
+    click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: 0, no limit."),
+    click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), metavar="X", help="Default: 1, none."),
+    click.option("--presence-penalty", type=click.FloatRange(-2, 2), metavar="X", help="Default: 0, none."),
+    click.option("--frequency-penalty", type=click.FloatRange(-2, 2), metavar="X", help="Default: 0, none."),
     click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
+    click.option("--n", type=click.IntRange(1, MOST_CHOICES), metavar="N", help="Answers to each line. Default: 1."),
+    click.option(
+        "--logprobs",
+        type=click.IntRange(0, MOST_LOGPROBS),
+        metavar="K",
+        help="Log-probabilities of the tokens, and of the K likeliest at each place.",
+    ),
     click.option("--max-seconds", type=Duration(0.001), metavar="TIME", help="Default: no limit."),
+    click.option("--model-defaults", is_flag=True, help="Else sample as the model's generation_config.json says."),
+    click.option("--thinking/--no-thinking", default=None, help="Default: as the model's chat template has it."),
+    click.option("--reasoning-effort", type=click.Choice(EFFORTS), help="How much to think, if the model knows it."),
+    click.option("--thinking-budget", type=click.IntRange(0), metavar="N", help="Most tokens of thoughts."),
+    click.option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        callback=_text_or_file,
+        help="What else the chat template is told, an object. @FILE reads it from a file.",
+    ),
+    click.option("--control-tokens", is_flag=True, help="Let messages name control tokens such as <|im_end|>."),
     click.option(
         "--template",
         metavar="TEXT",
@@ -136,6 +160,16 @@ _dataset = (
         metavar="FILE",
         callback=_schema,
         help="JSON schema that completions must obey, where a line has no response_format of its own.",
+    ),
+    click.option(
+        "--regex", metavar="TEXT", callback=_text_or_file, help="The same with a regular expression, or @FILE."
+    ),
+    click.option("--choice", multiple=True, metavar="TEXT", help="The same with a choice of texts; repeatable."),
+    click.option(
+        "--grammar",
+        metavar="TEXT",
+        callback=_text_or_file,
+        help="The same with a grammar in Lark's form; @FILE as well.",
     ),
     click.option("--where", metavar="EXPRESSION", help="Run only rows for which it holds: 'stars | int > 3'."),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Run the first N of these rows."),
@@ -163,13 +197,12 @@ def _row_options(given: Mapping[str, Any]) -> RowOptions:
 
 def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
     """Opens and surveys INPUT."""
-    values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
     try:
-        sampling({}, values)
+        said = defaults(given)
     except Fault as fault:
         name, _, wrong = str(fault).partition(" ")
         raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
-    dataset = Dataset(input, pair, Defaults(values, given.get("system"), given.get("schema")), _row_options(given))
+    dataset = Dataset(input, pair, said, _row_options(given))
     survey = dataset.survey(slot)
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")

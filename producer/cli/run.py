@@ -160,7 +160,8 @@ def run(
                     f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"
                 ) from None
         if as_json:
-            print_json(output_report(output, job.has_all) | asdict(generated))
+            notes = {"notes": list(survey.notes.lines())}
+            print_json(output_report(output, job.has_all) | asdict(generated) | notes)
         else:
             if generated.seconds:
                 click.echo(generated)

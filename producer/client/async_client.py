@@ -37,6 +37,10 @@ class AsyncBatch:
     def bad(self) -> tuple[BadLine, ...]:
         return self.batch.bad
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.batch.notes
+
     async def status(self) -> BatchStatus:
         return await _call(self._threads, self.batch.status)
 

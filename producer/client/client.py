@@ -15,8 +15,8 @@ import redis as redis_py
 
 from ..input import parameters
 from ..input.dataset import BadLine, Dataset
-from ..input.fields import SAMPLING
-from ..input.lines import Defaults, Fault, sampling, schema_text
+from ..input.defaults import defaults
+from ..input.request.faults import Fault
 from ..input.rows import RowOptions
 from ..queue import batches, connect
 from ..queue.batches import BatchStatus
@@ -41,11 +41,26 @@ class Options(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
     seed: int
+    n: int
     stop: str | list[str]
+    logprobs: int
     max_seconds: float
+    model_defaults: bool
+    thinking: bool
+    reasoning_effort: str
+    thinking_budget: int
+    chat_template_kwargs: Mapping[str, Any]
+    control_tokens: bool
     system: str
     schema: Mapping[str, Any]
+    regex: str
+    choice: Sequence[str]
+    grammar: str
     template: str
     id_column: str
     where: str
@@ -63,12 +78,15 @@ NOT_ABOUT_LINES = {"priority", "retry_failed"}
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch in the queue. `bad` lists the lines that cannot be run, if this client submitted it."""
+    """A batch in the queue. If this client submitted it, `bad` lists the lines that cannot be run, and `notes` tells
+    what of the others was ignored.
+    """
 
     id: str
     redis: redis_py.Redis = field(repr=False)
     bad: tuple[BadLine, ...] = ()
     feeder: Feeder | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def status(self) -> BatchStatus:
         """How far it is."""
@@ -191,7 +209,7 @@ class Client:
         `source` is a path, or prompts, or rows such as `{"id": "q1", "prompt": "…", "max_tokens": 100}`. The same
         source with the same options is the same batch: submitting it again, after whatever befell this process,
         queues what has no result yet, and with `retry_failed` also what failed. Lines that cannot be run are in
-        `Batch.bad`; with `strict` they raise UserError.
+        `Batch.bad`; with `strict` they raise UserError. What of the others was ignored is told by `Batch.notes`.
         """
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
@@ -203,16 +221,16 @@ class Client:
         about = parameters.of({name: given[name] for name in given.keys() - NOT_ABOUT_LINES})
         priority, user = options.get("priority", "normal"), connect.user(self.redis)
         submission = plan(dataset, survey, user, priority, about)
-        id, bad = submission.info.id, tuple(survey.bad_lines)
+        id, bad, notes = submission.info.id, tuple(survey.bad_lines), tuple(survey.notes.lines())
         before, retry_failed = batches.status(self.redis, id), options.get("retry_failed", False)
         refuse_cancelled(before)
         if before and before.collected and not retry_failed:
-            return Batch(id, self.redis, bad)
+            return Batch(id, self.redis, bad, notes=notes)
         submission.begin(self.redis)
         feeder = Feeder(self.redis, submission, retry_failed)
         self._feeders.append(feeder)
         feeder.start()
-        return Batch(id, self.redis, bad, feeder)
+        return Batch(id, self.redis, bad, feeder, notes)
 
     def batch(self, id: str) -> Batch:
         """A batch that was submitted before, by whomever."""
@@ -229,20 +247,20 @@ class Client:
                 raise feeder.error
 
     def _dataset(self, source: Source, given: dict[str, Any]) -> Dataset:
-        values = {name: given[name] for name in SAMPLING if name in given}
         try:
-            sampling({}, values)
-            schema = schema_text(given["schema"], "schema") if "schema" in given else None
+            said = defaults(given)
         except Fault as fault:
             raise UserError(str(fault)) from None
-        options = RowOptions(**{f.name: given[f.name] for f in fields(RowOptions) if f.name in given})
-        pair, defaults = given["pair"], Defaults(values, given.get("system"), schema)
+        pair, options = (
+            given["pair"],
+            RowOptions(**{f.name: given[f.name] for f in fields(RowOptions) if f.name in given}),
+        )
         if isinstance(source, str | PathLike):
-            return Dataset(fspath(source), pair, defaults, options)
+            return Dataset(fspath(source), pair, said, options)
         with tempfile.NamedTemporaryFile(prefix="draftmill-", suffix=".jsonl") as file:
             for row in source:
                 file.write(orjson.dumps({"prompt": row} if isinstance(row, str) else dict(row)) + b"\n")
             file.flush()
-            dataset = Dataset(file.name, pair, defaults, replace(options, format="jsonl"))  # it keeps the file open
+            dataset = Dataset(file.name, pair, said, replace(options, format="jsonl"))  # it keeps the file open
         dataset.name = "rows of a program"
         return dataset

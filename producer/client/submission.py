@@ -174,6 +174,6 @@ def together(chunk: list[JobBody]) -> list[JobBody]:
     """Those that begin alike one after another, in the order of the first of each."""
     alike: dict[str, list[JobBody]] = {}
     for body in chunk:
-        text = body.prompt or "\n".join(message.content for message in body.messages or ())
+        text = "\n".join(text for _, text in body.parts)
         alike.setdefault(text[:BEGINNING], []).append(body)
     return [body for bodies in alike.values() for body in bodies]

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from ..queue.errors import UserError
-from .lines import Fault
+from .request.faults import Fault
 
 SLICE = 256
 """Rows that are Python objects at a time."""

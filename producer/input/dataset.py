@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -15,12 +15,15 @@ from ..queue.errors import UserError
 from ..queue.pair_names import canonical
 from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
 from . import lines
-from .lines import Defaults, Fault
+from .defaults import Defaults
 from .notes import Notes
+from .request.faults import Fault
 from .rows import RowOptions, Rows
 from .sources import open_source
 
 NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
+AT_FIRST = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
+"""Sampling parameters of the first version."""
 
 CHUNK = 500
 """Jobs that share a digest in a survey, and that are submitted together."""
@@ -94,14 +97,23 @@ class Dataset:
     """A dataset to be run by one pair. Iterating reads it from the start; it may be read several times.
 
     `source` is a path or "-" (standard input), of any format that `sources` reads. The system message of `defaults`
-    is a template over a row's columns, as is that of `options`.
+    is a template over a row's columns, as is that of `options`. `rewrite` makes of a line the one that is read, with
+    notes about what it ignored, or raises Fault.
     """
 
-    def __init__(self, source: str, pair: str, defaults: Defaults, options: RowOptions | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        pair: str,
+        defaults: Defaults,
+        options: RowOptions | None = None,
+        rewrite: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None,
+    ) -> None:
         self.name = "standard input" if source == "-" else source
         self.pair = canonical(pair)
         self.defaults = defaults
         self.options = options or RowOptions()
+        self._rewrite = rewrite or (lambda line: (line, []))
         self.notes = Notes()
         self._rows = Rows(open_source(source, self.options.format), self.options, defaults.system)
 
@@ -117,7 +129,9 @@ class Dataset:
             name = self._rows.custom_id(row, number)
             asked = self._rows.asked(row)
             defaults = replace(self.defaults, system=asked.system)
-            body = lines.job_body(asked.line, name, number, self.pair, defaults, self.notes)
+            line, said = self._rewrite(asked.line)
+            self.notes.unknown.update(said)
+            body = lines.job_body(line, name, number, self.pair, defaults, self.notes)
             body = self._keeping(body, asked.keep)
             key = key_of(name)
             if key in seen:
@@ -130,7 +144,7 @@ class Dataset:
     def _keeping(self, body: JobBody, keep: dict[str, Any] | None) -> JobBody:
         """The job with the columns that it hands back. What templates and columns add may have made it too large."""
         defaults = self.defaults
-        if keep is None and self.options.template is None and defaults.system is None and defaults.schema is None:
+        if keep is None and self.options.template is None and defaults == Defaults(defaults.sampling):
             return body
         body = body.model_copy(update={"keep": keep})
         if len(_identity(body)) > MOST_BODY_BYTES:
@@ -204,9 +218,22 @@ def _numbered(body: JobBody, identity: bytes) -> bytes:
 
 
 def _identity(body: JobBody) -> bytes:
-    """What of a job its batch's id derives from."""
-    exclude = NOT_IN_ID | {name: True for name in ("keep", "json_schema") if not getattr(body, name)}
-    return body.model_dump_json(exclude=exclude).encode()
+    """What of a job its batch's id derives from.
+
+    Of what the first version had, all; of what came later, what is not as it is by default. So the same lines have the
+    same id in each version.
+    """
+    given = body.model_dump(mode="json", exclude=NOT_IN_ID, exclude_defaults=True)
+    prompts, grammar = given.pop("prompts", None), body.grammar
+    if prompts and len(prompts) == 1 and isinstance(prompts[0], str):
+        given["prompt"] = prompts[0]
+    elif prompts:
+        given["prompts"] = prompts
+    if grammar and grammar.kind == "json":
+        given["json_schema"] = given.pop("grammar")["text"]
+    sampling = body.sampling.model_dump(mode="json", include=AT_FIRST) | given.pop("sampling", {})
+    first = {name: given.pop(name, None) for name in ("custom_id", "pair", "messages", "prompt")}
+    return orjson.dumps(first | {"sampling": sampling} | given)
 
 
 EXAMPLE = orjson.dumps({"id": "1", "prompt": "Why is the sky blue?"}).decode()

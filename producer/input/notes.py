@@ -12,23 +12,23 @@ MOST_UNKNOWN = 5
 
 @dataclass(frozen=True)
 class Notes:
-    """Fields that would change the text, models that are not the pair's, and fields that nobody knows.
+    """Fields that would change the text, what may surprise, such as a model that is not the pair, and unknown fields.
 
     Each is counted by the lines in which it stands. All but the unknown ones are always named.
     """
 
     unserved: Counter[str] = field(default_factory=Counter)
-    models: Counter[str] = field(default_factory=Counter)
+    surprises: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Each note with its number of lines, the gravest first."""
-        for notes in (self.unserved, self.models, self.unknown):
+        for notes in (self.unserved, self.surprises, self.unknown):
             yield from notes.most_common()
 
     def lines(self) -> Iterator[str]:
         """What is shown of them."""
-        known = len(self.unserved) + len(self.models)
+        known = len(self.unserved) + len(self.surprises)
         for place, (note, count) in enumerate(self):
             if place == known + MOST_UNKNOWN:
                 rest = len(self.unknown) - MOST_UNKNOWN

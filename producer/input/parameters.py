@@ -29,7 +29,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def _matters(name: str, value: Any) -> bool:
-    return name not in NOT_IN_ID and value is not None and value is not False and value != ()
+    return name not in NOT_IN_ID and value is not None and (value is not False or name == "thinking") and value != ()
 
 
 def _kept(name: str, value: Any) -> Any:

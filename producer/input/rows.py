@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import lines
-from .fields import KNOWN, UNSERVED
-from .lines import Fault
+from .request.faults import Fault
+from .request.fields import KNOWN, NAMES
 from .sources import Source, Table
 from .templates import Condition, Sandbox, Template, column_names
 
@@ -78,7 +78,7 @@ class Rows:
     def _asked_for(self) -> frozenset[str] | None:
         """The columns of which more than the name matters; None if all may."""
         used = {*self._options.keep, self._options.id_column or "id"}
-        used |= {"id", "custom_id"} if self._template else KNOWN | UNSERVED.keys()
+        used |= {"id", "custom_id"} if self._template else NAMES
         for text in (self._template, self._system, self._where):
             if text and text.columns is None:
                 return None

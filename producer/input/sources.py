@@ -20,7 +20,7 @@ from ..queue.wire import MOST_BODY_BYTES
 from . import lines
 from .columns import Parquet, SavedDataset, is_saved
 from .compression import explain_damage, plain
-from .lines import Fault
+from .request.faults import Fault
 from .texts import TextFiles
 
 BOM = b"\xef\xbb\xbf"

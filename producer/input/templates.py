@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..queue.errors import UserError
 from ..queue.wire import MOST_BODY_BYTES
-from .lines import Fault
+from .request.faults import Fault
 
 MOST_STEPS = 1_000_000
 """Passes through loops and calls of functions that one row may take."""

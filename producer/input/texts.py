@@ -11,7 +11,7 @@ import orjson
 
 from ..queue.errors import UserError, explain_file, is_utf8, readable
 from ..queue.wire import MOST_BODY_BYTES
-from .lines import Fault
+from .request.faults import Fault
 
 PATTERN = "*.txt"
 

@@ -17,20 +17,30 @@ from .records import whole_lines
 COLUMNS = ("custom_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_per_round")
 """Columns of every table; the kept ones follow."""
 
+EXTRA = ("reasoning", "tool_calls", "texts", "logprobs", "draftmill_notes")
+"""Columns behind these, in a table that has results with thoughts, with calls of tools, with several choices, with
+log-probabilities, with notes. `texts` are those of all choices and the notes of the line; the other columns tell of the
+first choice. A table gets them with the first such result.
+"""
+
 
 class Format(Protocol):
     """Writes results one by one, so that OUT can be read and gone on with at any time.
 
-    `packed` says that these are kept in a file beside OUT, which OUT is made of when it is complete.
+    `packed` says that these are kept in a file beside OUT, which OUT is made of when it is complete, `headed` that all
+    have the columns of the header.
     """
 
     packed: bool
+    headed: bool
 
-    def header(self, keep: Sequence[str]) -> bytes:
-        """What stands above the first result; `keep` names the columns that all of them hand back."""
+    def header(self, keep: Sequence[str], extra: Sequence[str]) -> bytes:
+        """What stands above the first result; `keep` names the columns that all of them hand back, `extra` some of
+        EXTRA.
+        """
         ...
 
-    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str], extra: Sequence[str]) -> bytes:
         """One result: its output line as it came, and parsed."""
         ...
 
@@ -46,11 +56,12 @@ class Jsonl:
     """The output lines of the OpenAI Batch API, as they are."""
 
     packed = False
+    headed = False
 
-    def header(self, keep: Sequence[str]) -> bytes:
+    def header(self, keep: Sequence[str], extra: Sequence[str]) -> bytes:
         return b""
 
-    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str], extra: Sequence[str]) -> bytes:
         return raw + b"\n"
 
     def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
@@ -63,25 +74,27 @@ class Rows(Jsonl):
 
     packed = True
 
-    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
-        return orjson.dumps(row(line)) + b"\n"
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str], extra: Sequence[str]) -> bytes:
+        return orjson.dumps(row(line) | extras(line)) + b"\n"
 
 
 class Csv:
     """Comma-separated, UTF-8, with a header. An empty field is null or an empty text; what nests is JSON."""
 
     packed = False
+    headed = True
 
-    def header(self, keep: Sequence[str]) -> bytes:
-        return _csv([*COLUMNS, *names(keep)])
+    def header(self, keep: Sequence[str], extra: Sequence[str]) -> bytes:
+        return _csv([*COLUMNS, *names(keep), *extra])
 
-    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str]) -> bytes:
+    def record(self, raw: bytes, line: Mapping[str, Any], keep: Sequence[str], extra: Sequence[str]) -> bytes:
         if list(line.get("keep") or {}) != list(keep):
             raise UserError(
                 f"{line['custom_id']!r} keeps other columns than the line before it, which a CSV file cannot hold; "
                 "write to a .jsonl file"
             )
-        return _csv(_cell(value) for value in row(line).values())
+        found = extras(line)
+        return _csv(_cell(value) for value in (*row(line).values(), *(found.get(name) for name in extra)))
 
     def records(self, file: BinaryIO) -> Iterator[tuple[str | None, bytes]]:
         header, parts, quotes = True, [], 0
@@ -134,23 +147,51 @@ def format_of(path: Path) -> Format:
 
 
 def row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """An output line with a completion as a flat row: COLUMNS, then what was kept."""
+    """An output line with a completion as a flat row: COLUMNS, then what was kept. The first choice stands for all."""
     body, keep = line["response"]["body"], line.get("keep") or {}
     choice, usage = body["choices"][0], body["usage"]
-    text = choice["text"] if "text" in choice else choice["message"]["content"]
     counts = usage["prompt_tokens"], usage["completion_tokens"], usage.get("tokens_per_round")
-    own = dict(zip(COLUMNS, (line["custom_id"], text, choice["finish_reason"], *counts), strict=True))
+    own = dict(zip(COLUMNS, (line["custom_id"], _text(choice), choice["finish_reason"], *counts), strict=True))
     return own | dict(zip(names(keep), keep.values(), strict=True))
+
+
+def extras(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What an output line with a completion has for the columns of EXTRA."""
+    body = line["response"]["body"]
+    choices = body["choices"]
+    message = choices[0].get("message", {})
+    found = {name: message[name] for name in ("reasoning", "tool_calls") if name in message}
+    if len(choices) > 1:
+        found["texts"] = [_text(choice) for choice in choices]
+    if logprobs := choices[0].get("logprobs"):
+        found["logprobs"] = logprobs
+    if notes := body.get("draftmill", {}).get("notes"):
+        found["draftmill_notes"] = notes
+    return found
+
+
+def extra_in(header: bytes) -> list[str]:
+    """The columns of EXTRA in a CSV file's header; no kept column has such a name."""
+    return [name for name in next(csv.reader([header.decode()])) if name in EXTRA]
+
+
+def widened(record: bytes, cells: Sequence[str]) -> bytes:
+    """A record of a CSV file, or its header, with more cells at its end."""
+    return record.removesuffix(b"\n") + b"," + _csv(cells)
 
 
 def names(keep: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """What kept columns are called in a table: one with the name of ours gets `input_` in front."""
     found: list[str] = []
     for name in keep:
-        while name in COLUMNS or name in found:
+        while name in COLUMNS or name in EXTRA or name in found:
             name = f"input_{name}"
         found.append(name)
     return found
+
+
+def _text(choice: Mapping[str, Any]) -> str | None:
+    return choice["text"] if "text" in choice else choice["message"]["content"]
 
 
 def _csv(cells: Any) -> bytes:

@@ -22,7 +22,7 @@ from . import manifest as manifests
 from .earlier import adopt_errors
 from .errors import ErrorFile
 from .files import GrowingFile, WriteError, remove, removed, replacing, size
-from .formats import format_of
+from .formats import extra_in, extras, format_of, widened
 from .manifest import Manifest, difference
 from .order import Order
 from .records import FAULTS, changed
@@ -64,6 +64,7 @@ class Output:
         self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
         self._done: set[int] = set()
         self._has_packed = False
+        self._extra: list[str] = []
         self._out = GrowingFile(self._stream_path)
         try:
             self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
@@ -146,7 +147,9 @@ class Output:
         if line.get("error") is not None:
             self.errors.add(result.line, line)
             return
-        record = self._format.record(result.line, line, self._columns(line.get("keep") or {}))
+        if self._format.headed:
+            self._widen(extras(line))
+        record = self._format.record(result.line, line, self._columns(line.get("keep") or {}), self._extra)
         if self.manifest.in_order:
             self.manifest.in_order = False
             self._save_manifest()
@@ -225,8 +228,23 @@ class Output:
             self.manifest.columns = list(keep)
             self._save_manifest()
         if self._out.is_empty:
-            self._out.write(self._format.header(self.manifest.columns))
+            self._out.write(self._format.header(self.manifest.columns, self._extra))
         return self.manifest.columns
+
+    def _widen(self, extra: Collection[str]) -> None:
+        """Gives all results columns that the next one needs."""
+        new = [name for name in extra if name not in self._extra]
+        if not new:
+            return
+        self._extra += new
+        if self._out.is_empty:
+            return
+        self.save()
+        with replacing(self._stream_path) as target:
+            for _, custom_id, record in self._records():
+                target.write(widened(record, new if custom_id is None else [""] * len(new)))
+        self._out.close()
+        self._out = GrowingFile(self._stream_path)
 
     def _found(self, new: Manifest, force: bool) -> Manifest:
         """What an earlier command left here, if it is of the same lines; refuses to touch anything else."""
@@ -266,6 +284,8 @@ class Output:
         for number, custom_id, record in self._records():
             if custom_id is not None:
                 _add(self._done, custom_id, self._stream_path, number)
+            else:
+                self._extra = extra_in(record)
             length += len(record)
         self._has_packed = self._format.packed and size(self.path) > 0
         rows: set[int] = set()  # which may stand among the others as well

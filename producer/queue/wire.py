@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .pair_names import canonical
 
-WIRE = 2
+WIRE = 3
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
 so workers of one version never see the jobs of another. Heartbeats report it.
@@ -43,8 +43,14 @@ MOST_LINE_NUMBER = 2**32 - 1
 MOST_ID_CHARACTERS = 512
 """Characters of a custom_id."""
 
-MOST_SCHEMA_CHARACTERS = 2**17
-"""A JSON schema as text."""
+MOST_GRAMMAR_CHARACTERS = 2**17
+"""A grammar as text: a JSON schema, a regular expression, choices, a grammar's rules."""
+
+MOST_CHOICES = 128
+"""The largest `n`, choices of one prompt."""
+
+MOST_LOGPROBS = 20
+"""Likeliest tokens of a position that log-probabilities are given for."""
 
 MOST_TOP_K = 2**31 - 1
 """The largest top_k. Engines compare it with the places of tokens in 32 bits."""
@@ -80,12 +86,23 @@ def _wide(top_p: float) -> float:
     return max(top_p, LEAST_TOP_P)
 
 
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)]
+ModelDefault = Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"]
+"""A sampling parameter for which a model's folder may have a default."""
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+
+
 class Sampling(BaseModel):
-    """Sampling parameters of one request; the names and meanings are those of the OpenAI API.
+    """Sampling parameters of one request; the names and meanings are those of the OpenAI API, and of vLLM beyond it.
 
     `temperature` 0 (the default) is greedy; `top_k` 0 means no limit; without a `seed` one is derived from
-    the job. `max_seconds` is ours: how long a worker may be busy with the request before it fails. Every value that is
-    admitted here is one that an engine can use in int32 and float32.
+    the job. `presence_penalty` and `frequency_penalty` look at what has been generated, `repetition_penalty` at the
+    prompt, too. `stop_token_ids` end the text as end tokens do; with `ignore_eos` those of the model do not. Before
+    `min_tokens` nothing ends it. `bad_words` never come, and if there are `allowed_token_ids`, nothing else does.
+    `logprobs` asks for log-probabilities of the tokens chosen, and of so many that are likeliest. After
+    `thinking_budget` tokens of thoughts the answer begins. `max_seconds` is ours: how long a worker may be busy with
+    the request before it fails. Every value that is admitted here is one that an engine can use in int32 and float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,27 +111,75 @@ class Sampling(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), AfterValidator(_warm)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), AfterValidator(_wide)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=MOST_TOP_K)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: dict[Token, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = {}
+    allowed_token_ids: tuple[Token, ...] = ()
+    bad_words: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)] = ()
+    stop: Strings = ()
+    stop_token_ids: tuple[Token, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    thinking_budget: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
+class Grammar(BaseModel):
+    """What the answer must obey: `text` is a JSON schema, a regular expression, a JSON list of choices, or a grammar in
+    Lark's notation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["json", "regex", "choice", "lark"]
+    text: Annotated[str, Field(max_length=MOST_GRAMMAR_CHARACTERS)]
+
+
 class Message(BaseModel):
-    """One chat message, content flattened to text."""
+    """One chat message, content flattened to text. `tool_calls` are as in the OpenAI API."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+
+
+class Tools(BaseModel):
+    """Functions that the model may call, as in the OpenAI API; if it is `required`, or one is `named`, it must.
+    Of several calls a `single` one is kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tools: tuple[dict[str, Any], ...]
+    required: bool = False
+    named: str | None = None
+    single: bool = False
 
 
 class JobBody(BaseModel):
-    """One request in the queue: exactly one of `messages` (chat) and `prompt` (text completion) is set.
+    """One request in the queue: exactly one of `messages` (chat) and `prompts` (text completion) is set.
+
+    Each prompt is a text or token ids. Each has `n` choices, the first of which takes the seed, the next seed + 1, and
+    so on. `echo` repeats the prompt before the answer.
+
+    `template` has what the chat template is told beside the messages (OpenAI-like servers' `chat_template_kwargs`). A
+    chat that `continues` goes on within its last message; if it is not `prompted`, the template is not asked to begin
+    an answer. Names of control tokens in messages are text, unless they are `trusted`. For the `model_defaults` the
+    defaults of the model's folder apply instead of what `sampling` says, where it has one.
 
     `line` is the request's line number in the dataset, different for each line of a batch: by it the batch notes what
     has ended, and the result carries it so that output can be put in input order. `keep` has the columns of the
-    dataset's row that the result line hands back. `json_schema` is the text of a JSON schema that the completion must
-    obey.
+    dataset's row that the result line hands back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,11 +188,26 @@ class JobBody(BaseModel):
     custom_id: str
     pair: Annotated[str, AfterValidator(canonical)]
     messages: tuple[Message, ...] | None = None
-    prompt: str | None = None
+    prompts: tuple[str | tuple[Token, ...], ...] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    echo: bool = False
     sampling: Sampling = Sampling()
+    grammar: Grammar | None = None
+    tools: Tools | None = None
+    template: dict[str, Any] = {}
+    continues: bool = False
+    prompted: bool = True
+    trusted: bool = False
+    model_defaults: tuple[ModelDefault, ...] = ()
     line: Annotated[int, Field(ge=0, le=MOST_LINE_NUMBER)] = 0
     keep: dict[str, Any] | None = None
-    json_schema: Annotated[str, Field(max_length=MOST_SCHEMA_CHARACTERS)] | None = None
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """What is asked, for people: each message by its role, or each prompt, token ids as numbers."""
+        if self.messages is not None:
+            return [(message.role, message.content or "") for message in self.messages]
+        return [("text", each if isinstance(each, str) else " ".join(map(str, each))) for each in self.prompts or ()]
 
 
 def job_id(batch: str, custom_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ from ..cli import options
 from ..queue import fleet
 from ..queue.connect import connect
 from . import listen
+from . import tls as tls_files
 from .exporter_collector import FarmCollector
 
 SHUTDOWN_SECONDS = 2
@@ -33,8 +35,9 @@ SHUTDOWN_SECONDS = 2
 @click.command("exporter")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9480, show_default=True, help="0 takes a free one.")
+@tls_files.options
 @options.redis_url
-def exporter(host: str, port: int, redis_url: str | None) -> None:
+def exporter(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, redis_url: str | None) -> None:
     """Tell Prometheus of the farm: one process for all of it, beside the metrics of each worker.
 
     \b
@@ -51,11 +54,12 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
 
     Exit codes: 0 stopped by Ctrl-C or SIGTERM, 2 wrong usage, 3 cannot use Redis.
     """
+    tls = tls_files.read(tls_cert, tls_key)
     redis = connect(redis_url)
     redis.set_retry(Retry(NoBackoff(), 1))  # Prometheus asks again, and does not wait for long
     with listen.listen(host, port) as listener:
-        click.echo(f"exporter on {listen.url(listener)}/metrics")
-        listen.run(create_app(redis), listener, SHUTDOWN_SECONDS)
+        click.echo(f"exporter on {listen.url(listener, tls)}/metrics")
+        listen.run(create_app(redis), listener, SHUTDOWN_SECONDS, tls)
 
 
 def create_app(redis: redis_py.Redis) -> Starlette:

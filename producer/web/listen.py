@@ -11,6 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..queue.errors import UserError
+from .tls import Tls
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -23,18 +24,24 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, tls: Tls | None) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def run(app: Starlette, listener: socket.socket, patience: int) -> None:
+def run(app: Starlette, listener: socket.socket, patience: int, tls: Tls | None) -> None:
     """Serves `app` until a signal; what runs then may go on for `patience` seconds.
 
     Responses that would never end by themselves can ask `app.state.stopping()`.
     """
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=patience,
+        ssl_certfile=tls and tls.cert,
+        ssl_keyfile=tls and tls.key,
     )
     server = uvicorn.Server(config)
     app.state.stopping = lambda: server.should_exit

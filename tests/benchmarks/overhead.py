@@ -96,7 +96,7 @@ class Service(Side):
     def _bodies(self, batch: str, prompts: list[str], tokens: int) -> list[wire.JobBody]:
         sampling = wire.Sampling(max_tokens=tokens)
         return [
-            wire.JobBody(batch=batch, custom_id=str(n), pair=self.pair, prompt=prompt, sampling=sampling, line=n)
+            wire.JobBody(batch=batch, custom_id=str(n), pair=self.pair, prompts=(prompt,), sampling=sampling, line=n)
             for n, prompt in enumerate(prompts, 1)
         ]
 

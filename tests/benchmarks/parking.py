@@ -12,6 +12,7 @@ import argparse
 import time
 from statistics import median
 
+from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.calibration import PAGES, measure
 from draftmill.engine.depth.round_cost import Cost
@@ -31,7 +32,7 @@ def seconds_per_token(pair: LoadedPair, tokens: int, cost: Cost | None) -> tuple
     if cost and engine.drafter:
         engine.spend(Budget(cost, engine.drafter.block))
     for number, prompt in enumerate(PROMPTS):
-        encoded = tuple(engine.encode([{"role": "user", "content": prompt}], None))
+        encoded = engine.text.encode(ChatPrompt(({"role": "user", "content": prompt},))).tokens
         engine.add(Request(f"r{number}", encoded, Sampling(max_tokens=tokens, seed=number)))
     engine.step()
     engine.step()

@@ -78,7 +78,7 @@ def main(pairs: int, seconds: float, rate: float, rows: int) -> None:
                 sampling = wire.Sampling(max_tokens=128)
                 bodies = [
                     wire.JobBody(
-                        batch=batch.id, custom_id=str(n), pair=pair, prompt=f"Why {n}?", sampling=sampling, line=n
+                        batch=batch.id, custom_id=str(n), pair=pair, prompts=(f"Why {n}?",), sampling=sampling, line=n
                     )
                     for n in range(batch.total)
                 ]

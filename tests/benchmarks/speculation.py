@@ -20,6 +20,7 @@ import click
 import mlx.core as mx
 from mlx_lm.utils import dequantize_model
 
+from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.drafting.dflash import load_draft
 from draftmill.engine.engine import Engine
 from draftmill.engine.models import folder
@@ -65,9 +66,9 @@ def decode(engine: Engine, requests: list[Request]) -> Arm:
 
 def read(engine: Engine, file: Path, tokens: int, limit: int | None) -> list[Request]:
     lines = file.read_text(encoding="utf-8").splitlines()[:limit]
-    chats = [[{"role": "user", "content": json.loads(line)["prompt"]}] for line in lines]
+    chats = [ChatPrompt(({"role": "user", "content": json.loads(line)["prompt"]},)) for line in lines]
     sampling = Sampling(max_tokens=tokens)
-    return [Request(f"{file.stem}-{n}", tuple(engine.encode(chat, None)), sampling) for n, chat in enumerate(chats)]
+    return [Request(f"{file.stem}-{n}", engine.text.encode(chat).tokens, sampling) for n, chat in enumerate(chats)]
 
 
 def margins(engine: Engine, requests: list[Request], plain: Arm, drafted: Arm) -> list[float]:

@@ -1,4 +1,4 @@
-"""Asks a pair for JSON under schemas, and counts how much of it is valid; with and without schemas, draft or none.
+"""Asks a pair for JSON under schemas, and counts how much of it is valid; with and without schemas, drafts, forcing.
 
     python -m tests.benchmarks.structured --requests 200 --depth 2
 
@@ -16,9 +16,10 @@ from typing import Any
 import click
 import jsonschema
 
+from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.pairs import resolve
-from draftmill.engine.request import Completion, Request, Sampling
+from draftmill.engine.request import Completion, Grammar, Request, Sampling
 from draftmill.producer.queue.paths import cache_dir
 
 MOOD = {
@@ -54,9 +55,9 @@ def asking(engine: Engine, count: int) -> Iterator[tuple[Request, Any]]:
     for i in range(count):
         schema, question = QUESTIONS[i % len(QUESTIONS)]
         text = question.format(THINGS[i % len(THINGS)], KINDS[i % len(KINDS)])
-        prompt = engine.encode([{"role": "user", "content": text}], None)
+        prompt = engine.text.encode(ChatPrompt(({"role": "user", "content": text},))).tokens
         sampling = Sampling(max_tokens=80, temperature=0.8 * (i % 2), seed=i)
-        yield Request(f"r{i}", tuple(prompt), sampling, json.dumps(schema)), schema
+        yield Request(f"r{i}", prompt, sampling, Grammar("json", json.dumps(schema))), schema
 
 
 def valid(completion: Completion, schema: Any) -> bool:
@@ -98,12 +99,14 @@ def run(engine: Engine, requests: Sequence[Request]) -> Outcome:
 def main(pair: str, count: int, rows: int, depth: int | None) -> None:
     engine = Engine.load(resolve(pair), cache_dir(), max_rows=rows, depth=depth)
     asked = list(asking(engine, count))
-    free = [replace(request, schema=None) for request, _ in asked]
-    plain = Engine(engine.target, engine.text.tokenizer, engine.context_length, rows)
+    free = [replace(request, grammar=None) for request, _ in asked]
+    plain, unforced = (Engine(engine.target, engine.text.tokenizer, engine.context_length, rows) for _ in range(2))
+    unforced.scheduler.forced = 0
     run(engine, free[:rows])  # so that nothing is measured for the first time
     for name, arm, requests in (
         ("with schemas, with the draft", engine, [request for request, _ in asked]),
         ("with schemas, without a draft", plain, [request for request, _ in asked]),
+        ("with schemas, without a draft, nothing forced", unforced, [request for request, _ in asked]),
         ("without schemas, without a draft", plain, free),
     ):
         outcome = run(arm, requests)

@@ -116,7 +116,7 @@ class Farm:
                 batch=batch,
                 custom_id=f"r-{n}",
                 pair=PAIR,
-                prompt=prompt,
+                prompts=(prompt,),
                 sampling=wire.Sampling(max_tokens=tokens + n % 7, **sampling),
                 line=n + 1,
             )

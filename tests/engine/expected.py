@@ -10,11 +10,19 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from draftmill.engine.choose.grammar import Grammars, masked
+from draftmill.engine.choose.bad_words import spelled
+from draftmill.engine.choose.grammar import Grammars
+from draftmill.engine.choose.masks import masked
 from draftmill.engine.request import Completion, FinishReason, Request
+from draftmill.engine.schedule.row import Matcher
+
+from .processors import processed
 
 NEAR = 1e-3
 """Two logits this close, as a part of the largest one, may change places: float32 adds in another order."""
+
+ENDED = -1
+"""An end token, whichever it is."""
 
 Alone = Callable[[Request, int], Completion]
 """Serves one request in an engine of its own, without a draft, in prompt chunks of so many tokens."""
@@ -24,8 +32,8 @@ Alone = Callable[[Request, int], Completion]
 class Expected:
     """The tokens of a request whose stop strings are left out, and whether an end token or a whole JSON text ended it.
 
-    `logits` [tokens, or one more where the end token is chosen, vocabulary] are those of greedy tokens, with what the
-    grammar forbids at minus infinity; a sampled request has none.
+    `logits` [tokens, or one more where an end token is chosen, vocabulary] are those of greedy tokens, with what the
+    request changes in them and what the grammar forbids at minus infinity; a sampled request has none.
     """
 
     tokens: tuple[int, ...]
@@ -71,10 +79,13 @@ class Expectations:
 
     def outcome(self, request: Request, expected: Expected) -> Outcome:
         """The same with its stop strings: it ends with the first token that completes one."""
-        for count in range(1, len(expected.tokens) + 1) if request.sampling.stop else ():
+        sampling = request.sampling
+        spared = len(self.decode(expected.tokens[: sampling.min_tokens]).rstrip("\ufffd"))
+        for count in range(sampling.min_tokens + 1, len(expected.tokens) + 1) if sampling.stop else ():
             text = self.decode(expected.tokens[:count])
-            if begins := [text.find(stop) for stop in request.sampling.stop if stop in text]:
-                return Outcome(expected.tokens[:count], text[: min(begins)], "stop")
+            places = [(begin, begin + len(stop)) for stop in sampling.stop for begin in range(len(text))]
+            if found := [(begin, end) for begin, end in places if text[begin:end] in sampling.stop and end > spared]:
+                return Outcome(expected.tokens[:count], text[: min(found)[sampling.include_stop]], "stop")
         return Outcome(expected.tokens, self.decode(expected.tokens), "stop" if expected.ended else "length")
 
     def decode(self, tokens: tuple[int, ...]) -> str:
@@ -104,9 +115,29 @@ class Expectations:
         tokens = outcome.tokens[:count]
         return Outcome(tokens, self.decode(tokens), "cancelled")
 
+    def check_logprobs(self, request: Request, completion: Completion) -> None:
+        """Compare log-probabilities with those of mlx-lm's own model over the whole text; raises Wrong."""
+        if request.sampling.logprobs is None:
+            return
+        prompt, tokens = list(request.tokens), list(completion.tokens)
+        raw = np.array(self._model(mx.array([prompt + tokens]))[0, len(prompt) - 1 :])
+        raw -= np.logaddexp.reduce(raw, axis=-1, keepdims=True)
+        if [each.token for each in completion.logprobs] != tokens:
+            raise Wrong(f"{told(request)}: log-probabilities are not those of its tokens")
+        for own, each in zip(raw, completion.logprobs, strict=False):
+            pairs = [(each.logprob, own[each.token]), *((value, own[token]) for token, value in each.top)]
+            best = np.sort(own)[::-1][: request.sampling.logprobs]
+            pairs += zip((value for _, value in each.top), best, strict=True)
+            if any(abs(ours - theirs) > 10 * NEAR * np.abs(own).max() for ours, theirs in pairs):
+                raise Wrong(f"{told(request)}: log-probabilities {each}, expected others")
+
+    def _ends(self, request: Request) -> frozenset[int]:
+        own = frozenset(request.sampling.stop_token_ids)
+        return own if request.sampling.ignore_eos else own | {self._end}
+
     def _at(self, tokens: tuple[int, ...], place: int) -> int:
-        """The token at a place; the end token behind the last."""
-        return tokens[place] if place < len(tokens) else self._end
+        """The token at a place; ENDED behind the last."""
+        return tokens[place] if place < len(tokens) else ENDED
 
     def _near(self, request: Request, expected: Expected, same: tuple[int, ...], ours: int, theirs: int) -> bool:
         """Whether the target could as well choose our token behind those that are the same."""
@@ -116,7 +147,9 @@ class Expectations:
             return False
         logits = expected.logits[len(same)]
         scale = np.abs(logits[np.isfinite(logits)]).max()
-        return bool(abs(logits[theirs] - logits[ours]) < NEAR * scale)
+        end = max((logits[token] for token in self._ends(request)), default=-np.inf)
+        a, b = (end if token == ENDED else logits[token] for token in (ours, theirs))
+        return bool(abs(a - b) < NEAR * scale)
 
     def _draws(self, request: Request, tokens: tuple[int, ...], chunk: int) -> bool:
         """Whether the request draws these tokens, the end token among them, when its prompt comes in such chunks.
@@ -125,22 +158,20 @@ class Expectations:
         """
         endless = replace(request, sampling=replace(request.sampling, stop=()))
         drawn = expected(self._alone(endless, chunk))
-        return (*drawn.tokens, self._end)[: len(tokens)] == tokens
+        return (*drawn.tokens, ENDED)[: len(tokens)] == tokens
 
     def _by_mlx_lm(self, request: Request) -> Expected:
         """The likeliest tokens that the grammar allows, by mlx-lm's own model and cache."""
-        matcher = self._grammars.matcher(request.schema) if request.schema else None
-        cache = make_prompt_cache(self._model)
+        matcher = self._grammars.matcher(request)
+        cache, ends = make_prompt_cache(self._model), self._ends(request)
         tokens: list[int] = []
         logits: list[np.ndarray] = []
         feed = request.tokens
         for _ in range(min(request.sampling.max_tokens, self._context - len(request.tokens))):
-            scores = self._model(mx.array([feed]), cache=cache)[:, -1]  # [1, vocabulary]
-            if matcher:
-                scores = masked(scores, matcher.masks([]))
-            logits.append(np.array(scores[0]))
+            raw = self._model(mx.array([feed]), cache=cache)[:, -1]  # [1, vocabulary]
+            logits.append(self._changed(request, tokens, raw, matcher))
             feed = (int(logits[-1].argmax()),)
-            if feed[0] == self._end:
+            if feed[0] in ends:
                 return Expected(tuple(tokens), True, logits)
             tokens += feed
             if matcher:
@@ -149,10 +180,26 @@ class Expectations:
                     return Expected(tuple(tokens), True, logits)
         return Expected(tuple(tokens), False, logits)
 
+    def _changed(self, request: Request, tokens: list[int], raw: mx.array, matcher: Matcher | None) -> np.ndarray:
+        """Logits [vocabulary] behind these tokens as the request and its grammar leave them."""
+        words = spelled(request.sampling.bad_words, self._tokenizer)
+        scores = processed(request, tokens, raw, self._ends(request), words)
+        if not matcher:
+            return np.array(scores[0])
+        (mask,) = matcher.masks([])
+        left = np.array(masked(scores, [mask])[0])
+        if np.isfinite(left).any():
+            return left
+        # Where the grammar allows the end alone, it comes.
+        late = replace(request, sampling=replace(request.sampling, min_tokens=0))
+        return np.array(masked(processed(late, tokens, raw, self._ends(request), words), [mask])[0])
+
 
 def told(request: Request) -> str:
     """A request in few words."""
-    return f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, schema {request.schema})"
+    return (
+        f"{request.id} ({len(request.tokens)} prompt tokens, {request.sampling}, {request.grammar}, {request.thinking})"
+    )
 
 
 def expected(completion: Completion) -> Expected:

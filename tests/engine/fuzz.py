@@ -18,14 +18,17 @@ from typing import Any
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
-from draftmill.engine.request import Completion, Request
+from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import Row
 
-from .choose.test_grammar import VOCABULARY, tokenizer
+from .choose import test_grammar
+from .choose.test_grammar import VOCABULARY
 from .drafting.test_speculation import BLOCK, Replay, random_draft
 from .expected import Expectations, Expected, Wrong, told
-from .load import FAMILIES, Load, drawn, with_stops
+from .load import CHANGES, FAMILIES, Load, drawn, with_stops
 from .small import memory_for
+
+tokenizer = partial(test_grammar.tokenizer, "<think>", "</think>")
 
 READABLE = VOCABULARY - 8
 """Prompts have no end token, and none that the tokenizer does not know."""
@@ -35,6 +38,9 @@ FLIPS = 0.02
 
 SHOWN = 3
 """How many wrong rows of a seed are told."""
+
+
+PLAIN = Sampling()
 
 
 @dataclass
@@ -104,6 +110,7 @@ class Machine:
                     raise Wrong(f"{told(request)} is cancelled; nobody did that")
                 flipped = self.expectations.flipped(request, expected[request.id], completion)
                 self.seen["near-ties"] += flipped
+                self.expectations.check_logprobs(request, completion)
             except Wrong as error:
                 wrong.append(str(error))
         asked = Counter(requests.keys()) + Counter(a.request.id for a in self.load.arrivals if a.again)
@@ -198,7 +205,10 @@ class Machine:
         self.seen["accepted drafts"] += completion.accepted
         self.seen["cancelled"] += completion.finish_reason == "cancelled"
         self.seen["sampled"] += not request.sampling.greedy
-        self.seen["constrained"] += request.schema is not None
+        self.seen["constrained"] += request.grammar is not None
+        self.seen["closed thoughts"] += tokenizer().think_end_id in completion.tokens
+        self.seen["with log-probabilities"] += bool(completion.logprobs)
+        self.seen["changed"] += any(getattr(request.sampling, name) != getattr(PLAIN, name) for name in CHANGES)
         self.seen["stopped"] += any(
             stop in self.expectations.decode(completion.tokens) for stop in request.sampling.stop
         )

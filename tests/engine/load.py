@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import Grammar, Request, Sampling
 
 from .small import llama_model, qwen3_5_model, qwen3_5_moe_model, qwen3_model, qwen3_moe_model
 
@@ -31,11 +31,34 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 DRAFTS = ("none", "random", "random with a window", "right", "right but for every third", "right but for every fifth")
 DEPTHS = ("whole block", "fixed", "of each row", "of each round", "of each row and round")
 
+CHANGES = (
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "include_stop",
+    "logprobs",
+)
+"""Parameters of which a request draws a few."""
+
 SCHEMAS: tuple[Any, ...] = (
     {"enum": ["good", "bad", "so so"]},
     {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 4},
     {"type": "array", "items": {"type": "string", "pattern": "^[a-z]{2,5}$"}, "maxItems": 2},
     {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]},
+)
+
+GRAMMARS = (
+    *(Grammar("json", json.dumps(schema)) for schema in SCHEMAS),
+    Grammar("regex", "(yes|no), [a-z]{1,9}"),
+    Grammar("choice", '["one", "one of them", "the other one"]'),
+    Grammar("lark", 'start: "nothing" | "(" start ")"'),
 )
 
 
@@ -109,9 +132,15 @@ def drawn(seed: int, vocabulary: int, block: int) -> Load:
         draft=draw.choice(DRAFTS),
         depths=draw.choice(DEPTHS),
         fixed=draw.randrange(block),
-        arrivals=tuple(arrivals),
+        arrivals=tuple(replace(arrival, request=within(arrival.request, context)) for arrival in arrivals),
         last=Request("last", last, Sampling(room - len(last))),
     )
+
+
+def within(request: Request, context: int) -> Request:
+    """The request, of which a context of so many tokens leaves room for as many as it must have."""
+    least = min(request.sampling.min_tokens, context - len(request.tokens))
+    return replace(request, sampling=replace(request.sampling, min_tokens=least))
 
 
 def drawn_prompts(draw: Random, count: int, chunk: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -138,7 +167,9 @@ def drawn_prompts(draw: Random, count: int, chunk: int, vocabulary: int) -> list
 
 
 def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
-    """Greedy or sampled, free or under a schema; its stop strings depend on its text and are drawn later."""
+    """Greedy or sampled, free or under a grammar, perhaps with thoughts before; its stop strings depend on its text and
+    are drawn later.
+    """
     sampling = Sampling(draw.choice((1, draw.randint(1, 20), draw.randint(20, 60), draw.randint(20, 60), LONG)))
     if draw.random() < 0.35:
         sampling = replace(
@@ -148,7 +179,34 @@ def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
             top_k=draw.choice((0, 1, 5, 40, 1000)),
             seed=draw.randrange(2**40),
         )
-    return Request(id, prompt, sampling, json.dumps(draw.choice(SCHEMAS)) if draw.random() < 0.25 else None)
+    sampling = replace(sampling, **drawn_changes(draw, sampling.max_tokens))
+    if draw.random() < 0.3:
+        sampling = replace(sampling, thinking_budget=draw.choice((0, 1, 5, 30)))
+    grammar = draw.choice(GRAMMARS) if draw.random() < 0.3 else None
+    if grammar:  # of which these may leave nothing
+        sampling = replace(sampling, allowed_token_ids=(), bad_words=())
+    return Request(id, prompt, sampling, grammar, draw.choice(("none", "none", "may", "open")))
+
+
+def drawn_changes(draw: Random, most: int) -> dict[str, Any]:
+    """A few parameters that change logits or ends, for requests of so many tokens at most; often none."""
+    if draw.random() < 0.5:
+        return {}
+    every: dict[str, Any] = {
+        "min_p": draw.choice((0.01, 0.1, 0.5)),
+        "repetition_penalty": draw.choice((0.8, 1.1, 1.5)),
+        "presence_penalty": draw.choice((-0.5, 0.5, 1.5)),
+        "frequency_penalty": draw.choice((-0.2, 0.3, 1.0)),
+        "logit_bias": tuple((token, draw.uniform(-5, 5)) for token in draw.sample(range(200), 30)),
+        "allowed_token_ids": tuple(draw.sample(range(200), 120)),
+        "bad_words": tuple(draw.choice("abcdefgh") + draw.choice(("", "e", "st")) for _ in range(6)),
+        "stop_token_ids": tuple(draw.sample(range(200), draw.choice((1, 5)))),
+        "ignore_eos": True,
+        "min_tokens": draw.randint(0, most // 2),
+        "include_stop": True,
+        "logprobs": draw.choice((0, 3, 20)),
+    }
+    return {name: every[name] for name in draw.sample(CHANGES, draw.randint(1, 4))}
 
 
 def drawn_arrivals(draw: Random, requests: Sequence[Request]) -> list[Arrival]:

@@ -17,6 +17,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.engine.request import Completion, Request, Sampling
+from draftmill.engine.schedule.scheduler import FORCED
 from draftmill.engine.shares import LATE, PREFIXES
 from draftmill.kernels.pages.sizes import pages_for
 
@@ -147,7 +148,7 @@ class NumberTokenizer:
     def __init__(self, end: tuple[int, ...] = ()):
         self.eos_token_ids = set(end)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, tokens: list[int], **_: Any) -> str:
@@ -166,7 +167,7 @@ def small_engine(
 
 def memory_for(target: Transformer, draft: DFlashDraft | None, slots: int, max_rows: int) -> int:
     """Bytes for an engine whose pools should have so many slots."""
-    block = draft.config.block_size if draft else 0
+    block = draft.config.block_size if draft else 1 + FORCED
     pages = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
     memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
     parts = (1 / PREFIXES if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)

@@ -10,18 +10,31 @@ import pytest
 
 from draftmill.engine.request import Completion, FinishReason, Request, Sampling
 
-from .choose.test_grammar import VOCABULARY, tokenizer
+from .choose.test_grammar import VOCABULARY
 from .drafting.test_speculation import BLOCK
 from .expected import Expectations, Expected, Wrong
-from .fuzz import READABLE, Machine, Tally, fuzz
+from .fuzz import READABLE, Machine, Tally, fuzz, tokenizer
 from .load import FAMILIES, drawn
 from .planted import ShiftedMask
+
+KINDS = (
+    "cached tokens",
+    "accepted drafts",
+    "cancelled",
+    "sampled",
+    "constrained",
+    "closed thoughts",
+    "stopped",
+    "changed",
+    "with log-probabilities",
+)
+"""What a tally must have seen."""
 
 
 def test_rows_get_the_tokens_of_mlx_lm_whatever_goes_on_beside_them() -> None:
     tally = fuzz(range(15))
     assert tally.holds, tally.report
-    for kind in ("cached tokens", "accepted drafts", "cancelled", "sampled", "constrained", "stopped"):
+    for kind in KINDS:
         assert tally.seen[kind] > 0, tally.report
 
 

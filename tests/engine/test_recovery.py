@@ -107,7 +107,7 @@ def test_sampled_rows_and_shared_prefixes_go_on_as_well() -> None:
 
 def test_grammars_are_where_their_rows_are() -> None:
     asked = test_grammar.asking(4, temperature=1.0)
-    free = [replace(request, id=f"free {request.id}", schema=None) for request in asked[:2]]
+    free = [replace(request, id=f"free {request.id}", grammar=None) for request in asked[:2]]
     expected = test_grammar.tokens(run(test_grammar.engine(), asked + free))
     for fault in (refused, singular):
         engine = failing(test_grammar.engine(draft=True), at(45, 140, 290), fault)

@@ -88,7 +88,7 @@ def test_a_text_ends_with_the_first_token_after_which_it_has_a_stop_string(
         found = next((n for n in counts if text.stopped(tokens[:n], stop)), None)
         assert found == expected, (tokens, stop)
         if found:
-            cut = text.cut(texts[found], stop)
+            cut = text.shown(tokens[:found], stop)
             assert not any(string in cut for string in stop)
             assert texts[found].startswith(cut)
             ended, late = ended + 1, late + (found > 12)
@@ -113,7 +113,7 @@ class Counting:
 def test_most_tokens_need_no_decoding(boxed_model: Path) -> None:
     tokenizer = Counting(load(boxed_model))
     text = Text(tokenizer)
-    tokens = text.encode(None, " ".join(SNIPPETS[:2]) * 40)
+    tokens = text.encode(" ".join(SNIPPETS[:2]) * 40).tokens
     stop = ("\n\nQuestion:", "<|im_end|>", "終")
     for _ in range(2):  # the first time what each token is has to be found out
         tokenizer.decoded = 0
@@ -124,7 +124,7 @@ def test_most_tokens_need_no_decoding(boxed_model: Path) -> None:
 def test_a_long_run_of_bytes_is_not_decoded_from_its_beginning(boxed_model: Path) -> None:
     tokenizer = Counting(load(boxed_model))
     text = Text(tokenizer)
-    tokens = text.encode(None, "ፀ" * 300)  # of which no token has a whole one
+    tokens = text.encode("ፀ" * 300).tokens  # of which no token has a whole one
     assert not any(text.piece(token).whole for token in tokens[3:])
     tokenizer.decoded = 0
     assert not any(text.stopped(tokens[:count], ("ፁ",)) for count in range(1, len(tokens) + 1))

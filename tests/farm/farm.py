@@ -150,7 +150,7 @@ class Farm:
                     batch=batch,
                     custom_id=f"r-{n}",
                     pair=PAIR,
-                    prompt=prompt(n) if prompt else "say it",
+                    prompts=(prompt(n) if prompt else "say it",),
                     sampling=sampling,
                     line=n + 1,
                 )

@@ -124,7 +124,7 @@ def test_two_people_with_one_file_have_two_batches(fleet: Fleet, shell: Shell) -
 def test_a_worker_repairs_what_others_left(fleet: Fleet) -> None:
     """Every way that a job can take: retried, sick, alone, deleted by RQ's tools, marked as cancelled."""
     info = batches.BatchInfo("b", PAIR, "normal", 8)
-    bodies = [wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompt="x", line=n) for n in range(8)]
+    bodies = [wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompts=("x",), line=n) for n in range(8)]
     with fleet.connect("admin") as admin, fleet.connect("producer") as producer, fleet.connect("worker") as client:
         batches.create(producer, info)
         assert batches.submit_chunk(producer, info, bodies).new == 8

@@ -15,7 +15,8 @@ import redis as redis_py
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftmill.engine.request import Completion
+from draftmill.engine.request import Completion, Request
+from draftmill.engine.text import Text
 from draftmill.producer.client.patience import Patience
 from draftmill.producer.client.submission import plan, submit
 from draftmill.producer.input.dataset import Dataset
@@ -24,6 +25,7 @@ from draftmill.producer.input.rows import RowOptions
 from draftmill.producer.queue import batches
 from draftmill.producer.queue.leases import JobQueue
 from draftmill.worker import jobs, results
+from tests.engine.small import NumberTokenizer
 
 PAIR = "small"
 LEAF = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -57,8 +59,10 @@ def there_and_back(redis: redis_py.Redis, name: str, content: bytes, rows: list[
     for claimed in queue.claim(len(rows)):
         body = jobs.decode(claimed, PAIR)
         assert body.messages
-        completion = Completion(claimed.id, body.messages[0].content, (1,), "stop", 1)
-        assert queue.commit([results.completed(claimed, body, completion)]) == [True]
+        completion = Completion(claimed.id, body.messages[0].content or "", (1,), "stop", 1)
+        asked = jobs.Asked((Request(claimed.id, (1,)),))
+        outcome = results.completed(claimed, body, asked, [completion], Text(NumberTokenizer()))
+        assert queue.commit([outcome]) == [True]
     found = sorted(batches.read(redis, submission.info.id, "0-0", 500), key=lambda result: result.n)
     lines = [orjson.loads(result.line) for result in found]
     assert [orjson.loads(line["response"]["body"]["choices"][0]["message"]["content"]) for line in lines] == rows

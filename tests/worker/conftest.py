@@ -54,7 +54,7 @@ class Mill:
         info = batches.BatchInfo(batch, PAIR, priority, count, "test.jsonl", user)
         sampling = wire.Sampling(max_tokens=tokens, max_seconds=max_seconds)
         bodies = [
-            wire.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompt=prompt, sampling=sampling, line=n + 1)
+            wire.JobBody(batch=batch, custom_id=f"r-{n}", pair=PAIR, prompts=(prompt,), sampling=sampling, line=n + 1)
             for n in range(count)
         ]
         batches.create(self.redis, info)

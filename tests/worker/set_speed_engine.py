@@ -9,11 +9,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from draftmill.engine.chat import ChatPrompt, Encoded
 from draftmill.engine.request import Completion, EngineFailed, Request, RequestError
 from draftmill.engine.stats import Stats
+from draftmill.engine.text import Prompt, Text
 
 CONTEXT = 1000
 
@@ -41,6 +43,21 @@ class Row:
         )
 
 
+class Words(Text):
+    """Every word is a token."""
+
+    def __init__(self) -> None:
+        self.words: dict[int, str] = {}
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        chat = isinstance(prompt, ChatPrompt)
+        text = " ".join(message["content"] for message in prompt.messages) if chat else prompt
+        assert isinstance(text, str)
+        tokens = [hash(word) % 2**31 for word in text.split()]
+        self.words.update(zip(tokens, text.split(), strict=True))
+        return Encoded(tuple(tokens))
+
+
 class SetSpeedEngine:
     """Generates one token per row and round, and those of `depth` drafted ones that are accepted; a round takes
     `round_seconds`.
@@ -58,7 +75,8 @@ class SetSpeedEngine:
         self.round_seconds = round_seconds
         self.depth = depth
         self.stats = Stats(accepted_per_position=[0] * depth)
-        self._words: dict[int, str] = {}
+        self.text: Text = Words()
+        self._words = self.text.words
         self._rows: dict[str, Row] = {}
         self._waiting: deque[Request] = deque()
         self._ended: list[Completion] = []
@@ -69,13 +87,6 @@ class SetSpeedEngine:
     @property
     def busy(self) -> bool:
         return bool(self._rows or self._waiting or self._ended)
-
-    def encode(self, messages: Sequence[Mapping[str, str]] | None, prompt: str | None) -> list[int]:
-        text = prompt if messages is None else " ".join(message["content"] for message in messages)
-        words = (text or "").split()
-        for word in words:
-            self._words[hash(word) % 2**31] = word
-        return [hash(word) % 2**31 for word in words]
 
     def add(self, request: Request) -> None:
         if len(request.tokens) > CONTEXT:

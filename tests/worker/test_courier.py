@@ -15,7 +15,7 @@ from draftmill.worker.spool import Spool
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
-ROOM = 8
+ROOM, AHEAD = 8, 2
 
 
 class SlowQueue(JobQueue):
@@ -38,7 +38,7 @@ def queue(mill: Mill) -> SlowQueue:
 
 @pytest.fixture
 def courier(mill: Mill, queue: SlowQueue) -> Iterator[Courier]:
-    courier = Courier(queue, Metrics(PAIR, "w", "0"), 2, Spool(mill.spool, "w"))
+    courier = Courier(queue, Metrics(PAIR, "w", "0"), Spool(mill.spool, "w"))
     courier.start()
     yield courier
     courier.abort()
@@ -47,23 +47,23 @@ def courier(mill: Mill, queue: SlowQueue) -> Iterator[Courier]:
 
 def test_jobs_on_their_way_count_as_taken(mill: Mill, queue: SlowQueue, courier: Courier) -> None:
     mill.submit(100)
-    courier.exchange(ROOM)
+    courier.exchange(ROOM, AHEAD)
     assert queue.claimed.wait(10)
     for _ in range(3):
-        assert courier.exchange(ROOM) == []
+        assert courier.exchange(ROOM, AHEAD) == []
     queue.may.set()
     assert courier.arrived.wait(10)
-    jobs = courier.exchange(ROOM)
+    jobs = courier.exchange(ROOM, AHEAD)
     for _ in range(20):
         threading.Event().wait(0.02)
-        jobs += courier.exchange(ROOM - len(jobs))
+        jobs += courier.exchange(ROOM - len(jobs), AHEAD)
     assert len(jobs) == len(courier.held()) == ROOM
     assert courier.is_alive()
 
 
 def test_jobs_are_to_blame_before_the_worker_has_them(mill: Mill, queue: SlowQueue, courier: Courier) -> None:
     mill.submit(2)
-    courier.exchange(ROOM)
+    courier.exchange(ROOM, AHEAD)
     assert queue.claimed.wait(10)
     assert not courier.arrived.is_set()
     key = f"rq:job:{wire.job_id('b', 'r-0')}"

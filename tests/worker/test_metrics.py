@@ -15,6 +15,7 @@ from draftmill.producer.queue.leases import Claimed
 from draftmill.producer.queue.wire import JobBody
 from draftmill.worker import results
 from draftmill.worker.cli.worker import Bytes
+from draftmill.worker.jobs import Asked
 from draftmill.worker.metrics import Metrics
 from tests.engine.drafting.test_speculation import replaying
 from tests.engine.small import llama_model, requests
@@ -63,8 +64,10 @@ def test_the_real_engine_s_counters_are_the_sums_over_its_result_lines() -> None
         ended = engine.step()
         metrics.observe_round(0.01, engine.stats)
         for completion in ended:
-            body = JobBody(batch="b", custom_id="r-1", pair="pair", prompt="x")
-            outcome = results.completed(Claimed("b-1", b"", "t.1", "b", "r-1", 0.0), body, completion)
+            body = JobBody(batch="b", custom_id="r-1", pair="pair", prompts=("x",))
+            one = Asked((next(request for request in asked if request.id == completion.id),))
+            job = Claimed("b-1", b"", "t.1", "b", "r-1", 0.0)
+            outcome = results.completed(job, body, one, [completion], engine.text)
             metrics.observe_outcome(outcome)
             usage = orjson.loads(outcome.line)["response"]["body"]["usage"]
             sums["prompt"] += usage["prompt_tokens"]

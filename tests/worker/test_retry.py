@@ -14,7 +14,7 @@ INFO = batches.BatchInfo("b", PAIR, "normal", 3)
 
 def bodies(count: int = 3) -> list[wire.JobBody]:
     return [
-        wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompt="say it", line=n + 1, keep={"row": n})
+        wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompts=("say it",), line=n + 1, keep={"row": n})
         for n in range(count)
     ]
 

@@ -168,11 +168,13 @@ def tables(options: dict[str, Any]) -> Iterator[Any]:
 
 
 def prompts(file: Path, pair: str, limit: int | None) -> list[Any]:
-    """The prompts of a file, each a chat or a text."""
+    """The prompts of a file, each as the engine encodes it; of a line with several, the first."""
+    from .. import jobs
+
     dataset = Dataset(str(file), pair, Defaults({}, None))
     dataset.survey()
     bodies = [item for item in dataset if not isinstance(item, BadLine)][:limit]
-    return [(body.messages and [message.model_dump() for message in body.messages], body.prompt) for body in bodies]
+    return [jobs.prompts(body)[0] for body in bodies]
 
 
 def refuse_unknown(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

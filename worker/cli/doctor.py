@@ -78,7 +78,9 @@ def examine_engine() -> Iterator[Finding]:
     import mlx.core as mx
 
     from ...engine.models import boxed
+    from ...engine.models.pairs import PAIRS
     from ...engine.models.targets import FAMILIES
+    from .pairs import here as models_here
 
     gpu = "Metal" if mx.metal.is_available() else "CUDA"
     backend = "CPU" if mx.default_device() == mx.cpu else gpu
@@ -90,6 +92,9 @@ def examine_engine() -> Iterator[Finding]:
     folder = boxed.folder(paths.cache_dir())
     here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
     yield Finding(boxed.NAME, here)
+    for pair in PAIRS.values():
+        if pair.advice and len(models_here(pair)) == 2:
+            yield Finding(pair.name, pair.advice)
     if backend != "CPU":
         yield pools()
     yield from examine_kernels(backend)

@@ -33,7 +33,10 @@ def pairs(fetch: str | None, as_json: bool) -> None:
         return _fetch(fetch)
     if as_json:
         return print_json(
-            [{"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p)} for p in PAIRS.values()]
+            [
+                {"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p), "advice": p.advice}
+                for p in PAIRS.values()
+            ]
         )
     rows = []
     for pair in PAIRS.values():
@@ -41,6 +44,9 @@ def pairs(fetch: str | None, as_json: bool) -> None:
         draft = "in the box" if Path(draft).is_absolute() else draft
         rows.append((pair.name, pair.target, draft, " and ".join(here(pair))))
     print_table(("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE"), rows)
+    for pair in PAIRS.values():
+        if pair.advice:
+            click.echo(f"{pair.name}: {pair.advice}")
 
 
 def _fetch(name: str) -> None:

@@ -139,8 +139,10 @@ def worker(
 
     from ...engine.engine import Engine
     from ...engine.models.boxed import ModelError
+    from ...engine.models.folder import locate
     from ...engine.models.pairs import Pair, resolve
     from ...engine.request import EngineFailed
+    from .. import model_defaults
     from ..spool import spool_folder
     from ..worker import MillWorker
 
@@ -151,10 +153,13 @@ def worker(
         models = Pair(target, target, draft) if target else resolve(name)
         bits = int(draft_bits) if draft_bits else None
         engine = Engine.load(models, cache_dir(), max_rows, memory, depth, bits)
+        defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
+    mx.set_cache_limit(engine.workspace)  # what MLX keeps of freed memory: a round takes no more, pools that grew do
     try:
-        mill = MillWorker(engine, name, connection, spool_folder(data_dir(), connection), lease, drain, facts, auto)
+        spool = spool_folder(data_dir(), connection)
+        mill = MillWorker(engine, name, connection, spool, lease, drain, facts, auto, defaults)
     except OSError as error:
         raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
     if metrics_port is not None:
@@ -164,6 +169,8 @@ def worker(
         except OSError as error:
             where = f"{metrics_host}:{metrics_port}"
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
+    if engine.drafter and models.advice:
+        log.warning(models.advice)
     drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
     ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows"
     click.echo(ready)

@@ -123,7 +123,10 @@ class Transformer(ABC):
         ]
         linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
-        return [attention, *others, *products(linears, self.dtype), ChoiceShape(self.vocabulary, self.dtype)]
+        choices = [ChoiceShape(self.vocabulary, self.dtype)]
+        if self.dtype != mx.float32:  # as logits are that rows change; a few at a time
+            choices.append(ChoiceShape(self.vocabulary, mx.float32, most=16))
+        return [attention, *others, *products(linears, self.dtype), *choices]
 
     def projections(self, layer: Any) -> list[nn.Module]:
         """The linear layers that read what enters a layer's attention."""

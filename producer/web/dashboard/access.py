@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..door import Door
 from ..keys import Keys, is_this_machine
 
 COOKIE = "draftmill_session"
@@ -38,29 +39,29 @@ class Access:
     """The doorkeeper of one dashboard."""
 
     def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+        self._door = Door(keys)
         self._sessions: dict[str, Session] = {}
 
     @property
     def needs_key(self) -> bool:
-        return bool(self._keys)
+        return self._door.needs_key
 
     def session(self, request: Request) -> Session | None:
         found = self._sessions.get(request.cookies.get(COOKIE, ""))
         return found if found and found.until > time.monotonic() else None
 
     def may_look(self, request: Request) -> bool:
-        if not self._keys:
+        if not self.needs_key:
             return is_this_machine(request.headers)
         return self.session(request) is not None
 
     def check_look(self, request: Request) -> None:
         if not self.may_look(request):
-            raise HTTPException(401 if self._keys else 403, REFUSED_SIGNED_OUT if self._keys else REFUSED_ELSEWHERE)
+            raise HTTPException(401, REFUSED_SIGNED_OUT) if self.needs_key else HTTPException(403, REFUSED_ELSEWHERE)
 
     def check_change(self, request: Request) -> Session:
         """Raises HTTPException unless somebody who has signed in asks for it, on this very page."""
-        if not self._keys:
+        if not self.needs_key:
             raise HTTPException(403, REFUSED_READ_ONLY)
         session = self.session(request)
         if session is None:
@@ -71,9 +72,9 @@ class Access:
         return session
 
     async def sign_in(self, request: Request, response: Response) -> bool:
-        """Sets the cookie if the form of the request has a key that is accepted."""
+        """Sets the cookie if the form of the request has a key that is accepted. Raises Closed."""
         check_origin(request)
-        user = self._keys.user(await _key_of_form(request))
+        user = self._door.user(await _key_of_form(request), request.client.host if request.client else "")
         if user is None:
             return False
         now = time.monotonic()

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...queue import batches
 from ...queue.errors import UserError, explain
+from ..door import Closed
 from ..keys import Keys
 from .access import Access
 from .feed import Feed
@@ -31,7 +32,7 @@ LOG = logging.getLogger("draftmill.dashboard")
 
 STATIC = Path(__file__).parent / "static"
 MOST_WATCHING = 200
-WRONG_KEY = '<p class="wrong" role="alert">This key is not accepted.</p>'
+WRONG_KEY = "This key is not accepted."
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -71,9 +72,17 @@ class Page:
 
     async def sign_in(self, request: Request) -> Response:
         response = RedirectResponse(".", 303)
-        if await self._access.sign_in(request, response):
-            return response
-        return HTMLResponse(self._sign_in_page.replace("<!-- wrong -->", WRONG_KEY), 401)
+        try:
+            if await self._access.sign_in(request, response):
+                return response
+        except Closed as closed:
+            return self._wrong(429, str(closed), {"retry-after": str(closed.seconds)})
+        return self._wrong(401, WRONG_KEY)
+
+    def _wrong(self, status: int, why: str, headers: dict[str, str] | None = None) -> Response:
+        """The sign-in page again."""
+        said = f'<p class="wrong" role="alert">{why}</p>'
+        return HTMLResponse(self._sign_in_page.replace("<!-- wrong -->", said), status, headers)
 
     async def sign_out(self, request: Request) -> Response:
         response = RedirectResponse(".", 303)

@@ -13,6 +13,7 @@ from ...cli import options
 from ...queue.connect import connect, resolve
 from ...queue.urls import masked
 from .. import keys, listen
+from .. import tls as tls_files
 from .app import LOG, create_app
 
 SHUTDOWN_SECONDS = 2
@@ -29,15 +30,24 @@ SHUTDOWN_SECONDS = 2
     help="Keys to sign in with, one a line: KEY or NAME:KEY. Who has signed in may cancel batches. "
     f"Without it {keys.VARIABLE} may hold one.",
 )
+@tls_files.options
 @options.redis_url
-def dashboard(host: str, port: int, key_file: Path | None, redis_url: str | None) -> None:
+def dashboard(
+    host: str,
+    port: int,
+    key_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    redis_url: str | None,
+) -> None:
     """Serve a live page: batches, workers, the latest failures, and charts of the last hour.
 
     It shows nothing of prompts and results but the names that users gave: source files, custom ids, users. The charts
     begin when the dashboard starts; several dashboards of one Redis do not disturb each other.
 
     Without keys the page is read-only and for this machine only. With keys everybody signs in with one first, and may
-    then cancel batches. It speaks plain HTTP; put a proxy with TLS in front of it where the network is not trusted.
+    then cancel batches. Who shows too many wrong keys has to wait. Where the network is not trusted, name a certificate
+    with --tls-cert and --tls-key.
 
     \b
     Examples:
@@ -49,11 +59,12 @@ def dashboard(host: str, port: int, key_file: Path | None, redis_url: str | None
     """
     accepted = keys.read(key_file)
     accepted.suffice_for(host, "--key-file")
+    tls = tls_files.read(tls_cert, tls_key)
     redis = connect(redis_url)
     redis.set_retry(Retry(NoBackoff(), 1))  # the page says so, and looks again in a second
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     LOG.setLevel(logging.INFO)
     with listen.listen(host, port) as listener:
         app = create_app(redis, f"Redis at {masked(resolve(redis_url))}", accepted)
-        LOG.info("dashboard at %s, %s", listen.url(listener), "for those with a key" if accepted else "read-only")
-        listen.run(app, listener, SHUTDOWN_SECONDS)
+        LOG.info("dashboard at %s, %s", listen.url(listener, tls), "for those with a key" if accepted else "read-only")
+        listen.run(app, listener, SHUTDOWN_SECONDS, tls)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis as redis_py
@@ -11,43 +13,78 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
+from ...queue.errors import explain
+from ..door import Door
 from ..keys import Keys
-from .api_errors import HANDLERS
+from .api_errors import HANDLERS, LOG
 from .batch_record import BatchRecord
 from .batches import Batches
 from .chat import Chat
 from .files import Files
 from .guard import Guard
+from .metrics import HEALTH, Counted, Metrics
 from .models import Models
 from .records import Shelf
 from .runner import Runner
 
+SWEEP_SECONDS = 60.0
+"""Between two looks for files that have expired."""
 
-def create_app(
-    redis: redis_py.Redis, folder: Path, keys: Keys, nobody: str, pairs: Sequence[str], timeout: float
-) -> Starlette:
-    """The API over the files in `folder`, which no other server may use; `nobody` is the user where there are no keys,
-    `pairs` are models beside the known ones.
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is to be: the `keys` that it accepts, and `nobody` as the user where there are none; `pairs` beside
+    the known ones, and further names of pairs; seconds that a call may wait, and that each batch may take at least.
+    """
+
+    keys: Keys
+    nobody: str
+    pairs: Sequence[str]
+    aliases: Mapping[str, str]
+    timeout: float
+    window: float
+
+
+def create_app(redis: redis_py.Redis, folder: Path, settings: Settings) -> Starlette:
+    """The API over the files in `folder`, which no other server may use.
 
     Unfinished batches go on when the application starts.
     """
-    models = Models(redis, pairs)
+    models = Models(redis, settings.pairs, settings.aliases)
     files = Files(folder / "files")
-    runner = Runner(redis, Shelf(folder / "batches", BatchRecord), files, models, folder / "work")
-    chat = Chat(redis, models, folder / "calls", timeout)
-    parts = (files, Batches(files, runner), models, chat)
+    shelf = Shelf(folder / "batches", BatchRecord)
+    metrics = Metrics(redis, shelf)
+    runner = Runner(redis, shelf, files, models, folder / "work")
+    chat = Chat(redis, models, metrics, folder / "calls", settings.timeout)
+    parts = (files, Batches(files, runner, settings.window), models, chat, metrics)
+    routes = [route for part in parts for route in part.routes]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         runner.resume()
         chat.start()
+        sweeping = asyncio.create_task(_sweep(files))
         yield
+        sweeping.cancel()
         await chat.stop()
         await run_in_threadpool(runner.stop)
 
     return Starlette(
-        routes=[route for part in parts for route in part.routes],
-        middleware=[Middleware(Guard, keys=keys, nobody=nobody)],
+        routes=routes,
+        middleware=[
+            Middleware(Counted, metrics=metrics, routes=routes),
+            Middleware(Guard, door=Door(settings.keys), nobody=settings.nobody, free=(HEALTH,)),
+        ],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
+
+
+async def _sweep(files: Files) -> None:
+    """Deletes files as they expire."""
+    while True:
+        try:
+            await run_in_threadpool(files.sweep)
+        except OSError as error:
+            LOG.warning("cannot delete what has expired: %s", explain(error).message)
+        await asyncio.sleep(SWEEP_SECONDS)

@@ -7,11 +7,15 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ...input.lines import CHAT, TEXT
 from .api_errors import ApiError
+from .files import expiry
+from .forms.translation import ENDPOINTS, Translation
 from .records import Record, new_id
 
-PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata")
+PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
+
+STATUSES = ("validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled")
+OPEN = STATUSES[:4]
 
 WINDOW = re.compile(r"([1-9]\d{0,4})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -25,8 +29,9 @@ MOST_PAIRS, MOST_NAME, MOST_VALUE = 16, 64, 512
 class BatchRecord(Record):
     """A batch. Its id is also that of the batch in Redis, so two batches made of one file share nothing.
 
-    `pair` is known once the file is validated. `refused` counts the requests that are never queued because something
-    is wrong with them; `failed` includes them. Times are Unix seconds.
+    `pair` is known once the file is validated, and so are `model`, as its requests call the pair, and the `notes` about
+    what they ask for that is ignored. `refused` counts the requests that are never queued because something is wrong
+    with them; `failed` includes them. Times are Unix seconds; the output files stay for `output_lasts` seconds.
     """
 
     endpoint: str
@@ -36,6 +41,9 @@ class BatchRecord(Record):
     metadata: dict[str, str] | None
     status: str = "validating"
     pair: str = ""
+    model: str = ""
+    notes: list[str] = field(default_factory=list)
+    output_lasts: int | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
     refused: int = 0
@@ -55,12 +63,16 @@ class BatchRecord(Record):
     @property
     def is_open(self) -> bool:
         """Whether something is still to be done for it."""
-        return self.status in ("validating", "in_progress", "finalizing", "cancelling")
+        return self.status in OPEN
 
     @property
     def is_ending(self) -> bool:
         """Whether it is to end before all of its requests have."""
         return self.cancelling_at is not None or self.expired_at is not None
+
+    @property
+    def translation(self) -> Translation:
+        return Translation(self.endpoint, self.pair, self.model or self.pair)
 
     def at(self, status: str) -> BatchRecord:
         """The batch at its next status, with the time; one that is being cancelled stays so until it is."""
@@ -70,12 +82,13 @@ class BatchRecord(Record):
 
     def public(self) -> dict[str, Any]:
         shown = asdict(self)
-        for name in ("user", "created", "pair", "refused", "total", "completed", "failed"):
+        for name in ("user", "created", "pair", "notes", "output_lasts", "refused", "total", "completed", "failed"):
             del shown[name]
         return shown | {
             "object": "batch",
             "created_at": int(self.created),
-            "model": self.pair or None,
+            "model": self.model or self.pair or None,
+            "draftmill": {"notes": self.notes},
             "errors": {"object": "list", "data": self.errors} if self.errors else None,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
         }
@@ -90,8 +103,11 @@ def cancelling(batch: BatchRecord) -> BatchRecord:
     return batch.at("cancelling")
 
 
-def read(asked: dict[str, Any], user: str) -> BatchRecord:
-    """The batch that a request wants to create; raises ApiError."""
+def read(asked: dict[str, Any], user: str, least: float) -> BatchRecord:
+    """The batch that a request wants to create, which may take `least` seconds even if it asks for fewer.
+
+    Raises ApiError.
+    """
     for name in PARAMETERS[:3]:
         if not isinstance(asked.get(name), str):
             message = f"Missing required parameter: '{name}'."
@@ -99,8 +115,8 @@ def read(asked: dict[str, Any], user: str) -> BatchRecord:
     if unknown := sorted(set(asked) - set(PARAMETERS)):
         raise ApiError(400, f"'{unknown[0]}' is not supported.", param=unknown[0], code="unknown_parameter")
     endpoint, window = asked["endpoint"], WINDOW.fullmatch(asked["completion_window"])
-    if endpoint not in (CHAT, TEXT):
-        message = f"'{endpoint}' is not served; use '{CHAT}' or '{TEXT}'."
+    if endpoint not in ENDPOINTS:
+        message = f"'{endpoint}' is not served; use one of {', '.join(ENDPOINTS)}."
         raise ApiError(400, message, param="endpoint", code="invalid_value")
     if window is None:
         message = f"'{asked['completion_window']}' is no time; use '24h', or another number of s, m, h or d."
@@ -113,8 +129,9 @@ def read(asked: dict[str, Any], user: str) -> BatchRecord:
         endpoint=endpoint,
         input_file_id=asked["input_file_id"],
         completion_window=asked["completion_window"],
-        expires_at=int(now) + int(window[1]) * SECONDS[window[2]],
+        expires_at=int(now + max(least, int(window[1]) * SECONDS[window[2]])),
         metadata=_metadata(asked.get("metadata")),
+        output_lasts=expiry(asked.get("output_expires_after"), "output_expires_after"),
     )
 
 

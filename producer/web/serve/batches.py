@@ -20,10 +20,10 @@ MOST_OPEN = 100
 
 
 class Batches:
-    """The batches of all users."""
+    """The batches of all users, each of which may take `window` seconds at least."""
 
-    def __init__(self, files: Files, runner: Runner) -> None:
-        self._files, self._runner, self._shelf = files, runner, runner.shelf
+    def __init__(self, files: Files, runner: Runner, window: float) -> None:
+        self._files, self._runner, self._shelf, self._window = files, runner, runner.shelf, window
 
     @property
     def routes(self) -> Iterator[Route]:
@@ -33,12 +33,12 @@ class Batches:
         yield Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"])
 
     async def create(self, request: Request) -> Response:
-        record = read(await json_object(request), request.state.user)
+        record = read(await json_object(request), request.state.user, self._window)
         await run_in_threadpool(self._open, record)
         return JSONResponse(record.public())
 
     def _open(self, record: BatchRecord) -> None:
-        file = self._files.shelf.find(record.input_file_id, record.user)
+        file = self._files.find(record.input_file_id, record.user)
         if file is None:
             raise missing("File object", record.input_file_id, "input_file_id")
         if file.purpose != "batch":

@@ -1,8 +1,9 @@
-"""/v1/chat/completions and /v1/completions: a call is a batch of one request at high priority, waited for."""
+"""/v1/chat/completions, /v1/completions, /v1/responses: a call is an urgent batch of one request, waited for."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ...input.lines import CHAT, TEXT, Defaults, Fault, job_body
+from ...input.lines import Defaults, Fault, job_body
 from ...input.notes import Notes
 from ...queue import batches
 from ...queue.batches import BatchInfo
 from ...queue.wire import PRIORITIES, JobBody
 from .api_errors import NOT_AGAIN, ApiError, body
+from .forms.translation import ENDPOINTS, Translation
+from .metrics import Metrics
 from .models import Models
 from .pages import json_object
 from .records import new_id
@@ -37,6 +40,9 @@ END_SECONDS = 60.0
 """How long a cancelled call that runs is looked after; then the server's next start does it."""
 STOP_SECONDS = 5.0
 
+MOST_NOTES, MOST_NOTE = 20, 200
+"""Notes of a call, and characters of each, that its header has room for."""
+
 
 class Chat:
     """Calls that wait for their result, at most `timeout` seconds.
@@ -44,16 +50,16 @@ class Chat:
     `folder` has an empty file for each call that Redis knows; those that a kill leaves are dropped at the next start.
     """
 
-    def __init__(self, redis: redis_py.Redis, models: Models, folder: Path, timeout: float) -> None:
-        self._redis, self._models, self._folder, self._timeout = redis, models, folder, timeout
+    def __init__(self, redis: redis_py.Redis, models: Models, metrics: Metrics, folder: Path, timeout: float) -> None:
+        self._redis, self._models, self._metrics, self._folder, self._timeout = redis, models, metrics, folder, timeout
         self._threads = ThreadPoolExecutor(MOST_WAITING, "draftmill-call")
         self._endings: set[asyncio.Task[None]] = set()
         folder.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def routes(self) -> Iterator[Route]:
-        yield Route(CHAT, self.complete, methods=["POST"])
-        yield Route(TEXT, self.complete, methods=["POST"])
+        for endpoint in ENDPOINTS:
+            yield Route(endpoint, self.complete, methods=["POST"])
 
     async def complete(self, request: Request) -> Response:
         asked = await json_object(request)
@@ -61,15 +67,17 @@ class Chat:
             message = "Streaming is not supported: calls are queued and answered whole. Remove 'stream'."
             raise ApiError(400, message, param="stream", code="unsupported_value")
         pair = await run_in_threadpool(self._models.check, asked.get("model"))
-        job = _job(asked, request.url.path, pair)
+        translation = Translation(request.url.path, pair, asked["model"])
+        job, notes = _job(asked, translation)
         try:
             await run_in_threadpool(self._queue, job, request.state.user)
-            line = await self._wait(request, job)
+            with self._metrics.waiting():
+                line = await self._wait(request, job)
         except asyncio.CancelledError:
             raise ApiError(503, "The server was stopped before the result came; ask again.", code="stopped") from None
         finally:
             self._drop(job.batch)
-        return _answer(line)
+        return _answer(line, asked, translation, notes)
 
     def start(self) -> None:
         """Drops the calls that an earlier server left."""
@@ -132,19 +140,33 @@ class Chat:
         return True
 
 
-def _job(asked: dict[str, Any], url: str, pair: str) -> JobBody:
-    """The one job of a new batch; raises ApiError if something is wrong with the request."""
-    id = new_id("call_")
-    line = {"custom_id": id, "method": "POST", "url": url, "body": asked}
+def _job(asked: dict[str, Any], translation: Translation) -> tuple[JobBody, list[str]]:
+    """The one job of a new batch, and notes about what is ignored; raises ApiError if the request is wrong."""
+    id, notes = new_id("call_"), Notes()
+    line = {"custom_id": id, "method": "POST", "url": translation.endpoint, "body": asked}
     try:
-        return job_body(line, id, 1, pair, Defaults(served=True), Notes()).model_copy(update={"batch": id})
+        line, said = translation.line(line)
+        job = job_body(line, id, 1, translation.pair, Defaults(served=True), notes)
     except Fault as fault:
         raise ApiError(400, f"{fault}.", code="invalid_request") from None
+    return job.model_copy(update={"batch": id}), [*said, *(note for note, _ in notes)]
 
 
-def _answer(line: dict[str, Any]) -> Response:
+def _answer(line: dict[str, Any], asked: dict[str, Any], translation: Translation, notes: list[str]) -> Response:
     """The response that an output line holds; one that failed without a response is a server's error."""
     if response := line["response"]:
-        return JSONResponse(response["body"], response["status_code"], {"x-request-id": response["request_id"]})
+        answer, status = response["body"], response["status_code"]
+        if status == 200:
+            notes = [*notes, *answer.get("draftmill", {}).get("notes", ())]
+            answer = translation.answer(asked, answer)
+        return JSONResponse(answer, status, {"x-request-id": response["request_id"], **_noted(notes)})
     error = line["error"]
     return JSONResponse(body(500, error["message"], code=error["code"]), 500, NOT_AGAIN)
+
+
+def _noted(notes: list[str]) -> dict[str, str]:
+    """The header that tells what was ignored: a JSON list of texts, in ASCII."""
+    shown = [note[:MOST_NOTE] for note in notes[:MOST_NOTES]]
+    if len(notes) > MOST_NOTES:
+        shown.append(f"{len(notes) - MOST_NOTES:,} more notes")
+    return {"x-draftmill-notes": json.dumps(shown)} if shown else {}

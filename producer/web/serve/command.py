@@ -14,13 +14,29 @@ import click
 from ...cli import options
 from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
+from ...queue.pair_names import KNOWN, canonical
 from ...queue.paths import data_dir
 from .. import keys, listen
+from .. import tls as tls_files
 from .api_errors import LOG
-from .app import create_app
+from .app import Settings, create_app
 
 SHUTDOWN_SECONDS = 5
 """How long requests may go on once the server is told to stop."""
+
+
+def _aliases(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """The pairs of further names; raises BadParameter."""
+    found: dict[str, str] = {}
+    for each in given:
+        name, pair = each.partition("=")[::2]
+        if not name or not pair:
+            raise click.BadParameter(f"{each!r} is no NAME=PAIR, such as gpt-4o-mini=qwen3-4b")
+        if canonical(name) in KNOWN:
+            raise click.BadParameter(f"{name!r} is the name of a pair; choose another")
+        if found.setdefault(name, canonical(pair)) != canonical(pair):
+            raise click.BadParameter(f"{name!r} stands for two pairs; keep one")
+    return found
 
 
 @click.command("serve")
@@ -55,14 +71,34 @@ SHUTDOWN_SECONDS = 5
     metavar="TIME",
     help="How long /v1/chat/completions waits for its result.",
 )
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="NAME=PAIR",
+    callback=_aliases,
+    help="A further name for a pair, such as gpt-4o-mini=qwen3-4b, so that programs may keep theirs; repeatable.",
+)
+@click.option(
+    "--window",
+    type=options.Duration(),
+    default="0s",
+    metavar="TIME",
+    help="How long batches may take, such as 7d, if that is longer than the completion_window that they name.",
+)
+@tls_files.options
 @options.redis_url
 def serve(
     host: str,
     port: int,
     api_key_file: Path | None,
     pairs: tuple[str, ...],
+    aliases: dict[str, str],
     folder: Path | None,
     timeout: float,
+    window: float,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     redis_url: str | None,
 ) -> None:
     """Serve OpenAI's Batch API, for its official clients as they are.
@@ -70,24 +106,28 @@ def serve(
     \b
     /v1/files             upload (purpose batch), list, retrieve, content, delete; at most 200 MB
     /v1/batches           create, retrieve, list, cancel; at most 50,000 requests, all of one model
-    /v1/models            the known pairs, and those that live workers serve
-    /v1/chat/completions  one request, queued at high priority and waited for; also /v1/completions
+    /v1/models            the known pairs, those that live workers serve, and aliases
+    /v1/chat/completions  one request, queued at high priority and waited for; also /v1/completions, /v1/responses
+    /healthz              200 if Redis answers; needs no key
+    /metrics              for Prometheus
 
-    A request's model names the pair that runs it. Batches run on whatever workers serve that pair, now or later:
-    start them with `draftmill worker`. A batch's id is also its id for `draftmill status` and `draftmill cancel`.
+    A request's model names the pair that runs it, or an --alias of it. Batches run on whatever workers serve that
+    pair, now or later: start them with `draftmill worker`. A batch's id is also its id for `draftmill status` and
+    `draftmill cancel`.
 
     The server may be stopped or killed at any time: started again with the same files and the same Redis, it goes
     on with every unfinished batch. Outputs stay in DIR until they are deleted.
 
     Keys: users see their own files and batches only, and `draftmill limit NAME JOBS` limits how many jobs of a
     user run at once. A key without a name has a user of its own, derived from the key. Without any keys the
-    server listens on this machine's loopback address only. It speaks plain HTTP; put a proxy with TLS in
-    front of it where the network is not trusted.
+    server listens on this machine's loopback address only. An address that shows too many wrong keys has to wait.
+    Where the network is not trusted, name a certificate with --tls-cert and --tls-key.
 
     \b
     Example:
       echo "nightly:$(openssl rand -hex 24)" > keys
       draftmill serve --host 0.0.0.0 --api-key-file keys --redis-url redis://queue.local
+      draftmill serve --alias gpt-4o-mini=qwen3-4b --window 7d
       draftmill serve                         for programs on this machine, without keys
       OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python my_batches.py
 
@@ -95,14 +135,15 @@ def serve(
     """
     accepted = keys.read(api_key_file)
     accepted.suffice_for(host, "--api-key-file")
+    tls = tls_files.read(tls_cert, tls_key)
     folder = folder or data_dir() / "serve"
     redis = connect(redis_url)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     LOG.setLevel(logging.INFO)
     with _own(folder), listen.listen(host, port) as listener:
-        app = create_app(redis, folder, accepted, user(redis), pairs, timeout)
-        LOG.info("serving %s/v1, files in %s", listen.url(listener), folder)
-        listen.run(app, listener, SHUTDOWN_SECONDS)
+        app = create_app(redis, folder, Settings(accepted, user(redis), pairs, aliases, timeout, window))
+        LOG.info("serving %s/v1, files in %s", listen.url(listener, tls), folder)
+        listen.run(app, listener, SHUTDOWN_SECONDS, tls)
         LOG.info("stopped; started again, unfinished batches go on")
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,6 +27,10 @@ MOST_BYTES = 200 * 2**20
 FORM_BYTES = 2**20
 """What the rest of the upload's form may take."""
 TOO_LARGE = "The file is larger than 200 MB; split it into several batches."
+SOONEST, LATEST = 3600, 30 * 86400
+"""Seconds after which files may expire, as OpenAI has them. Without being asked none does."""
+EXPIRY = ("expires_after[anchor]", "expires_after[seconds]")
+"""How forms write `expires_after`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,11 @@ class FileRecord(Record):
     filename: str
     purpose: str
     bytes: int
+    expires_at: int | None = None
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at is not None and time.time() >= self.expires_at
 
     def public(self) -> dict[str, object]:
         return {
@@ -40,7 +50,7 @@ class FileRecord(Record):
             "object": "file",
             "bytes": self.bytes,
             "created_at": int(self.created),
-            "expires_at": None,
+            "expires_at": self.expires_at,
             "filename": self.filename,
             "purpose": self.purpose,
             "status": "processed",
@@ -49,7 +59,7 @@ class FileRecord(Record):
 
 
 class Files:
-    """The files of all users, in `folder`. A file exists once its record does."""
+    """The files of all users, in `folder`. A file exists once its record does, and no longer once it has expired."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -78,19 +88,22 @@ class Files:
                 raise ApiError(400, "Files are for batches: purpose must be 'batch'.", param="purpose")
             if not isinstance(file, UploadFile):
                 raise ApiError(400, "Missing required parameter: 'file'.", param="file")
-            if unknown := sorted(set(form) - {"file", "purpose"}):
-                raise ApiError(400, f"'{unknown[0]}' is not supported; files stay until deleted.", param=unknown[0])
+            if unknown := sorted(set(form) - {"file", "purpose", *EXPIRY}):
+                raise ApiError(400, f"'{unknown[0]}' is not supported.", param=unknown[0], code="unknown_parameter")
+            lasts = _lasts(form)
             if (file.size or 0) > MOST_BYTES:
                 raise ApiError(413, TOO_LARGE, param="file", code="request_too_large")
-            record = await run_in_threadpool(self._store, file.file, file.filename or "upload", request.state.user)
+            name = file.filename or "upload"
+            record = await run_in_threadpool(self._store, file.file, name, request.state.user, lasts)
         return JSONResponse(record.public())
 
-    def _store(self, source: BinaryIO, name: str, user: str) -> FileRecord:
-        id = new_id("file-")
+    def _store(self, source: BinaryIO, name: str, user: str, lasts: int | None) -> FileRecord:
+        id, now = new_id("file-"), time.time()
         path = self.path(id)
         with replacing(path) as target:
             shutil.copyfileobj(source, target, 2**20)
-        record = FileRecord(id=id, user=user, filename=name, purpose="batch", bytes=path.stat().st_size)
+        about = {"filename": name, "purpose": "batch", "bytes": path.stat().st_size}
+        record = FileRecord(id=id, user=user, created=now, expires_at=_end(now, lasts), **about)
         try:
             self.shelf.put(record)
         except WriteError:
@@ -98,20 +111,30 @@ class Files:
             raise
         return record
 
-    def publish(self, id: str, source: Path, name: str, user: str) -> None:
-        """Makes a file that lies on the same disk an output file. Repeating it is harmless."""
+    def publish(self, id: str, source: Path, name: str, user: str, lasts: int | None) -> None:
+        """Makes a file that lies on the same disk an output file, for `lasts` seconds. Repeating it is harmless."""
         if id in self.shelf:
             return
         self.path(id).unlink(missing_ok=True)
         os.link(source, self.path(id))
-        size = source.stat().st_size
-        self.shelf.put(
-            FileRecord(id=id, user=user, created=time.time(), filename=name, purpose="batch_output", bytes=size)
-        )
+        about = {"filename": name, "purpose": "batch_output", "bytes": source.stat().st_size}
+        now = time.time()
+        self.shelf.put(FileRecord(id=id, user=user, created=now, expires_at=_end(now, lasts), **about))
+
+    def find(self, id: str, user: str) -> FileRecord | None:
+        """The user's file of that id."""
+        record = self.shelf.find(id, user)
+        return None if record is None or record.is_expired else record
+
+    def sweep(self) -> None:
+        """Deletes the files that have expired."""
+        for record in self.shelf:
+            if record.is_expired:
+                self._remove(record)
 
     def list(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
-        found = (record for record in self.shelf if purpose in (None, record.purpose))
+        found = (record for record in self.shelf if purpose in (None, record.purpose) and not record.is_expired)
         return page(request, found, limit=10_000, most=10_000)
 
     def retrieve(self, request: Request) -> Response:
@@ -124,12 +147,40 @@ class Files:
     def delete(self, request: Request) -> Response:
         """Deletes a file; batches made of it go on, they have a link of their own."""
         record = self._find(request)
+        self._remove(record)
+        return JSONResponse({"id": record.id, "object": "file", "deleted": True})
+
+    def _remove(self, record: FileRecord) -> None:
         self.shelf.remove(record.id)
         self.path(record.id).unlink(missing_ok=True)
-        return JSONResponse({"id": record.id, "object": "file", "deleted": True})
 
     def _find(self, request: Request) -> FileRecord:
         id = request.path_params["id"]
-        if record := self.shelf.find(id, request.state.user):
+        if record := self.find(id, request.state.user):
             return record
         raise missing("File object", id)
+
+
+def expiry(given: Any, name: str) -> int | None:
+    """The seconds of an `expires_after` of OpenAI's; raises ApiError, which calls it `name`."""
+    if given is None:
+        return None
+    seconds = given.get("seconds") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or given.get("anchor") != "created_at":
+        raise ApiError(400, f"{name} needs the anchor 'created_at'.", param=f"{name}.anchor", code="invalid_value")
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not SOONEST <= seconds <= LATEST:
+        message = f"{name} needs seconds from {SOONEST:,} (1 hour) to {LATEST:,} (30 days)."
+        raise ApiError(400, message, param=f"{name}.seconds", code="invalid_value")
+    return seconds
+
+
+def _lasts(form: FormData) -> int | None:
+    anchor, seconds = (form.get(name) for name in EXPIRY)
+    if anchor is seconds is None:
+        return None
+    whole = int(seconds) if isinstance(seconds, str) and re.fullmatch(r"[0-9]{1,9}", seconds) else None
+    return expiry({"anchor": anchor, "seconds": whole}, "expires_after")
+
+
+def _end(begin: float, lasts: int | None) -> int | None:
+    return None if lasts is None else int(begin) + lasts

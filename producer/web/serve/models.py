@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import redis as redis_py
@@ -17,10 +17,13 @@ from .api_errors import ApiError
 
 
 class Models:
-    """The known pairs, whether a worker serves them now or later, and whatever else live workers serve."""
+    """The known pairs, whether a worker serves them now or later, and whatever else live workers serve.
 
-    def __init__(self, redis: redis_py.Redis, more: Sequence[str]) -> None:
-        self._redis = redis
+    `aliases` are further names of pairs.
+    """
+
+    def __init__(self, redis: redis_py.Redis, more: Sequence[str], aliases: Mapping[str, str]) -> None:
+        self._redis, self._aliases = redis, aliases
         self._known = (*map(pair_names.canonical, more), *pair_names.KNOWN)
         self._since = int(time.time())
 
@@ -35,6 +38,8 @@ class Models:
 
     def pair(self, model: str) -> str | None:
         """The pair that a model's name stands for."""
+        if model in self._aliases:
+            return self._aliases[model]
         known = {*self._known, *self.live()}
         return next((name for name in (pair_names.canonical(model), model.lower()) if name in known), None)
 
@@ -48,19 +53,22 @@ class Models:
 
     def list(self, request: Request) -> Response:
         live = self.live()
-        names = dict.fromkeys((*live, *self._known))
-        return JSONResponse({"object": "list", "data": [self._public(name, live[name]) for name in names]})
+        pairs = {**self._aliases, **{name: name for name in (*live, *self._known)}}
+        data = [self._public(name, pair, live[pair]) for name, pair in pairs.items()]
+        return JSONResponse({"object": "list", "data": data})
 
     def retrieve(self, request: Request) -> Response:
-        pair = self.check(request.path_params["model"])
-        return JSONResponse(self._public(pair, self.live()[pair]))
+        model = request.path_params["model"]
+        pair = self.check(model)
+        return JSONResponse(self._public(model if model in self._aliases else pair, pair, self.live()[pair]))
 
-    def _public(self, name: str, workers: int) -> dict[str, Any]:
+    def _public(self, name: str, pair: str, workers: int) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
             "created": self._since,
             "owned_by": "draftmill",
+            "root": pair,
             "live_workers": workers,
         }
 

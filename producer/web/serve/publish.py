@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
-from ...input.dataset import BadLine
+from ...input.dataset import BadLine, key_of
+from ...input.sources import BOM
 from ...output.output import Output
 from ...queue.ending import CANCELLED
 from ...queue.wire import job_id
 from .batch_record import BatchRecord
 from .files import Files
+from .forms.translation import RESPONSES, Translation
 
 EXPIRED = "batch_expired"
 
@@ -48,17 +50,21 @@ class Unqueued(BadLine):
         return {"id": f"batch_req_{id}", "custom_id": self.custom_id, "response": None, "error": error}
 
 
-def publish(batch: BatchRecord, output: Output, files: Files) -> BatchRecord:
-    """Makes files of what the batch put out, and returns the batch that names them. May be repeated."""
-    out, errors = output.path, output.errors.path
+def publish(batch: BatchRecord, output: Output, source: Path, files: Files) -> BatchRecord:
+    """Makes files of what the batch put out, and returns the batch that names them. May be repeated.
+
+    `source` has the requests.
+    """
+    out, errors, lasts = output.path, output.errors.path, batch.output_lasts
     output_id = error_id = None
     if out.stat().st_size:
         output_id = _file_id(batch, "output")
-        files.publish(output_id, out, f"{batch.id}_output.jsonl", batch.user)
+        answers = _translated(out, source, batch.translation) if batch.translation.changes_answers else out
+        files.publish(output_id, answers, f"{batch.id}_output.jsonl", batch.user, lasts)
     if errors.exists() and errors.stat().st_size:
         error_id = _file_id(batch, "error")
         errors = _as_expired(errors) if batch.expired_at else errors
-        files.publish(error_id, errors, f"{batch.id}_error.jsonl", batch.user)
+        files.publish(error_id, errors, f"{batch.id}_error.jsonl", batch.user, lasts)
     return replace(batch, output_file_id=output_id, error_file_id=error_id, usage=_usage(out))
 
 
@@ -80,19 +86,48 @@ def _as_expired(errors: Path) -> Path:
     return expired
 
 
+def _translated(out: Path, source: Path, translation: Translation) -> Path:
+    """The output file with answers as their endpoint has them and as the requests call the model."""
+    answers = out.with_name("answers.jsonl")
+    with out.open("rb") as lines, answers.open("wb") as target, source.open("rb") as requests:
+        places = _places(requests) if translation.endpoint == RESPONSES else {}
+        for raw in lines:
+            line = orjson.loads(raw)
+            asked: dict[str, Any] = {}
+            if places:
+                requests.seek(places[key_of(line["custom_id"])])
+                asked = orjson.loads(requests.readline())["body"]
+            line["response"]["body"] = translation.answer(asked, line["response"]["body"])
+            target.write(orjson.dumps(line) + b"\n")
+    return answers
+
+
+def _places(requests: BinaryIO) -> dict[int, int]:
+    """Where the request of each key of a custom_id begins. Together, requests may be too large for the memory."""
+    places: dict[int, int] = {}
+    place = len(BOM) if requests.read(len(BOM)) == BOM else 0
+    requests.seek(place)
+    for raw in requests:
+        if raw.strip():
+            places[key_of(orjson.loads(raw)["custom_id"])] = place
+        place += len(raw)
+    return places
+
+
 def _usage(out: Path) -> dict[str, Any]:
     """The tokens of all completions."""
-    prompt = cached = completion = 0
+    prompt = cached = completion = reasoning = 0
     with out.open("rb") as lines:
         for line in lines:
             usage = orjson.loads(line)["response"]["body"]["usage"]
             prompt += usage["prompt_tokens"]
             cached += usage["prompt_tokens_details"]["cached_tokens"]
             completion += usage["completion_tokens"]
+            reasoning += (usage.get("completion_tokens_details") or {}).get("reasoning_tokens", 0)
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": cached},
         "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": prompt + completion,
     }

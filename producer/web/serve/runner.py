@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import redis as redis_py
 import redis.exceptions as rx
@@ -145,17 +146,15 @@ class Runner:
             errors = [asdict(error) for error in found.errors]
             self.shelf.update(batch.id, lambda batch: replace(batch.at("failed"), errors=errors))
             return
-        refused = sum(isinstance(item, BadLine) for item in self._dataset(batch.id, found.pair))
-        self.shelf.update(
-            batch.id,
-            lambda batch: replace(
-                batch.at("in_progress"), pair=found.pair, total=found.total, refused=refused, failed=refused
-            ),
-        )
+        learned: dict[str, Any] = {"pair": found.pair, "model": found.model, "total": found.total}
+        dataset = self._dataset(replace(batch, **learned))
+        refused = sum(isinstance(item, BadLine) for item in dataset)
+        learned |= {"refused": refused, "failed": refused, "notes": list(dataset.notes.lines())}
+        self.shelf.update(batch.id, lambda batch: replace(batch.at("in_progress"), **learned))
 
     def _generate(self, batch: BatchRecord, output: Output) -> None:
         """Queues the requests and collects their results until each has one, or the batch is to end."""
-        dataset = self._dataset(batch.id, batch.pair)
+        dataset = self._dataset(batch)
         self._write_refused(dataset, output)
         survey = dataset.survey() if batch.total > batch.refused else Survey()
         info = BatchInfo(batch.id, batch.pair, PRIORITIES[1], batch.total, batch.input_file_id, batch.user)
@@ -206,12 +205,14 @@ class Runner:
 
     def _publish(self, output: Output) -> None:
         """Turns the output into files of the user's; then Redis needs to know nothing more of the batch."""
-        batch = publish(self.shelf[output.manifest.batch], output, self._files)
+        id = output.manifest.batch
+        batch = publish(self.shelf[id], output, self._input(id), self._files)
         batches.forget(self._redis, batch.id)
         self.shelf.put(batch.at("expired" if batch.expired_at else "cancelled" if batch.cancelling_at else "completed"))
 
-    def _dataset(self, id: str, pair: str) -> Dataset:
-        return Dataset(str(self._input(id)), pair, Defaults(served=True))
+    def _dataset(self, batch: BatchRecord) -> Dataset:
+        translation = batch.translation
+        return Dataset(str(self._input(batch.id)), batch.pair, Defaults(served=True), rewrite=translation.line)
 
     def _work(self, id: str) -> Path:
         return self._folder / id

@@ -32,11 +32,12 @@ class LineError:
 
 @dataclass(frozen=True)
 class Validated:
-    """What validation learns: how many requests there are, the pair that all of them name, and what is wrong."""
+    """What validation learns: how many requests there are, the model that all of them name, its pair, what is wrong."""
 
-    total: int
-    pair: str
-    errors: tuple[LineError, ...]
+    total: int = 0
+    model: str = ""
+    pair: str = ""
+    errors: tuple[LineError, ...] = ()
 
 
 class Invalid(ValueError):
@@ -50,11 +51,15 @@ class Invalid(ValueError):
 def validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -> Validated:
     """Reads a file of requests once, line by line; `pair_of` knows the pairs that models stand for."""
     if _is_compressed(path):  # it could become any size
-        return Validated(0, "", (LineError("invalid_json_line", "The file is compressed; upload plain JSON lines."),))
+        return _unreadable("The file is compressed; upload plain JSON lines.")
     try:
         return _validate(path, endpoint, pair_of)
     except NotLines as error:
-        return Validated(0, "", (LineError("invalid_json_line", f"The file is {error.reason}"),))
+        return _unreadable(f"The file is {error.reason}")
+
+
+def _unreadable(message: str) -> Validated:
+    return Validated(errors=(LineError("invalid_json_line", message),))
 
 
 def _validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -> Validated:
@@ -83,7 +88,7 @@ def _validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -
     if not total:
         errors.append(LineError("empty_file", "The file has no requests."))
     pair = pair_of(model) if model else None
-    return Validated(total, pair or "", tuple(errors))
+    return Validated(total, model or "", pair or "", tuple(errors))
 
 
 def _is_compressed(path: Path) -> bool:

@@ -24,6 +24,7 @@ from draftmill.engine.bench.report import Line, Table, write
 from draftmill.engine.bench.shapes import SHAPES
 from draftmill.engine.bench.synthetic import ARMS, Synthetic
 from draftmill.engine.bench.tables import template_table
+from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.models.pairs import resolve
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
@@ -206,7 +207,7 @@ def test_the_suite_makes_every_table(tmp_path: Path) -> None:
 def test_a_real_pair_answers_prompts_in_every_arm(bench: Any, cache: Path, boxed_model: Path) -> None:
     pair = Real(resolve("smollm2-135m"), cache)
     pair.cost = bench("tiny-qwen3").cost  # which depths it chooses does not matter here, and its own takes long
-    requests = pair.requests([([{"role": "user", "content": "Say hi."}], None), (None, "One, two, three,")], 8)
+    requests = pair.requests([ChatPrompt(({"role": "user", "content": "Say hi."},)), "One, two, three,"], 8)
     table = pair_table(pair, requests, [2], 8, 1, ("mlx-batch", "adaptive", "dflash", "dflash-mlx"))
     cells = table.lines[0].cells
     for arm in ("mlx-batch", "adaptive", "dflash"):

@@ -16,15 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from draftmill.engine.choose.grammar import Grammars, masked
+from draftmill.engine.choose.grammar import Grammars
+from draftmill.engine.choose.masks import masked
 from draftmill.engine.drafting.load import load_pair
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
-from draftmill.engine.request import Completion, Request, RequestError, Sampling
+from draftmill.engine.request import Completion, Grammar, Request, RequestError, Sampling
 from tests.engine.drafting.test_speculation import BLOCK, Replay, changing, random_draft
 from tests.engine.small import llama_model, memory_for, qwen3_5_model, requests, run
 
@@ -44,13 +45,14 @@ REVIEW = {
 
 
 @functools.cache
-def tokenizer() -> TokenizerWrapper:
-    """Bytes and a few longer tokens, the last of them the end token."""
+def tokenizer(*markers: str) -> TokenizerWrapper:
+    """Bytes and a few longer tokens, the last of them the end token; then up to 7 markers."""
     units = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES), "<end>"]
     pairs: Any = [tuple(merge.split(" ")) for merge in MERGES]
     backend: Any = Tokenizer(models.BPE(vocab={unit: i for i, unit in enumerate(units)}, merges=pairs))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(marker, special=False) for marker in markers])
     return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>"))
 
 
@@ -68,15 +70,17 @@ def small_model(family: str) -> Any:
     return BUILDERS[family]()
 
 
-def engine(family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048) -> Engine:
+def engine(
+    family: str = "llama", draft: bool = False, max_rows: int = 8, slots: int = 2048, markers: tuple[str, ...] = ()
+) -> Engine:
     target = adapt(small_model(family))
     model = random_draft(num_target_layers=len(target.layers), vocab_size=VOCABULARY) if draft else None
-    return Engine(target, tokenizer(), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
+    return Engine(target, tokenizer(*markers), 1024, max_rows, memory_for(target, model, slots, max_rows), draft=model)
 
 
 def asking(count: int, schema: Any = REVIEW, max_tokens: int = 200, **sampling: Any) -> list[Request]:
     asked = requests(count, max_tokens=max_tokens, **sampling)
-    return [replace(request, schema=json.dumps(schema)) for request in asked]
+    return [replace(request, grammar=Grammar("json", json.dumps(schema))) for request in asked]
 
 
 def tokens(done: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
@@ -90,8 +94,9 @@ def assert_valid(completion: Completion, schema: Any) -> None:
 
 def by_mlx_lm(family: str, request: Request) -> list[int]:
     """The likeliest tokens that the grammar allows, by mlx-lm's own generation."""
-    assert request.schema
-    matcher = Grammars(tokenizer(), VOCABULARY).matcher(request.schema)
+    assert request.grammar
+    matcher = Grammars(tokenizer(), VOCABULARY).matcher(request)
+    assert matcher
     history: list[int] = []  # of the prompt, mlx-lm shows the last part only
 
     def obey(text: mx.array, logits: mx.array) -> mx.array:
@@ -136,7 +141,7 @@ def test_tokens_depend_neither_on_the_draft_nor_on_depths_nor_on_company(family:
     plain = run(engine(family), asked)
     for completion in plain.values():
         assert_valid(completion, REVIEW)
-    free = [replace(request, id=f"free {request.id}", schema=None) for request in asking(3, max_tokens=30)]
+    free = [replace(request, id=f"free {request.id}", grammar=None) for request in asking(3, max_tokens=30)]
     expected = tokens(plain) | tokens(run(engine(family), free))
     mixed = [*asked[:2], *free, *asked[2:]]
     texts = {request.id: [*request.tokens, *expected[request.id]] for request in mixed}
@@ -160,7 +165,7 @@ def test_growth_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPa
     asked = asking(6, longest=30, temperature=1.0)
     expected = tokens(run(engine(), asked))
     monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
-    free = [replace(request, id=f"free {request.id}", schema=None) for request in asked[:2]]
+    free = [replace(request, id=f"free {request.id}", grammar=None) for request in asked[:2]]
     texts = {request.id: [*request.tokens, *expected[request.id]] for request in asked}
     texts |= {request.id: [0] * 300 for request in free}
     for made in (engine(slots=300, max_rows=6), replaying("llama", texts, lambda i: i % 5 == 0, slots=300, max_rows=6)):
@@ -172,11 +177,13 @@ def test_growth_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPa
 def test_rows_with_a_grammar_take_every_second_round_beside_others_and_every_one_alone() -> None:
     asked = asking(3, {"type": "array", "items": {"type": "null"}, "minItems": 50, "maxItems": 50})
     made = engine()
+    made.scheduler.forced = 0
     alone = tokens(run(made, asked))
     longest = max(len(answer) for answer in alone.values())
     assert made.stats.rounds == longest
-    free = [replace(request, id=f"free {request.id}", schema=None) for request in asking(2, max_tokens=2 * longest)]
+    free = [replace(request, id=f"free {request.id}", grammar=None) for request in asking(2, max_tokens=2 * longest)]
     made = engine()
+    made.scheduler.forced = 0
     assert tokens(run(made, [*asked, *free])).items() >= alone.items()
     assert made.stats.rounds <= 2 * longest + 1
 
@@ -219,8 +226,8 @@ def test_max_tokens_cuts_and_a_text_that_is_whole_just_then_stops() -> None:
 )
 def test_a_schema_that_cannot_be_enforced_fails_alone(schema: str, reason: str) -> None:
     made = engine()
-    with pytest.raises(RequestError, match=r"^the JSON schema of response_format cannot be enforced: [^\n]*$") as info:
-        made.add(Request("bad", (1, 2), schema=schema))
+    with pytest.raises(RequestError, match=r"^the grammar \(json\) cannot be enforced: [^\n]*$") as info:
+        made.add(Request("bad", (1, 2), grammar=Grammar("json", schema)))
     assert reason in str(info.value)
     assert not made.busy
     assert_valid(run(made, asking(1))["r0"], REVIEW)
@@ -231,12 +238,12 @@ def test_a_grammar_that_becomes_too_hard_ends_its_row_alone() -> None:
         {"type": "object", "properties": {f"k{i}": {"type": "null"}, "z": {"type": "boolean"}}, "required": ["z"]}
         for i in range(1000)
     ]
-    hard = Request("hard", (1, 2), schema=json.dumps({"anyOf": choices}))
+    hard = Request("hard", (1, 2), grammar=Grammar("json", json.dumps({"anyOf": choices})))
     asked = asking(2)
     done = run(engine(), [hard, *asked])
     assert done["hard"].finish_reason == "error"
     assert done["hard"].error
-    assert done["hard"].error.startswith("the JSON schema of response_format is too hard: ")
+    assert done["hard"].error.startswith("the grammar (json) is too hard: ")
     for request in asked:
         assert_valid(done[request.id], REVIEW)
 
@@ -277,7 +284,7 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
 @given(st.lists(schemas(), min_size=1, max_size=4), st.sampled_from([0.0, 1.5]), st.booleans())
 def test_a_random_model_under_any_schema_gives_valid_json(given: list[Any], temperature: float, draft: bool) -> None:
     asked = [
-        Request(f"r{i}", (1 + i, 2, 3), Sampling(900, temperature, seed=i), json.dumps(schema))
+        Request(f"r{i}", (1 + i, 2, 3), Sampling(900, temperature, seed=i), Grammar("json", json.dumps(schema)))
         for i, schema in enumerate(given)
     ]
     done = run(engine(draft=draft), asked)
@@ -304,9 +311,9 @@ def test_200_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
     asked = {
         Request(
             f"r{i}",
-            tuple(made.encode(None, SHORT[i % 4][1].format(THINGS[i % 7], THINGS[i % 6]))),
+            made.text.encode(SHORT[i % 4][1].format(THINGS[i % 7], THINGS[i % 6])).tokens,
             Sampling(max_tokens=40, temperature=0.7 * (i % 2), seed=i),
-            json.dumps(SHORT[i % 4][0]),
+            Grammar("json", json.dumps(SHORT[i % 4][0])),
         ): SHORT[i % 4][0]
         for i in range(200)
     }

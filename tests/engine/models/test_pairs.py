@@ -48,3 +48,12 @@ def test_a_folder_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_misspelt_pair_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ModelError, match=f"did you mean '{near}'"):
         resolve(name)
+
+
+def test_drafts_that_were_published_for_answers_alone_say_so_whatever_names_them() -> None:
+    for name in ("qwen3-4b", "mlx-community/Qwen3-8B-4bit"):
+        advice = resolve(name).advice
+        assert advice
+        assert str(resolve(name).draft) in advice
+        assert "\n" not in advice
+    assert {name for name, pair in PAIRS.items() if pair.advice} == {"qwen3-4b", "qwen3-8b"}

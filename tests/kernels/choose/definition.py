@@ -8,9 +8,10 @@ from draftmill.kernels.choose.choose import Setting
 
 
 def probabilities(logits: np.ndarray, setting: Setting) -> np.ndarray:
-    """Of the tokens of logits [V] after temperature, top-k and top-p: float64 [V]."""
+    """Of the tokens of logits [V] after temperature, min-p, top-k and top-p: float64 [V]."""
     order = np.argsort(-logits, kind="stable")
     p = np.exp((logits - logits.max()).astype(np.float64) * setting.inverse)[order]
+    p[p < setting.min_p * p[0]] = 0
     if setting.top_k:
         p[setting.top_k :] = 0
     p /= p.sum()

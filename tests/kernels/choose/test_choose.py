@@ -35,6 +35,11 @@ SETTINGS = [
     Setting(0.6, 0.95, 600),
     Setting(1e5, 0.9, 5),
     Setting(0.5, 0.999, 1 << 31),
+    Setting(1.0, min_p=0.02),
+    Setting(1 / 0.7, 0.9, 20, min_p=0.1),
+    Setting(1.0, 0.99, 700, min_p=0.3),
+    Setting(1.0, 0.5, 0, min_p=1e-30),
+    Setting(0.8, 0.9, min_p=1.0),
 ]
 
 
@@ -99,7 +104,16 @@ def test_half_precision(form: Form, case: str) -> None:
 
 @EXACTLY
 @pytest.mark.parametrize(
-    "setting", [Setting(1.0), Setting(1 / 1.7, 1.0, 3), Setting(1.0, 0.8), Setting(1.25, 0.9, 4)], ids=str
+    "setting",
+    [
+        Setting(1.0),
+        Setting(1 / 1.7, 1.0, 3),
+        Setting(1.0, 0.8),
+        Setting(1.25, 0.9, 4),
+        Setting(1.0, min_p=0.2),
+        Setting(0.5, 0.9, 4, min_p=0.3),
+    ],
+    ids=str,
 )
 def test_draws_are_distributed_as_they_should(form: Form, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "THREADS", 32)  # of which few are needed here, and many draws
@@ -125,7 +139,7 @@ def test_a_few_rows_run_as_many_do(form: Form) -> None:
 
 
 def test_draws_in_portions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, settings = logits_of("random", 20, 300), seeded(SETTINGS, 2)
+    logits, settings = logits_of("random", 20, 300), seeded(SETTINGS[-10:], 2)
     whole = choose(logits, settings, mx.arange(20))
     monkeypatch.setattr(choosing, "WORKSPACE", 300 * choosing.BYTES_PER_LOGIT * 3)
     assert workspace(20, 300) == choosing.WORKSPACE
@@ -136,7 +150,7 @@ def test_draws_in_portions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU holds what a graph leaves until it has run")
 def test_draws_stay_within_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "WORKSPACE", 1 << 24)
-    logits, settings = logits_of("random", 64, 20_000, mx.bfloat16), [Setting(1 / 0.7, 0.8, 20)] * 64
+    logits, settings = logits_of("random", 64, 20_000, mx.bfloat16), [Setting(1 / 0.7, 0.8, 20, min_p=0.01)] * 64
     mx.eval(logits)
     mx.synchronize()
     mx.reset_peak_memory()

@@ -73,10 +73,10 @@ def test_a_dry_run_takes_the_time_from_live_workers(
 
 
 def test_many_prompts_are_judged_by_some() -> None:
-    sizes = Sizes(lambda body: len(body.prompt or "") // 4)
+    sizes = Sizes(lambda body: sum(len(text) for _, text in body.parts) // 4)
     for n in range(10 * MOST_COUNTED):
         sizes.add(
-            JobBody(batch="", custom_id="a", pair=PAIR, prompt="x" * (400 + n % 7), sampling=Sampling(max_tokens=9))
+            JobBody(batch="", custom_id="a", pair=PAIR, prompts=("x" * (400 + n % 7),), sampling=Sampling(max_tokens=9))
         )
     words = str(sizes).split()
     assert words[0] == "about"

@@ -77,6 +77,7 @@ def test_all_options_that_take_one() -> None:
         "cron add --every",
         "cron run --lease",
         "serve --timeout",
+        "serve --window",
         "worker --lease",
         "worker --drain",
         "train --max-time",

@@ -109,7 +109,15 @@ def test_json_for_scripts(shell: Shell, worker: Callable[[], None]) -> None:
     arguments = prompts(shell, 20)
     submitted = orjson.loads(shell("submit", *arguments, "--json").stdout)
     batch = submitted.pop("batch")
-    assert submitted == {"lines": 20, "bad": 0, "new": 20, "retried": 0, "queued_before": 0, "ended_before": 0}
+    assert submitted == {
+        "lines": 20,
+        "bad": 0,
+        "new": 20,
+        "retried": 0,
+        "queued_before": 0,
+        "ended_before": 0,
+        "notes": [],
+    }
     early = orjson.loads(shell("collect", batch, "-o", "out.parquet", "--json").stdout)
     assert early == {
         "batch": batch,

@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults, Fault, sampling, schema_text
+from draftmill.producer.input.defaults import Defaults
+from draftmill.producer.input.lines import CHAT, TEXT
+from draftmill.producer.input.request.faults import Fault
+from draftmill.producer.input.request.fields import FIELDS
+from draftmill.producer.input.request.sampling import sampling
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody, Message, Sampling
 
@@ -86,7 +90,7 @@ def test_openai_lines() -> None:
     assert first.messages == (Message(role="system", content="D"), Message(role="user", content="one two"))
     assert first.sampling == Sampling(max_tokens=9, temperature=1.0)
     assert isinstance(second, JobBody)
-    assert (second.prompt, second.messages, second.sampling.seed) == ("Once", None, 3)
+    assert (second.prompts, second.messages, second.sampling.seed) == (("Once",), None, 3)
     assert dict(data.notes) == {'model "gpt-4o-mini" is ignored: the pair is small': 1}
 
 
@@ -138,7 +142,7 @@ FAULTS: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "stop": 7}', "stop is 7; it must be a text or a list of texts"),
     (
         b'{"prompt": "x", "response_format": {"type": "xml"}}',
-        'response_format.type is "xml"; it must be "json_schema", "json_object" or "text"',
+        'response_format.type is "xml"; it must be "json_schema", "json_object", "regex", "grammar" or "text"',
     ),
     (
         b'{"prompt": "x", "response_format": "json"}',
@@ -158,10 +162,9 @@ FAULTS: list[tuple[bytes, str]] = [
         + b'"}}}}',
         "response_format.json_schema.schema has 131,084 characters; at most 131,072 are allowed",
     ),
-    (b'{"prompt": "x", "n": 2}', "n = 2 is not supported; remove it"),
-    (b'{"prompt": "x", "stream": true}', "stream = true is not supported; remove it"),
-    (b'{"prompt": "x", "logprobs": true}', "logprobs = true is not supported; remove it"),
-    (b'{"prompt": "x", "presence_penalty": 0.5}', "presence_penalty = 0.5 is not supported; remove it"),
+    (b'{"prompt": "x", "n": 0}', "n is 0; it must be at least 1"),
+    (b'{"prompt": "x", "stream": true}', "stream = true is not supported; answers come whole; remove it"),
+    (b'{"prompt": "x", "presence_penalty": 2.5}', "presence_penalty is 2.5; it must be at most 2"),
     (b'{"body": {"prompt": "x"}}', "custom_id is missing"),
     (b'{"custom_id": "a", "body": 3}', "body is a number instead of a JSON object"),
     (
@@ -181,71 +184,30 @@ def test_a_fault_is_named_and_harms_no_other_line(line: bytes, reason: str) -> N
     assert str(bad) == f"line 2: {reason}"
 
 
-UNSERVED: dict[str, Any] = {"repetition_penalty": 1.8, "min_p": 0.4, "chat_template_kwargs": {"enable_thinking": False}}
-NOTE = 'field "{}" is not supported and ignored; it would change the text'
-
-
 def test_fields_that_would_change_the_text_are_noted_before_all_others() -> None:
+    unserved = {"xtc_probability": 0.4, "documents": [{"text": "a"}], "regex": "a+"}
     columns = {f"column {n}": n for n in range(7)}
-    data = dataset({"prompt": "a", "model": "m", **columns, **UNSERVED}, {"prompt": "b", **columns})
+    data = dataset({"prompt": "a", "model": "m", **columns, **unserved}, {"prompt": "b", **columns})
     shown = list(data.survey().notes.lines())
-    assert sorted(shown[:3]) == sorted(f"{NOTE.format(name)} (1 line)" for name in UNSERVED)
+    assert sorted(shown[:3]) == [
+        'field "documents" is not supported and ignored; it would change the text (1 line)',
+        'field "regex" is taken for a column and ignored; as a parameter write guided_regex (1 line)',
+        'field "xtc_probability" is not supported and ignored; it would change the text (1 line)',
+    ]
     assert shown[3:5] == [
         'model "m" is ignored: the pair is small (1 line)',
         'field "column 0" is unknown and ignored (2 lines)',
     ]
     assert shown[9:] == ["2 more fields are unknown and ignored"]
-    harmless = {"repetition_penalty": 1.0, "min_p": 0, "chat_template_kwargs": {}, "ignore_eos": None}
+    harmless = {"xtc_probability": 0, "chat_template_kwargs": {}, "documents": [], "use_beam_search": None}
     assert not list(dataset({"prompt": "a", **harmless}).survey().notes)
 
 
-def test_a_server_refuses_fields_that_would_change_the_text() -> None:
-    for name, value in UNSERVED.items():
-        (item,) = read({"prompt": "a", name: value}, defaults=Defaults(served=True))
-        assert str(item) == f"line 1: {name} = {orjson.dumps(value).decode()} is not supported; remove it"
-    assert isinstance(read({"prompt": "a", "min_p": 0, "colour": 1}, defaults=Defaults(served=True))[0], JobBody)
-
-
-def test_a_response_format_becomes_the_text_of_a_schema() -> None:
-    schema = {"type": "object", "properties": {"z": {"enum": ["é", None]}, "a": {"type": "integer"}}, "required": ["z"]}
-    strict = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
-    text = orjson.dumps(schema).decode()
-    default = '{"type":"array"}'
-    for response_format, expected in (
-        (strict, text),
-        ({"type": "json_object"}, '{"type":"object"}'),
-        ({"type": "text"}, None),
-        (None, default),
-    ):
-        line = {"prompt": "a", "response_format": response_format}
-        assert job(line, schema=default).json_schema == expected
-        assert job({"custom_id": "a", "body": line}, schema=default).json_schema == expected
-    assert job({"prompt": "a"}).json_schema is None
-    surveys = [dataset(line).survey() for line in ({"prompt": "a"}, {"prompt": "a", "response_format": strict})]
-    assert surveys[0].content != surveys[1].content
-
-
-def test_a_schema_is_taken_out_of_its_wrapper() -> None:
-    schema = {"type": "object", "properties": {"name": {"type": "string"}, "schema": {"type": "object"}}}
-    named = {"name": "verdict", "description": "a verdict", "strict": True, "schema": schema}
-    text = orjson.dumps(schema).decode()
-    for wrapped in (
-        schema,
-        named,
-        {"schema": schema},
-        {"type": "json_schema", "json_schema": named},
-        {"type": "json_schema", **named},
-    ):
-        assert schema_text(wrapped, "--schema") == text
-    for own in ({}, {"description": "anything"}, {"type": "object", "name": "x"}, {"schema": {}, "required": ["a"]}):
-        assert schema_text(own, "--schema") == orjson.dumps(own).decode()
-    for empty in (
-        {"name": "verdict", "strict": True},
-        {"type": "json_schema"},
-        {"type": "json_schema", "schema": None},
-    ):
-        with pytest.raises(Fault, match="--schema has OpenAI's wrapper, and no schema in it"):
-            schema_text(empty, "--schema")
+def test_a_server_has_chosen_the_pair_by_the_model_and_no_columns() -> None:
+    data = dataset({"prompt": "a", "model": "an alias", "colour": 1}, defaults=Defaults(served=True))
+    assert list(data.survey().notes.lines()) == ['field "colour" is unknown and ignored (1 line)']
+    (item,) = read({"prompt": "a", "xtc_probability": 0.4}, defaults=Defaults(served=True))
+    assert str(item) == "line 1: xtc_probability = 0.4 is not supported; remove it"
 
 
 def test_numbers_that_float32_cannot_tell_from_0_are_used_as_what_they_mean() -> None:
@@ -294,13 +256,17 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=7), inner, max_size=3),
 )
 NAMES = st.sampled_from(["prompt", "messages", "body", "stop", "n", "seed", "id"])
+FIELD = st.sampled_from(sorted(FIELDS))
 
 
-@given(st.dictionaries(NAMES, JSON))
+@given(st.dictionaries(NAMES | FIELD, JSON), st.dictionaries(FIELD, JSON), st.sampled_from([CHAT, TEXT]))
 @settings(max_examples=300, deadline=None)
-def test_no_json_is_a_surprise(line: dict[str, Any]) -> None:
-    (item,) = read(line)
-    assert isinstance(item, JobBody | BadLine)
+def test_no_json_is_a_surprise(line: dict[str, Any], fields: dict[str, Any], url: str) -> None:
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]} if url == CHAT else {"prompt": "a"}
+    whole = {"custom_id": "a", "url": url, "body": fields | prompt}
+    for asked in (line, line | {"prompt": "a"}, whole):
+        (item,) = read(asked)
+        assert isinstance(item, JobBody | BadLine)
 
 
 def test_a_batch_is_its_jobs_and_pair() -> None:

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.defaults import Defaults
 from draftmill.producer.input.rows import RowOptions
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody, Message, Sampling
@@ -83,7 +83,7 @@ def test_parameters_in_a_csv_file_are_numbers(tmp_path: Path) -> None:
         '3,,,,,,,,"[{""role"": ""user"", ""content"": ""x""}]"\n'
         "4,x,,hot,,,,,\n"
         "5,x,1.5,,,,,,\n"
-        "6,x,,,,,,2,\n"
+        "6,x,,,,,,0,\n"
     )
     first, second, third, *bad = Dataset(str(path), PAIR, Defaults({"top_k": 9}))
     assert isinstance(first, JobBody)
@@ -96,7 +96,7 @@ def test_parameters_in_a_csv_file_are_numbers(tmp_path: Path) -> None:
     assert [str(item) for item in bad] == [
         'line 5: temperature is "hot"; it must be a number',
         "line 6: max_tokens is 1.5; it must be a whole number",
-        "line 7: n = 2 is not supported; remove it",
+        "line 7: n is 0; it must be at least 1",
     ]
     texts = list(Dataset(str(path), PAIR, Defaults(), RowOptions(template="{{ max_tokens }}.", keep=("temperature",))))
     assert isinstance(texts[0], JobBody)

@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.defaults import Defaults
 from draftmill.producer.input.rows import RowOptions
 from draftmill.producer.input.sources import open_source
 from draftmill.producer.queue.errors import UserError
@@ -282,7 +282,7 @@ SURVEY = """
 import re, resource, sys
 from pathlib import Path
 from draftmill.producer.input.dataset import Dataset
-from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.defaults import Defaults
 from draftmill.producer.input.rows import RowOptions
 survey = Dataset(sys.argv[1], "p", Defaults(), RowOptions(template="{{ text }}")).survey()
 status = Path("/proc/self/status")  # Linux counts the parent's memory in ru_maxrss

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from draftmill.producer.input.dataset import BadLine, Dataset
-from draftmill.producer.input.lines import Defaults
+from draftmill.producer.input.defaults import Defaults
 from draftmill.producer.input.rows import RowOptions
 from draftmill.producer.queue.errors import UserError
 from draftmill.producer.queue.wire import JobBody

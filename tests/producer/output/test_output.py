@@ -336,3 +336,93 @@ def test_a_table_of_which_every_line_failed_has_its_columns(tmp_path: Path) -> N
         assert rows(tmp_path / f"{format}.{format}") == []
     assert (tmp_path / "csv.csv").read_text().startswith("custom_id,text,")
     assert pq.read_schema(tmp_path / "parquet.parquet").names[:2] == ["custom_id", "text"]
+
+
+def odd(n: int, **message: Any) -> Result:
+    """A result whose message has more than a text."""
+    line = orjson.loads(done(n).line)
+    line["response"]["body"]["choices"][0]["message"] |= message
+    return Result(f"{n + 1}-0", orjson.dumps(line), n)
+
+
+def several(n: int) -> Result:
+    line = orjson.loads(done(n, keep={"stars": 1}).line)
+    line["response"]["body"]["choices"] *= 2
+    return Result(f"{n + 1}-0", orjson.dumps(line), n)
+
+
+def test_a_table_gets_columns_for_thoughts_calls_and_choices_when_they_come(tmp_path: Path) -> None:
+    call = {"id": "call_1", "function": {"name": "f", "arguments": "{}"}}
+    results = [
+        done(0, 'a\n"b",c'),
+        odd(1, reasoning="So,\nso.", content="yes"),
+        odd(2, reasoning=None),
+        odd(3, tool_calls=[call], content=None),
+        done(4),
+    ]
+    for format in ("csv", "parquet"):
+        path = tmp_path / f"out.{format}"
+        with Output(path, "b") as output:
+            for result in results[:2]:
+                output.write(result)
+        with Output(path, "b") as output:  # what is gone on with keeps its columns
+            for result in results[2:]:
+                output.write(result)
+            output.sort()
+            output.finish()
+        found = rows(path)
+        assert [row["custom_id"] for row in found] == [f"r-{n}" for n in range(5)]
+        assert [row["reasoning"] or "" for row in found] == ["", "So,\nso.", "", "", ""]
+        assert [row["text"] or "" for row in found] == ['a\n"b",c', "yes", "yes", "", "yes"]
+        calls = [row["tool_calls"] or "" for row in found]
+        assert calls == ["", "", "", orjson.dumps([call]).decode(), ""]
+        assert stray(tmp_path) <= {f"out.{each}.draftmill.json" for each in FORMATS}
+    header = (tmp_path / "out.csv").read_text().splitlines()[0]
+    assert header.endswith(",tokens_per_round,reasoning,tool_calls")
+
+
+def test_a_table_has_the_texts_of_all_choices_behind_what_was_kept(tmp_path: Path) -> None:
+    keep = {"stars": 1}
+    for format in ("csv", "parquet"):
+        path = tmp_path / f"out.{format}"
+        write(path, [done(0, keep=keep), several(1)])
+        assert [row["texts"] or "" for row in rows(path)] == ["", '["yes","yes"]']
+        assert list(rows(path)[0])[-2:] == ["stars", "texts"]
+
+
+def test_a_table_has_log_probabilities_and_what_could_not_be_done(tmp_path: Path) -> None:
+    line = orjson.loads(done(1).line)
+    logprobs = {"content": [{"token": "yes", "logprob": -0.5}], "refusal": None}
+    line["response"]["body"]["choices"][0]["logprobs"] = logprobs
+    line["response"]["body"]["draftmill"] = {"notes": ["it cannot think"]}
+    for format in ("csv", "parquet"):
+        path = tmp_path / f"out.{format}"
+        write(path, [done(0), Result("2-0", orjson.dumps(line), 1)])
+        first, second = rows(path)
+        assert not first["logprobs"]
+        assert not first["draftmill_notes"]
+        assert orjson.loads(second["logprobs"]) == logprobs
+        assert orjson.loads(second["draftmill_notes"]) == ["it cannot think"]
+
+
+def test_a_kept_column_is_never_taken_for_one_of_ours() -> None:
+    assert names(["reasoning", "texts", "stars", "input_texts"]) == [
+        "input_reasoning",
+        "input_texts",
+        "stars",
+        "input_input_texts",
+    ]
+
+
+@given(cut=st.integers(0, 400))
+@settings(max_examples=40, deadline=None)
+def test_a_table_that_was_cut_gets_its_columns_again(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("out") / "out.csv"
+    results = [done(0, 'a\n"b"'), odd(1, reasoning="So."), done(2)]
+    with Output(path, "b") as output:
+        for result in results:
+            output.write(result)
+    with path.open("r+b") as file:
+        file.truncate(min(cut, path.stat().st_size))
+    write(path, results)
+    assert {row["custom_id"]: row["reasoning"] for row in rows(path)} == {"r-0": "", "r-1": "So.", "r-2": ""}

@@ -47,7 +47,7 @@ def test_a_batch_of_which_all_is_dropped_is_collected(mill: Mill) -> None:
     assert mill.redis.ttl(wire.batch_key("b")) > 0
     assert set(mill.redis.keys("rq:job:*")) == set()
     info = batches.BatchInfo("b", PAIR, "normal", 3)
-    failed = wire.JobBody(batch="b", custom_id="r-2", pair=PAIR, prompt="say it", line=3)
+    failed = wire.JobBody(batch="b", custom_id="r-2", pair=PAIR, prompts=("say it",), line=3)
     assert batches.submit_chunk(mill.redis, info, [failed], retry_failed=True).retried == 1
     assert counts(mill) == (2, 0, 0, 1)
 

@@ -55,7 +55,7 @@ def test_registering_again_keeps_user_time_and_generation(mill: Mill) -> None:
 
 def test_lines_of_a_batch_that_is_not_there_are_not_queued(mill: Mill) -> None:
     info = BatchInfo("b", PAIR, "normal", 1)
-    body = wire.JobBody(batch="b", custom_id="r-0", pair=PAIR, prompt="say it", line=1)
+    body = wire.JobBody(batch="b", custom_id="r-0", pair=PAIR, prompts=("say it",), line=1)
     assert batches.submit_chunk(mill.redis, info, [body]) == batches.Submitted()
     assert mill.redis.keys() == []
 

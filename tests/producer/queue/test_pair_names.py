@@ -36,7 +36,7 @@ def test_producers_know_the_pairs_of_the_engine() -> None:
 )
 def test_names_have_one_form_and_folders_keep_their_case(typed: str, name: str) -> None:
     assert canonical(typed) == canonical(name) == name
-    assert wire.JobBody(batch="b", custom_id="a", pair=typed, prompt="").pair == name
+    assert wire.JobBody(batch="b", custom_id="a", pair=typed, prompts=("",)).pair == name
     assert wire.slug(typed) == wire.slug(name)
 
 

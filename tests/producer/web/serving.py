@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,8 @@ class Server:
         self.shell, self.url, self.options = shell, url, options
         self.log = shell.folder / "server.log"
 
-    def start(self) -> None:
+    def start(self, verify: str | None = None) -> None:
+        """Starts the next one; `verify` has the CA by which its certificate is known, if it has one."""
         size = self.log.stat().st_size if self.log.exists() else 0
         command = ["serve", "--port", "0", "--files", "files", "--redis-url", self.url, *self.options]
         self.process = self.shell.start(*command, stderr=self.log.open("ab"))
@@ -50,7 +52,7 @@ class Server:
             time.sleep(0.02)
         self.base = said.split("serving ")[-1].split(",")[0]
         while True:
-            with httpx.Client() as client:
+            with httpx.Client(verify=ssl.create_default_context(cafile=verify) if verify else True) as client:
                 try:
                     client.get(f"{self.base}/models")
                     return

@@ -86,7 +86,7 @@ def submit(
     info = BatchInfo(id, PAIR, "normal", count, source, "ann")
     sampling = wire.Sampling(max_tokens=tokens)
     bodies = [
-        wire.JobBody(batch=id, custom_id=f"r-{n}", pair=PAIR, prompt="a secret", sampling=sampling, line=n + 1)
+        wire.JobBody(batch=id, custom_id=f"r-{n}", pair=PAIR, prompts=("a secret",), sampling=sampling, line=n + 1)
         for n in range(count)
     ]
     batches.create(redis, info)
@@ -115,7 +115,9 @@ def test_a_running_farm(redis: redis_py.Redis, redis_server: RedisServer, read_o
     submit(redis, 3000)
     info = BatchInfo("batch_b", PAIR, "high", 1, "long.jsonl", "bob")
     batches.create(redis, info)
-    batches.submit_chunk(redis, info, [wire.JobBody(batch="batch_b", custom_id="the-long-one", pair=PAIR, prompt=long)])
+    batches.submit_chunk(
+        redis, info, [wire.JobBody(batch="batch_b", custom_id="the-long-one", pair=PAIR, prompts=(long,))]
+    )
     workers = [start_worker(redis_server), start_worker(redis_server)]
     try:
         page.open(read_only.url)

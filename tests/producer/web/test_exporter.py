@@ -71,7 +71,9 @@ def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> Non
     with redis_py.Redis.from_url(url(server, "admin")) as redis:
         for batch, priority, count in (("a", "normal", 3), ("b", "low", 2)):
             info = batches.BatchInfo(batch, PAIR, priority, count)
-            bodies = [wire.JobBody(batch=batch, custom_id=f"{n}", pair=PAIR, prompt="x", line=n) for n in range(count)]
+            bodies = [
+                wire.JobBody(batch=batch, custom_id=f"{n}", pair=PAIR, prompts=("x",), line=n) for n in range(count)
+            ]
             batches.create(redis, info)
             assert batches.submit_chunk(redis, info, bodies[:1]).new == 1
             time.sleep(0.5)

@@ -57,7 +57,7 @@ def test_a_server_killed_again_and_again_goes_on(
     server = serve(redis_server.url, "--pair", PAIR)
     client = server.client()
     count = 3000
-    content = jsonl(*(request(f"r-{n}", tokens=2) for n in range(count)), request("bad", n=2))
+    content = jsonl(*(request(f"r-{n}", tokens=2) for n in range(count)), request("bad", temperature=9))
     made = create(client, content).id
     cancelled = create(client, jsonl(*(request(f"r-{n}", tokens=100_000) for n in range(50)))).id
     server.kill()  # while it validates or queues

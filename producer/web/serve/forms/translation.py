@@ -1,0 +1,44 @@
+"""Between what users of the API write and read and what jobs are: names of models, and the forms of three endpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ....input.lines import CHAT, TEXT, Fault
+from .answer import response_of
+from .asked import chat_of
+
+RESPONSES = "/v1/responses"
+ENDPOINTS = (CHAT, TEXT, RESPONSES)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """For requests to `endpoint` that call the pair `model`."""
+
+    endpoint: str
+    pair: str
+    model: str
+
+    @property
+    def changes_answers(self) -> bool:
+        return self.endpoint == RESPONSES or self.model != self.pair
+
+    def line(self, line: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """A line of requests in a form that becomes a job, and notes about what is ignored; raises Fault."""
+        body, said = line.get("body"), list[str]()
+        if not isinstance(body, dict):
+            return line, said
+        if self.endpoint == RESPONSES:
+            if line.get("url") != RESPONSES:
+                raise Fault(f"url is {line.get('url')!r}; it must be {RESPONSES}")
+            body, said = chat_of(body)
+            line = line | {"url": CHAT}
+        return line | {"body": body | {"model": self.pair}}, said
+
+    def answer(self, asked: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        """A completion's body in the form of the endpoint; `asked` is the request's."""
+        if self.endpoint == RESPONSES:
+            return response_of(asked, answer, self.model)
+        return answer | {"model": self.model}
