@@ -153,7 +153,7 @@ def hostile_lines(full: bool) -> Figure:
         lambda: b'{"prompt": {"$function": "os.system"}}',
         lambda: b'{"id": "' + b"i" * 600 + b'", "prompt": "x"}',
         lambda: b'{"prompt": "x", "max_tokens": 1e99}',
-        lambda: b'{"prompt": "x", "tools": [{"type": "function", "function": {"name": "os.system"}}]}',
+        lambda: b'{"prompt": "x", "tools": [{"type": "function", "function": "os.system"}]}',
         lambda: b'{"custom_id": "x", "body": {"messages": "os.system"}}',
         lambda: dice.randbytes(100).replace(b"\n", b"").replace(b"\r", b"") + b"\0",
     ]

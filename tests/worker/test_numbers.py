@@ -19,7 +19,7 @@ from draftmill.engine.request import Completion
 from draftmill.producer.queue import wire
 from draftmill.producer.queue.leases import Claimed
 from draftmill.worker import jobs
-from tests.engine.drafting.test_speculation import engine_with_draft
+from tests.engine.drafting.test_speculation import random_draft
 from tests.engine.small import VOCABULARY, NumberTokenizer, llama_model, memory_for, run
 
 NUMBERS = {
@@ -42,6 +42,7 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 """What changes greedy texts as well."""
 TINY = (5e-324, 1e-310, 1e-46, 1e-45, 1.1754944e-38, 1e-37, 1e-7, wire.COLDEST, wire.LEAST_TOP_P)
 TOKENS = 5
+CONTEXT = 64
 
 
 def bounds(name: str) -> tuple[Any, Any]:
@@ -54,6 +55,12 @@ def bounds(name: str) -> tuple[Any, Any]:
         least = said.get("ge", beside(kind, said["gt"], 1) if "gt" in said else least)
         most = said.get("le", beside(kind, said["lt"], -1) if "lt" in said else most)
     return kind(least), kind(most)
+
+
+def served(name: str) -> tuple[Any, Any]:
+    """The least and the largest value that these requests may have: a minimum above a maximum is refused."""
+    least, most = bounds(name)
+    return least, TOKENS if name == "min_tokens" else most
 
 
 def beside(kind: type, value: Any, direction: int) -> Any:
@@ -72,8 +79,8 @@ def _constraints(option: Any) -> list[Any]:
 
 
 def edges(name: str) -> list[Any]:
-    """Values at and beside the ends of what is admitted, and where 32 bits end."""
-    least, most = bounds(name)
+    """Values at and beside the ends of what is served, and where 32 bits end."""
+    least, most = served(name)
     if NUMBERS[name] is int:
         found = {
             least + 1, most - 1, *(2**n + d for n in (7, 8, 15, 16, 24, 31, 32, 53, 62, 63) for d in (-1, 0, 1)),
@@ -86,7 +93,7 @@ def edges(name: str) -> list[Any]:
 
 
 def numbers(name: str) -> st.SearchStrategy[Any]:
-    least, most = bounds(name)
+    least, most = served(name)
     inside = st.integers(least, most) if NUMBERS[name] is int else st.floats(least, most)
     return st.sampled_from(edges(name)) | inside
 
@@ -96,11 +103,9 @@ ANY = st.fixed_dictionaries({}, optional={name: numbers(name) for name in NUMBER
 
 @cache
 def engine(drafts: bool) -> Engine:
-    model = llama_model()
-    if drafts:
-        return engine_with_draft(model)
-    target = adapt(model)
-    return Engine(target, NumberTokenizer(), 64, 8, memory_for(target, None, 2048, 8))
+    target = adapt(llama_model())
+    draft = random_draft(num_target_layers=len(target.layers)) if drafts else None
+    return Engine(target, NumberTokenizer(), CONTEXT, 8, memory_for(target, draft, 2048, 8), draft=draft)
 
 
 def generate(drafts: bool, *asked: dict[str, Any]) -> list[Completion]:
@@ -134,7 +139,7 @@ def test_extremes_are_served(name: str, drafts: bool) -> None:
         company = [{"temperature": 1.0} | {name: value}, {name: value}, {"temperature": 2.0, "seed": 1}]
         hot, cold, _ = generate(drafts, *company)
         for completion in (hot, cold):
-            expected = min(value, 64 - 3) if name == "max_tokens" and not drafts else len(completion.tokens)
+            expected = min(value, CONTEXT - 3) if name == "max_tokens" else len(completion.tokens)
             assert len(completion.tokens) == expected >= 1, (name, value)
             assert completion.finish_reason == "length"
             assert all(0 <= token < VOCABULARY for token in completion.tokens)

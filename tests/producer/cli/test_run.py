@@ -127,9 +127,7 @@ def test_answers_obey_schemas_and_one_that_cannot_be_enforced_fails_alone(shell:
         assert orjson.loads(answers[f"r-{n}"]["message"]["content"])["mood"] in ("good", "bad")
     (failed,) = (orjson.loads(line) for line in shell.lines("out.jsonl.errors.jsonl"))
     assert (failed["custom_id"], failed["response"]["status_code"]) == ("never", 400)
-    assert failed["error"]["message"] == (
-        'the JSON schema of response_format cannot be enforced: Unimplemented keys: ["not"]'
-    )
+    assert failed["error"]["message"] == 'the grammar (json) cannot be enforced: Unimplemented keys: ["not"]'
 
 
 def test_an_interrupted_run_goes_on(shell: Shell, model: str) -> None:
