@@ -85,6 +85,14 @@ class Mill:
             assert time.monotonic() < deadline, self.status(batch)
             time.sleep(0.02)
 
+    def wait_for_rows(self, count: int, batch: str = "b", seconds: float = 20) -> None:
+        """Waits until Redis knows of the jobs r-0 … r-{count - 1} that they are in a row, and so may go away."""
+        keys = [f"rq:job:{wire.job_id(batch, f'r-{n}')}" for n in range(count)]
+        deadline = time.monotonic() + seconds
+        while not all(self.redis.hexists(key, "draftmill_blamed") for key in keys):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def lines(self, batch: str = "b") -> dict[str, dict]:
         """The batch's output lines by custom_id; each custom_id has one."""
         lines = [orjson.loads(result.line) for result in batches.results(self.redis, batch)]

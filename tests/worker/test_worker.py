@@ -214,7 +214,7 @@ def test_requests_that_fail_their_rounds_fail_alone_and_say_why(mill: Mill) -> N
 def test_results_that_redis_did_not_take_are_sent_by_the_next_worker(mill: Mill) -> None:
     mill.submit(8, tokens=60)
     first = mill.start(rows=8, round_seconds=0.01, lease=60)
-    mill.wait(lambda status: status.running == 8)
+    mill.wait_for_rows(8)
     mill.server.kill()
     (file,) = mill.spool.glob("*.jsonl")
     deadline = time.monotonic() + 10
@@ -229,7 +229,7 @@ def test_results_that_redis_did_not_take_are_sent_by_the_next_worker(mill: Mill)
     mill.server.start()
     assert mill.status().done == 0
     second = mill.start(lease=60)
-    mill.wait(all_done, seconds=5)  # long before the leases expire
+    mill.wait(all_done, seconds=15)  # long before the leases expire
     assert mill.status().done == len(mill.lines()) == 8
     assert "sending 8 results" in mill.stop(second)[1]
     assert list(mill.spool.glob("*")) == []
@@ -238,7 +238,7 @@ def test_results_that_redis_did_not_take_are_sent_by_the_next_worker(mill: Mill)
 def test_a_quick_stop_while_redis_is_away_leaves_the_results_on_disk(mill: Mill) -> None:
     mill.submit(4, tokens=40)
     worker = mill.start(rows=4, round_seconds=0.01, lease=60, drain=1.5)
-    mill.wait(lambda status: status.running == 4)
+    mill.wait_for_rows(4)
     mill.server.kill()
     time.sleep(1)
     code, logged = mill.stop(worker)
@@ -246,7 +246,7 @@ def test_a_quick_stop_while_redis_is_away_leaves_the_results_on_disk(mill: Mill)
     assert "4 results wait in" in logged
     mill.server.start()
     mill.start(lease=60)
-    mill.wait(all_done, seconds=5)
+    mill.wait(all_done, seconds=15)
     assert mill.status().done == 4
 
 
