@@ -216,7 +216,7 @@ def tokens(done: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_tokens_depend_neither_on_drafts_nor_on_depths_nor_on_company(family: str) -> None:
-    asked = asking(18, temperature=1.0)
+    asked = asking(36, temperature=1.0)
     plain = run(engine(family, max_rows=1), asked)
     for request in asked:
         assert_obeyed(request, plain[request.id])
