@@ -97,6 +97,11 @@ def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> s
         raise UserError(explain_file(error, "cannot read", value[1:])) from error
 
 
+def _if_any(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What a repeatable option says, or None: an empty list is something that only programs can ask for."""
+    return values or None
+
+
 def _schema(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
     """The text of the JSON schema in a file."""
     if path is None:
@@ -164,7 +169,13 @@ _dataset = (
     click.option(
         "--regex", metavar="TEXT", callback=_text_or_file, help="The same with a regular expression, or @FILE."
     ),
-    click.option("--choice", multiple=True, metavar="TEXT", help="The same with a choice of texts; repeatable."),
+    click.option(
+        "--choice",
+        multiple=True,
+        metavar="TEXT",
+        callback=_if_any,
+        help="The same with a choice of texts; repeatable.",
+    ),
     click.option(
         "--grammar",
         metavar="TEXT",

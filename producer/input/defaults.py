@@ -48,7 +48,7 @@ class Defaults:
 
 def defaults(given: Mapping[str, Any]) -> Defaults:
     """The defaults that options say, by the options' names; raises Fault, which begins with the name of one."""
-    given = {name: value for name, value in given.items() if value is not None and value != ()}
+    given = {name: value for name, value in given.items() if value is not None}
     values = {name: given[name] for name in SAMPLING if name in given}
     if "logprobs" in values:
         values["logprobs"] = whole("logprobs", values["logprobs"], 0, MOST_LOGPROBS)

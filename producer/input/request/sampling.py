@@ -44,6 +44,8 @@ def sampling(given: Mapping[str, Any], defaults: Mapping[str, Any], said: Mappin
     for name in LISTS:
         if isinstance(value := values.get(name), list):
             values[name] = tuple(value)
+    if values.get("allowed_token_ids") == ():
+        raise Fault("allowed_token_ids is empty, so no token may come; remove it")
     if "logit_bias" in values:
         values["logit_bias"] = _bias(values["logit_bias"])
     try:

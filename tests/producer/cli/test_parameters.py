@@ -89,7 +89,7 @@ def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
         (("--chat-template-kwargs", "[]"), "--chat-template-kwargs is a list instead of an object"),
         (("--no-thinking", "--reasoning-effort", "high"), "--thinking is false and reasoning_effort is"),
         (("--grammar", "@none"), "cannot read 'none'"),
-        (("--regex", ""), "--regex is empty"),
+        (("--regex", ""), "--regex is empty; remove it"),
     ],
 )
 def test_what_is_wrong_is_said(options: tuple[str, ...], why: str) -> None:
@@ -122,6 +122,8 @@ def test_notes_reach_reports_and_programs(shell: Shell, redis: redis_py.Redis, r
     with python.Client(redis_server.url) as client:
         with pytest.raises(UserError, match=r"^chat_template_kwargs is a list instead of an object"):
             client.submit([line], chat_template_kwargs=[1])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError, match=r"^choice is \[\]; it must be a list of texts that are not empty"):
+            client.submit([line], choice=())
         batch = client.submit([line], thinking=False, choice=["yes", "no"], n=2)
         same = "the n answers are all the same, because the temperature is 0 (1 line)"
         assert batch.notes == (notes[0], same, *notes[1:])

@@ -70,6 +70,7 @@ def test_values_that_turn_something_off() -> None:
         ({"stop": ["a", ""]}, 'stop[1] is ""; it must be not empty'),
         ({"stop_sequences": [7]}, "stop_sequences[0] is 7; it must be a text"),
         ({"bad_words": "a"}, 'bad_words is "a"; it must be a list'),
+        ({"allowed_token_ids": []}, "allowed_token_ids is empty, so no token may come; remove it"),
         ({"logit_bias": [[5, 1]]}, "logit_bias is a list instead of an object of token ids"),
         ({"logit_bias": {"the": 1}}, 'logit_bias has the key "the"; keys must be token ids'),
         ({"logit_bias": {"5": 101}}, "logit_bias[5] is 101; it must be at most 100"),
