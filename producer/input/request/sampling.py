@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "thinking_budget")
 """Those that are whole numbers."""
 
 LISTS = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words")
+
+TOKEN = re.compile("[0-9]{1,20}")
+"""A token id as a key of JSON."""
 
 OFF = {"seed": None, "top_k": 0, "thinking_budget": None}
 """What -1 means, with which other servers say that a parameter is off."""
@@ -70,9 +74,13 @@ def _bias(value: Any) -> dict[int, Any]:
     """OpenAI's form: token ids are keys, and so they are texts in JSON."""
     if not isinstance(value, Mapping):
         raise Fault(f"logit_bias is {kind(value)} instead of an object of token ids")
-    if wrong := [key for key in value if not str(key).isascii() or not str(key).isdecimal()]:
-        raise Fault(f"logit_bias has the key {show(wrong[0])}; keys must be token ids")
-    return {int(key): bias for key, bias in value.items()}
+    names: dict[int, Any] = {}
+    for key in value:
+        if not TOKEN.fullmatch(str(key)):
+            raise Fault(f"logit_bias has the key {show(key)}; keys must be token ids")
+        if (first := names.setdefault(int(key), key)) is not key:
+            raise Fault(f"logit_bias has the keys {show(first)} and {show(key)} for one token; keep one")
+    return {token: value[key] for token, key in names.items()}
 
 
 def _in_chat(asked: Asked) -> int | None:

@@ -73,6 +73,8 @@ def test_values_that_turn_something_off() -> None:
         ({"allowed_token_ids": []}, "allowed_token_ids is empty, so no token may come; remove it"),
         ({"logit_bias": [[5, 1]]}, "logit_bias is a list instead of an object of token ids"),
         ({"logit_bias": {"the": 1}}, 'logit_bias has the key "the"; keys must be token ids'),
+        ({"logit_bias": {"9" * 5000: 1}}, f'logit_bias has the key "{"9" * 36}…; keys must be token ids'),
+        ({"logit_bias": {"7": 1, "07": 2}}, 'logit_bias has the keys "7" and "07" for one token; keep one'),
         ({"logit_bias": {"5": 101}}, "logit_bias[5] is 101; it must be at most 100"),
         ({"logit_bias": {"5": False}}, "logit_bias[5] is false; it must be a number"),
         ({"min_tokens": 6, "max_tokens": 5}, "min_tokens is 6, more than max_tokens, 5"),
