@@ -122,12 +122,12 @@ _dataset = (
     click.option("--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="Default: 512."),
     click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
-    click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
+    click.option("--top-k", type=click.IntRange(-1), metavar="K", help="Default: 0, no limit."),
     click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: 0, no limit."),
     click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), metavar="X", help="Default: 1, none."),
     click.option("--presence-penalty", type=click.FloatRange(-2, 2), metavar="X", help="Default: 0, none."),
     click.option("--frequency-penalty", type=click.FloatRange(-2, 2), metavar="X", help="Default: 0, none."),
-    click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
+    click.option("--seed", type=click.IntRange(-1), metavar="S", help="Default: one for each line."),
     click.option("--n", type=click.IntRange(1, MOST_CHOICES), metavar="N", help="Answers to each line. Default: 1."),
     click.option(
         "--logprobs",
@@ -139,7 +139,7 @@ _dataset = (
     click.option("--model-defaults", is_flag=True, help="Else sample as the model's generation_config.json says."),
     click.option("--thinking/--no-thinking", default=None, help="Default: as the model's chat template has it."),
     click.option("--reasoning-effort", type=click.Choice(EFFORTS), help="How much to think, if the model knows it."),
-    click.option("--thinking-budget", type=click.IntRange(0), metavar="N", help="Most tokens of thoughts."),
+    click.option("--thinking-budget", type=click.IntRange(-1), metavar="N", help="Most tokens of thoughts."),
     click.option(
         "--chat-template-kwargs",
         metavar="JSON",

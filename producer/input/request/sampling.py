@@ -29,9 +29,6 @@ OFF = {"seed": None, "top_k": 0, "thinking_budget": None}
 def given(asked: Asked, is_chat: bool) -> dict[str, Any]:
     """The sampling parameters that a request names, by our names; None where it says that there is none."""
     values = {name: asked.get(name) for name in SAMPLING if name in asked and name != "logprobs"}
-    for name, off in OFF.items():
-        if values.get(name) == -1:
-            values[name] = off
     if "logprobs" in asked or asked.get("top_logprobs"):
         values["logprobs"] = _in_chat(asked) if is_chat else _in_text(asked.get("logprobs"))
     return values
@@ -40,6 +37,9 @@ def given(asked: Asked, is_chat: bool) -> dict[str, Any]:
 def sampling(given: Mapping[str, Any], defaults: Mapping[str, Any], said: Mapping[str, str] | None = None) -> Sampling:
     """Checked sampling parameters: what is given, else the defaults. `said` has the user's names for ours."""
     values = {**defaults, **given}
+    for name, off in OFF.items():
+        if values.get(name) == -1:
+            values[name] = off
     for name in WHOLE:  # a table whose column has gaps makes 3.0 of 3
         if isinstance(value := values.get(name), float) and value.is_integer():
             values[name] = int(value)

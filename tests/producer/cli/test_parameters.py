@@ -65,6 +65,18 @@ def test_each_option_reaches_the_jobs(options: tuple[str, ...], expected: dict[s
     assert job(*options) == job().model_copy(update=expected)
 
 
+def test_options_have_the_off_values_of_lines() -> None:
+    for option in ("--top-k", "--seed", "--thinking-budget"):
+        assert job(option, "-1") == job()
+        assert submission(option, "-1").info.id == submission().info.id
+        with pytest.raises(UserError, match="-2 is not in the range"):
+            check_arguments(("in.jsonl", option, "-2"))
+    assert (
+        job("--model-defaults", "--top-k", "-1").model_defaults
+        == job("--model-defaults", "--top-k", "0").model_defaults
+    )
+
+
 def test_each_option_makes_another_batch_and_is_known_by_its_name() -> None:
     plain = submission().info
     batches = [submission(*options).info for options, _ in OPTIONS]
