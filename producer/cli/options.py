@@ -206,13 +206,18 @@ def _row_options(given: Mapping[str, Any]) -> RowOptions:
     return RowOptions(**{field.name: given[field.name] for field in fields(RowOptions) if field.name in given})
 
 
+def _called(name: str, value: Any) -> str:
+    """How the user wrote an option."""
+    off = "no-" if name == "thinking" and value is False else ""
+    return f"--{off}{name.replace('_', '-')}"
+
+
 def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
     """Opens and surveys INPUT."""
     try:
-        said = defaults(given)
+        said = defaults(given, {name: _called(name, value) for name, value in given.items()})
     except Fault as fault:
-        name, _, wrong = str(fault).partition(" ")
-        raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
+        raise UserError(str(fault)) from None
     dataset = Dataset(input, pair, said, _row_options(given))
     survey = dataset.survey(slot)
     if strict and survey.first_bad:

@@ -57,7 +57,8 @@ def sampling(given: Mapping[str, Any], defaults: Mapping[str, Any], said: Mappin
     except ValidationError as error:
         raise Fault(reason(error, said)) from None
     if sampling.min_tokens > sampling.max_tokens:
-        raise Fault(f"min_tokens is {sampling.min_tokens}, more than max_tokens, {sampling.max_tokens}")
+        least, most = ((said or {}).get(name, name) for name in ("min_tokens", "max_tokens"))
+        raise Fault(f"{least} is {sampling.min_tokens}, more than {most}, {sampling.max_tokens}")
     return sampling
 
 

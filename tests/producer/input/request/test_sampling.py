@@ -88,6 +88,11 @@ def test_what_is_wrong_is_said(asked: dict[str, Any], why: str) -> None:
         assert fault(read, **asked) == why
 
 
+def test_a_minimum_above_the_maximum_has_the_names_that_the_user_gave() -> None:
+    why = "min_new_tokens is 6, more than max_completion_tokens, 5"
+    assert fault(chat, min_new_tokens=6, max_completion_tokens=5) == why
+
+
 def test_log_probabilities_of_chats_and_texts() -> None:
     assert [chat(logprobs=yes).sampling.logprobs for yes in (None, False, True)] == [None, None, 0]
     assert chat(logprobs=True, top_logprobs=20).sampling.logprobs == 20
