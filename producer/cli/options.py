@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
     return dataset, survey
 
 
-def say_notes(survey: Survey) -> None:
-    """Says on standard error what of a dataset was ignored."""
-    for note in survey.notes.lines():
+def say_notes(notes: Iterable[str]) -> None:
+    """Says on standard error what of a dataset was ignored, or could not be done."""
+    for note in notes:
         click.echo(f"Note: {note}", err=True)

@@ -165,9 +165,14 @@ def extras(line: Mapping[str, Any]) -> dict[str, Any]:
         found["texts"] = [_text(choice) for choice in choices]
     if logprobs := choices[0].get("logprobs"):
         found["logprobs"] = logprobs
-    if notes := body.get("draftmill", {}).get("notes"):
+    if notes := notes_in(line):
         found["draftmill_notes"] = notes
     return found
+
+
+def notes_in(line: Mapping[str, Any]) -> list[str]:
+    """What of the request its worker could not do, as an output line with a completion tells."""
+    return line["response"]["body"].get("draftmill", {}).get("notes", [])
 
 
 def extra_in(header: bytes) -> list[str]:

@@ -30,8 +30,9 @@ class BatchRecord(Record):
     """A batch. Its id is also that of the batch in Redis, so two batches made of one file share nothing.
 
     `pair` is known once the file is validated, and so are `model`, as its requests call the pair, and the `notes` about
-    what they ask for that is ignored. `refused` counts the requests that are never queued because something is wrong
-    with them; `failed` includes them. Times are Unix seconds; the output files stay for `output_lasts` seconds.
+    what they ask for that is ignored; those about what workers could not do follow at the end. `refused` counts the
+    requests that are never queued because something is wrong with them; `failed` includes them. Times are Unix seconds;
+    the output files stay for `output_lasts` seconds.
     """
 
     endpoint: str

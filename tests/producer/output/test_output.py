@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine
+from draftmill.producer.input.notes import of_answers
 from draftmill.producer.output.formats import names
 from draftmill.producer.output.output import Output, errors_of
 from draftmill.producer.queue.batches import Result
@@ -403,6 +405,22 @@ def test_a_table_has_log_probabilities_and_what_could_not_be_done(tmp_path: Path
         assert not first["draftmill_notes"]
         assert orjson.loads(second["logprobs"]) == logprobs
         assert orjson.loads(second["draftmill_notes"]) == ["it cannot think"]
+
+
+def test_notes_are_counted_by_the_results_that_were_added(tmp_path: Path) -> None:
+    def noted(n: int, *notes: str) -> Result:
+        line = orjson.loads(done(n).line)
+        line["response"]["body"]["draftmill"] = {"notes": notes}
+        return Result(f"{n + 1}-0", orjson.dumps(line), n)
+
+    for format in FORMATS:
+        with Output(tmp_path / f"out.{format}", "b") as output:
+            for result in (noted(0, "a", "b"), noted(1, "b"), noted(1, "b"), done(2), failed(3)):
+                output.write(result)
+            assert output.notes == {"a": 1, "b": 2}
+    kinds = Counter({"a": 3, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1})
+    shown = ["a (3 lines)", "b (1 line)", "c (1 line)", "d (1 line)", "e (1 line)"]
+    assert list(of_answers(kinds)) == [*shown, "1 more note stands in the results"]
 
 
 def test_a_kept_column_is_never_taken_for_one_of_ours() -> None:
