@@ -19,7 +19,7 @@ from ...queue.ending import CANCELLED
 from ...queue.wire import job_id
 from .batch_record import BatchRecord
 from .files import Files
-from .forms.translation import RESPONSES, Translation
+from .forms.translation import Translation
 
 EXPIRED = "batch_expired"
 
@@ -95,7 +95,7 @@ def _translated(out: Path, source: Path, translation: Translation) -> Path:
     """The output file with answers as their endpoint has them and as the requests call the model."""
     answers = out.with_name("answers.jsonl")
     with out.open("rb") as lines, answers.open("wb") as target, source.open("rb") as requests:
-        places = _places(requests) if translation.endpoint == RESPONSES else {}
+        places = _places(requests) if translation.needs_requests else {}
         for raw in lines:
             line = orjson.loads(raw)
             asked: dict[str, Any] = {}
