@@ -383,13 +383,29 @@ def test_a_table_gets_columns_for_thoughts_calls_and_choices_when_they_come(tmp_
     assert header.endswith(",tokens_per_round,reasoning,tool_calls")
 
 
-def test_a_table_has_the_texts_of_all_choices_behind_what_was_kept(tmp_path: Path) -> None:
-    keep = {"stars": 1}
+def test_a_table_has_all_of_all_choices_behind_what_was_kept(tmp_path: Path) -> None:
+    call = {"id": "call_1", "function": {"name": "f", "arguments": "{}"}}
+    logprobs = {"content": [{"token": "no", "logprob": -0.5}], "refusal": None}
+    line = orjson.loads(several(2).line)
+    first = line["response"]["body"]["choices"][0]
+    second = first | {"finish_reason": "length", "logprobs": logprobs, "message": {"content": None, "reasoning": "So."}}
+    third = first | {"message": {"content": "no", "tool_calls": [call]}}
+    line["response"]["body"]["choices"] = [first, second, third]
+    whole = {
+        "texts": ["yes", None, "no"],
+        "finish_reasons": ["stop", "length", "stop"],
+        "all_reasoning": [None, "So.", None],
+        "all_tool_calls": [None, None, [call]],
+        "all_logprobs": [None, logprobs, None],
+    }
     for format in ("csv", "parquet"):
         path = tmp_path / f"out.{format}"
-        write(path, [done(0, keep=keep), several(1)])
-        assert [row["texts"] or "" for row in rows(path)] == ["", '["yes","yes"]']
-        assert list(rows(path)[0])[-2:] == ["stars", "texts"]
+        write(path, [done(0, keep={"stars": 1}), several(1), Result("3-0", orjson.dumps(line), 2)])
+        plain, two, three = rows(path)
+        assert list(plain)[-6:] == ["stars", *whole]
+        assert not any(plain[name] for name in whole)
+        assert [two[name] or "" for name in whole] == ['["yes","yes"]', '["stop","stop"]', "", "", ""]
+        assert {name: orjson.loads(three[name]) for name in whole} == whole
 
 
 def test_a_table_has_log_probabilities_and_what_could_not_be_done(tmp_path: Path) -> None:
