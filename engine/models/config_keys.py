@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from .architecture import architecture, text_part
 from .boxed import ModelError
 
 EVERYWHERE = {
@@ -45,15 +46,13 @@ HONOURED: dict[str, set[str]] = {
     "llama": EVERYWHERE
     | {"attention_bias", "mlp_bias", "rope_traditional", "rope_scaling", "layer_types"}
     | {"sliding_window"},
+    "qwen2": EVERYWHERE | {"rope_traditional", "rope_scaling"},
     "qwen3": EVERYWHERE | {"rope_scaling", "rope_parameters"},
     "qwen3_moe": EVERYWHERE | EXPERTS | {"decoder_sparse_step", "mlp_only_layers"},
     "qwen3_5": EVERYWHERE | EXPERTS | RECURRENT,
-    "qwen3_5_moe": EVERYWHERE | EXPERTS | RECURRENT,
 }
-"""By `model_type`, the keys that mlx-lm's modules and the forward here both honour."""
-
-NESTED = ("qwen3_5", "qwen3_5_moe")
-"""Families whose keys may lie in `text_config`."""
+HONOURED["smollm3"] = HONOURED["llama"] | {"no_rope_layer_interval", "no_rope_layers"}
+"""By module of mlx-lm's, the keys that it and the forward here both honour."""
 
 CHANGING: dict[str, tuple[Any, ...]] = {
     "alibi": (False,),
@@ -90,8 +89,10 @@ CHANGING: dict[str, tuple[Any, ...]] = {
 
 LAYERS = {
     "llama": ("full_attention", "sliding_attention"),
+    "qwen2": ("full_attention",),
     "qwen3": ("full_attention",),
     "qwen3_moe": ("full_attention",),
+    "smollm3": ("full_attention", "sliding_attention"),
 }
 """The kinds of layers of families that have no recurrent ones."""
 
@@ -99,11 +100,9 @@ LAYERS = {
 def refuse_unheeded(config: Mapping[str, Any], where: object) -> None:
     """Raise `ModelError` if the config.json `where` has a key that changes tokens and is not honoured.
 
-    Its `model_type` must be known.
+    Its architecture must be known.
     """
-    family = config["model_type"]
-    given: Mapping[str, Any] = (family in NESTED and config.get("text_config")) or config
-    if problem := _unheeded(family, given):
+    if problem := _unheeded(architecture(config), text_part(config)):
         raise ModelError(f"{where} says {problem}: its tokens would be wrong, so this model is not supported")
 
 

@@ -17,9 +17,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
 from . import boxed
+from .architecture import architecture, text_part
 from .boxed import ModelError
 from .config_keys import refuse_unheeded
-from .targets import FAMILIES
+from .targets import FAMILIES, MODEL_TYPES
 
 __all__ = ["LoadedModel", "ModelError", "load"]
 
@@ -93,9 +94,11 @@ def refuse_unusable(folder: Path) -> None:
     So it does for a configuration that would change tokens in a way that is not honoured here.
     """
     config = read_json(folder / "config.json")
-    if (family := config.get("model_type")) not in FAMILIES:
+    if (module := architecture(config)) not in FAMILIES:
+        inside = f" with text of type {module!r}" if text_part(config) is not config else ""
         raise ModelError(
-            f"{folder} holds model type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+            f"{folder} holds model type {config.get('model_type')!r}{inside}, which is not supported; "
+            f"supported: {', '.join(MODEL_TYPES)}"
         )
     refuse_unheeded(config, folder / "config.json")
     if not any(folder.glob("model*.safetensors")):

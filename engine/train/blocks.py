@@ -27,7 +27,7 @@ def target_taps(target: Transformer, tokens: mx.array, layer_ids: tuple[int, ...
     hidden = target.embed(tokens)
     taps: dict[int, mx.array] = {}
     for index, layer in enumerate(target.layers[: max(layer_ids) + 1]):
-        hidden = layer(hidden, mask=causal_mask(tokens.shape[1], target.window(layer)))
+        hidden = layer(hidden, mask=causal_mask(tokens.shape[1], target.window(index)))
         taps[index] = hidden
     return mx.concatenate([taps[index] for index in layer_ids], axis=-1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -16,13 +16,13 @@ from draftmill.kernels.packing import Packing
 from draftmill.kernels.pages.places import Places, tabled
 from draftmill.kernels.pages.pool import LayerPool
 
-Turns = Callable[[mx.array], mx.array]
+Turns = Callable[[mx.array], dict[Hashable, mx.array]]
 
 
 def one_place(target: Transformer) -> Turns:
     """Rotations of which one token's wins for all tokens of a round, as they were on CUDA."""
     sound = target.turns
-    return lambda positions: mx.repeat(sound(positions)[-1:], positions.size, axis=0)
+    return lambda positions: {k: mx.repeat(turns[-1:], positions.size, axis=0) for k, turns in sound(positions).items()}
 
 
 def ahead(target: Transformer, least: int = 4) -> Turns:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
+from mlx_lm.models import llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
@@ -41,6 +41,36 @@ def llama_model(seed: int = 0, **changes: Any) -> Any:
         tie_word_embeddings=False,
     )
     return spread(llama.Model(llama.ModelArgs(**{**args, **changes})))
+
+
+def small_model(module: Any, seed: int = 0, **args: Any) -> Any:
+    """A model of one of mlx-lm's modules, which is called as its type is."""
+    mx.random.seed(seed)
+    args = (
+        dict(
+            model_type=module.__name__.rpartition(".")[2],
+            hidden_size=64,
+            num_hidden_layers=3,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            rms_norm_eps=1e-5,
+            vocab_size=VOCABULARY,
+        )
+        | args
+    )
+    return spread(module.Model(module.ModelArgs.from_dict(args)))
+
+
+def qwen2_model(seed: int = 0, **changes: Any) -> Any:
+    """Heads share out the hidden size."""
+    return small_model(qwen2, seed, **{"hidden_size": 128, **changes})
+
+
+def smollm3_model(seed: int = 0, **changes: Any) -> Any:
+    """The second layer does not rotate."""
+    return small_model(smollm3, seed, **{"no_rope_layers": [1, 0, 1], **changes})
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:
@@ -127,8 +157,14 @@ def qwen3_5_moe_model(seed: int = 0, **changes: Any) -> Any:
     return qwen3_5_model(seed, **{**experts, **changes})
 
 
-def quantised(model: Any, bits: int = 4, group_size: int = 32) -> Any:
-    nn.quantize(model, group_size=group_size, bits=bits)
+def quantised(model: Any, bits: int = 4, group_size: int = 32, **others: int) -> Any:
+    """Quantised to so many bits, and layers with the names of `others` to theirs."""
+
+    def settings(path: str, layer: nn.Module) -> bool | dict[str, int]:
+        own = dict(group_size=group_size, bits=others.get(path.rpartition(".")[2], bits))
+        return hasattr(layer, "to_quantized") and own
+
+    nn.quantize(model, group_size=group_size, bits=bits, class_predicate=settings)
     mx.eval(model.parameters())
     return model
 

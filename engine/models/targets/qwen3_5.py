@@ -21,10 +21,10 @@ from .transformer import Pass, Transformer
 
 
 class Qwen35(Transformer):
-    """Adapter over `mlx_lm.models.qwen3_5` and `qwen3_5_moe`, of which only the language model is used."""
+    """Adapter over the text model of `mlx_lm.models.qwen3_5`, which is that of `qwen3_5_moe`, too."""
 
     def __init__(self, model: Any):
-        super().__init__(model.language_model)
+        super().__init__(model)
         recurrent = attending = 0
         self.kind_indices: list[int] = []  # of each layer, among the layers of its kind
         for layer in self.layers:

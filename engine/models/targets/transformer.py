@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape,
 from ...state.kv_pool import KVPool
 from ...state.state import State
 from ..layers import gated, swiglu, turns
-from ..linear import apply, join, known, product, products
+from ..linear import apply, join, known, product, products, width
 
 ACTIVATIONS, LOGITS = 8, 4
 """Beside the projections of every layer, a round holds so many vectors of the hidden size in each, and so many copies
@@ -28,12 +28,12 @@ of the logits, those of the next round among them.
 class Pass(NamedTuple):
     """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
 
-    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2].
+    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2], by kind of rope.
     """
 
     packing: Packing
     state: State
-    turns: mx.array
+    turns: Mapping[Hashable, mx.array]
 
 
 class Transformer(ABC):
@@ -49,7 +49,7 @@ class Transformer(ABC):
         self.layers: list[Any] = model.layers
         self.norm = self.body.norm
         self.embed = self.body.embed_tokens
-        self.tied: bool = model.args.tie_word_embeddings
+        self.tied = "lm_head" not in model
         self.operations = Operations()
         self.joint = [join(self.projections(layer)) for layer in self.layers]
         self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
@@ -94,7 +94,7 @@ class Transformer(ABC):
         round that runs, and the logits of both.
         """
         linears: list[Any] = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
-        widths = sum(linear.weight.shape[0] for linear in linears) + ACTIVATIONS * len(self.layers) * self.hidden_size
+        widths = sum(map(width, linears)) + ACTIVATIONS * len(self.layers) * self.hidden_size
         experts = sum(self.expert_width for gate in self.gates if gate is None)
         held = tokens * (widths + experts) + LOGITS * slots * self.vocabulary
         return self.dtype.size * held + self.operations.bytes_to_choose(slots, self.vocabulary, self.dtype)
@@ -140,8 +140,12 @@ class Transformer(ABC):
         """Weights of the norms of queries and keys, where they are normed."""
         return None
 
-    def window(self, layer: Any) -> int | None:
-        """The sliding window of a layer in tokens, or None where it sees everything."""
+    def window(self, index: int) -> int | None:
+        """The sliding window of the layer `index` in tokens, or None where it sees everything."""
+        return None
+
+    def rope_kind(self, attn: Any) -> Hashable:
+        """Attention layers whose rope is of one kind turn alike."""
         return None
 
     def forward(
@@ -170,11 +174,12 @@ class Transformer(ABC):
 
     def attend(self, index: int, place: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Attention of the layer `index`, whose place is `place` among those that attend."""
-        attn, layout, (packing, state, turns) = layer.self_attn, self.layout, through
+        attn, layout, (packing, state, _) = layer.self_attn, self.layout, through
         projected = apply(self.joint[index], x, self.operations)
         pool = state.pool[place]
+        turns = through.turns[self.rope_kind(attn)]
         queries = self.operations.rotate(projected, turns, self.norms(attn), layout, pool, packing.places)
-        mixed = self.operations.attention(queries, pool, packing, attn.scale, self.window(layer))
+        mixed = self.operations.attention(queries, pool, packing, attn.scale, self.window(index))
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)
@@ -199,9 +204,14 @@ class Transformer(ABC):
             return apply(self.model.lm_head, hidden, self.operations)
         return product(self.embed, hidden, self.operations) if known(self.embed) else self.embed.as_linear(hidden)
 
-    def turns(self, positions: mx.array) -> mx.array:
-        """Cosines and sines [N, 2, rotated / 2] of positions [N], from the model's own rope, which all layers share."""
-        return turns(self.attention_layers[0].rope, self.layout, positions)
+    def turns(self, positions: mx.array) -> dict[Hashable, mx.array]:
+        """Cosines and sines [N, 2, rotated / 2] of positions [N] by kind of rope, from the model's own ropes."""
+        return {kind: turns(rope, self.layout, positions) for kind, rope in self._ropes.items()}
+
+    @cached_property
+    def _ropes(self) -> dict[Hashable, Any]:
+        """A rope of each kind."""
+        return {self.rope_kind(attn): attn.rope for attn in self.attention_layers}
 
     def _add_norm(self, x: mx.array, y: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
         return self.operations.add_norm(x, y, norm.weight, norm.eps)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
-from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_moe
+from mlx_lm.models import llama, qwen2, qwen3, qwen3_5, qwen3_moe, smollm3
 
 from draftmill.engine.models.boxed import ModelError
 from draftmill.engine.models.config_keys import CHANGING, HONOURED, refuse_unheeded, refuse_unknown
@@ -14,13 +14,14 @@ from draftmill.engine.models.targets import FAMILIES
 
 ARGUMENTS: dict[str, Any] = {
     "llama": llama.ModelArgs,
+    "qwen2": qwen2.ModelArgs,
     "qwen3": qwen3.ModelArgs,
     "qwen3_moe": qwen3_moe.ModelArgs,
     "qwen3_5": qwen3_5.TextModelArgs,
-    "qwen3_5_moe": qwen3_5.TextModelArgs,
+    "smollm3": smollm3.ModelArgs,
 }
 
-UNUSED = {"qwen3_moe": {"rope_scaling"}, "qwen3_5": {"decoder_sparse_step"}, "qwen3_5_moe": {"decoder_sparse_step"}}
+UNUSED = {"qwen3_moe": {"rope_scaling"}, "qwen3_5": {"decoder_sparse_step"}}
 """Arguments that mlx-lm reads and does nothing with."""
 
 

@@ -26,10 +26,12 @@ from ..planted import ShiftedMask, ahead, one_place
 from ..small import (
     llama_model,
     quantised,
+    qwen2_model,
     qwen3_5_model,
     qwen3_5_moe_model,
     qwen3_model,
     qwen3_moe_model,
+    smollm3_model,
 )
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -37,6 +39,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "llama-sliding": lambda: llama_model(
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
     ),
+    "qwen2": qwen2_model,
+    "smollm3": smollm3_model,
     "qwen3": qwen3_model,
     "qwen3-4bit": lambda: quantised(qwen3_model()),
     "qwen3-moe": qwen3_moe_model,
