@@ -8,6 +8,7 @@ from typing import Any
 from mlx_lm.utils import MODEL_REMAPPING
 
 WRAPPERS = {
+    "gemma3": "gemma3_text",
     "mistral3": "llama",
     "pixtral": "llama",
     "qwen2_vl": "qwen2",

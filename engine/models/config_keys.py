@@ -43,6 +43,8 @@ RECURRENT = {
 }
 
 HONOURED: dict[str, set[str]] = {
+    "gemma3_text": EVERYWHERE
+    | {"query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window", "sliding_window_pattern"},
     "llama": EVERYWHERE
     | {"attention_bias", "mlp_bias", "rope_traditional", "rope_scaling", "layer_types"}
     | {"sliding_window"},
@@ -82,10 +84,21 @@ CHANGING: dict[str, tuple[Any, ...]] = {
     "routed_scaling_factor": (1,),
     "scale_emb": (1,),
     "use_alibi": (False,),
+    "use_bidirectional_attention": (False,),
     "use_parallel_residual": (False,),
     "use_sliding_window": (False,),
 }
 """Keys of configurations that change what a model computes, each with the values that do not; null never does."""
+
+GELU = ("gelu_pytorch_tanh",)
+
+FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gemma3_text": {"hidden_act": GELU, "hidden_activation": GELU},
+}
+"""Of families for which other values of these keys change nothing, those values."""
+
+THETA = {"gemma3_text": 1e6, "qwen2": 1e6}
+"""mlx-lm's `rope_theta` where a configuration has none, unless that is 10000."""
 
 LAYERS = {
     "llama": ("full_attention", "sliding_attention"),
@@ -94,7 +107,7 @@ LAYERS = {
     "qwen3_moe": ("full_attention",),
     "smollm3": ("full_attention", "sliding_attention"),
 }
-"""The kinds of layers of families that have no recurrent ones."""
+"""The kinds of layers of families that have them in any order; in others, each so many layers one sees everything."""
 
 
 def refuse_unheeded(config: Mapping[str, Any], where: object) -> None:
@@ -120,11 +133,16 @@ def refuse_unknown(family: str, args: Any) -> None:
             )
 
 
+def harmless(family: str, key: str) -> tuple[Any, ...]:
+    """The values of a key that change nothing in models of a family."""
+    return FIXED.get(family, {}).get(key, CHANGING[key])
+
+
 def _unheeded(family: str, given: Mapping[str, Any]) -> str | None:
     """The first key that is not honoured, and why."""
-    for key, harmless in CHANGING.items():
+    for key in CHANGING:
         value = given.get(key)
-        if key not in HONOURED[family] and value is not None and value not in harmless:
+        if key not in HONOURED[family] and value is not None and value not in harmless(family, key):
             return f"{key} = {value!r}, which is not honoured in models of type {family}"
     return _layers(family, given) or _rope(family, given)
 
@@ -135,7 +153,8 @@ def _layers(family: str, given: Mapping[str, Any]) -> str | None:
     if known := LAYERS.get(family):
         unknown = [kind for kind in kinds if kind not in known]
         return f"layer_types with {unknown[0]!r}, which models of type {family} do not have here" if unknown else None
-    every = given.get("full_attention_interval") or 4
+    key, usual = ("full_attention_interval", 4) if family == "qwen3_5" else ("sliding_window_pattern", 6)
+    every = given.get(key) or usual
     if any((kind == "full_attention") != ((place + 1) % every == 0) for place, kind in enumerate(kinds)):
         return f"layer_types in which not just every layer {every} attends, which is not honoured"
     return None
@@ -150,9 +169,19 @@ def _rope(family: str, given: Mapping[str, Any]) -> str | None:
         return f"rope_scaling of type {_kind(scaling)!r}, which is not honoured in models of type {family}"
     if "rope_parameters" in HONOURED[family]:
         return None
-    theta = parameters.get("rope_theta")
-    if theta is not None and theta != given.get("rope_theta", 10000):
-        return f"rope_theta = {theta} only in rope_parameters, which mlx-lm does not read there"
+    theta = given.get("rope_theta", THETA.get(family, 10000))
+    if family != "gemma3_text":
+        return _unread(parameters, theta, scaling)
+    local = given.get("rope_local_base_freq", 10000)
+    full, sliding = (parameters.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    return _unread(full, theta, scaling) or _unread(sliding, local, {})
+
+
+def _unread(parameters: Mapping[str, Any], theta: float, scaling: Mapping[str, Any]) -> str | None:
+    """What only `rope_parameters` say, beside the theta and the scaling that mlx-lm reads."""
+    own = parameters.get("rope_theta")
+    if own is not None and own != theta:
+        return f"rope_theta = {own} only in rope_parameters, which mlx-lm does not read there"
     if _kind(parameters) not in ("default", _kind(scaling)):
         return f"rope type {_kind(parameters)!r} only in rope_parameters, which mlx-lm does not read there"
     return None

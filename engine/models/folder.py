@@ -57,7 +57,7 @@ def load(name: str, cache: Path) -> LoadedModel:
     except Exception as error:  # a broken folder can fail anywhere in the loader
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
-    return LoadedModel(name, model, tokenizer, context_length(config, folder))
+    return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
 
 
 def locate(name: str, cache: Path) -> Path:
@@ -125,9 +125,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def context_length(config: dict[str, Any], folder: Path) -> int:
-    """The model's longest context in tokens; multimodal models keep it in `text_config`."""
-    for section in (config, config.get("text_config") or {}):
+def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
+    """The model's longest context in tokens; multimodal models keep it in `text_config`.
+
+    Where a configuration leaves it out, mlx-lm may know the usual one of its family.
+    """
+    for section in (config, config.get("text_config") or {}, vars(getattr(model, "language_model", model).args)):
         if isinstance(length := section.get("max_position_embeddings"), int):
             return length
     raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")

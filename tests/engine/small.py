@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
+from mlx_lm.models import gemma3_text, llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
@@ -71,6 +71,20 @@ def qwen2_model(seed: int = 0, **changes: Any) -> Any:
 def smollm3_model(seed: int = 0, **changes: Any) -> Any:
     """The second layer does not rotate."""
     return small_model(smollm3, seed, **{"no_rope_layers": [1, 0, 1], **changes})
+
+
+def gemma3_model(seed: int = 0, **changes: Any) -> Any:
+    """Every third layer sees everything. The root of the hidden size is no number of bfloat16."""
+    args = dict(
+        hidden_size=96,
+        query_pre_attn_scalar=48,
+        sliding_window=16,
+        sliding_window_pattern=3,
+        rope_scaling={"rope_type": "linear", "factor": 4.0},
+    )
+    model = small_model(gemma3_text, seed, **{**args, **changes})
+    model.sanitize({})  # whose head is the embedding
+    return model
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:

@@ -51,6 +51,8 @@ class Transformer(ABC):
         self.embed = self.body.embed_tokens
         self.tied = "lm_head" not in model
         self.operations = Operations()
+        self.before = [self.norms_before(layer) for layer in self.layers]
+        self.head_norms = [self.norms(attn) for attn in self.attention_layers]
         self.joint = [join(self.projections(layer)) for layer in self.layers]
         self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
 
@@ -136,6 +138,10 @@ class Transformer(ABC):
         """The linear layer after a layer's attention."""
         return layer.self_attn.o_proj
 
+    def norms_before(self, layer: Any) -> tuple[nn.RMSNorm, nn.RMSNorm]:
+        """The norms before a layer's attention and before its MLP."""
+        return layer.input_layernorm, layer.post_attention_layernorm
+
     def norms(self, attn: Any) -> Norms | None:
         """Weights of the norms of queries and keys, where they are normed."""
         return None
@@ -157,16 +163,20 @@ class Transformer(ABC):
         the layers in `tapped`, in their order.
         """
         through = Pass(packing, state, self.turns(packing.positions))
-        x = self.embed(tokens)
-        y = self.layers[0].input_layernorm(x)
+        x = self.enter(tokens)
+        y = self.before[0][0](x)
         taps: dict[int, mx.array] = {}
-        following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
-        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
-            x, y = self._add_norm(x, self.mix(index, layer, y, through), layer.post_attention_layernorm)
+        following = [*(first for first, _ in self.before[1:]), self.norm]
+        for index, (layer, (_, middle), norm) in enumerate(zip(self.layers, self.before, following, strict=True)):
+            x, y = self._add_norm(x, self.mix(index, layer, y, through), middle)
             x, y = self._add_norm(x, self.feed(index, layer, y), norm)
             if index in tapped:
                 taps[index] = x
         return y, [taps[index] for index in tapped]
+
+    def enter(self, tokens: mx.array) -> mx.array:
+        """What enters the first layer [N, hidden] for tokens [N]. A draft takes the embedding itself."""
+        return self.embed(tokens)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""
@@ -178,7 +188,7 @@ class Transformer(ABC):
         projected = apply(self.joint[index], x, self.operations)
         pool = state.pool[place]
         turns = through.turns[self.rope_kind(attn)]
-        queries = self.operations.rotate(projected, turns, self.norms(attn), layout, pool, packing.places)
+        queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
         mixed = self.operations.attention(queries, pool, packing, attn.scale, self.window(index))
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
@@ -190,8 +200,12 @@ class Transformer(ABC):
         gates = self.gates[index]
         if gates is None:
             return layer.mlp(x)
-        hidden = swiglu(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
+        hidden = self.activate(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
         return apply(layer.mlp.down_proj, hidden, self.operations)
+
+    def activate(self, gate: mx.array, up: mx.array) -> mx.array:
+        """The two halves of an MLP's inside as one."""
+        return swiglu(gate, up)
 
     @property
     def unembed(self) -> nn.Module:
@@ -213,7 +227,7 @@ class Transformer(ABC):
         """A rope of each kind."""
         return {self.rope_kind(attn): attn.rope for attn in self.attention_layers}
 
-    def _add_norm(self, x: mx.array, y: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
+    def _add_norm(self, x: mx.array, y: mx.array, norm: nn.RMSNorm) -> tuple[mx.array, mx.array]:
         return self.operations.add_norm(x, y, norm.weight, norm.eps)
 
 

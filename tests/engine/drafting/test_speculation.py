@@ -22,6 +22,7 @@ from draftmill.engine.schedule.row import Row
 from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
+    gemma3_model,
     llama_model,
     memory_for,
     quantised,
@@ -51,6 +52,7 @@ BUILDERS = {
 }
 
 OTHERS = {
+    "gemma3": gemma3_model,
     "qwen2": qwen2_model,
     "smollm3": smollm3_model,
 }

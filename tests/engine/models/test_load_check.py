@@ -24,6 +24,7 @@ from tests.kernels.emulator import compiler, on_cpu
 
 from ..planted import ShiftedMask, ahead, one_place
 from ..small import (
+    gemma3_model,
     llama_model,
     quantised,
     qwen2_model,
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "llama-sliding": lambda: llama_model(
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
     ),
+    "gemma3": gemma3_model,
     "qwen2": qwen2_model,
     "smollm3": smollm3_model,
     "qwen3": qwen3_model,

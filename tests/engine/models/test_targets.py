@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models import phi
+from mlx_lm.models.gemma3_text import clip_residual
 
 from draftmill.engine.models.targets import UnsupportedModel, adapt
 from draftmill.engine.models.targets.transformer import Transformer
@@ -15,6 +16,7 @@ from draftmill.engine.state.state import State
 from draftmill.kernels.packing import Packing, Span
 from tests.engine.small import (
     VOCABULARY,
+    gemma3_model,
     llama_model,
     quantised,
     qwen3_5_model,
@@ -152,6 +154,15 @@ def test_taps_are_the_residual_stream_after_a_layer() -> None:
     assert mx.array_equal(target.norm(taps[1]), hidden)
     first = model.layers[0](model.model.embed_tokens(tokens)[None])[0]
     assert mx.allclose(taps[2], first, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sum_that_float16_cannot_hold_is_cut() -> None:
+    model = gemma3_model()
+    model.set_dtype(mx.float16)
+    target, half = adapt(model), mx.full((1, 96), 40000.0, mx.float16)
+    total, normed = target._add_norm(half, half, target.norm)
+    assert mx.array_equal(total, clip_residual(half, half))
+    assert mx.isfinite(normed).all()
 
 
 def test_memory_is_that_of_the_rows_and_none_is_held_twice() -> None:
