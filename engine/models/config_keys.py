@@ -45,6 +45,8 @@ RECURRENT = {
 HONOURED: dict[str, set[str]] = {
     "gemma3_text": EVERYWHERE
     | {"query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window", "sliding_window_pattern"},
+    "gpt_oss": EVERYWHERE
+    | {"layer_types", "num_experts_per_tok", "num_local_experts", "rope_scaling", "sliding_window"},
     "llama": EVERYWHERE
     | {"attention_bias", "mlp_bias", "rope_traditional", "rope_scaling", "layer_types"}
     | {"sliding_window"},
@@ -83,6 +85,7 @@ CHANGING: dict[str, tuple[Any, ...]] = {
     "rotary_pct": (1,),
     "routed_scaling_factor": (1,),
     "scale_emb": (1,),
+    "swiglu_limit": (),
     "use_alibi": (False,),
     "use_bidirectional_attention": (False,),
     "use_parallel_residual": (False,),
@@ -94,13 +97,15 @@ GELU = ("gelu_pytorch_tanh",)
 
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "gemma3_text": {"hidden_act": GELU, "hidden_activation": GELU},
+    "gpt_oss": {"attention_bias": (True,), "swiglu_limit": (7,)},
 }
 """Of families for which other values of these keys change nothing, those values."""
 
-THETA = {"gemma3_text": 1e6, "qwen2": 1e6}
+THETA = {"gemma3_text": 1e6, "gpt_oss": 150000, "qwen2": 1e6}
 """mlx-lm's `rope_theta` where a configuration has none, unless that is 10000."""
 
 LAYERS = {
+    "gpt_oss": ("full_attention", "sliding_attention"),
     "llama": ("full_attention", "sliding_attention"),
     "qwen2": ("full_attention",),
     "qwen3": ("full_attention",),

@@ -53,6 +53,7 @@ def load(name: str, cache: Path) -> LoadedModel:
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
+            model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
         mx.eval(model.parameters())
     except Exception as error:  # a broken folder can fail anywhere in the loader
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 
@@ -43,11 +44,11 @@ class ShiftedMask(Operations):
         pool: LayerPool,
         packing: Packing,
         scale: float,
-        window: int | None = None,
+        *manner: Any,
     ) -> mx.array:
         spans = tuple(replace(span, exact=False) for span in packing.spans)
         shifted = replace(packing, spans=spans).limited(mx.maximum(packing.seen + self.by, 0))
-        return super().attention(queries, pool, shifted, scale, window)
+        return super().attention(queries, pool, shifted, scale, *manner)
 
 
 def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import gemma3_text, llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
+from mlx_lm.models import gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
@@ -85,6 +85,18 @@ def gemma3_model(seed: int = 0, **changes: Any) -> Any:
     model = small_model(gemma3_text, seed, **{**args, **changes})
     model.sanitize({})  # whose head is the embedding
     return model
+
+
+def gpt_oss_model(seed: int = 0, **changes: Any) -> Any:
+    args = dict(
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=16,
+        rope_theta=1e4,
+        rope_scaling={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "truncate": False},
+    )
+    return small_model(gpt_oss, seed, **{**args, **changes})
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:

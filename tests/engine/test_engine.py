@@ -13,6 +13,7 @@ from draftmill.engine.request import Request, RequestError, Sampling
 from .small import (
     VOCABULARY,
     gemma3_model,
+    gpt_oss_model,
     llama_model,
     quantised,
     qwen2_model,
@@ -56,6 +57,7 @@ VARIANTS = {
     "llama-biases-tied": lambda: llama_model(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-own-head-size": lambda: llama_model(hidden_size=128, head_dim=None, num_key_value_heads=None),
     "gemma3": gemma3_model,
+    "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
     "qwen2-quantised": lambda: quantised(qwen2_model(tie_word_embeddings=False)),
     "llama-mixed-bits": lambda: quantised(llama_model(), v_proj=8, up_proj=8),

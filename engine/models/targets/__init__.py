@@ -7,6 +7,7 @@ from typing import Any
 from ..architecture import model_types
 from ..config_keys import refuse_unknown
 from .gemma3 import Gemma3
+from .gpt_oss import GptOss
 from .llama import Llama
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
@@ -16,6 +17,7 @@ from .transformer import Transformer
 
 FAMILIES: dict[str, type[Transformer]] = {
     "gemma3_text": Gemma3,
+    "gpt_oss": GptOss,
     "llama": Llama,
     "qwen2": Qwen2,
     "qwen3": Qwen3,

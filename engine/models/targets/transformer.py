@@ -53,6 +53,7 @@ class Transformer(ABC):
         self.operations = Operations()
         self.before = [self.norms_before(layer) for layer in self.layers]
         self.head_norms = [self.norms(attn) for attn in self.attention_layers]
+        self.head_sinks = [self.sinks(attn) for attn in self.attention_layers]
         self.joint = [join(self.projections(layer)) for layer in self.layers]
         self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
 
@@ -116,7 +117,8 @@ class Transformer(ABC):
     def shapes(self) -> list[OperationShape]:
         """What its operations work on."""
         layout = self.layout
-        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, self.dtype)
+        heads = layout.heads, layout.kv_heads, layout.dim
+        attention = AttentionShape(*heads, self.dtype, sinks=self.head_sinks[0] is not None)
         linears: list[Any] = [
             *self.joint,
             *(gate for gate in self.gates if gate),
@@ -145,6 +147,14 @@ class Transformer(ABC):
     def norms(self, attn: Any) -> Norms | None:
         """Weights of the norms of queries and keys, where they are normed."""
         return None
+
+    def sinks(self, attn: Any) -> mx.array | None:
+        """A score of each head [H], where they have sinks: it takes its share of the weights, and has no value."""
+        return None
+
+    def scale(self, attn: Any) -> float:
+        """The factor of scores."""
+        return attn.scale
 
     def window(self, index: int) -> int | None:
         """The sliding window of the layer `index` in tokens, or None where it sees everything."""
@@ -189,7 +199,8 @@ class Transformer(ABC):
         pool = state.pool[place]
         turns = through.turns[self.rope_kind(attn)]
         queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
-        mixed = self.operations.attention(queries, pool, packing, attn.scale, self.window(index))
+        manner = self.scale(attn), self.window(index), self.head_sinks[place]
+        mixed = self.operations.attention(queries, pool, packing, *manner)
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)

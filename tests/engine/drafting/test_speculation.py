@@ -23,6 +23,7 @@ from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
     gemma3_model,
+    gpt_oss_model,
     llama_model,
     memory_for,
     quantised,
@@ -53,6 +54,7 @@ BUILDERS = {
 
 OTHERS = {
     "gemma3": gemma3_model,
+    "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
     "smollm3": smollm3_model,
 }

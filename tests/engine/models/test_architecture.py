@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
@@ -18,6 +19,7 @@ from draftmill.engine.models.targets import FAMILIES, MODEL_TYPES, adapt
 from tests.engine.small import (
     VOCABULARY,
     gemma3_model,
+    gpt_oss_model,
     llama_model,
     qwen2_model,
     reference,
@@ -103,6 +105,31 @@ def test_a_model_that_sees_runs_its_text_model(model_type: str, build: Any, save
         str(saved({"model_type": model_type, "vocab_size": VOCABULARY, "text_config": text}, weights)), tmp_path
     )
     assert loaded.context_length == 32768  # as mlx-lm says, where the configuration does not
+    done = run(small_engine(loaded.model), asked)
+    assert [list(done[request.id].tokens) for request in asked] == [reference(model, request) for request in asked]
+
+
+def test_gpt_oss_is_read_from_openais_own_files(saved: Any, tmp_path: Path) -> None:
+    """Experts in MXFP4: gates and the rest interleaved, in blocks of bytes. On a CPU they become float32."""
+    model, asked = gpt_oss_model(hidden_size=64, intermediate_size=64), requests(2)
+    nn.quantize(
+        model, 32, 4, mode="mxfp4", class_predicate=lambda path, _: path.endswith("_proj") and "experts" in path
+    )
+    weights = dict(tree_flatten(model.parameters()))
+    for experts in [f"model.layers.{index}.mlp.experts" for index in range(3)]:
+        both = "gate_up_proj", ("gate_proj", "up_proj")
+        for joint, names in (both, ("down_proj", ("down_proj",))):
+            for kind, suffix in (("weight", "_blocks"), ("scales", "_scales"), ("bias", "_bias")):
+                parts = [weights.pop(f"{experts}.{name}.{kind}") for name in names]
+                array = mx.stack(parts, axis=2).flatten(1, 2)
+                if kind == "weight":
+                    array = array.view(mx.uint8).reshape(*array.shape[:2], -1, 16)
+                weights[f"{experts}.{joint}{suffix}"] = array
+    config = vars(model.args) | {"max_position_embeddings": 512, "quantization_config": {"quant_method": "mxfp4"}}
+    loaded = load(str(saved(config, weights)), tmp_path)
+    if mx.default_device() == mx.cpu:
+        arrays: Any = tree_flatten(loaded.model.parameters())
+        assert {array.dtype for _, array in arrays} == {mx.float32}
     done = run(small_engine(loaded.model), asked)
     assert [list(done[request.id].tokens) for request in asked] == [reference(model, request) for request in asked]
 

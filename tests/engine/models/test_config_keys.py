@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
-from mlx_lm.models import gemma3_text, llama, qwen2, qwen3, qwen3_5, qwen3_moe, smollm3
+from mlx_lm.models import gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_moe, smollm3
 
 from draftmill.engine.models.boxed import ModelError
 from draftmill.engine.models.config_keys import CHANGING, HONOURED, harmless, refuse_unheeded, refuse_unknown
@@ -14,6 +14,7 @@ from draftmill.engine.models.targets import FAMILIES
 
 ARGUMENTS: dict[str, Any] = {
     "gemma3_text": gemma3_text.ModelArgs,
+    "gpt_oss": gpt_oss.ModelArgs,
     "llama": llama.ModelArgs,
     "qwen2": qwen2.ModelArgs,
     "qwen3": qwen3.ModelArgs,
@@ -54,6 +55,7 @@ def test_what_is_not_honoured_is_refused_by_name_and_what_changes_nothing_is_not
 
 def test_families_fix_what_others_may_choose() -> None:
     assert "hidden_activation = 'silu'" in problem("gemma3", text_config={"hidden_activation": "silu"})
+    assert "swiglu_limit = 5.0" in problem("gpt_oss", swiglu_limit=5.0)
     assert "hidden_act = 'gelu_pytorch_tanh'" in problem("llama", hidden_act="gelu_pytorch_tanh")
 
 

@@ -25,6 +25,7 @@ from tests.kernels.emulator import compiler, on_cpu
 from ..planted import ShiftedMask, ahead, one_place
 from ..small import (
     gemma3_model,
+    gpt_oss_model,
     llama_model,
     quantised,
     qwen2_model,
@@ -41,6 +42,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
     ),
     "gemma3": gemma3_model,
+    "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
     "smollm3": smollm3_model,
     "qwen3": qwen3_model,
