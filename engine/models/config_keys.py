@@ -43,6 +43,8 @@ RECURRENT = {
 }
 
 HONOURED: dict[str, set[str]] = {
+    "gemma2": EVERYWHERE
+    | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_traditional"},
     "gemma3_text": EVERYWHERE
     | {"query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window", "sliding_window_pattern"},
     "gpt_oss": EVERYWHERE
@@ -96,6 +98,7 @@ CHANGING: dict[str, tuple[Any, ...]] = {
 GELU = ("gelu_pytorch_tanh",)
 
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gemma2": {"hidden_act": GELU, "hidden_activation": GELU},
     "gemma3_text": {"hidden_act": GELU, "hidden_activation": GELU},
     "gpt_oss": {"attention_bias": (True,), "swiglu_limit": (7,)},
 }
@@ -105,6 +108,7 @@ THETA = {"gemma3_text": 1e6, "gpt_oss": 150000, "qwen2": 1e6}
 """mlx-lm's `rope_theta` where a configuration has none, unless that is 10000."""
 
 LAYERS = {
+    "gemma2": ("full_attention", "sliding_attention"),
     "gpt_oss": ("full_attention", "sliding_attention"),
     "llama": ("full_attention", "sliding_attention"),
     "qwen2": ("full_attention",),

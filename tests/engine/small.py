@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
+from mlx_lm.models import gemma2, gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
@@ -71,6 +71,12 @@ def qwen2_model(seed: int = 0, **changes: Any) -> Any:
 def smollm3_model(seed: int = 0, **changes: Any) -> Any:
     """The second layer does not rotate."""
     return small_model(smollm3, seed, **{"no_rope_layers": [1, 0, 1], **changes})
+
+
+def gemma2_model(seed: int = 0, **changes: Any) -> Any:
+    """Caps so low that they are felt."""
+    args = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, query_pre_attn_scalar=24)
+    return small_model(gemma2, seed, **{**args, **changes})
 
 
 def gemma3_model(seed: int = 0, **changes: Any) -> Any:

@@ -12,6 +12,7 @@ from draftmill.engine.request import Request, RequestError, Sampling
 
 from .small import (
     VOCABULARY,
+    gemma2_model,
     gemma3_model,
     gpt_oss_model,
     llama_model,
@@ -56,6 +57,7 @@ VARIANTS = {
     "llama-part-rope": lambda: llama_model(rope_scaling={"type": "proportional", "partial_rotary_factor": 0.5}),
     "llama-biases-tied": lambda: llama_model(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-own-head-size": lambda: llama_model(hidden_size=128, head_dim=None, num_key_value_heads=None),
+    "gemma2": gemma2_model,
     "gemma3": gemma3_model,
     "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..architecture import model_types
 from ..config_keys import refuse_unknown
+from .gemma2 import Gemma2
 from .gemma3 import Gemma3
 from .gpt_oss import GptOss
 from .llama import Llama
@@ -16,6 +17,7 @@ from .smollm3 import SmolLM3
 from .transformer import Transformer
 
 FAMILIES: dict[str, type[Transformer]] = {
+    "gemma2": Gemma2,
     "gemma3_text": Gemma3,
     "gpt_oss": GptOss,
     "llama": Llama,

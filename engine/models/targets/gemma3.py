@@ -1,4 +1,4 @@
-"""Gemma 3: sliding layers with a rope of their own, norms before and after attention and MLP, scaled embeddings."""
+"""Gemma 3: queries and keys are normed, and layers that slide have a rope of their own."""
 
 from __future__ import annotations
 
@@ -10,27 +10,11 @@ import mlx.nn as nn
 from mlx_lm.models.gemma3_text import clip_residual
 
 from ....kernels.fused.rotary import Layout, Norms
-from ..layers import geglu
-from .transformer import Pass, Transformer
+from .gemma import Gemma, plain
 
 
-def plain(norm: Any) -> nn.RMSNorm:
-    """The same norm by weights that are not taken to lie around zero."""
-    same = nn.RMSNorm(norm.weight.size, norm.eps)
-    same.weight = 1.0 + norm.weight
-    mx.eval(same.weight)
-    return same
-
-
-class Gemma3(Transformer):
+class Gemma3(Gemma):
     """Adapter over `mlx_lm.models.gemma3_text`."""
-
-    def __init__(self, model: Any):
-        super().__init__(model)
-        self.norm = plain(self.norm)
-        self.after = [
-            (plain(layer.post_attention_layernorm), plain(layer.post_feedforward_layernorm)) for layer in self.layers
-        ]
 
     @cached_property
     def layout(self) -> Layout:
@@ -40,9 +24,6 @@ class Gemma3(Transformer):
     def norms(self, attn: Any) -> Norms:
         return plain(attn.q_norm).weight, plain(attn.k_norm).weight
 
-    def norms_before(self, layer: Any) -> tuple[nn.RMSNorm, nn.RMSNorm]:
-        return plain(layer.input_layernorm), plain(layer.pre_feedforward_layernorm)
-
     def window(self, index: int) -> int | None:
         return self.body.window_size if self.layers[index].self_attn.is_sliding else None
 
@@ -51,18 +32,7 @@ class Gemma3(Transformer):
 
     def enter(self, tokens: mx.array) -> mx.array:
         x = self.embed(tokens)
-        return x * mx.array(self.hidden_size**0.5, mx.bfloat16).astype(x.dtype)  # rounded, as in training
-
-    def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
-        norm, _ = self.after[index]
-        return norm(super().mix(index, layer, x, through))
-
-    def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
-        _, norm = self.after[index]
-        return norm(super().feed(index, layer, x))
-
-    def activate(self, gate: mx.array, up: mx.array) -> mx.array:
-        return geglu(gate, up)
+        return x * mx.array(self.hidden_size**0.5, mx.bfloat16).astype(x.dtype)  # rounded in every type
 
     def _add_norm(self, x: mx.array, y: mx.array, norm: nn.RMSNorm) -> tuple[mx.array, mx.array]:
         if x.dtype != mx.float16:

@@ -118,7 +118,7 @@ class Transformer(ABC):
         """What its operations work on."""
         layout = self.layout
         heads = layout.heads, layout.kv_heads, layout.dim
-        attention = AttentionShape(*heads, self.dtype, sinks=self.head_sinks[0] is not None)
+        attention = AttentionShape(*heads, self.dtype, sinks=self.head_sinks[0] is not None, cap=self.cap)
         linears: list[Any] = [
             *self.joint,
             *(gate for gate in self.gates if gate),
@@ -155,6 +155,11 @@ class Transformer(ABC):
     def scale(self, attn: Any) -> float:
         """The factor of scores."""
         return attn.scale
+
+    @property
+    def cap(self) -> float | None:
+        """What no score goes beyond, where scores are capped."""
+        return None
 
     def window(self, index: int) -> int | None:
         """The sliding window of the layer `index` in tokens, or None where it sees everything."""
@@ -199,7 +204,7 @@ class Transformer(ABC):
         pool = state.pool[place]
         turns = through.turns[self.rope_kind(attn)]
         queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
-        manner = self.scale(attn), self.window(index), self.head_sinks[place]
+        manner = self.scale(attn), self.window(index), self.head_sinks[place], self.cap
         mixed = self.operations.attention(queries, pool, packing, *manner)
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]

@@ -22,6 +22,7 @@ from draftmill.engine.schedule.row import Row
 from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
+    gemma2_model,
     gemma3_model,
     gpt_oss_model,
     llama_model,
@@ -53,6 +54,7 @@ BUILDERS = {
 }
 
 OTHERS = {
+    "gemma2": gemma2_model,
     "gemma3": gemma3_model,
     "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,

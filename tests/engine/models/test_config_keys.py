@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
-from mlx_lm.models import gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_moe, smollm3
+from mlx_lm.models import gemma2, gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_moe, smollm3
 
 from draftmill.engine.models.boxed import ModelError
 from draftmill.engine.models.config_keys import CHANGING, HONOURED, harmless, refuse_unheeded, refuse_unknown
 from draftmill.engine.models.targets import FAMILIES
 
 ARGUMENTS: dict[str, Any] = {
+    "gemma2": gemma2.ModelArgs,
     "gemma3_text": gemma3_text.ModelArgs,
     "gpt_oss": gpt_oss.ModelArgs,
     "llama": llama.ModelArgs,

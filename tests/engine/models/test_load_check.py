@@ -24,6 +24,7 @@ from tests.kernels.emulator import compiler, on_cpu
 
 from ..planted import ShiftedMask, ahead, one_place
 from ..small import (
+    gemma2_model,
     gemma3_model,
     gpt_oss_model,
     llama_model,
@@ -41,6 +42,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "llama-sliding": lambda: llama_model(
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
     ),
+    "gemma2": gemma2_model,
     "gemma3": gemma3_model,
     "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
