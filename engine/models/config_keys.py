@@ -38,7 +38,6 @@ RECURRENT = {
     "shared_expert_intermediate_size",
     "attention_bias",
     "partial_rotary_factor",
-    "rope_parameters",
     "rope_scaling",
 }
 
@@ -55,7 +54,8 @@ HONOURED: dict[str, set[str]] = {
     "qwen2": EVERYWHERE | {"rope_traditional", "rope_scaling"},
     "qwen3": EVERYWHERE | {"rope_scaling", "rope_parameters"},
     "qwen3_moe": EVERYWHERE | EXPERTS | {"decoder_sparse_step", "mlp_only_layers"},
-    "qwen3_5": EVERYWHERE | EXPERTS | RECURRENT,
+    "qwen3_5": EVERYWHERE | EXPERTS | RECURRENT | {"rope_parameters"},
+    "qwen3_next": EVERYWHERE | EXPERTS | RECURRENT | {"decoder_sparse_step", "mlp_only_layers"},
 }
 HONOURED["smollm3"] = HONOURED["llama"] | {"no_rope_layer_interval", "no_rope_layers"}
 """By module of mlx-lm's, the keys that it and the forward here both honour."""
@@ -162,8 +162,8 @@ def _layers(family: str, given: Mapping[str, Any]) -> str | None:
     if known := LAYERS.get(family):
         unknown = [kind for kind in kinds if kind not in known]
         return f"layer_types with {unknown[0]!r}, which models of type {family} do not have here" if unknown else None
-    key, usual = ("full_attention_interval", 4) if family == "qwen3_5" else ("sliding_window_pattern", 6)
-    every = given.get(key) or usual
+    gemma = family == "gemma3_text"
+    every = given.get("sliding_window_pattern" if gemma else "full_attention_interval") or (6 if gemma else 4)
     if any((kind == "full_attention") != ((place + 1) % every == 0) for place, kind in enumerate(kinds)):
         return f"layer_types in which not just every layer {every} attends, which is not honoured"
     return None

@@ -9,7 +9,19 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import gemma2, gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, smollm3
+from mlx_lm.models import (
+    gemma2,
+    gemma3_text,
+    gpt_oss,
+    llama,
+    qwen2,
+    qwen3,
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_moe,
+    qwen3_next,
+    smollm3,
+)
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
@@ -187,6 +199,30 @@ def qwen3_5_moe_model(seed: int = 0, **changes: Any) -> Any:
         tie_word_embeddings=False,
     )
     return qwen3_5_model(seed, **{**experts, **changes})
+
+
+def qwen3_next_model(seed: int = 0, **changes: Any) -> Any:
+    """As `qwen3_5_moe_model`, with a dense MLP in the second layer."""
+    args = dict(
+        num_hidden_layers=5,
+        full_attention_interval=3,
+        head_dim=64,
+        partial_rotary_factor=0.5,
+        rope_theta=1e4,
+        max_position_embeddings=512,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=8,
+        linear_conv_kernel_dim=4,
+        num_experts=6,
+        num_experts_per_tok=2,
+        decoder_sparse_step=1,
+        mlp_only_layers=[1],
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+    )
+    return small_model(qwen3_next, seed, **{**args, **changes})
 
 
 def quantised(model: Any, bits: int = 4, group_size: int = 32, **others: int) -> Any:

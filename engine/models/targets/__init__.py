@@ -13,6 +13,7 @@ from .llama import Llama
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
 from .qwen3_5 import Qwen35
+from .qwen3_next import Qwen3Next
 from .smollm3 import SmolLM3
 from .transformer import Transformer
 
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Transformer]] = {
     "qwen3": Qwen3,
     "qwen3_moe": Qwen3,
     "qwen3_5": Qwen35,
+    "qwen3_next": Qwen3Next,
     "smollm3": SmolLM3,
 }
 """Adapter of each supported module of mlx-lm's that runs text. Qwen3.6 models are of Qwen3.5's types."""

@@ -90,10 +90,14 @@ class Qwen35(Transformer):
         assert through.state.recurrent
         return self.recur(index, place, layer.linear_attn, x, through.state.recurrent)
 
+    def project(self, index: int, x: mx.array) -> mx.array:
+        """Of tokens [N, hidden] queries, keys, values, gates, b and a [N, width] of the recurrent layer `index`."""
+        return apply(self.joint[index], x, self.operations)
+
     def recur(self, index: int, place: int, net: Any, x: mx.array, recurrent: Recurrent) -> mx.array:
         """The GatedDeltaNet of the layer `index`, whose place is `place` among those that are recurrent."""
         count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
-        projected = apply(self.joint[index], x, self.operations)
+        projected = self.project(index, x)
         ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
         _, gate, b, a = mx.split(projected, ends, axis=-1)
         q, k, v = recurrent.convolve(place, projected, net.conv1d.weight[..., 0])

@@ -33,6 +33,7 @@ from tests.engine.small import (
     qwen3_5_moe_model,
     qwen3_model,
     qwen3_moe_model,
+    qwen3_next_model,
     reference,
     requests,
     run,
@@ -58,6 +59,7 @@ OTHERS = {
     "gemma3": gemma3_model,
     "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
+    "qwen3-next": qwen3_next_model,
     "smollm3": smollm3_model,
 }
 """Families that differ from one of these only in what a layer computes."""

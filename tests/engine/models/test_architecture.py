@@ -47,6 +47,7 @@ TEXT = dict(
     mlp_only_layers=[],
     norm_topk_prob=True,
     full_attention_interval=3,
+    partial_rotary_factor=1.0,
     linear_num_value_heads=4,
     linear_num_key_heads=2,
     linear_key_head_dim=16,

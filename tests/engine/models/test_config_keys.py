@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
-from mlx_lm.models import gemma2, gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_moe, smollm3
+from mlx_lm.models import gemma2, gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_moe, qwen3_next, smollm3
 
 from draftmill.engine.models.boxed import ModelError
 from draftmill.engine.models.config_keys import CHANGING, HONOURED, harmless, refuse_unheeded, refuse_unknown
@@ -21,6 +21,7 @@ ARGUMENTS: dict[str, Any] = {
     "qwen3": qwen3.ModelArgs,
     "qwen3_moe": qwen3_moe.ModelArgs,
     "qwen3_5": qwen3_5.TextModelArgs,
+    "qwen3_next": qwen3_next.ModelArgs,
     "smollm3": smollm3.ModelArgs,
 }
 

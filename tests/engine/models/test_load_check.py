@@ -34,6 +34,7 @@ from ..small import (
     qwen3_5_moe_model,
     qwen3_model,
     qwen3_moe_model,
+    qwen3_next_model,
     smollm3_model,
 )
 
@@ -46,6 +47,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma3": gemma3_model,
     "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
+    "qwen3-next": qwen3_next_model,
     "smollm3": smollm3_model,
     "qwen3": qwen3_model,
     "qwen3-4bit": lambda: quantised(qwen3_model()),

@@ -24,6 +24,7 @@ from tests.engine.small import (
     qwen3_5_moe_model,
     qwen3_model,
     qwen3_moe_model,
+    qwen3_next_model,
     reference,
     requests,
     run,
@@ -46,6 +47,7 @@ HYBRIDS = {
         head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     ),
     "qwen3_5_moe": qwen3_5_moe_model,
+    "qwen3_next": qwen3_next_model,
     "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
     "qwen3_5_moe-quantised": lambda: quantised(
         qwen3_5_moe_model(
