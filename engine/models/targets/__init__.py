@@ -9,6 +9,7 @@ from ..config_keys import refuse_unknown
 from .gemma2 import Gemma2
 from .gemma3 import Gemma3
 from .gpt_oss import GptOss
+from .lfm2 import Lfm2
 from .llama import Llama
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
@@ -21,6 +22,8 @@ FAMILIES: dict[str, type[Transformer]] = {
     "gemma2": Gemma2,
     "gemma3_text": Gemma3,
     "gpt_oss": GptOss,
+    "lfm2": Lfm2,
+    "lfm2_moe": Lfm2,
     "llama": Llama,
     "qwen2": Qwen2,
     "qwen3": Qwen3,

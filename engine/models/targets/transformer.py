@@ -47,7 +47,7 @@ class Transformer(ABC):
         self.model = model
         self.body = model.model
         self.layers: list[Any] = model.layers
-        self.norm = self.body.norm
+        self.norm = self.last_norm()
         self.embed = self.body.embed_tokens
         self.tied = "lm_head" not in model
         self.operations = Operations()
@@ -55,7 +55,8 @@ class Transformer(ABC):
         self.head_norms = [self.norms(attn) for attn in self.attention_layers]
         self.head_sinks = [self.sinks(attn) for attn in self.attention_layers]
         self.joint = [join(self.projections(layer)) for layer in self.layers]
-        self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
+        self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
+        self.gates = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -125,7 +126,7 @@ class Transformer(ABC):
             *map(self.output, self.layers),
             self.unembed,
         ]
-        linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
+        linears += [mlp.down for mlp in self.mlps if mlp]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
         choices = [ChoiceShape(self.vocabulary, self.dtype)]
         if self.dtype != mx.float32:  # as logits are that rows change; a few at a time
@@ -139,6 +140,14 @@ class Transformer(ABC):
     def output(self, layer: Any) -> nn.Module:
         """The linear layer after a layer's attention."""
         return layer.self_attn.o_proj
+
+    def mlp(self, layer: Any) -> Any:
+        """A layer's MLP, or its experts."""
+        return layer.mlp
+
+    def last_norm(self) -> nn.RMSNorm:
+        """The norm after the last layer."""
+        return self.body.norm
 
     def norms_before(self, layer: Any) -> tuple[nn.RMSNorm, nn.RMSNorm]:
         """The norms before a layer's attention and before its MLP."""
@@ -209,15 +218,15 @@ class Transformer(ABC):
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)
-        return apply(attn.o_proj, mixed, self.operations)
+        return apply(self.output(layer), mixed, self.operations)
 
     def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
         """The MLP of a layer, or its experts."""
-        gates = self.gates[index]
-        if gates is None:
-            return layer.mlp(x)
+        mlp, gates = self.mlps[index], self.gates[index]
+        if mlp is None or gates is None:
+            return self.mlp(layer)(x)
         hidden = self.activate(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
-        return apply(layer.mlp.down_proj, hidden, self.operations)
+        return apply(mlp.down, hidden, self.operations)
 
     def activate(self, gate: mx.array, up: mx.array) -> mx.array:
         """The two halves of an MLP's inside as one."""
@@ -247,6 +256,17 @@ class Transformer(ABC):
         return self.operations.add_norm(x, y, norm.weight, norm.eps)
 
 
-def dense(mlp: Any) -> bool:
-    """Whether an MLP is a plain gated one, rather than experts."""
-    return hasattr(mlp, "gate_proj")
+class MLP(NamedTuple):
+    """The linear layers of a plain gated MLP."""
+
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+
+
+def dense(mlp: Any) -> MLP | None:
+    """The layers of an MLP, by either of the names that they have; None if it consists of experts."""
+    for names in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
+        if all(name in mlp for name in names):
+            return MLP(*(mlp[name] for name in names))
+    return None
