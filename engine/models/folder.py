@@ -17,9 +17,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model
 
 from . import boxed
+from .architecture import architecture, text_part
 from .boxed import ModelError
 from .config_keys import refuse_unheeded
-from .targets import FAMILIES
+from .targets import FAMILIES, MODEL_TYPES
 
 __all__ = ["LoadedModel", "ModelError", "load"]
 
@@ -52,11 +53,12 @@ def load(name: str, cache: Path) -> LoadedModel:
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
+            model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
         mx.eval(model.parameters())
     except Exception as error:  # a broken folder can fail anywhere in the loader
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
-    return LoadedModel(name, model, tokenizer, context_length(config, folder))
+    return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
 
 
 def locate(name: str, cache: Path) -> Path:
@@ -93,9 +95,11 @@ def refuse_unusable(folder: Path) -> None:
     So it does for a configuration that would change tokens in a way that is not honoured here.
     """
     config = read_json(folder / "config.json")
-    if (family := config.get("model_type")) not in FAMILIES:
+    if (module := architecture(config)) not in FAMILIES:
+        inside = f" with text of type {module!r}" if text_part(config) is not config else ""
         raise ModelError(
-            f"{folder} holds model type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+            f"{folder} holds model type {config.get('model_type')!r}{inside}, which is not supported; "
+            f"supported: {', '.join(MODEL_TYPES)}"
         )
     refuse_unheeded(config, folder / "config.json")
     if not any(folder.glob("model*.safetensors")):
@@ -122,9 +126,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def context_length(config: dict[str, Any], folder: Path) -> int:
-    """The model's longest context in tokens; multimodal models keep it in `text_config`."""
-    for section in (config, config.get("text_config") or {}):
+def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
+    """The model's longest context in tokens; multimodal models keep it in `text_config`.
+
+    Where a configuration leaves it out, mlx-lm may know the usual one of its family.
+    """
+    for section in (config, config.get("text_config") or {}, vars(getattr(model, "language_model", model).args)):
         if isinstance(length := section.get("max_position_embeddings"), int):
             return length
     raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
