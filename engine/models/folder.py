@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import mlx.nn as nn
 import mlx_lm
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import dequantize_model
+from mlx_lm.utils import MODEL_REMAPPING, dequantize_model
 
 from . import boxed
 from .boxed import ModelError
@@ -25,6 +29,21 @@ __all__ = ["LoadedModel", "ModelError", "load"]
 
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 """What is fetched of a hub repository: everything a model needs except code."""
+
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_length",
+    "model_max_length",
+)
+"""What configurations call the longest context."""
+
+RECURRENT_CONTEXT = 1 << 20
+"""That of a model without attention, whose memory does not grow."""
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +72,10 @@ def load(name: str, cache: Path) -> LoadedModel:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
         mx.eval(model.parameters())
-    except Exception as error:  # a broken folder can fail anywhere in the loader
+    except (Exception, SystemExit) as error:  # a broken folder can fail anywhere in the loader, and a module end it
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
-    return LoadedModel(name, model, tokenizer, context_length(config, folder))
+    return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
 
 
 def locate(name: str, cache: Path) -> Path:
@@ -88,16 +107,18 @@ def locate(name: str, cache: Path) -> Path:
 
 
 def refuse_unusable(folder: Path) -> None:
-    """Raise `ModelError` for a folder that is no model, is of no supported family, or brings code to run.
+    """Raise `ModelError` for a folder that is no model, is of an architecture that mlx-lm lacks, or brings code to run.
 
-    So it does for a configuration that would change tokens in a way that is not honoured here.
+    So it does for a configuration that would change tokens in a way that the family's adapter does not honour.
     """
     config = read_json(folder / "config.json")
-    if (family := config.get("model_type")) not in FAMILIES:
+    if (family := config.get("model_type")) in FAMILIES:
+        refuse_unheeded(config, folder / "config.json")
+    elif not known_to_mlx_lm(family):
         raise ModelError(
-            f"{folder} holds model type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+            f"{folder} holds model type {family!r}, which mlx-lm {version('mlx-lm')} does not know: "
+            "choose another model, or try a newer mlx-lm"
         )
-    refuse_unheeded(config, folder / "config.json")
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
     tokenizer_file = folder / "tokenizer_config.json"
@@ -106,6 +127,13 @@ def refuse_unusable(folder: Path) -> None:
     code += [key for key in ("auto_map", "model_file") if key in config or key in tokenizer]
     if code:
         raise ModelError(f"{folder} carries Python code of its own ({', '.join(code)}), which is never run")
+
+
+def known_to_mlx_lm(family: Any) -> bool:
+    """Whether mlx-lm has a module for models of this `model_type`."""
+    if not isinstance(family, str) or not re.fullmatch(r"[\w-]+", family):
+        return False
+    return find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(family, family)}") is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -122,13 +150,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def context_length(config: dict[str, Any], folder: Path) -> int:
+def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
     """The model's longest context in tokens; multimodal models keep it in `text_config`."""
     for section in (config, config.get("text_config") or {}):
-        if isinstance(length := section.get("max_position_embeddings"), int):
-            return length
+        for key in CONTEXT_KEYS:
+            if isinstance(length := section.get(key), int):
+                return length
+    if all(isinstance(cache, ArraysCache) for cache in make_prompt_cache(model)):
+        return RECURRENT_CONTEXT
     raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]

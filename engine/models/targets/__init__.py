@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..boxed import ModelError
 from ..config_keys import refuse_unknown
 from .llama import Llama
 from .qwen3 import Qwen3
@@ -20,7 +21,7 @@ FAMILIES: dict[str, type[Transformer]] = {
 """Adapter of each supported `model_type`. Qwen3.6 models are of Qwen3.5's types."""
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(ModelError):
     """A model whose architecture has no adapter here."""
 
 

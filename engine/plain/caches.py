@@ -1,0 +1,83 @@
+"""The caches of rows that run together, as mlx-lm makes them: how rows join and leave, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_lm.models.cache import make_prompt_cache
+
+Caches = list[Any]
+"""One cache of mlx-lm's for each layer, with the keys and values, or the memory, of all rows."""
+
+STEP = 256
+"""Tokens by which mlx-lm's caches grow."""
+
+
+def empty(model: Any, rows: int) -> Caches:
+    """Caches of rows that have no tokens yet.
+
+    Raises whatever says that caches of this model cannot be merged.
+    """
+    each = [make_prompt_cache(model) for _ in range(rows)]
+    if unable := next((type(cache).__name__ for cache in each[0] if not hasattr(cache, "merge")), None):
+        raise TypeError(f"mlx-lm cannot merge a {unable}")
+    return [layer[0].merge(list(layer)) for layer in zip(*each, strict=True)]
+
+
+def join(caches: Caches, others: Caches) -> Caches:
+    """Caches with these rows, then those."""
+    for cache, other in zip(caches, others, strict=True):
+        cache.extend(other)
+    return caches
+
+
+def pick(caches: Caches, rows: Sequence[int]) -> None:
+    """Let caches have these of their rows, in this order; one that is named twice is there twice."""
+    for cache in caches:
+        cache.filter(list(rows))
+
+
+def states(caches: Caches) -> list[Any]:
+    """What to evaluate, so that nothing of a round is left to later ones."""
+    return [cache.state for cache in caches]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one row's caches take: `fixed` ones, and of each layer so many for a token, up to a number of tokens."""
+
+    fixed: int
+    layers: tuple[tuple[float, float], ...]
+
+    @staticmethod
+    def of(caches: Caches) -> Footprint:
+        """Read from caches of one row that has some tokens."""
+        fixed, layers = 0, []
+        for cache in _leaves(caches):
+            keys = getattr(cache, "keys", None)
+            if keys is None:
+                fixed += 0 if cache.empty() else cache.nbytes
+            else:
+                layers.append((cache.nbytes / keys.shape[2], getattr(cache, "max_size", float("inf"))))
+        return Footprint(fixed, tuple(layers))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a row takes no more from some length on."""
+        return all(most < float("inf") for _, most in self.layers)
+
+    def bytes(self, tokens: int) -> int:
+        """Of one row with so many tokens."""
+        room = tokens + STEP
+        return self.fixed + int(sum(each * min(room, most) for each, most in self.layers))
+
+
+def _leaves(caches: Iterable[Any]) -> Iterator[Any]:
+    """Caches, those inside lists of caches among them."""
+    for cache in caches:
+        if inner := getattr(cache, "caches", None):
+            yield from _leaves(inner)
+        else:
+            yield cache
