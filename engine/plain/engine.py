@@ -90,6 +90,7 @@ class PlainEngine:
         self._histories = Histories(ways.vocabulary)
         self._rows: dict[str, Row] = {}
         self._running: list[Row] = []  # in the order in which they started
+        self._suspects: list[Row] = []  # of failed rounds; each is to show alone that it is not to blame
         self._decoding: list[Row] = []  # in the order of `_caches`
         self._caches: Caches = []
         self._prefill: Prefill | None = None
@@ -148,6 +149,7 @@ class PlainEngine:
             if any(row.left > 0 and not row.ready for row in self._decoding):
                 self._read_in_flight()
             self._make_room()
+            self._part_suspects()
             self._start()
             self._read_prompts()
             launched = self._launch()
@@ -173,10 +175,19 @@ class PlainEngine:
         each = self._ways.footprint.bytes(longest + ahead)
         return len(rows) * each + self._prefix.bytes(self._ways.footprint) <= self._memory
 
+    def _part_suspects(self) -> None:
+        """A suspect that has come further makes way for the next one."""
+        self._suspects = [row for row in self._suspects if row.suspect and row.finish_reason is None]
+        if self._suspects and not all(row.suspect for row in self._running):
+            self._read_in_flight()
+            for row in self._running[:]:
+                self._send_back(row)
+            self._leave()
+
     def _start(self) -> None:
         """Begin with the prompts of the next waiting rows, as many as memory and slots allow."""
         rows: list[Row] = []
-        while not self._prefill and self._slots and (row := self._waiting.next) and self._may_start(row, rows):
+        while not self._prefill and self._slots and (row := self._next) and self._may_start(row, rows):
             self._waiting.remove(row)
             row.feed, row.slot, row.cursor = row.request.tokens + tuple(row.generated), self._slots.pop(), 0
             self._running.append(row)
@@ -185,9 +196,14 @@ class PlainEngine:
             self.starting([row.request.id for row in rows])
             self._prefill = Prefill(self.model, self._ways, rows, self._prefix)
 
+    @property
+    def _next(self) -> Row | None:
+        """The row to start next."""
+        return self._suspects[-1] if self._suspects else self._waiting.next
+
     def _may_start(self, row: Row, rows: Sequence[Row]) -> bool:
         """Whether a row may start beside those that run, with these of which the prompts are read first."""
-        if self._running and (row.suspect or any(other.suspect for other in self._running)):
+        if self._suspects and self._running:
             return False
         feed = row.request.tokens + tuple(row.generated)
         feeds = {other.feed for other in rows} | {feed}
@@ -315,6 +331,7 @@ class PlainEngine:
         if guilty := blame(rows, failure.story):
             guilty.error = f"the engine failed with {failure.kind}"
             self._finish(guilty, "failed")
+        self._suspects = [row for row in rows if row.suspect]
 
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)
