@@ -1,4 +1,4 @@
-"""What the worker asks of an engine; `draftmill.engine` has one with adapters and a plain one, the tests bring another."""
+"""What the worker asks of an engine; `draftmill.engine` has two, one of them plain, and the tests bring another."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ def states(caches: Caches) -> list[Any]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one row's caches take: `fixed` ones, and of each layer so many for a token, up to a number of tokens."""
+    """Bytes that one row's caches take: `fixed` ones, and of each of the `layers` so many for a token, up to so many
+    tokens.
+    """
 
     fixed: int
     layers: tuple[tuple[float, float], ...]

@@ -33,7 +33,7 @@ Step = tuple[int, int]
 @dataclass(frozen=True)
 class Ways:
     """Whether rows of a model decode together (`batched`), and whether prompts of different lengths are read together
-    (`ragged`); if not, `reason` says why. One row takes `footprint`, a token that is read `activations` bytes meanwhile;
+    (`ragged`); if not, `reason` says why. A row takes `footprint`, and a token `activations` bytes while it is read;
     logits cover `vocabulary` tokens, and numbers are of type `dtype`.
     """
 
