@@ -9,6 +9,7 @@ from typing import Any
 from ..kernels.race import measurements
 from .engine import MAX_ROWS, Engine
 from .models.folder import ModelError, load, locate, read_json
+from .models.kernels_for import choose_kernels
 from .models.pairs import Pair
 from .models.targets import FAMILIES
 from .plain.engine import PlainEngine
@@ -43,6 +44,7 @@ def load_engine(
     stay_resident()
     loaded = load(pair.target, cache)
     engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory)
+    choose_kernels(engine, None, cache)
     log.warning(engine.remark)
     remarks = known_remarks(cache) | {pair.target: engine.remark}
     measurements.write(_file(cache), measurements.machine(), remarks)

@@ -72,7 +72,11 @@ def load(name: str, cache: Path) -> LoadedModel:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
         mx.eval(model.parameters())
-    except (Exception, SystemExit) as error:  # a broken folder can fail anywhere in the loader, and a module end it
+    except SystemExit as error:
+        raise ModelError(
+            f"cannot load the model in {folder}: mlx-lm needs another package for models of its type; install that"
+        ) from error
+    except Exception as error:  # a broken folder can fail anywhere in the loader
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
@@ -161,5 +165,5 @@ def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
     raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]

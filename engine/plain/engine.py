@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...kernels.operations import Operations
+from ...kernels.race.contestants import ChoiceShape, OperationShape
 from ..admission import Admission
 from ..choose.constrained import Choice
 from ..choose.history import Histories
@@ -97,6 +98,18 @@ class PlainEngine:
         self._prefix = Prefix()
         self._in_flight: Round | None = None
         self._finished: list[Row] = []
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of the model's numbers."""
+        return self._ways.dtype
+
+    @property
+    def shapes(self) -> list[OperationShape]:
+        """What its operations work on: logits."""
+        own = ChoiceShape(self._ways.vocabulary, self.dtype)
+        changed = ChoiceShape(self._ways.vocabulary, mx.float32, most=16)  # by what rows ask for, a few at a time
+        return [own] if self.dtype == mx.float32 else [own, changed]
 
     @property
     def remark(self) -> str:
