@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 Caches = list[Any]
 """One cache of mlx-lm's for each layer, with the keys and values, or the memory, of all rows."""
@@ -54,21 +55,16 @@ class Footprint:
     layers: tuple[tuple[float, float], ...]
 
     @staticmethod
-    def of(caches: Caches) -> Footprint:
-        """Read from caches of one row that has some tokens."""
+    def of(caches: Caches, tokens: int) -> Footprint:
+        """Read from caches of one row that has so many tokens."""
         fixed, layers = 0, []
         for cache in _leaves(caches):
-            keys = getattr(cache, "keys", None)
-            if keys is None:
-                fixed += 0 if cache.empty() else cache.nbytes
-            else:
-                layers.append((cache.nbytes / keys.shape[2], getattr(cache, "max_size", float("inf"))))
+            if isinstance(cache, ArraysCache):
+                fixed += cache.nbytes
+            elif not cache.empty():
+                room = cache.keys.shape[2] if hasattr(cache, "keys") else tokens
+                layers.append((cache.nbytes / room, getattr(cache, "max_size", inf)))
         return Footprint(fixed, tuple(layers))
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a row takes no more from some length on."""
-        return all(most < float("inf") for _, most in self.layers)
 
     def bytes(self, tokens: int) -> int:
         """Of one row with so many tokens."""

@@ -69,8 +69,10 @@ class PlainEngine:
         try:
             self._ways = ways = find_ways(model)
         except Exception as error:
-            reason = first_line(error)
-            raise ModelError(f"mlx-lm cannot run this model of type {model.model_type}: {reason}") from error
+            raise ModelError(
+                f"mlx-lm cannot run this model of type {model.model_type}: {first_line(error)}; "
+                "choose another model, or try another mlx-lm"
+            ) from error
         self.model = model
         self.text = Text(tokenizer, ways.vocabulary)
         self.max_rows = max_rows if ways.batched else 1
@@ -82,7 +84,10 @@ class PlainEngine:
         budget = default_budget(self.workspace) if memory is None else memory
         self._memory = budget - budget // SPARE
         if ways.footprint.bytes(1) > self._memory:
-            raise ModelError(f"no memory for a single row: {budget:,} bytes allowed; raise --memory")
+            raise ModelError(
+                f"no memory for a single row: {budget:,} bytes allowed, {ways.footprint.bytes(1):,} needed; "
+                "raise --memory"
+            )
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
         self._admission = Admission(self.text, context_length, ways.vocabulary)
         self._waiting = Waiting(OVERTAKING * self.max_rows, lambda row: len(row.request.tokens) // TOKENS + row.limit)
@@ -230,6 +235,9 @@ class PlainEngine:
         prefill = self._prefill
         if not prefill:
             return
+        if not any(row.running for row in prefill.rows):
+            self._prefill = None
+            return
         if not prefill.done:
             self.stats.prefilled_tokens += prefill.step()
             self.stats.rounds += 1
@@ -344,7 +352,7 @@ class PlainEngine:
         if guilty := blame(rows, failure.story):
             guilty.error = f"the engine failed with {failure.kind}"
             self._finish(guilty, "failed")
-        self._suspects = [row for row in rows if row.suspect]
+        self._suspects = [row for row in dict.fromkeys([*self._suspects, *rows]) if row.suspect]
 
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)

@@ -56,11 +56,11 @@ def find_ways(model: Any) -> Ways:
     for row, text in enumerate(texts):
         expected.update(_alone(model, row, text))
     mx.eval(list(expected.values()))
-    dtype, whole = number_type(model), model(mx.array(texts[:1]))[0]
+    dtype, whole = number_type(model), model(mx.array(texts[:1]), cache=make_prompt_cache(model))[0]
     excused = min(MOST, max(LEAST[dtype], TIMES * noise(model, texts[0], whole)))
     batched = _flaw(lambda: _together(model, texts), expected, excused, dtype)
     ragged = batched or _flaw(lambda: _ragged(model, texts), expected, excused, dtype)
-    return Ways(not batched, not ragged, ragged, Footprint.of(first), _activations(model), vocabulary, dtype)
+    return Ways(not batched, not ragged, ragged, Footprint.of(first, 2), _activations(model), vocabulary, dtype)
 
 
 def _activations(model: Any) -> int:
@@ -80,7 +80,8 @@ def try_out(model: Any) -> None:
 
 def number_type(model: Any) -> mx.Dtype:
     """The type in which a model computes: the narrowest that its weights have."""
-    kinds = {array.dtype for _, array in tree_flatten(model.parameters())}  # pyright: ignore[reportAttributeAccessIssue]
+    weights: Any = tree_flatten(model.parameters())
+    kinds = {array.dtype for _, array in weights}
     return next((kind for kind in (mx.bfloat16, mx.float16) if kind in kinds), mx.float32)
 
 

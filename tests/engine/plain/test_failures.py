@@ -64,10 +64,11 @@ def test_grammars_and_draws_are_where_their_rows_are() -> None:
     assert test_grammar.tokens(done) == expected
 
 
-def test_a_request_that_alone_makes_rounds_fail_ends_and_harms_nobody() -> None:
+@pytest.mark.parametrize(("count", "most"), [(6, 40), (3, 5)], ids=["the first to start", "the last"])
+def test_a_request_that_alone_makes_rounds_fail_ends_and_harms_nobody(count: int, most: int) -> None:
     model = llama_model()
-    asked = [request for request in requests(20) if 95 not in (*request.tokens, *reference(model, request))][:6]
-    bad = Request("bad", tuple(range(30)), Sampling(max_tokens=40, logit_bias=((95, 1000.0),)))
+    asked = [request for request in requests(20) if 95 not in (*request.tokens, *reference(model, request))][:count]
+    bad = Request("bad", tuple(range(30)), Sampling(max_tokens=most, logit_bias=((95, 1000.0),)))
     done = run(failing(model, lambda tokens: bool((tokens == 95).any()), max_rows=4), [bad, *asked])
     ended = done.pop("bad")
     assert (ended.finish_reason, ended.error) == ("failed", "the engine failed with MemoryError")

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -46,7 +47,8 @@ def test_lines_have_mlx_lm_s_tokens_though_the_worker_is_killed(shell: Shell, mo
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     with redis_py.Redis(unix_socket_path=f"{shell.environment['DRAFTMILL_HOME']}/redis/redis.sock") as redis:
-        (key,) = redis.smembers("rq:workers")
+        keys: Any = redis.smembers("rq:workers")
+        (key,) = keys
         name = key.decode().removeprefix("rq:worker:")
         assert redis.hget(wire.worker_key(name), "check") == b"plain: no adapter for phi3"
         os.kill(int(redis.hget(key, "pid") or 0), signal.SIGKILL)
