@@ -30,6 +30,7 @@ from draftmill.engine.drafting.drafter import Drafter
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.engine.plain.engine import PlainEngine
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.scheduler import FORCED
 from draftmill.engine.shares import LATE, PREFIXES
@@ -331,7 +332,7 @@ def requests(count: int, max_tokens: int = 24, longest: int = 40, **sampling: An
     ]
 
 
-def run(engine: Engine, requests: list[Request], every: int = 0) -> dict[str, Completion]:
+def run(engine: Engine | PlainEngine, requests: list[Request], every: int = 0) -> dict[str, Completion]:
     """All completions by id; with `every`, one request more joins each so many rounds."""
     queue = list(requests)
     if not every:

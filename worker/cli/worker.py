@@ -137,7 +137,7 @@ def worker(
 
     import mlx.core as mx
 
-    from ...engine.engine import Engine
+    from ...engine.load import load_engine
     from ...engine.models.boxed import ModelError
     from ...engine.models.folder import locate
     from ...engine.models.pairs import Pair, resolve
@@ -152,7 +152,7 @@ def worker(
     try:
         models = Pair(target, target, draft) if target else resolve(name)
         bits = int(draft_bits) if draft_bits else None
-        engine = Engine.load(models, cache_dir(), max_rows, memory, depth, bits)
+        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
@@ -171,8 +171,8 @@ def worker(
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
     if engine.drafter and models.advice:
         log.warning(models.advice)
-    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
-    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {max_rows} rows"
+    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else engine.remark or "no draft, plain decoding"
+    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {engine.max_rows} rows"
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)

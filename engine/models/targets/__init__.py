@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..architecture import model_types
+from ..boxed import ModelError
 from ..config_keys import refuse_unknown
 from .gemma2 import Gemma2
 from .gemma3 import Gemma3
@@ -38,7 +39,7 @@ MODEL_TYPES = model_types(FAMILIES)
 """Every supported `model_type`: mlx-lm runs several by one module, and a model that sees has a text model inside."""
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(ModelError):
     """A model whose architecture has no adapter here."""
 
 

@@ -1,0 +1,74 @@
+"""Loading folders: those without an adapter run plainly and say so, and what cannot be had is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm import load, stream_generate
+
+from draftmill.engine.engine import Engine
+from draftmill.engine.load import known_remarks, load_engine
+from draftmill.engine.models.folder import ModelError
+from draftmill.engine.models.pairs import Pair
+from draftmill.engine.plain.engine import PlainEngine
+from draftmill.engine.request import Request, Sampling
+from tests.engine.small import run
+from tests.producer.small_model import plain_model, small_model
+
+if mx.default_device() != mx.cpu:
+    pytest.skip("its expectations are float32's", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def folder(boxed_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return plain_model(boxed_model, tmp_path_factory.mktemp("phi3"))
+
+
+def test_a_folder_without_an_adapter_runs_plainly_and_says_so(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = load_engine(Pair(folder, folder), tmp_path, memory=1 << 28, depth=0)
+    assert isinstance(engine, PlainEngine)
+    assert [record.message for record in caplog.records] == ["plain: no adapter for phi3"]
+    assert known_remarks(tmp_path) == {folder: "plain: no adapter for phi3"}
+    model, tokenizer = load(folder)[:2]
+    texts = ["Hello", "The tower on the hill", "One, two, three, four, five, six"]
+    asked = [Request(text, tuple(tokenizer.encode(text)), Sampling(max_tokens=20)) for text in texts]
+    done = run(engine, asked)
+    for text in texts:
+        responses = list(stream_generate(model, tokenizer, text, max_tokens=20))
+        assert list(done[text].tokens) == [it.token for it in responses if it.token not in tokenizer.eos_token_ids]
+
+
+def test_one_with_an_adapter_takes_it(boxed_model: Path, tmp_path: Path) -> None:
+    folder = small_model(boxed_model, tmp_path / "llama")
+    assert isinstance(load_engine(Pair(folder, folder), tmp_path, memory=1 << 28), Engine)
+
+
+@pytest.mark.parametrize(
+    ("draft", "depth", "bits", "vain"),
+    [("z-lab/some", None, None, "draft z-lab/some"), (None, 3, None, "--depth 3"), (None, None, 4, "--draft-bits 4")],
+)
+def test_what_needs_an_adapter_is_refused_by_name(
+    folder: str, tmp_path: Path, draft: str | None, depth: int | None, bits: int | None, vain: str
+) -> None:
+    with pytest.raises(ModelError, match=f"for which there is no adapter and so no drafts: leave out {vain}$"):
+        load_engine(Pair(folder, folder, draft), tmp_path, depth=depth, draft_bits=bits)
+
+
+def test_a_model_that_does_not_run_is_one_line(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no memory for a single row: 1 bytes allowed, .* needed; raise --memory"):
+        load_engine(Pair(folder, folder), tmp_path, memory=1)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in Path(folder).iterdir():
+        (broken / file.name).symlink_to(file)
+    weights = dict(tree_flatten(load(folder)[0].parameters()))
+    (broken / "model.safetensors").unlink()
+    mx.save_safetensors(str(broken / "model.safetensors"), {k: v for k, v in weights.items() if "norm" not in k})
+    with pytest.raises(ModelError, match=r"cannot load the model in .*; fetch or convert the model again") as caught:
+        load_engine(Pair(str(broken), str(broken)), tmp_path)
+    assert "\n" not in str(caught.value)
