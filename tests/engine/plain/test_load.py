@@ -60,7 +60,7 @@ def test_what_needs_an_adapter_is_refused_by_name(
 
 
 def test_a_model_that_does_not_run_is_one_line(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no memory for a single row: 1 bytes allowed, .* needed; raise --memory"):
+    with pytest.raises(ModelError, match=r"no memory for a single row: 1 bytes allowed, .* needed; raise --memory"):
         load_engine(Pair(folder, folder), tmp_path, memory=1)
     broken = tmp_path / "broken"
     broken.mkdir()
