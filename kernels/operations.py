@@ -60,29 +60,45 @@ class Operations:
         return replace(self, winners={key: form for key, form in self.winners.items() if key[0] not in dropped})
 
     def attention(
-        self, queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None
+        self,
+        queries: mx.array,
+        pool: LayerPool,
+        packing: Packing,
+        scale: float,
+        window: int | None = None,
+        sinks: mx.array | None = None,
+        cap: float | None = None,
     ) -> mx.array:
         """Attention of packed queries [N, H, D] over a pool that has the keys of their tokens; returns [N, H * D].
 
-        Rows that decode and rows that prefill may take different forms.
+        Rows that decode and rows that prefill may take different forms. Arguments as of `attention_by_row`.
         """
+        manner = scale, window, sinks, cap
         if packing.halves is None:
-            return self._attention(queries, pool, packing, scale, window)
-        halves = [self._attention(queries[tokens], pool, half, scale, window) for half, tokens in packing.halves]
+            return self._attention(queries, pool, packing, *manner)
+        halves = [self._attention(queries[tokens], pool, half, *manner) for half, tokens in packing.halves]
         return mx.concatenate(halves)[packing.order]
 
     def _attention(
-        self, queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None
+        self,
+        queries: mx.array,
+        pool: LayerPool,
+        packing: Packing,
+        scale: float,
+        window: int | None,
+        sinks: mx.array | None,
+        cap: float | None,
     ) -> mx.array:
-        heads = ("form", queries.shape[1:], pool.heads, queries.dtype)
+        manner = sinks is not None, cap is not None
+        heads = ("form", queries.shape[1:], pool.heads, queries.dtype, manner)
         form = packing.kept.get(heads)
         if form is None:
-            form = self.winners.get(attention_key(queries, pool.heads, packing), STOCK)
+            form = self.winners.get(attention_key(queries, pool.heads, packing, *manner), STOCK)
             packing.kept[heads] = form
         if form == KERNEL and pool.launch:
-            return ragged_attention(queries, pool, packing, scale, window)
+            return ragged_attention(queries, pool, packing, scale, window, sinks, cap)
         stock = attention_together if form == TOGETHER else attention_by_row
-        return stock(queries, pool, packing, scale, window)
+        return stock(queries, pool, packing, scale, window, sinks, cap)
 
     def rotate(
         self,

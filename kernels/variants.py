@@ -140,7 +140,8 @@ def _attend(
         pools[operations.in_place] = operations.pool(pages, shape.kv_heads, shape.dim, shape.dtype)
     pool = pools[operations.in_place]
     pool.launch = operations.launch if operations.in_place else None
-    return [operations.attention(queries, pool, packing, 1.0, window)]
+    sinks = mx.zeros(shape.heads, shape.dtype) if shape.sinks else None
+    return [operations.attention(queries, pool, packing, 1.0, window, sinks, shape.cap)]
 
 
 def _packing(counts: Sequence[int], past: int) -> Packing:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from .architecture import architecture, text_part
 from .boxed import ModelError
 
 EVERYWHERE = {
@@ -37,23 +38,33 @@ RECURRENT = {
     "shared_expert_intermediate_size",
     "attention_bias",
     "partial_rotary_factor",
-    "rope_parameters",
     "rope_scaling",
 }
 
+CONVOLUTIONS = {"conv_L_cache", "conv_bias", "full_attn_idxs", "layer_types", "norm_eps", "rope_parameters"}
+
 HONOURED: dict[str, set[str]] = {
+    "gemma2": EVERYWHERE
+    | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_traditional"},
+    "gemma3_text": EVERYWHERE
+    | {"query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window", "sliding_window_pattern"},
+    "gpt_oss": EVERYWHERE
+    | {"layer_types", "num_experts_per_tok", "num_local_experts", "rope_scaling", "sliding_window"},
+    "lfm2": EVERYWHERE
+    | CONVOLUTIONS
+    | {"block_auto_adjust_ff_dim", "block_dim", "block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"},
+    "lfm2_moe": EVERYWHERE | CONVOLUTIONS | EXPERTS | {"num_dense_layers", "routed_scaling_factor", "use_expert_bias"},
     "llama": EVERYWHERE
     | {"attention_bias", "mlp_bias", "rope_traditional", "rope_scaling", "layer_types"}
     | {"sliding_window"},
+    "qwen2": EVERYWHERE | {"rope_traditional", "rope_scaling"},
     "qwen3": EVERYWHERE | {"rope_scaling", "rope_parameters"},
     "qwen3_moe": EVERYWHERE | EXPERTS | {"decoder_sparse_step", "mlp_only_layers"},
-    "qwen3_5": EVERYWHERE | EXPERTS | RECURRENT,
-    "qwen3_5_moe": EVERYWHERE | EXPERTS | RECURRENT,
+    "qwen3_5": EVERYWHERE | EXPERTS | RECURRENT | {"rope_parameters"},
+    "qwen3_next": EVERYWHERE | EXPERTS | RECURRENT | {"decoder_sparse_step", "mlp_only_layers"},
 }
-"""By `model_type`, the keys that mlx-lm's modules and the forward here both honour."""
-
-NESTED = ("qwen3_5", "qwen3_5_moe")
-"""Families whose keys may lie in `text_config`."""
+HONOURED["smollm3"] = HONOURED["llama"] | {"no_rope_layer_interval", "no_rope_layers"}
+"""By module of mlx-lm's, the keys that it and the forward here both honour."""
 
 CHANGING: dict[str, tuple[Any, ...]] = {
     "alibi": (False,),
@@ -82,28 +93,46 @@ CHANGING: dict[str, tuple[Any, ...]] = {
     "rotary_pct": (1,),
     "routed_scaling_factor": (1,),
     "scale_emb": (1,),
+    "swiglu_limit": (),
     "use_alibi": (False,),
+    "use_bidirectional_attention": (False,),
     "use_parallel_residual": (False,),
     "use_sliding_window": (False,),
 }
 """Keys of configurations that change what a model computes, each with the values that do not; null never does."""
 
+GELU = ("gelu_pytorch_tanh",)
+
+FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gemma2": {"hidden_act": GELU, "hidden_activation": GELU},
+    "gemma3_text": {"hidden_act": GELU, "hidden_activation": GELU},
+    "gpt_oss": {"attention_bias": (True,), "swiglu_limit": (7,)},
+}
+"""Of families for which other values of these keys change nothing, those values."""
+
+THETA = {"gemma3_text": 1e6, "gpt_oss": 150000, "qwen2": 1e6}
+"""mlx-lm's `rope_theta` where a configuration has none, unless that is 10000."""
+
 LAYERS = {
+    "gemma2": ("full_attention", "sliding_attention"),
+    "gpt_oss": ("full_attention", "sliding_attention"),
+    "lfm2": ("full_attention", "conv"),
+    "lfm2_moe": ("full_attention", "conv"),
     "llama": ("full_attention", "sliding_attention"),
+    "qwen2": ("full_attention",),
     "qwen3": ("full_attention",),
     "qwen3_moe": ("full_attention",),
+    "smollm3": ("full_attention", "sliding_attention"),
 }
-"""The kinds of layers of families that have no recurrent ones."""
+"""The kinds of layers of families that have them in any order; in others, each so many layers one sees everything."""
 
 
 def refuse_unheeded(config: Mapping[str, Any], where: object) -> None:
     """Raise `ModelError` if the config.json `where` has a key that changes tokens and is not honoured.
 
-    Its `model_type` must be known.
+    Its architecture must be known.
     """
-    family = config["model_type"]
-    given: Mapping[str, Any] = (family in NESTED and config.get("text_config")) or config
-    if problem := _unheeded(family, given):
+    if problem := _unheeded(architecture(config), text_part(config)):
         raise ModelError(f"{where} says {problem}: its tokens would be wrong, so this model is not supported")
 
 
@@ -121,11 +150,16 @@ def refuse_unknown(family: str, args: Any) -> None:
             )
 
 
+def harmless(family: str, key: str) -> tuple[Any, ...]:
+    """The values of a key that change nothing in models of a family."""
+    return FIXED.get(family, {}).get(key, CHANGING[key])
+
+
 def _unheeded(family: str, given: Mapping[str, Any]) -> str | None:
     """The first key that is not honoured, and why."""
-    for key, harmless in CHANGING.items():
+    for key in CHANGING:
         value = given.get(key)
-        if key not in HONOURED[family] and value is not None and value not in harmless:
+        if key not in HONOURED[family] and value is not None and value not in harmless(family, key):
             return f"{key} = {value!r}, which is not honoured in models of type {family}"
     return _layers(family, given) or _rope(family, given)
 
@@ -136,7 +170,8 @@ def _layers(family: str, given: Mapping[str, Any]) -> str | None:
     if known := LAYERS.get(family):
         unknown = [kind for kind in kinds if kind not in known]
         return f"layer_types with {unknown[0]!r}, which models of type {family} do not have here" if unknown else None
-    every = given.get("full_attention_interval") or 4
+    gemma = family == "gemma3_text"
+    every = given.get("sliding_window_pattern" if gemma else "full_attention_interval") or (6 if gemma else 4)
     if any((kind == "full_attention") != ((place + 1) % every == 0) for place, kind in enumerate(kinds)):
         return f"layer_types in which not just every layer {every} attends, which is not honoured"
     return None
@@ -147,13 +182,24 @@ def _rope(family: str, given: Mapping[str, Any]) -> str | None:
     scaling, parameters = (given.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
     if kind := next((kind for kind in map(_kind, (scaling, parameters)) if kind == "dynamic"), None):
         return f"rope type {kind!r}, of which a token's rotation depends on how long its text will be"
-    if "rope_scaling" not in HONOURED[family] and _kind(scaling) != "default":
+    scales = "rope_scaling" in HONOURED[family]
+    if not scales and _kind(scaling) != "default":
         return f"rope_scaling of type {_kind(scaling)!r}, which is not honoured in models of type {family}"
     if "rope_parameters" in HONOURED[family]:
-        return None
-    theta = parameters.get("rope_theta")
-    if theta is not None and theta != given.get("rope_theta", 10000):
-        return f"rope_theta = {theta} only in rope_parameters, which mlx-lm does not read there"
+        return None if scales else _unread({"rope_type": _kind(parameters)}, 0, {})
+    theta = given.get("rope_theta", THETA.get(family, 10000))
+    if family != "gemma3_text":
+        return _unread(parameters, theta, scaling)
+    local = given.get("rope_local_base_freq", 10000)
+    full, sliding = (parameters.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    return _unread(full, theta, scaling) or _unread(sliding, local, {})
+
+
+def _unread(parameters: Mapping[str, Any], theta: float, scaling: Mapping[str, Any]) -> str | None:
+    """What only `rope_parameters` say, beside the theta and the scaling that mlx-lm reads."""
+    own = parameters.get("rope_theta")
+    if own is not None and own != theta:
+        return f"rope_theta = {own} only in rope_parameters, which mlx-lm does not read there"
     if _kind(parameters) not in ("default", _kind(scaling)):
         return f"rope type {_kind(parameters)!r} only in rope_parameters, which mlx-lm does not read there"
     return None

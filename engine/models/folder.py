@@ -21,6 +21,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import MODEL_REMAPPING, dequantize_model
 
 from . import boxed
+from .architecture import architecture
 from .boxed import ModelError
 from .config_keys import refuse_unheeded
 from .targets import FAMILIES
@@ -71,6 +72,7 @@ def load(name: str, cache: Path) -> LoadedModel:
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
+            model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
         mx.eval(model.parameters())
     except SystemExit as error:
         raise ModelError(
@@ -116,9 +118,9 @@ def refuse_unusable(folder: Path) -> None:
     So it does for a configuration that would change tokens in a way that the family's adapter does not honour.
     """
     config = read_json(folder / "config.json")
-    if (family := config.get("model_type")) in FAMILIES:
+    if architecture(config) in FAMILIES:
         refuse_unheeded(config, folder / "config.json")
-    elif not known_to_mlx_lm(family):
+    elif not known_to_mlx_lm(family := config.get("model_type")):
         raise ModelError(
             f"{folder} holds model type {family!r}, which mlx-lm {version('mlx-lm')} does not know: "
             "choose another model, or try a newer mlx-lm"
@@ -155,13 +157,20 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
-    """The model's longest context in tokens; multimodal models keep it in `text_config`."""
-    for section in (config, config.get("text_config") or {}):
-        for key in CONTEXT_KEYS:
-            if isinstance(length := section.get(key), int):
-                return length
+    """The model's longest context in tokens; multimodal models keep it in `text_config`.
+
+    Where a configuration leaves it out, mlx-lm may know the usual one of its family.
+    """
+
+    def said(section: dict[str, Any]) -> int | None:
+        return next((length for key in CONTEXT_KEYS if isinstance(length := section.get(key), int)), None)
+
+    if length := said(config) or said(config.get("text_config") or {}):
+        return length
     if all(isinstance(cache, ArraysCache) for cache in make_prompt_cache(model)):
         return RECURRENT_CONTEXT
+    if length := said(vars(getattr(model, "language_model", model).args)):
+        return length
     raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
 
 

@@ -31,5 +31,10 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 @partial(mx.compile, shapeless=True)
+def geglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.gelu_approx(gate) * up
+
+
+@partial(mx.compile, shapeless=True)
 def gated(gate: mx.array, mixed: mx.array) -> mx.array:
     return mixed * mx.sigmoid(gate)

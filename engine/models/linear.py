@@ -21,14 +21,11 @@ ROWS = ("weight", "scales", "biases", "bias")
 
 
 class Beside(nn.Module):
-    """Layers that cannot be joined, because they are quantised differently: their outputs, side by side."""
+    """Layers that cannot be joined, because they are quantised differently: their outputs lie side by side."""
 
     def __init__(self, layers: Sequence[nn.Module]):
         super().__init__()
         self.layers = list(layers)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.concatenate([layer(x) for layer in self.layers], axis=-1)
 
 
 def join(layers: Sequence[nn.Module]) -> nn.Module:
@@ -57,10 +54,22 @@ def join(layers: Sequence[nn.Module]) -> nn.Module:
 
 def apply(layer: Any, x: mx.array, operations: Operations) -> mx.array:
     """A linear layer of rows x [N, K]: [N, O]."""
+    if isinstance(layer, Beside):
+        return mx.concatenate([apply(part, x, operations) for part in layer.layers], axis=-1)
     if not known(layer):
         return layer(x)
     y = product(layer, x, operations)
     return y + layer.bias if "bias" in layer else y
+
+
+def parts(layer: Any) -> list[Any]:
+    """The layers that what `join` made consists of."""
+    return layer.layers if isinstance(layer, Beside) else [layer]
+
+
+def width(layer: Any) -> int:
+    """How many outputs a linear layer has."""
+    return sum(part.weight.shape[0] for part in parts(layer))
 
 
 def product(layer: Any, x: mx.array, operations: Operations) -> mx.array:
@@ -74,7 +83,8 @@ def products(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[ProductShape]:
     shape = partial(ProductShape, dtype=dtype)
     yield from dict.fromkeys(
         shape(layer.weight.shape[1] * 32 // layer.bits, layer.weight.shape[0], layer.group_size, layer.bits)
-        for layer in layers
+        for joint in layers
+        for layer in parts(joint)
         if known(layer)
     )
 

@@ -24,10 +24,10 @@ def compiled(function: Callable[..., Any], **state: Any) -> Callable[..., Any]:
 
 def target_taps(target: Transformer, tokens: mx.array, layer_ids: tuple[int, ...]) -> mx.array:
     """Hidden states [B, S, taps * hidden] after the tapped layers, of tokens [B, S]."""
-    hidden = target.embed(tokens)
+    hidden = target.enter(tokens)
     taps: dict[int, mx.array] = {}
     for index, layer in enumerate(target.layers[: max(layer_ids) + 1]):
-        hidden = layer(hidden, mask=causal_mask(tokens.shape[1], target.window(layer)))
+        hidden = layer(hidden, mask=causal_mask(tokens.shape[1], target.window(index)))
         taps[index] = hidden
     return mx.concatenate([taps[index] for index in layer_ids], axis=-1)
 

@@ -99,9 +99,17 @@ def new_draft(target: Transformer, config: DraftConfig, seed: int) -> DFlashDraf
     mx.random.seed(seed)
     draft = DFlashDraft(config)
     copies: dict[str, mx.array] = {"norm.weight": target.norm.weight}
-    for index, layer in enumerate(target.layers[-config.num_hidden_layers :]):
+    last_layers = slice(-config.num_hidden_layers, None)
+    for index, (layer, norms) in enumerate(zip(target.layers[last_layers], target.before[last_layers], strict=True)):
         named: Any = tree_flatten(layer.parameters())
-        copies |= {f"layers.{index}.{name}": weight for name, weight in named}
+        own = {f"layers.{index}.{name}": weight for name, weight in named}
+        # Norms as the forward reads them: a family may store them otherwise, and have more of them.
+        for name, norm in zip(("input_layernorm", "post_attention_layernorm"), norms, strict=True):
+            own[f"layers.{index}.{name}.weight"] = norm.weight
+        heads = target.norms(layer.self_attn) if "self_attn" in layer else None
+        for name, weight in zip(("q_norm", "k_norm"), heads or (), strict=False):
+            own[f"layers.{index}.self_attn.{name}.weight"] = weight
+        copies |= own
     own = dict(arrays(draft))
     fitting = {name: w for name, w in copies.items() if name in own and own[name].shape == w.shape}
     hidden = config.hidden_size

@@ -12,7 +12,8 @@
 // Constants: the types T of queries, keys and values, W of a pool's words and OUT of outputs; D (64, 128 or 256);
 // HEADS; KV_HEADS; THREADS; PAIRS, with at least four to a thread of a vector's fours; PAGE; STEP, how many fours of a
 // key are scored at a time: more need more registers than there are; SPLIT, whether the keys are split, so that
-// `combine` must follow.
+// `combine` must follow; SINKS, whether each head has a sink, a score that takes its share of the weights and has no
+// value; CAPPED, whether scores are capped.
 
 METAL_FUNC float dot4(float4 a, float4 b) {
   return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
@@ -34,6 +35,12 @@ METAL_FUNC float4 added4(float4 a, float4 b, float times) {
   return a;
 }
 
+// cap * tanh(score / cap), by powers of two, as scores are. Beyond nine, float32 cannot tell tanh from one.
+METAL_FUNC float capped(float score, float cap) {
+  const float x = min(max(score / cap, -9.0f), 9.0f);
+  return cap - cap * 2.0f / (exp2(x * 2.88539008f) + 1.0f);
+}
+
 kernel void attend(
     const device T* queries,    // [N, HEADS, D]
     const device W* key_pool,   // words of [pages, PAGE, KV_HEADS, D]
@@ -42,7 +49,8 @@ kernel void attend(
     const device int* table,    // the pages of all rows, each row's in order of its positions
     const device int* tiles,    // [tiles, 4]: first query, count of queries, first page in the table, length of the row
     const device int* sees,     // [N, 2]: the first and the last position that a query sees
-    const device float* scale,  // [8], all the same
+    const device float* scale,  // [8]: the factor of scores, and where they are capped how far they reach
+    const device T* sinks,      // [HEADS], not read if !SINKS
     device OUT* outputs,        // [N, HEADS, splits, D]; of a split, not yet divided by its total
     device float* shares) {     // [N, HEADS, splits, 2]: a split's highest score and its total; not written if !SPLIT
   constexpr int GROUP = HEADS / KV_HEADS;
@@ -114,6 +122,10 @@ kernel void attend(
     to[p] = min(sees[2 * token + 1], end - 1);
     peak[p] = LOWEST;
     total[p] = 0.0f;
+    if (SINKS && split == 0) {  // as if a key had been seen whose value is zero
+      peak[p] = float(sinks[kv * GROUP + min(team * 4 + p, pairs - 1) % GROUP]) * 1.44269504f;
+      total[p] = 1.0f;
+    }
   }
   float4 sums[HELD];
 #pragma unroll
@@ -191,6 +203,9 @@ kernel void attend(
 #pragma unroll
       for (int o = 0; o < OWN; o++) {
         const int position = block + lane + o * MEMBERS;
+        if (CAPPED) {
+          scores[o * 4 + i] = capped(scores[o * 4 + i], scale[1] * 1.44269504f);
+        }
         if (position < from[i] || position > to[i]) {
           scores[o * 4 + i] = LOWEST;
         }

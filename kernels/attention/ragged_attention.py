@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..gpu.cores import splits, wave
-from ..gpu.launch import TYPES, numbers, real
+from ..gpu.launch import CONSTANT_SIZE, TYPES, numbers, real, reals
 from ..gpu.source import read_kernels
 from ..packing import Packing
 from ..pages.pool import WORD, LayerPool
@@ -41,7 +41,13 @@ def fits(queries: mx.array, pool: LayerPool) -> bool:
 
 
 def ragged_attention(
-    queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None
+    queries: mx.array,
+    pool: LayerPool,
+    packing: Packing,
+    scale: float,
+    window: int | None = None,
+    sinks: mx.array | None = None,
+    cap: float | None = None,
 ) -> mx.array:
     """As `stock_attention.attention_by_row`, of what `fits`."""
     assert pool.launch
@@ -51,17 +57,25 @@ def ragged_attention(
         packing.kept[key] = _tiling(queries, pool.heads, packing, window)
     tiling: Tiling = packing.kept[key]
     attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
-    inputs = [queries, *pool.memory, pool.after, packing.places.table, tiling.tiles, packing.sees(window), real(scale)]
+    inputs = [queries, *pool.memory, pool.after, packing.places.table, tiling.tiles, packing.sees(window)]
+    inputs += [real(scale) if cap is None else reals(scale, cap), queries if sinks is None else _long_enough(sinks)]
+    constants = tiling.constants | {"SINKS": sinks is not None, "CAPPED": cap is not None}
     if tiling.splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
-        outputs, _ = launch(attend, inputs, tiling.constants, tiling.groups, THREADS, made)
+        outputs, _ = launch(attend, inputs, constants, tiling.groups, THREADS, made)
         return outputs.reshape(count, -1)
     made = [((count, heads, tiling.splits, width), mx.float32) for width in (dim, 2)]
-    sums, shares = launch(attend, inputs, tiling.constants, tiling.groups, THREADS, made)
+    sums, shares = launch(attend, inputs, constants, tiling.groups, THREADS, made)
     inputs = [sums, shares, numbers(count * heads, tiling.splits)]
     made = [((count, heads, dim), dtype)]
     (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
     return outputs.reshape(count, -1)
+
+
+def _long_enough(sinks: mx.array) -> mx.array:
+    """Sinks [heads] so long that Metal keeps them where it keeps other inputs."""
+    lacking = CONSTANT_SIZE - sinks.size
+    return mx.pad(sinks, (0, lacking)) if lacking > 0 else sinks
 
 
 @dataclass(frozen=True)

@@ -9,41 +9,79 @@ from ..pages.pool import LayerPool
 
 
 def attention_by_row(
-    queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None
+    queries: mx.array,
+    pool: LayerPool,
+    packing: Packing,
+    scale: float,
+    window: int | None = None,
+    sinks: mx.array | None = None,
+    cap: float | None = None,
 ) -> mx.array:
-    """The reference: MLX's own attention [N, H * D], one call a row, over a copy of the row's keys and values."""
+    """The reference: MLX's own attention [N, H * D], one call a row, over a copy of the row's keys and values.
+
+    Args:
+        sinks: a score of each head [H] that takes its share of the weights and has no value.
+        cap: what no score, without its mask, goes beyond: scores become cap * tanh(score / cap).
+    """
     spans = range(len(packing.spans))
-    return mx.concatenate([_of_span(queries, pool, packing, index, scale, window) for index in spans])
+    return mx.concatenate([_of_span(queries, pool, packing, index, scale, window, sinks, cap) for index in spans])
 
 
 def attention_together(
-    queries: mx.array, pool: LayerPool, packing: Packing, scale: float, window: int | None = None
+    queries: mx.array,
+    pool: LayerPool,
+    packing: Packing,
+    scale: float,
+    window: int | None = None,
+    sinks: mx.array | None = None,
+    cap: float | None = None,
 ) -> mx.array:
     """All rows in one call, over padded copies."""
     padded = packing.padded
     rows, width = padded.queries.shape
     keys, values = pool.gather(packing.rows, padded.length, packing.kept)
-    outputs = mx.fast.scaled_dot_product_attention(
-        queries[padded.queries].transpose(0, 2, 1, 3),  # [R, H, T, D]
-        keys,  # [R, KV, L, D]
-        values,
-        scale=scale,
-        mask=padded.mask(packing, window)[:, None],
-    )
+    own, mask = queries[padded.queries].transpose(0, 2, 1, 3), padded.mask(packing, window)[:, None]
+    outputs = _attend(own, keys, values, scale, mask, sinks, cap)
     return outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)[padded.order]
 
 
 def _of_span(
-    queries: mx.array, pool: LayerPool, packing: Packing, index: int, scale: float, window: int | None
+    queries: mx.array,
+    pool: LayerPool,
+    packing: Packing,
+    index: int,
+    scale: float,
+    window: int | None,
+    sinks: mx.array | None,
+    cap: float | None,
 ) -> mx.array:
     """Attention [count, H * D] of the span `index`."""
     span = packing.spans[index]
     keys, values = pool.gather(packing.row(index), span.length, packing.kept)
-    output = mx.fast.scaled_dot_product_attention(
-        queries[span.query : span.query + span.count].transpose(1, 0, 2)[None],  # [1, H, T, D]
-        keys,  # [1, KV, L, D]
-        values,
-        scale=scale,
-        mask=packing.mask(index, window),
-    )
+    own = queries[span.query : span.query + span.count].transpose(1, 0, 2)[None]
+    output = _attend(own, keys, values, scale, packing.mask(index, window), sinks, cap)
     return output[0].transpose(1, 0, 2).reshape(span.count, -1)
+
+
+def _attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None,
+    cap: float | None,
+) -> mx.array:
+    """Attention [R, H, T, D] of queries [R, H, T, D] over keys and values [R, KV, L, D]."""
+    if cap is None:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+    assert sinks is None, "no model has both"
+    (rows, heads, count, dim), (_, kv_heads, length, _) = queries.shape, keys.shape
+    grouped = (queries * scale).reshape(rows, kv_heads, heads // kv_heads, count, dim)
+    scores = cap * mx.tanh(grouped @ keys[:, :, None].swapaxes(-1, -2) / cap)  # [R, KV, H / KV, T, L]
+    if isinstance(mask, str):  # causal: the queries are the last tokens
+        mask = mx.arange(length) <= mx.arange(length - count, length)[:, None]
+    if mask is not None:
+        seen = mask[:, None] if mask.ndim == 4 else mask
+        scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+    return (mx.softmax(scores, axis=-1, precise=True) @ values[:, :, None]).reshape(queries.shape)

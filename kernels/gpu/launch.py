@@ -48,6 +48,12 @@ def real(value: float) -> mx.array:
     return mx.full((CONSTANT_SIZE,), value, mx.float32)
 
 
+@lru_cache
+def reals(first: float, second: float) -> mx.array:
+    """Two real numbers for kernels, the second one seven times [8] float32, likewise."""
+    return mx.where(mx.arange(CONSTANT_SIZE) == 0, mx.array(first), mx.array(second))
+
+
 def on_gpu(
     kernel: Kernel,
     inputs: Sequence[Input],

@@ -16,10 +16,13 @@ STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "sim
 """Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
 
 
-def attention_key(queries: mx.array, kv_heads: int, packing: Packing) -> Key:
-    """The raced shape that stands for a call: heads, their size, type; then rows, queries of each, keys of each."""
+def attention_key(queries: mx.array, kv_heads: int, packing: Packing, sinks: bool, capped: bool) -> Key:
+    """The raced shape that stands for a call: heads, their size, type; whether there are sinks, and scores are capped;
+    then rows, queries of each, keys of each.
+    """
     heads, dim = queries.shape[1:]
-    return ("attention", heads, kv_heads, dim, _name(queries.dtype), *packing.kind)
+    manner = *(("sinks",) if sinks else ()), *(("capped",) if capped else ())
+    return ("attention", heads, kv_heads, dim, _name(queries.dtype), *manner, *packing.kind)
 
 
 def rotary_key(layout: Layout, dtype: mx.Dtype) -> Key:

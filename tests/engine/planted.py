@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 
@@ -16,13 +17,13 @@ from draftmill.kernels.packing import Packing
 from draftmill.kernels.pages.places import Places, tabled
 from draftmill.kernels.pages.pool import LayerPool
 
-Turns = Callable[[mx.array], mx.array]
+Turns = Callable[[mx.array], dict[Hashable, mx.array]]
 
 
 def one_place(target: Transformer) -> Turns:
     """Rotations of which one token's wins for all tokens of a round, as they were on CUDA."""
     sound = target.turns
-    return lambda positions: mx.repeat(sound(positions)[-1:], positions.size, axis=0)
+    return lambda positions: {k: mx.repeat(turns[-1:], positions.size, axis=0) for k, turns in sound(positions).items()}
 
 
 def ahead(target: Transformer, least: int = 4) -> Turns:
@@ -43,11 +44,12 @@ class ShiftedMask(Operations):
         pool: LayerPool,
         packing: Packing,
         scale: float,
-        window: int | None = None,
+        *manner: Any,
+        **named: Any,
     ) -> mx.array:
         spans = tuple(replace(span, exact=False) for span in packing.spans)
         shifted = replace(packing, spans=spans).limited(mx.maximum(packing.seen + self.by, 0))
-        return super().attention(queries, pool, shifted, scale, window)
+        return super().attention(queries, pool, shifted, scale, *manner, **named)
 
 
 def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:

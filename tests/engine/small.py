@@ -9,7 +9,21 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
-from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe
+from mlx_lm.models import (
+    gemma2,
+    gemma3_text,
+    gpt_oss,
+    lfm2,
+    lfm2_moe,
+    llama,
+    qwen2,
+    qwen3,
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_moe,
+    qwen3_next,
+    smollm3,
+)
 
 from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.drafter import Drafter
@@ -42,6 +56,68 @@ def llama_model(seed: int = 0, **changes: Any) -> Any:
         tie_word_embeddings=False,
     )
     return spread(llama.Model(llama.ModelArgs(**{**args, **changes})))
+
+
+def small_model(module: Any, seed: int = 0, **args: Any) -> Any:
+    """A model of one of mlx-lm's modules, which is called as its type is."""
+    mx.random.seed(seed)
+    args = (
+        dict(
+            model_type=module.__name__.rpartition(".")[2],
+            hidden_size=64,
+            num_hidden_layers=3,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            rms_norm_eps=1e-5,
+            vocab_size=VOCABULARY,
+        )
+        | args
+    )
+    return spread(module.Model(module.ModelArgs.from_dict(args)))
+
+
+def qwen2_model(seed: int = 0, **changes: Any) -> Any:
+    """Heads share out the hidden size."""
+    return small_model(qwen2, seed, **{"hidden_size": 128, **changes})
+
+
+def smollm3_model(seed: int = 0, **changes: Any) -> Any:
+    """The second layer does not rotate."""
+    return small_model(smollm3, seed, **{"no_rope_layers": [1, 0, 1], **changes})
+
+
+def gemma2_model(seed: int = 0, **changes: Any) -> Any:
+    """Caps so low that they are felt."""
+    args = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, query_pre_attn_scalar=24)
+    return small_model(gemma2, seed, **{**args, **changes})
+
+
+def gemma3_model(seed: int = 0, **changes: Any) -> Any:
+    """Every third layer sees everything. The root of the hidden size is no number of bfloat16."""
+    args = dict(
+        hidden_size=96,
+        query_pre_attn_scalar=48,
+        sliding_window=16,
+        sliding_window_pattern=3,
+        rope_scaling={"rope_type": "linear", "factor": 4.0},
+    )
+    model = small_model(gemma3_text, seed, **{**args, **changes})
+    model.sanitize({})  # whose head is the embedding
+    return model
+
+
+def gpt_oss_model(seed: int = 0, **changes: Any) -> Any:
+    args = dict(
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=16,
+        rope_theta=1e4,
+        rope_scaling={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "truncate": False},
+    )
+    return small_model(gpt_oss, seed, **{**args, **changes})
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:
@@ -128,8 +204,78 @@ def qwen3_5_moe_model(seed: int = 0, **changes: Any) -> Any:
     return qwen3_5_model(seed, **{**experts, **changes})
 
 
-def quantised(model: Any, bits: int = 4, group_size: int = 32) -> Any:
-    nn.quantize(model, group_size=group_size, bits=bits)
+def lfm2_model(seed: int = 0, **changes: Any) -> Any:
+    """Heads share out the hidden size."""
+    args = dict(
+        hidden_size=128,
+        num_hidden_layers=5,
+        full_attn_idxs=[1, 3],
+        max_position_embeddings=512,
+        norm_eps=1e-5,
+        conv_bias=True,
+        conv_L_cache=3,
+        block_dim=128,
+        block_ff_dim=144,
+        block_multiple_of=32,
+        block_ffn_dim_multiplier=1.0,
+        block_auto_adjust_ff_dim=True,
+    )
+    return small_model(lfm2, seed, **{**args, **changes})
+
+
+def lfm2_moe_model(seed: int = 0, **changes: Any) -> Any:
+    """Experts in all layers but the first."""
+    args = dict(
+        hidden_size=128,
+        num_hidden_layers=4,
+        layer_types=["conv", "conv", "full_attention", "conv"],
+        max_position_embeddings=512,
+        norm_eps=1e-5,
+        conv_bias=False,
+        conv_L_cache=3,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        norm_topk_prob=True,
+        use_expert_bias=True,
+        num_dense_layers=1,
+        routed_scaling_factor=1.5,
+    )
+    return small_model(lfm2_moe, seed, **{**args, **changes})
+
+
+def qwen3_next_model(seed: int = 0, **changes: Any) -> Any:
+    """As `qwen3_5_moe_model`, with a dense MLP in the second layer."""
+    args = dict(
+        num_hidden_layers=5,
+        full_attention_interval=3,
+        head_dim=64,
+        partial_rotary_factor=0.5,
+        rope_theta=1e4,
+        max_position_embeddings=512,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=8,
+        linear_conv_kernel_dim=4,
+        num_experts=6,
+        num_experts_per_tok=2,
+        decoder_sparse_step=1,
+        mlp_only_layers=[1],
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+    )
+    return small_model(qwen3_next, seed, **{**args, **changes})
+
+
+def quantised(model: Any, bits: int = 4, group_size: int = 32, **others: int) -> Any:
+    """Quantised to so many bits, and layers with the names of `others` to theirs."""
+
+    def settings(path: str, layer: nn.Module) -> bool | dict[str, int]:
+        own = dict(group_size=group_size, bits=others.get(path.rpartition(".")[2], bits))
+        return hasattr(layer, "to_quantized") and own
+
+    nn.quantize(model, group_size=group_size, bits=bits, class_predicate=settings)
     mx.eval(model.parameters())
     return model
 

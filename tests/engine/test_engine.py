@@ -10,7 +10,21 @@ import pytest
 
 from draftmill.engine.request import Request, RequestError, Sampling
 
-from .small import VOCABULARY, llama_model, qwen3_model, reference, requests, run, small_engine
+from .small import (
+    VOCABULARY,
+    gemma2_model,
+    gemma3_model,
+    gpt_oss_model,
+    llama_model,
+    quantised,
+    qwen2_model,
+    qwen3_model,
+    reference,
+    requests,
+    run,
+    small_engine,
+    smollm3_model,
+)
 
 BUILDERS = {
     "llama": llama_model,
@@ -43,12 +57,19 @@ VARIANTS = {
     "llama-part-rope": lambda: llama_model(rope_scaling={"type": "proportional", "partial_rotary_factor": 0.5}),
     "llama-biases-tied": lambda: llama_model(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-own-head-size": lambda: llama_model(hidden_size=128, head_dim=None, num_key_value_heads=None),
+    "gemma2": gemma2_model,
+    "gemma3": gemma3_model,
+    "gpt-oss": gpt_oss_model,
+    "qwen2": qwen2_model,
+    "qwen2-quantised": lambda: quantised(qwen2_model(tie_word_embeddings=False)),
+    "llama-mixed-bits": lambda: quantised(llama_model(), v_proj=8, up_proj=8),
+    "smollm3": smollm3_model,
     "qwen3-yarn": lambda: qwen3_model(
         rope_theta=None,
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16},
     ),
 }
-"""Keys of configurations that few models have."""
+"""Families that differ little from another one, and keys of configurations that few models have."""
 
 
 @cache

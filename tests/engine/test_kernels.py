@@ -21,7 +21,17 @@ from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
 from .drafting.test_speculation import changing, engine_with_draft, random_draft, replaying
-from .small import llama_model, quantised, qwen3_5_model, qwen3_model, reference, requests, run
+from .small import (
+    gemma2_model,
+    gpt_oss_model,
+    llama_model,
+    quantised,
+    qwen3_5_model,
+    qwen3_model,
+    reference,
+    requests,
+    run,
+)
 
 BUILDERS = {
     "llama-sliding": lambda: llama_model(
@@ -30,6 +40,8 @@ BUILDERS = {
     "qwen3": lambda: qwen3_model(head_dim=64),
     "llama": lambda: llama_model(head_dim=64),
     "qwen3-4bit": lambda: quantised(qwen3_model(head_dim=64, hidden_size=64)),
+    "gemma2": lambda: gemma2_model(head_dim=64),
+    "gpt-oss": lambda: gpt_oss_model(head_dim=64),
     "qwen3.5": lambda: qwen3_5_model(head_dim=256, linear_key_head_dim=32),  # of which half turns
 }
 
@@ -50,7 +62,7 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     model, asked = BUILDERS[family](), requests(5, max_tokens=10)
     expected = {request.id: reference(model, request) for request in asked}
     draft = small_draft(model)
-    every = list(contests(shapes(adapt(model), draft), launch))
+    every = list(contests(shapes(adapt(model), draft), Recorder()))
     assert all(KERNEL in contest.make() for contest in every)
     operations = Operations({contest.key: KERNEL for contest in every}, launch, in_place=True)
     engine = replaying(model, asked, lambda i: i % 3 == 0, max_rows=3, draft=draft, operations=operations)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -63,9 +64,10 @@ class Failing(Operations):
         pool: LayerPool,
         packing: Packing,
         scale: float,
-        window: int | None = None,
+        *manner: Any,
+        **named: Any,
     ) -> mx.array:
-        mixed = super().attention(queries, pool, packing, scale, window)
+        mixed = super().attention(queries, pool, packing, scale, *manner, **named)
         return self.fault(mixed) if self.fails(packing) else mixed
 
 

@@ -29,7 +29,12 @@ from draftmill.kernels.recurrent.plan import Place, Steps
 from draftmill.kernels.variants import Recorder, compiled
 
 HALF = mx.bfloat16
-ATTENTION = [(32, 8, 128), (28, 4, 128), (16, 2, 256), (9, 3, 64), (2, 2, 128), (1, 1, 64)]
+ATTENTION = [
+    *(AttentionShape(*heads, HALF) for heads in [(32, 8, 128), (28, 4, 128), (16, 2, 256), (9, 3, 64), (2, 2, 128)]),
+    AttentionShape(1, 1, 64, HALF, sinks=True),
+    AttentionShape(64, 8, 64, HALF, sinks=True),
+    AttentionShape(8, 4, 256, HALF, cap=50.0),
+]
 RECURRENT = [Heads(16, 32, 128, 128), Heads(2, 4, 32, 8), Heads(1, 2, 32, 16)]
 PRODUCTS = [ProductShape(2560, 9728, 64, 4, HALF), ProductShape(64, 24, 32, 8, mx.float32)]
 
@@ -45,12 +50,12 @@ def known(shape: OperationShape, form: str = KERNEL) -> Recorder:
     return recorder
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), ATTENTION)
-def test_no_round_attends_in_a_variant_that_was_not_compiled(heads: int, kv_heads: int, dim: int) -> None:
-    shape = AttentionShape(heads, kv_heads, dim, HALF)
-    serving, draw = Recorder(), random.Random(heads)
+@pytest.mark.parametrize("shape", ATTENTION, ids=str)
+def test_no_round_attends_in_a_variant_that_was_not_compiled(shape: AttentionShape) -> None:
+    serving, draw = Recorder(), random.Random(shape.heads)
     operations = chosen(shape, serving)
-    pool = operations.pool(1, kv_heads, dim, HALF)
+    pool = operations.pool(1, shape.kv_heads, shape.dim, HALF)
+    sinks = mx.zeros(shape.heads, HALF) if shape.sinks else None
     for _ in range(400):
         most = draw.choice([1, 2, 4, 16, 40, 300])
         counts = [draw.randint(1, most) for _ in range(draw.choice([1, 1, 2, 3, 5, 20, 80]))]
@@ -61,8 +66,8 @@ def test_no_round_attends_in_a_variant_that_was_not_compiled(heads: int, kv_head
             begin += count
         positions = mx.zeros(begin, mx.int32)
         packing = Packing.of(spans, positions, limits=draw.choice([None, positions]))
-        queries = mx.zeros((begin, heads, dim), HALF)
-        operations.attention(queries, pool, packing, 1.0, draw.choice([None, 8, 600]))
+        queries = mx.zeros((begin, shape.heads, shape.dim), HALF)
+        operations.attention(queries, pool, packing, 1.0, draw.choice([None, 8, 600]), sinks, shape.cap)
     assert {kernel.name for kernel, _, _ in serving.variants} == {"attend", "combine"}
     assert serving.variants <= known(shape).variants
 

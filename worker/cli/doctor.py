@@ -79,7 +79,7 @@ def examine_engine() -> Iterator[Finding]:
 
     from ...engine.models import boxed
     from ...engine.models.pairs import PAIRS
-    from ...engine.models.targets import FAMILIES
+    from ...engine.models.targets import MODEL_TYPES
     from .pairs import here as models_here
 
     gpu = "Metal" if mx.metal.is_available() else "CUDA"
@@ -88,7 +88,7 @@ def examine_engine() -> Iterator[Finding]:
     yield Finding("device", f"{backend}, {chip}")
     if blas.wanted():
         yield Finding("BLAS", "OpenBLAS preloaded") if blas.preloaded() else Finding("BLAS", blas.SLOW, "slow")
-    yield Finding("families", ", ".join(sorted(FAMILIES)) + "; others run plainly, without drafts")
+    yield Finding("families", ", ".join(MODEL_TYPES) + "; others run plainly, without drafts")
     folder = boxed.folder(paths.cache_dir())
     here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
     yield Finding(boxed.NAME, here)

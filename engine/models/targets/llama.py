@@ -1,9 +1,8 @@
-"""Llama and what shares its shape (SmolLM2, Mistral-like configurations of type `llama`)."""
+"""Llama and what mlx-lm runs as one (SmolLM2, Mistral, XVERSE, IQuest-Coder)."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 from ....kernels.fused.rotary import Layout
 from .transformer import Transformer
@@ -18,5 +17,5 @@ class Llama(Transformer):
         neighbours = self.model.args.rope_traditional
         return Layout(attn.n_heads, attn.n_kv_heads, attn.head_dim, attn.head_dim, neighbours=neighbours)
 
-    def window(self, layer: Any) -> int | None:
-        return self.body.sliding_window if layer.use_sliding else None
+    def window(self, index: int) -> int | None:
+        return self.body.sliding_window if self.layers[index].use_sliding else None

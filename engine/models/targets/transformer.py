@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape,
 from ...state.kv_pool import KVPool
 from ...state.state import State
 from ..layers import gated, swiglu, turns
-from ..linear import apply, join, known, product, products
+from ..linear import apply, join, known, product, products, width
 
 ACTIVATIONS, LOGITS = 8, 4
 """Beside the projections of every layer, a round holds so many vectors of the hidden size in each, and so many copies
@@ -28,12 +28,12 @@ of the logits, those of the next round among them.
 class Pass(NamedTuple):
     """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
 
-    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2].
+    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2], by kind of rope.
     """
 
     packing: Packing
     state: State
-    turns: mx.array
+    turns: Mapping[Hashable, mx.array]
 
 
 class Transformer(ABC):
@@ -47,12 +47,16 @@ class Transformer(ABC):
         self.model = model
         self.body = model.model
         self.layers: list[Any] = model.layers
-        self.norm = self.body.norm
+        self.norm = self.last_norm()
         self.embed = self.body.embed_tokens
-        self.tied: bool = model.args.tie_word_embeddings
+        self.tied = "lm_head" not in model
         self.operations = Operations()
+        self.before = [self.norms_before(layer) for layer in self.layers]
+        self.head_norms = [self.norms(attn) for attn in self.attention_layers]
+        self.head_sinks = [self.sinks(attn) for attn in self.attention_layers]
         self.joint = [join(self.projections(layer)) for layer in self.layers]
-        self.gates = [join([mlp.gate_proj, mlp.up_proj]) if dense(mlp := layer.mlp) else None for layer in self.layers]
+        self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
+        self.gates = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -94,7 +98,7 @@ class Transformer(ABC):
         round that runs, and the logits of both.
         """
         linears: list[Any] = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
-        widths = sum(linear.weight.shape[0] for linear in linears) + ACTIVATIONS * len(self.layers) * self.hidden_size
+        widths = sum(map(width, linears)) + ACTIVATIONS * len(self.layers) * self.hidden_size
         experts = sum(self.expert_width for gate in self.gates if gate is None)
         held = tokens * (widths + experts) + LOGITS * slots * self.vocabulary
         return self.dtype.size * held + self.operations.bytes_to_choose(slots, self.vocabulary, self.dtype)
@@ -114,14 +118,15 @@ class Transformer(ABC):
     def shapes(self) -> list[OperationShape]:
         """What its operations work on."""
         layout = self.layout
-        attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, self.dtype)
+        heads = layout.heads, layout.kv_heads, layout.dim
+        attention = AttentionShape(*heads, self.dtype, sinks=self.head_sinks[0] is not None, cap=self.cap)
         linears: list[Any] = [
             *self.joint,
             *(gate for gate in self.gates if gate),
             *map(self.output, self.layers),
             self.unembed,
         ]
-        linears += [layer.mlp.down_proj for layer in self.layers if dense(layer.mlp)]
+        linears += [mlp.down for mlp in self.mlps if mlp]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
         choices = [ChoiceShape(self.vocabulary, self.dtype)]
         if self.dtype != mx.float32:  # as logits are that rows change; a few at a time
@@ -136,12 +141,41 @@ class Transformer(ABC):
         """The linear layer after a layer's attention."""
         return layer.self_attn.o_proj
 
+    def mlp(self, layer: Any) -> Any:
+        """A layer's MLP, or its experts."""
+        return layer.mlp
+
+    def last_norm(self) -> nn.RMSNorm:
+        """The norm after the last layer."""
+        return self.body.norm
+
+    def norms_before(self, layer: Any) -> tuple[nn.RMSNorm, nn.RMSNorm]:
+        """The norms before a layer's attention and before its MLP."""
+        return layer.input_layernorm, layer.post_attention_layernorm
+
     def norms(self, attn: Any) -> Norms | None:
         """Weights of the norms of queries and keys, where they are normed."""
         return None
 
-    def window(self, layer: Any) -> int | None:
-        """The sliding window of a layer in tokens, or None where it sees everything."""
+    def sinks(self, attn: Any) -> mx.array | None:
+        """A score of each head [H], where they have sinks: it takes its share of the weights, and has no value."""
+        return None
+
+    def scale(self, attn: Any) -> float:
+        """The factor of scores."""
+        return attn.scale
+
+    @property
+    def cap(self) -> float | None:
+        """What no score goes beyond, where scores are capped."""
+        return None
+
+    def window(self, index: int) -> int | None:
+        """The sliding window of the layer `index` in tokens, or None where it sees everything."""
+        return None
+
+    def rope_kind(self, attn: Any) -> Hashable:
+        """Attention layers whose rope is of one kind turn alike."""
         return None
 
     def forward(
@@ -153,16 +187,20 @@ class Transformer(ABC):
         the layers in `tapped`, in their order.
         """
         through = Pass(packing, state, self.turns(packing.positions))
-        x = self.embed(tokens)
-        y = self.layers[0].input_layernorm(x)
+        x = self.enter(tokens)
+        y = self.before[0][0](x)
         taps: dict[int, mx.array] = {}
-        following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
-        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
-            x, y = self._add_norm(x, self.mix(index, layer, y, through), layer.post_attention_layernorm)
+        following = [*(first for first, _ in self.before[1:]), self.norm]
+        for index, (layer, (_, middle), norm) in enumerate(zip(self.layers, self.before, following, strict=True)):
+            x, y = self._add_norm(x, self.mix(index, layer, y, through), middle)
             x, y = self._add_norm(x, self.feed(index, layer, y), norm)
             if index in tapped:
                 taps[index] = x
         return y, [taps[index] for index in tapped]
+
+    def enter(self, tokens: mx.array) -> mx.array:
+        """What enters the first layer [N, hidden] for tokens [N]. A draft takes the embedding itself."""
+        return self.embed(tokens)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""
@@ -170,23 +208,29 @@ class Transformer(ABC):
 
     def attend(self, index: int, place: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Attention of the layer `index`, whose place is `place` among those that attend."""
-        attn, layout, (packing, state, turns) = layer.self_attn, self.layout, through
+        attn, layout, (packing, state, _) = layer.self_attn, self.layout, through
         projected = apply(self.joint[index], x, self.operations)
         pool = state.pool[place]
-        queries = self.operations.rotate(projected, turns, self.norms(attn), layout, pool, packing.places)
-        mixed = self.operations.attention(queries, pool, packing, attn.scale, self.window(layer))
+        turns = through.turns[self.rope_kind(attn)]
+        queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
+        manner = self.scale(attn), self.window(index), self.head_sinks[place], self.cap
+        mixed = self.operations.attention(queries, pool, packing, *manner)
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)
-        return apply(attn.o_proj, mixed, self.operations)
+        return apply(self.output(layer), mixed, self.operations)
 
     def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
         """The MLP of a layer, or its experts."""
-        gates = self.gates[index]
-        if gates is None:
-            return layer.mlp(x)
-        hidden = swiglu(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
-        return apply(layer.mlp.down_proj, hidden, self.operations)
+        mlp, gates = self.mlps[index], self.gates[index]
+        if mlp is None or gates is None:
+            return self.mlp(layer)(x)
+        hidden = self.activate(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
+        return apply(mlp.down, hidden, self.operations)
+
+    def activate(self, gate: mx.array, up: mx.array) -> mx.array:
+        """The two halves of an MLP's inside as one."""
+        return swiglu(gate, up)
 
     @property
     def unembed(self) -> nn.Module:
@@ -199,14 +243,30 @@ class Transformer(ABC):
             return apply(self.model.lm_head, hidden, self.operations)
         return product(self.embed, hidden, self.operations) if known(self.embed) else self.embed.as_linear(hidden)
 
-    def turns(self, positions: mx.array) -> mx.array:
-        """Cosines and sines [N, 2, rotated / 2] of positions [N], from the model's own rope, which all layers share."""
-        return turns(self.attention_layers[0].rope, self.layout, positions)
+    def turns(self, positions: mx.array) -> dict[Hashable, mx.array]:
+        """Cosines and sines [N, 2, rotated / 2] of positions [N] by kind of rope, from the model's own ropes."""
+        return {kind: turns(rope, self.layout, positions) for kind, rope in self._ropes.items()}
 
-    def _add_norm(self, x: mx.array, y: mx.array, norm: Any) -> tuple[mx.array, mx.array]:
+    @cached_property
+    def _ropes(self) -> dict[Hashable, Any]:
+        """A rope of each kind."""
+        return {self.rope_kind(attn): attn.rope for attn in self.attention_layers}
+
+    def _add_norm(self, x: mx.array, y: mx.array, norm: nn.RMSNorm) -> tuple[mx.array, mx.array]:
         return self.operations.add_norm(x, y, norm.weight, norm.eps)
 
 
-def dense(mlp: Any) -> bool:
-    """Whether an MLP is a plain gated one, rather than experts."""
-    return hasattr(mlp, "gate_proj")
+class MLP(NamedTuple):
+    """The linear layers of a plain gated MLP."""
+
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+
+
+def dense(mlp: Any) -> MLP | None:
+    """The layers of an MLP, by either of the names that they have; None if it consists of experts."""
+    for names in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
+        if all(name in mlp for name in names):
+            return MLP(*(mlp[name] for name in names))
+    return None

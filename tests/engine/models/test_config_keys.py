@@ -6,21 +6,41 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
-from mlx_lm.models import llama, qwen3, qwen3_5, qwen3_moe
+from mlx_lm.models import (
+    gemma2,
+    gemma3_text,
+    gpt_oss,
+    lfm2,
+    lfm2_moe,
+    llama,
+    qwen2,
+    qwen3,
+    qwen3_5,
+    qwen3_moe,
+    qwen3_next,
+    smollm3,
+)
 
 from draftmill.engine.models.boxed import ModelError
-from draftmill.engine.models.config_keys import CHANGING, HONOURED, refuse_unheeded, refuse_unknown
+from draftmill.engine.models.config_keys import CHANGING, HONOURED, harmless, refuse_unheeded, refuse_unknown
 from draftmill.engine.models.targets import FAMILIES
 
 ARGUMENTS: dict[str, Any] = {
+    "gemma2": gemma2.ModelArgs,
+    "gemma3_text": gemma3_text.ModelArgs,
+    "gpt_oss": gpt_oss.ModelArgs,
+    "lfm2": lfm2.ModelArgs,
+    "lfm2_moe": lfm2_moe.ModelArgs,
     "llama": llama.ModelArgs,
+    "qwen2": qwen2.ModelArgs,
     "qwen3": qwen3.ModelArgs,
     "qwen3_moe": qwen3_moe.ModelArgs,
     "qwen3_5": qwen3_5.TextModelArgs,
-    "qwen3_5_moe": qwen3_5.TextModelArgs,
+    "qwen3_next": qwen3_next.ModelArgs,
+    "smollm3": smollm3.ModelArgs,
 }
 
-UNUSED = {"qwen3_moe": {"rope_scaling"}, "qwen3_5": {"decoder_sparse_step"}, "qwen3_5_moe": {"decoder_sparse_step"}}
+UNUSED = {"qwen3_moe": {"rope_scaling"}, "qwen3_5": {"decoder_sparse_step"}}
 """Arguments that mlx-lm reads and does nothing with."""
 
 
@@ -42,12 +62,18 @@ def problem(family: str, **config: Any) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("key", CHANGING)
 def test_what_is_not_honoured_is_refused_by_name_and_what_changes_nothing_is_not(family: str, key: str) -> None:
-    for value in (None, *CHANGING[key]):
+    for value in (None, *harmless(family, key)):
         refuse_unheeded({"model_type": family, key: value}, "x")
     if key in HONOURED[family]:
         refuse_unheeded({"model_type": family, key: 7.5}, "x")
     else:
         assert f"{key} = 7.5" in problem(family, **{key: 7.5})
+
+
+def test_families_fix_what_others_may_choose() -> None:
+    assert "hidden_activation = 'silu'" in problem("gemma3", text_config={"hidden_activation": "silu"})
+    assert "swiglu_limit = 5.0" in problem("gpt_oss", swiglu_limit=5.0)
+    assert "hidden_act = 'gelu_pytorch_tanh'" in problem("llama", hidden_act="gelu_pytorch_tanh")
 
 
 def test_keys_of_a_text_model_may_be_nested() -> None:
@@ -61,6 +87,8 @@ def test_kinds_of_layers() -> None:
     assert "'sliding_attention'" in problem("qwen3", layer_types=["full_attention", "sliding_attention"])
     recurrent = ["linear_attention"] * 3 + ["full_attention"]
     refuse_unheeded({"model_type": "qwen3_5", "layer_types": recurrent * 2}, "x")
+    refuse_unheeded({"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}, "x")
+    assert "every layer 2" in problem("gemma3_text", layer_types=["sliding_attention"] * 3, sliding_window_pattern=2)
     assert "every layer 2" in problem("qwen3_5_moe", layer_types=recurrent, full_attention_interval=2)
 
 
@@ -82,6 +110,22 @@ def test_rotations_where_mlx_lm_does_not_look_for_them() -> None:
     scaled = {"rope_type": "llama3", "factor": 8.0}
     assert "'llama3' only in rope_parameters" in problem("llama", rope_parameters=scaled)
     refuse_unheeded({"model_type": "llama", "rope_parameters": scaled, "rope_scaling": scaled}, "x")
+
+
+def test_rotations_of_which_only_theta_is_read() -> None:
+    refuse_unheeded({"model_type": "lfm2", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "x")
+    assert "'yarn' only in rope_parameters" in problem("lfm2", rope_parameters={"rope_type": "yarn", "factor": 2.0})
+
+
+def test_rotations_of_both_kinds_of_layers() -> None:
+    full = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    nested = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    gemma = {"model_type": "gemma3_text", "rope_parameters": nested}
+    refuse_unheeded({**gemma, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "x")
+    assert "'linear' only in rope_parameters" in problem("gemma3_text", rope_parameters=nested)
+    assert "rope_theta = 10000.0 only in" in problem(
+        "gemma3_text", rope_parameters=nested, rope_scaling=full, rope_local_base_freq=5000.0
+    )
 
 
 @dataclass

@@ -24,12 +24,19 @@ from tests.kernels.emulator import compiler, on_cpu
 
 from ..planted import ShiftedMask, ahead, one_place
 from ..small import (
+    gemma2_model,
+    gemma3_model,
+    gpt_oss_model,
+    lfm2_model,
     llama_model,
     quantised,
+    qwen2_model,
     qwen3_5_model,
     qwen3_5_moe_model,
     qwen3_model,
     qwen3_moe_model,
+    qwen3_next_model,
+    smollm3_model,
 )
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -37,6 +44,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "llama-sliding": lambda: llama_model(
         layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=16
     ),
+    "gemma2": gemma2_model,
+    "gemma3": gemma3_model,
+    "gpt-oss": gpt_oss_model,
+    "lfm2": lfm2_model,
+    "qwen2": qwen2_model,
+    "qwen3-next": qwen3_next_model,
+    "smollm3": smollm3_model,
     "qwen3": qwen3_model,
     "qwen3-4bit": lambda: quantised(qwen3_model()),
     "qwen3-moe": qwen3_moe_model,
@@ -73,7 +87,7 @@ def test_half_precision_is_as_near_to_float32_as_mlx_lms(family: str, dtype: mx.
     target = adapt(model)
     reference, truth = Reference.of(target), Reference.of(adapt(exact))
     if kernels:
-        every = contests(shapes(target, None), LAUNCH)
+        every = contests(shapes(target, None), Recorder())
         target.operations = Operations({contest.key: KERNEL for contest in every if KERNEL in contest.make()}, LAUNCH)
     ours: dict[int, list[float]] = {}
     theirs: dict[int, list[float]] = {}

@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models import phi
+from mlx_lm.models.gemma3_text import clip_residual
 
 from draftmill.engine.models.targets import UnsupportedModel, adapt
 from draftmill.engine.models.targets.transformer import Transformer
@@ -14,12 +16,17 @@ from draftmill.engine.state.state import State
 from draftmill.kernels.packing import Packing, Span
 from tests.engine.small import (
     VOCABULARY,
+    gemma3_model,
+    gpt_oss_model,
+    lfm2_model,
+    lfm2_moe_model,
     llama_model,
     quantised,
     qwen3_5_model,
     qwen3_5_moe_model,
     qwen3_model,
     qwen3_moe_model,
+    qwen3_next_model,
     reference,
     requests,
     run,
@@ -42,6 +49,9 @@ HYBRIDS = {
         head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     ),
     "qwen3_5_moe": qwen3_5_moe_model,
+    "lfm2": lfm2_model,
+    "lfm2_moe": lfm2_moe_model,
+    "qwen3_next": qwen3_next_model,
     "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
     "qwen3_5_moe-quantised": lambda: quantised(
         qwen3_5_moe_model(
@@ -55,6 +65,7 @@ HYBRIDS = {
 OTHERS = {
     "qwen3_moe": qwen3_moe_model,
     "qwen3_moe-quantised": lambda: quantised(qwen3_moe_model()),
+    "gpt_oss-quantised": lambda: quantised(gpt_oss_model(intermediate_size=64)),
     "llama-quantised": lambda: quantised(llama_model()),
     "llama-quantised-biases": lambda: quantised(llama_model(attention_bias=True, mlp_bias=True)),
     "qwen3-quantised": lambda: quantised(qwen3_model(hidden_size=128, intermediate_size=128), group_size=64),
@@ -153,6 +164,15 @@ def test_taps_are_the_residual_stream_after_a_layer() -> None:
     assert mx.allclose(taps[2], first, rtol=1e-4, atol=1e-5)
 
 
+def test_a_sum_that_float16_cannot_hold_is_cut() -> None:
+    model = gemma3_model()
+    model.set_dtype(mx.float16)
+    target, half = adapt(model), mx.full((1, 96), 40000.0, mx.float16)
+    total, normed = target._add_norm(half, half, target.norm)
+    assert mx.array_equal(total, clip_residual(half, half))
+    assert mx.isfinite(normed).all()
+
+
 def test_memory_is_that_of_the_rows_and_none_is_held_twice() -> None:
     """What a hybrid's rows hold is what `bytes_per_row` says, however many rounds have run."""
     target = adapt(qwen3_5_model(linear_key_head_dim=64, linear_value_head_dim=64, linear_num_value_heads=16))
@@ -168,7 +188,5 @@ def test_memory_is_that_of_the_rows_and_none_is_held_twice() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    model = llama_model()
-    model.model_type = "mamba"
-    with pytest.raises(UnsupportedModel, match="'mamba' is not supported; supported: llama, qwen3, qwen3_5"):
-        adapt(model)
+    with pytest.raises(UnsupportedModel, match=r"'phi' is not supported; supported: .*, llama, .*xverse"):
+        adapt(phi.Model(phi.ModelArgs(num_hidden_layers=1, vocab_size=VOCABULARY, hidden_size=64)))

@@ -26,7 +26,8 @@ from draftmill.engine.train.run import Run, train
 from draftmill.engine.train.trainer import Trainer
 from draftmill.kernels.fused import rotary
 from draftmill.kernels.fused.rotary import Norms
-from tests.engine.small import VOCABULARY, NumberTokenizer, llama_model
+from draftmill.kernels.packing import Packing, Span
+from tests.engine.small import VOCABULARY, NumberTokenizer, gemma3_model, llama_model
 
 MASK = 95
 RECIPE = Recipe(
@@ -148,6 +149,20 @@ def single_block(target: Any, draft: DFlashDraft, tokens: mx.array, anchor: int)
 
     hidden = draft(target.embed(mx.array(block)), positions, attend)
     return draft.finish(target.head(hidden[1:]))
+
+
+def test_what_a_draft_is_given_by_a_target_of_another_shape() -> None:
+    """Scaled embeddings, windows and norms around zero are the target's own affair."""
+    target = adapt(gemma3_model())
+    tokens = mx.arange(40)
+    packing = Packing.of([Span(0, 40, (0,), 40)], mx.arange(40, dtype=mx.int32))
+    _, taps = target.forward(tokens, packing, target.make_state(1), (0, 2))
+    assert mx.allclose(target_taps(target, tokens[None], (0, 2))[0], mx.concatenate(taps, axis=-1), 1e-4, 1e-4)
+    draft = new_draft(target, draft_config(target, RECIPE, MASK), 0)
+    attn, norm = target.layers[2].self_attn, target.layers[2].pre_feedforward_layernorm
+    assert mx.array_equal(draft.norm.weight, 1 + target.body.norm.weight)
+    assert mx.array_equal(draft.layers[1].self_attn.k_norm.weight, 1 + attn.k_norm.weight)
+    assert mx.array_equal(draft.layers[1].post_attention_layernorm.weight, 1 + norm.weight)
 
 
 def test_labels_end_with_the_sequence() -> None:

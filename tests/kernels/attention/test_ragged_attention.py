@@ -30,6 +30,8 @@ def check(
     window: int | None = None,
     block: bool = False,
     exact: bool = True,
+    sinks: bool = False,
+    cap: float | None = None,
     seed: int = 0,
 ) -> None:
     """Compare the kernel over packed rows with stock attention in float32, relative to the largest output."""
@@ -41,11 +43,14 @@ def check(
     queries = mx.array(rng.normal(size=(packing.positions.size, heads[0], dim)), mx.float32).astype(form.dtype)
     pages = [span.pages for span in packing.spans]
     keys, values = (array.astype(form.dtype) for array in random_pool(packing.spans, heads[1], dim, rng))
-    result = ragged_attention(queries, filled(pages, keys, values, form.launch), packing, dim**-0.5, window)
+    each = mx.array(rng.normal(size=heads[0]) * 3, mx.float32).astype(form.dtype) if sinks else None
+    pool = filled(pages, keys, values, form.launch)
+    result = ragged_attention(queries, pool, packing, dim**-0.5, window, each, cap)
     assert result.dtype == form.dtype
     queries, keys, values = (array.astype(mx.float32) for array in (queries, keys, values))
     with mx.stream(mx.cpu):  # a GPU's matrix units may round float32
-        expected = attention_by_row(queries, filled(pages, keys, values), packing, dim**-0.5, window)
+        each = None if each is None else each.astype(mx.float32)
+        expected = attention_by_row(queries, filled(pages, keys, values), packing, dim**-0.5, window, each, cap)
     assert float(mx.abs(result - expected).max() / mx.abs(expected).max()) < form.bound
 
 
@@ -69,6 +74,15 @@ EDGES: list[list[Row]] = [
 @pytest.mark.parametrize("rows", EDGES)
 def test_edges(form: Form, rows: list[Row], window: int | None, block: bool) -> None:
     check(form, rows, window=window, block=block)
+
+
+@EXACTLY
+@pytest.mark.parametrize(("sinks", "cap"), [(True, None), (False, 1.5)])
+@pytest.mark.parametrize("window", [None, 1, 33])
+@pytest.mark.parametrize("rows", [EDGES[0], *EDGES[6:]])
+def test_sinks_and_caps(form: Form, rows: list[Row], window: int | None, sinks: bool, cap: float | None) -> None:
+    for heads in ((4, 2), (16, 2)):  # so few sinks, and as many as a constant buffer does not hold
+        check(form, rows, heads=heads, window=window, sinks=sinks, cap=cap)
 
 
 @EXACTLY
@@ -96,6 +110,15 @@ def test_head_dimensions_and_groups(form: Form, dim: int, heads: tuple[int, int]
 @pytest.mark.parametrize("dim", [64, 256])
 def test_half_precision(form: Form, dim: int) -> None:
     check(form, [(200, 8), (31, 1)], dim=dim, block=True)
+    check(form, [(200, 8), (31, 1)], dim=dim, sinks=True)
+    check(form, [(200, 8), (31, 1)], dim=dim, cap=50.0)
+
+
+@EMULATED
+def test_scores_far_beyond_their_cap() -> None:
+    queries, pool, packing = three_queries(on_cpu, 40)
+    result = ragged_attention(queries, pool, packing, 1.0, cap=5.0)
+    assert mx.allclose(result, attention_by_row(queries, pool, packing, 1.0, cap=5.0), 1e-4, 1e-4)
 
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"

@@ -32,6 +32,8 @@ ALIKE = {
     "THREADS": "128",
     "LANES": "8",
     "SPLIT": "1",
+    "SINKS": "1",
+    "CAPPED": "1",
     "NORMED": "1",
     "BITS": "4",
     "GROUP": "64",

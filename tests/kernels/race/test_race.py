@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -168,6 +169,16 @@ def test_a_kernel_that_ignores_part_of_the_mask_is_dropped(column: int) -> None:
     decoding = next(contests([AttentionShape(2, 1, 64, mx.float32)], launch))
     assert decoding.key[-3:] == (1, 1, 512)  # one query, which otherwise sees all keys of its row
     assert "disagrees" in run(decoding, force=KERNEL).dropped[KERNEL]
+
+
+@EMULATED
+@pytest.mark.parametrize("manner", ["SINKS", "CAPPED"])
+def test_a_kernel_that_ignores_sinks_or_caps_is_dropped(manner: str) -> None:
+    def launch(kernel: Kernel, inputs: Sequence[Input], constants: Mapping[str, Any], *rest):
+        return on_cpu(kernel, inputs, {**constants, **({manner: False} if kernel.name == "attend" else {})}, *rest)
+
+    shape = AttentionShape(2, 1, 64, mx.float32, sinks=manner == "SINKS", cap=1.0 if manner == "CAPPED" else None)
+    assert "disagrees" in run(next(contests([shape], launch)), force=KERNEL).dropped[KERNEL]
 
 
 SIZES = [
