@@ -21,7 +21,7 @@ from .depth.depth_choice import Candidate
 from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
-from .drafting.load import load_pair
+from .drafting.load import load_pair, type_name
 from .emission import emit, shown
 from .models.folder import ModelError
 from .models.pairs import Pair
@@ -102,6 +102,7 @@ class Engine:
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
         self.verdict: Verdict | None = None
+        self.precision: str | None = None
         self.stats.accepted_per_position = [0] * most
         self._admission = Admission(self.text, context_length, target.vocabulary)
         self._ends = RowEnds(max_rows)
@@ -133,9 +134,10 @@ class Engine:
         parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits)
         target, tokenizer = parts.target, parts.loaded.tokenizer
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
-        engine.verdict = parts.verdict
+        engine.verdict, engine.precision = parts.verdict, parts.precision
         if parts.draft and depth is None:
-            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
+            types = " and ".join(dict.fromkeys(map(type_name, (target.dtype, parts.draft.dtype))))
+            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows, {types}"
             cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
             engine.spend(Budget(cost, parts.draft.config.block_size))
         return engine

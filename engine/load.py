@@ -10,7 +10,9 @@ from ..kernels.race import measurements
 from .engine import MAX_ROWS, Engine
 from .models.folder import ModelError, load, locate, read_json
 from .models.kernels_for import choose_kernels
+from .models.load_check import fingerprint
 from .models.pairs import Pair
+from .models.precision import chip, suited
 from .models.targets import FAMILIES
 from .plain.engine import PlainEngine
 from .state.memory import stay_resident
@@ -42,8 +44,10 @@ def load_engine(
             f"leave out {' and '.join(vain)}"
         )
     stay_resident()
-    loaded = load(pair.target, cache)
+    subject = f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}"
+    loaded = suited(lambda: load(pair.target, cache), subject, cache, chip())
     engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory)
+    engine.precision = loaded.precision
     choose_kernels(engine, None, cache)
     log.warning(engine.remark)
     remarks = known_remarks(cache) | {pair.target: engine.remark}

@@ -172,7 +172,8 @@ def worker(
     if engine.drafter and models.advice:
         log.warning(models.advice)
     drafting = f"blocks of {engine.drafter.block}" if engine.drafter else engine.remark or "no draft, plain decoding"
-    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {engine.max_rows} rows"
+    numbers = f", {engine.precision}" if engine.precision else ""
+    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {engine.max_rows} rows{numbers}"
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)
