@@ -11,12 +11,16 @@ import pytest
 from draftmill.engine.drafting.dflash import DFlashDraft, load_draft
 from draftmill.engine.drafting.load import LoadedPair, draft_for, holds
 from draftmill.engine.engine import Engine
+from draftmill.engine.load import load_engine
 from draftmill.engine.models.folder import LoadedModel
+from draftmill.engine.models.pairs import Pair
 from draftmill.engine.models.precision import known_precisions
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.engine.plain.engine import PlainEngine
 from draftmill.engine.verdict import Verdict
 
+from ..plain.architectures import tiny
 from ..small import NumberTokenizer, llama_model, memory_for, requests, run, small_engine
 from .test_dflash import write
 
@@ -102,3 +106,30 @@ def test_what_is_said_of_both(folder: Path, large: Path, tmp_path: Path) -> None
     assert LoadedPair(loaded, target, wide, Verdict(0, "", 0)).precision == f"{said}; draft in float32"
     wide.set_dtype(mx.float16)
     assert LoadedPair(loaded, target, wide, Verdict(0, "", 0)).precision == said
+
+
+def test_a_pair_and_a_plain_model_as_they_are_loaded(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU weights become float32 as they are read, so what is read here are models made in bfloat16."""
+
+    def read(name: str, cache: Path) -> LoadedModel:
+        model = llama_model() if "llama" in name else tiny("phi3")
+        model.set_dtype(mx.bfloat16)
+        tokenizer: Any = NumberTokenizer()
+        return LoadedModel(name, model, tokenizer, 512)
+
+    for module in ("draftmill.engine.load", "draftmill.engine.drafting.load"):
+        monkeypatch.setattr(f"{module}.load", read)
+        monkeypatch.setattr(f"{module}.chip", lambda: M1)
+    for name in ("llama", "phi3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"model_type": "{name}"}}')
+    llama, phi = (str(tmp_path / name) for name in ("llama", "phi3"))
+    engine = load_engine(Pair(llama, llama, str(large)), tmp_path, 2, 1 << 24, depth=2)
+    assert engine.precision == "float16, because Apple M1 emulates bfloat16; draft in float32"
+    plain = load_engine(Pair(phi, phi), tmp_path, 2, 1 << 24)
+    assert plain.precision == "float16, because Apple M1 emulates bfloat16"
+    assert isinstance(plain, PlainEngine)
+    assert plain.dtype == mx.float16
+    assert len(known_precisions(tmp_path)) == 3
