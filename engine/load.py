@@ -8,6 +8,7 @@ from typing import Any
 
 from ..kernels.race import measurements
 from .engine import MAX_ROWS, Engine
+from .models.architecture import architecture
 from .models.folder import ModelError, load, locate, read_json
 from .models.kernels_for import choose_kernels
 from .models.pairs import Pair
@@ -32,14 +33,14 @@ def load_engine(
         ModelError: as `Engine.load`, or a draft, a depth or its bits are asked for without an adapter; the message is
             one line.
     """
-    family = read_json(locate(pair.target, cache) / "config.json").get("model_type")
-    if family in FAMILIES:
+    config = read_json(locate(pair.target, cache) / "config.json")
+    if architecture(config) in FAMILIES:
         return Engine.load(pair, cache, max_rows, memory, depth, draft_bits)
     asked = {f"draft {pair.draft}": pair.draft, f"--depth {depth}": depth, f"--draft-bits {draft_bits}": draft_bits}
     if vain := [name for name, value in asked.items() if value]:
         raise ModelError(
-            f"{pair.target} is a model of type {family}, for which there is no adapter and so no drafts: "
-            f"leave out {' and '.join(vain)}"
+            f"{pair.target} is a model of type {config.get('model_type')}, "
+            f"for which there is no adapter and so no drafts: leave out {' and '.join(vain)}"
         )
     stay_resident()
     loaded = load(pair.target, cache)
