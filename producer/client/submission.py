@@ -12,7 +12,7 @@ import redis as redis_py
 
 from ..input.dataset import Dataset, Survey
 from ..output.output import Output
-from ..queue import batches, wire
+from ..queue import batches, ending, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.errors import UserError
 from ..queue.wire import PRIORITIES, JobBody
@@ -50,7 +50,7 @@ class Submission:
             state = batches.create(redis, self.info)
         elif state is None:
             state = batches.create(redis, replace(self.info, total=lacking))
-        batches.add_bad(redis, self.info.id, [orjson.dumps(line.record()) for line in self.survey.bad_lines])
+        ending.add_bad(redis, self.info.id, [orjson.dumps(line.record()) for line in self.survey.bad_lines])
         return state
 
 
@@ -63,7 +63,8 @@ def plan(
 ) -> Submission:
     """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user."""
     id = wire.batch_of(survey.identity, user)
-    info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, user, parameters or {})
+    pair, *others = survey.pairs
+    info = BatchInfo(id, pair, priority, survey.good, dataset.name, user, parameters or {}, tuple(others))
     return Submission(dataset, survey, info)
 
 
