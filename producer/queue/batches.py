@@ -30,8 +30,8 @@ STRETCH = 1000
 class BatchInfo:
     """What a batch is. `total` is how many lines it has, `source` where they came from, `user` who submits it.
 
-    Its lines run on `pair`, or each on one of that and the `others`. `parameters` are those that its id derives from, as
-    `draftmill status` may show them (see `parameters.py`).
+    Its lines run on `pair`, or each on one of that and the `others`. `parameters` are those that its id derives from,
+    as `draftmill status` may show them (see `parameters.py`).
     """
 
     id: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +9,11 @@ from contextlib import ExitStack
 
 import orjson
 import pytest
+import redis as redis_py
 
 from draftmill.producer import Client
+from draftmill.producer.client.shares import Share, shares
+from draftmill.producer.queue import batches
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
@@ -19,7 +21,7 @@ from tests.worker.run_worker import PAIR, Settings
 COUNT = 120
 OTHER = "/models/other"
 
-Start = Callable[[str], subprocess.Popen[bytes]]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
@@ -29,9 +31,9 @@ def start(redis_server: RedisServer, shell: Shell) -> Iterator[Start]:
     redis_server.connect().flushall()
     with ExitStack() as stack:
 
-        def start(pair: str) -> subprocess.Popen[bytes]:
+        def start(pair: str, round_seconds: float = 0.01) -> subprocess.Popen[bytes]:
             spool = str(shell.folder / "spool")
-            settings = Settings(redis_server.url, spool, rows=4, round_seconds=0.01, lease=1, pair=pair)
+            settings = Settings(redis_server.url, spool, 4, round_seconds, lease=1, pair=pair)
             process = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -57,30 +59,36 @@ def mixed(shell: Shell) -> str:
     return shell.write("mixed.jsonl", b"\n".join(map(orjson.dumps, lines)))
 
 
-def shown(shell: Shell, batch: str) -> dict[str, int]:
-    """How many lines of each pair are queued or run, as `status` says."""
-    state = orjson.loads(shell("status", batch, "--json").stdout)
-    assert state["pairs"] == [OTHER, PAIR]
-    return {share["pair"]: share["queued"] + share["running"] for share in state["by_pair"]}
-
-
-def test_lines_go_to_their_pairs_and_come_back_in_order(shell: Shell, start: Start, mixed: str) -> None:
-    ours, theirs = start(PAIR), start(OTHER)
+def test_lines_go_to_their_pairs_and_come_back_in_order(
+    shell: Shell, start: Start, mixed: str, redis: redis_py.Redis
+) -> None:
+    ours, theirs = start(PAIR), start(OTHER, round_seconds=0.1)
     command = ("submit", mixed, "--pair", PAIR, "--models", OTHER)
     submitted = shell(*command)
     assert submitted.returncode == 0, submitted.stderr
     assert "no live worker" not in submitted.stderr
     batch = submitted.stdout.strip()
-    while shown(shell, batch)[OTHER] > COUNT // 3 - 5:
+
+    def left() -> list[Share]:
+        """What is queued and runs of each pair; of the slow one something has ended."""
+        state = batches.status(redis, batch)
+        assert state
+        assert not state.complete
+        return shares(redis, state)
+
+    while left()[0].queued > COUNT // 3 - 10:
         time.sleep(0.02)
-    theirs.send_signal(signal.SIGKILL)
-    theirs.wait()
-    while shown(shell, batch)[PAIR]:
+    theirs.kill()
+    while left()[0].running or left()[1] != Share(PAIR, 0, 0):  # its leases run out, the other worker puts lines back
         time.sleep(0.05)
-    time.sleep(2)  # its leases run out, and the other worker puts its lines back
+    waiting = left()[0].queued
+    assert 20 < waiting < COUNT // 3
+    state = orjson.loads(shell("status", batch, "--json").stdout)
+    assert state["pairs"] == [OTHER, PAIR]
+    assert state["by_pair"][0] == {"pair": OTHER, "queued": waiting, "running": 0}
     told = shell("status", batch).stdout
     assert f"{PAIR}: 0 running, 0 queued, 1 live worker\n" in told
-    assert f"queued, no live worker; start one with: draftmill worker --pair {OTHER}\n" in told
+    assert f"{waiting} queued, no live worker; start one with: draftmill worker --pair {OTHER}\n" in told
     assert orjson.loads(shell(*command, "--json").stdout)["new"] == 0
     following = shell.start("collect", batch, "-o", "out.jsonl", "--follow", "--sorted")
     assert following.stderr
@@ -125,6 +133,7 @@ def test_programs_name_pairs_too(redis_server: RedisServer, start: Start) -> Non
         batch = client.submit(rows, pair=PAIR, models={"a": OTHER, "b": PAIR})
         assert batch.status().pairs == (OTHER, PAIR)
         assert batch.notes == (f'model "c" is ignored: the pair is {PAIR} (1 line)',)
-        start(PAIR), start(OTHER)
+        for pair in (PAIR, OTHER):
+            start(pair)
         models = {result.custom_id: orjson.loads(result.raw)["response"]["body"]["model"] for result in batch.results()}
     assert models == {"a": OTHER, "b": PAIR, "c": PAIR}

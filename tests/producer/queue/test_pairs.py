@@ -110,8 +110,6 @@ def test_what_rqs_tools_and_accidents_take_is_settled(mill: Mill, workers: tuple
     lapse(mill, running)
     for _ in range(3):
         run_all(left, right)
-        mill.redis.zadd(wire.LEASES, dict.fromkeys(mill.redis.zrange(wire.LEASES, 0, -1), 1) or {"none": 1})
-        mill.redis.hset("draftmill:alive", mapping={"60000": 0, "last": int(time.time() * 1000) + 1000})
     state = mill.status()
     assert (state.done, state.cancelled, state.complete) == (COUNT - 4, 4, True)
     lines = {line["custom_id"]: line for line in map(orjson.loads, (r.line for r in batches.results(mill.redis, "b")))}
