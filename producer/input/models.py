@@ -19,7 +19,7 @@ def models(given: Any, said: str) -> dict[str, str]:
 
     A program gives a mapping, a command texts such as `gpt-4o=qwen3-8b,/models/mine`: a name without a pair is one.
     """
-    named = given.items() if isinstance(given, Mapping) else _parsed(given)
+    named = given.items() if isinstance(given, Mapping) else _parsed([given] if isinstance(given, str) else given)
     found: dict[str, str] = {}
     for name, pair in named:
         if not (isinstance(name, str) and isinstance(pair, str) and name and pair):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import orjson
 import pytest
 from rq import Queue
@@ -97,7 +95,7 @@ def test_cancel_ends_the_lines_of_all_pairs(mill: Mill, workers: tuple[JobQueue,
 
 def test_what_rqs_tools_and_accidents_take_is_settled(mill: Mill, workers: tuple[JobQueue, JobQueue]) -> None:
     left, right = workers
-    running, *_ = right.claim(2)
+    (running,) = right.claim(1)
     fetch(mill, running.id).delete()  # leased, its hash gone
     fetch(mill, wire.job_id("b", "r-5")).delete()
     fetch(mill, wire.job_id("b", "r-2")).cancel()
@@ -108,7 +106,7 @@ def test_what_rqs_tools_and_accidents_take_is_settled(mill: Mill, workers: tuple
     fetch(mill, alone).delete()
     mill.redis.lpop(f"rq:queue:{wire.queue_name('right', 'b')}", 2)  # as a worker of RQ's own does
     lapse(mill, running)
-    for _ in range(3):
+    for _ in range(2):  # what the first look takes back, the second one runs
         run_all(left, right)
     state = mill.status()
     assert (state.done, state.cancelled, state.complete) == (COUNT - 4, 4, True)
