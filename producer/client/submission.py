@@ -19,7 +19,8 @@ from ..queue.wire import PRIORITIES, JobBody
 from .patience import Patience
 
 WINDOW = 20_000
-"""Lines of a batch that may be in Redis without a result: about 60 MB."""
+"""Lines of a batch that may be in Redis without a result: about 60 MB. They are of all its pairs together, so the lines
+of one that nobody serves may fill it and hold up the others."""
 POLL_SECONDS = 0.25
 """Between two looks for room, where results may not be read."""
 
