@@ -79,6 +79,7 @@ def batch_report(state: BatchStatus, live: Speed | None = None) -> dict[str, Any
         "complete": state.complete,
         "source": state.source,
         "pair": state.pair,
+        "pairs": state.pairs,
         "priority": state.priority,
         "user": state.user,
         "created": state.created,

@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import orjson
 
-from ..queue.pair_names import canonical
 from ..queue.wire import MOST_ID_CHARACTERS, Grammar, JobBody, ModelDefault, Sampling
 from .defaults import Defaults
+from .models import pair_of
 from .notes import Notes
 from .request.asked import URLS, Asked, asked
 from .request.faults import Fault, kind, show
@@ -60,12 +60,14 @@ def checked_id(value: Any, name: str) -> str:
 
 
 def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: Defaults, notes: Notes) -> JobBody:
-    """The job that a line asks for, not yet in a batch. `notes` counts what was ignored."""
+    """The job that a line asks for, not yet in a batch. `notes` counts what was ignored.
+
+    It is for `pair`, unless the line names another. A server chose the pair by the model, perhaps by another name.
+    """
     is_short = "body" not in line
     is_chat, fields = _short(line) if is_short else _openai(line)
     wanted = asked(fields, is_chat, is_short and not defaults.served, notes)
     unfold(wanted)
-    _note_model(wanted, pair, defaults, notes)
     values = given(wanted, is_chat)
     chosen, n = sampling(values, defaults.sampling, wanted.said), choices(wanted, defaults.n)
     left = _left_to_model(values, defaults)
@@ -75,7 +77,7 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
     return JobBody(
         batch="",
         custom_id=name,
-        pair=pair,
+        pair=pair if defaults.served else pair_of(wanted.get("model"), pair, defaults.models, notes),
         n=n,
         sampling=chosen,
         grammar=obeyed,
@@ -152,14 +154,6 @@ def _text(wanted: Asked, chosen: Sampling, n: int) -> dict[str, Any]:
     if echo and chosen.logprobs is not None:
         raise Fault("echo with logprobs is not supported: prompts have no log-probabilities; keep one")
     return {"prompts": prompts(wanted, n), "echo": echo}
-
-
-def _note_model(wanted: Asked, pair: str, defaults: Defaults, notes: Notes) -> None:
-    """Notes a model that is not the pair. A server chose the pair by it, perhaps by another name."""
-    model = wanted.get("model")
-    if model is None or defaults.served or (isinstance(model, str) and canonical(model) == pair):
-        return
-    notes.surprises[f"model {show(model)} is ignored: the pair is {pair}"] += 1
 
 
 def _left_to_model(values: dict[str, Any], defaults: Defaults) -> tuple[ModelDefault, ...]:

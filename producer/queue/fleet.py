@@ -107,9 +107,9 @@ def reports(redis: redis_py.Redis) -> list[Report]:
     return [report for report in known if not (report.gone and _has_successor(report, known))]
 
 
-def serves(redis: redis_py.Redis, pair: str) -> bool:
-    """Whether a live worker works on a pair."""
-    return any(report.text("pair") == pair and not report.gone for report in reports(redis))
+def served(redis: redis_py.Redis) -> set[str]:
+    """The pairs on which live workers work."""
+    return {report.text("pair") for report in reports(redis) if not report.gone}
 
 
 def _has_successor(gone: Report, known: Iterable[Report]) -> bool:

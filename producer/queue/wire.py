@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .pair_names import canonical
 
-WIRE = 3
+WIRE = 4
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
 so workers of one version never see the jobs of another. Heartbeats report it.
@@ -237,7 +237,7 @@ def pair_queue(pair: str) -> str:
 
 
 def queue_name(pair: str, batch: str) -> str:
-    """The RQ queue of a batch. Workers let the batches of the pair that they have loaded take turns."""
+    """The RQ queue of a batch's lines for a pair. Workers let the batches of their pair take turns."""
     return f"{pair_queue(pair)}:{batch}"
 
 
@@ -248,9 +248,10 @@ BATCHES = "draftmill:batches"
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, queue, priority, user, source, parameters, total, created, cancelled_at, collected_at, generation,
-    wire; counters for people to read: failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since`: when
-    the job that is next in its queue was queued, Redis TIME in ms.
+    """Hash: pairs (JSON), the first of them as pair, queue (those of its pairs, spaces between), priority, user,
+    source, parameters, total, created, cancelled_at, collected_at, generation, wire; counters for people to read:
+    failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since <slug of a pair>`: when the job that is next
+    in its queue was queued, Redis TIME in ms.
     """
     return f"draftmill:batch:{batch}"
 
