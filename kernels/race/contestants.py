@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, product
 
 import mlx.core as mx
@@ -135,16 +135,21 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
 
 
 def _attention(shape: AttentionShape, launch: Launch) -> Iterator[Contest]:
-    for rows, queries, keys in (*product((1, 8, 32), (1, 16), (512, 4096)), *product((1, 2), (256,), (512, 4096))):
+    sizes = [*product((1, 8, 32), (1, 16), (512, 4096)), *product((1, 2), (256,), (512, 4096))]
+    pages = max(rows * pages_for(keys + NEW_LENGTHS) for rows, _, keys in sizes)
+    # One pool, made when the first contest is: like those of an engine, it is larger than what a round reads of it.
+    pool = cache(partial(filled, pages, shape.kv_heads, shape.dim, shape.dtype, launch))
+    for rows, queries, keys in sizes:
         empty = mx.zeros((1, shape.heads, shape.dim), shape.dtype)
         packing = _packing(rows, queries, keys, 0)
         key = attention_key(empty, shape.kv_heads, packing, shape.sinks, shape.cap is not None)
-        yield Contest(key, shape.dtype, partial(_attention_forms, shape, launch, rows, queries, keys))
+        yield Contest(key, shape.dtype, partial(_attention_forms, shape, pool, rows, queries, keys))
 
 
-def _attention_forms(shape: AttentionShape, launch: Launch, rows: int, queries: int, keys: int) -> Mapping[str, Form]:
-    q = noise(rows * (queries + NEW_LENGTHS), shape.heads, shape.dim, dtype=shape.dtype)
-    pool = filled(rows * pages_for(keys + NEW_LENGTHS), shape.kv_heads, shape.dim, shape.dtype, launch)
+def _attention_forms(
+    shape: AttentionShape, shared: Callable[[], LayerPool], rows: int, queries: int, keys: int
+) -> Mapping[str, Form]:
+    q, pool = noise(rows * (queries + NEW_LENGTHS), shape.heads, shape.dim, dtype=shape.dtype), shared()
     sinks = noise(shape.heads, dtype=shape.dtype) if shape.sinks else None
     mx.eval(q, sinks)
 

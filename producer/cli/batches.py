@@ -13,6 +13,7 @@ from ..client.follower import Follower, current, known
 from ..client.patience import Patience
 from ..client.submission import WINDOW, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
+from ..input.notes import of_answers
 from ..output.files import check_writable
 from ..output.formats import format_of
 from ..output.manifest import difference
@@ -69,7 +70,7 @@ def submit_command(
     """
     submission = planned(user_of(redis_url), input, priority, **given)
     survey = submission.survey
-    options.say_notes(survey)
+    options.say_notes(survey.notes.lines())
     if dry_run:
         preview(submission, redis_url)
         return
@@ -176,13 +177,16 @@ def collect_command(
             state = _collect(redis, output, state, follow, leave)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
+        finally:
+            options.say_notes(of_answers(output.notes))
         if state.complete:
             if in_order:
                 output.sort()
             output.finish()
         missing = max(0, state.total - state.ended)
         if as_json:
-            print_json(output_report(output, state.complete) | {"missing": missing})
+            notes = list(of_answers(output.notes))
+            print_json(output_report(output, state.complete) | {"missing": missing, "notes": notes})
         else:
             click.echo(where(output))
         if missing:

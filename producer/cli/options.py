@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,11 @@ def _text_or_file(_: click.Context, __: click.Parameter, value: str | None) -> s
         raise UserError(explain_file(error, "cannot read", value[1:])) from error
 
 
+def _if_any(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What a repeatable option says, or None: an empty list is something that only programs can ask for."""
+    return values or None
+
+
 def _schema(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
     """The text of the JSON schema in a file."""
     if path is None:
@@ -117,12 +122,12 @@ _dataset = (
     click.option("--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="Default: 512."),
     click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),
-    click.option("--top-k", type=click.IntRange(0), metavar="K", help="Default: 0, no limit."),
+    click.option("--top-k", type=click.IntRange(-1), metavar="K", help="Default: 0, no limit."),
     click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: 0, no limit."),
     click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), metavar="X", help="Default: 1, none."),
     click.option("--presence-penalty", type=click.FloatRange(-2, 2), metavar="X", help="Default: 0, none."),
     click.option("--frequency-penalty", type=click.FloatRange(-2, 2), metavar="X", help="Default: 0, none."),
-    click.option("--seed", type=click.IntRange(0), metavar="S", help="Default: one for each line."),
+    click.option("--seed", type=click.IntRange(-1), metavar="S", help="Default: one for each line."),
     click.option("--n", type=click.IntRange(1, MOST_CHOICES), metavar="N", help="Answers to each line. Default: 1."),
     click.option(
         "--logprobs",
@@ -134,7 +139,7 @@ _dataset = (
     click.option("--model-defaults", is_flag=True, help="Else sample as the model's generation_config.json says."),
     click.option("--thinking/--no-thinking", default=None, help="Default: as the model's chat template has it."),
     click.option("--reasoning-effort", type=click.Choice(EFFORTS), help="How much to think, if the model knows it."),
-    click.option("--thinking-budget", type=click.IntRange(0), metavar="N", help="Most tokens of thoughts."),
+    click.option("--thinking-budget", type=click.IntRange(-1), metavar="N", help="Most tokens of thoughts."),
     click.option(
         "--chat-template-kwargs",
         metavar="JSON",
@@ -164,7 +169,13 @@ _dataset = (
     click.option(
         "--regex", metavar="TEXT", callback=_text_or_file, help="The same with a regular expression, or @FILE."
     ),
-    click.option("--choice", multiple=True, metavar="TEXT", help="The same with a choice of texts; repeatable."),
+    click.option(
+        "--choice",
+        multiple=True,
+        metavar="TEXT",
+        callback=_if_any,
+        help="The same with a choice of texts; repeatable.",
+    ),
     click.option(
         "--grammar",
         metavar="TEXT",
@@ -195,13 +206,18 @@ def _row_options(given: Mapping[str, Any]) -> RowOptions:
     return RowOptions(**{field.name: given[field.name] for field in fields(RowOptions) if field.name in given})
 
 
+def _called(name: str, value: Any) -> str:
+    """How the user wrote an option."""
+    off = "no-" if name == "thinking" and value is False else ""
+    return f"--{off}{name.replace('_', '-')}"
+
+
 def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: Any) -> tuple[Dataset, Survey]:
     """Opens and surveys INPUT."""
     try:
-        said = defaults(given)
+        said = defaults(given, {name: _called(name, value) for name, value in given.items()})
     except Fault as fault:
-        name, _, wrong = str(fault).partition(" ")
-        raise UserError(f"--{name.replace('_', '-')} {wrong}") from None
+        raise UserError(str(fault)) from None
     dataset = Dataset(input, pair, said, _row_options(given))
     survey = dataset.survey(slot)
     if strict and survey.first_bad:
@@ -209,7 +225,7 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
     return dataset, survey
 
 
-def say_notes(survey: Survey) -> None:
-    """Says on standard error what of a dataset was ignored."""
-    for note in survey.notes.lines():
+def say_notes(notes: Iterable[str]) -> None:
+    """Says on standard error what of a dataset was ignored, or could not be done."""
+    for note in notes:
         click.echo(f"Note: {note}", err=True)

@@ -18,6 +18,7 @@ from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
 from ..input.dataset import key_of
+from ..input.notes import of_answers
 from ..output.files import check_apart, check_writable
 from ..output.formats import format_of
 from ..output.output import Output, errors_of
@@ -139,7 +140,7 @@ def run(
     check_writable(out)
     check_apart(input, out, errors_of(out))
     dataset, survey = options.read(input, **given)
-    options.say_notes(survey)
+    options.say_notes(survey.notes.lines())
     submission = plan(dataset, survey, user_of(redis_url), parameters=parameters.of(given))
     if dry_run:
         preview(submission, redis_url)
@@ -159,8 +160,10 @@ def run(
                     f"interrupted: {output.done} of {survey.good} results are in {output.holder}; "
                     f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"
                 ) from None
+            finally:
+                options.say_notes(of_answers(output.notes))
         if as_json:
-            notes = {"notes": list(survey.notes.lines())}
+            notes = {"notes": [*survey.notes.lines(), *of_answers(output.notes)]}
             print_json(output_report(output, job.has_all) | asdict(generated) | notes)
         else:
             if generated.seconds:

@@ -18,6 +18,8 @@ from .request.thinking import template
 TEMPLATE = {"thinking": "enable_thinking", "reasoning_effort": "reasoning_effort"}
 """Options that the chat template is told, with its names for them."""
 
+KWARGS = "chat_template_kwargs"
+
 GRAMMARS: dict[str, Kind] = {
     "schema": "json",
     "regex": "regex",
@@ -46,46 +48,51 @@ class Defaults:
     served: bool = False
 
 
-def defaults(given: Mapping[str, Any]) -> Defaults:
-    """The defaults that options say, by the options' names; raises Fault, which begins with the name of one."""
-    given = {name: value for name, value in given.items() if value is not None and value != ()}
+def defaults(given: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Defaults:
+    """The defaults that options say, by their names in Python; raises Fault.
+
+    `called` has the names by which a command's user knows them, `--top-k` or `--no-thinking`.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    said = {name: (called or {}).get(name, name) for name in given}
     values = {name: given[name] for name in SAMPLING if name in given}
     if "logprobs" in values:
-        values["logprobs"] = whole("logprobs", values["logprobs"], 0, MOST_LOGPROBS)
-    sampling({}, values)
+        values["logprobs"] = whole(said["logprobs"], values["logprobs"], 0, MOST_LOGPROBS)
+    sampling({}, values, said)
     return Defaults(
         values,
         given.get("system"),
-        _grammar(given),
-        whole("n", given.get("n", 1), 1, MOST_CHOICES),
-        _template(given),
+        _grammar(given, said),
+        whole(said.get("n", "n"), given.get("n", 1), 1, MOST_CHOICES),
+        _template(given, said),
         bool(given.get("control_tokens")),
         bool(given.get("model_defaults")),
     )
 
 
-def _grammar(given: Mapping[str, Any]) -> Grammar | None:
+def _grammar(given: Mapping[str, Any], said: Mapping[str, str]) -> Grammar | None:
     names = [name for name in GRAMMARS if name in given]
     if len(names) > 1:
-        raise Fault(f"{names[0]} contradicts {names[1]}; keep one")
-    return made(GRAMMARS[names[0]], given[names[0]], names[0]) if names else None
+        raise Fault(f"{said[names[0]]} contradicts {said[names[1]]}; keep one")
+    return made(GRAMMARS[names[0]], given[names[0]], said[names[0]]) if names else None
 
 
-def _template(given: Mapping[str, Any]) -> dict[str, Any]:
+def _template(given: Mapping[str, Any], said: Mapping[str, str]) -> dict[str, Any]:
     asked = Asked()
     for option, name in TEMPLATE.items():
-        if option in given:
-            asked.put(name, given[option], option)
-    if (told := given.get("chat_template_kwargs")) is not None:
-        asked.put("chat_template_kwargs", _object(told))
+        if (value := given.get(option)) is not None:
+            is_switch = isinstance(value, bool) and said[option] != option
+            asked.put(name, value, said[option], is_switch)
+    if (told := given.get(KWARGS)) is not None:
+        asked.put(KWARGS, _object(told, said[KWARGS]), said[KWARGS])
     return template(asked, {})
 
 
-def _object(value: Any) -> Any:
+def _object(value: Any, said: str) -> Any:
     """What a program gives, or what JSON says."""
     if not isinstance(value, str):
         return dict(value) if isinstance(value, Mapping) else value
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        raise Fault(f"chat_template_kwargs is not JSON: {error.msg} at column {error.colno}") from None
+        raise Fault(f"{said} is not JSON: {error.msg} at column {error.colno}") from None

@@ -1,4 +1,4 @@
-"""What of a dataset was ignored, for its user to read."""
+"""What of a dataset was ignored, and what of it workers could not do, for its user to read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 MOST_UNKNOWN = 5
 """Unknown fields that are named, the most frequent first: a dataset may have columns without an end."""
+
+MOST_OF_ANSWERS = 5
+"""Notes of workers that are told, the most frequent first."""
 
 
 @dataclass(frozen=True)
@@ -34,4 +37,16 @@ class Notes:
                 rest = len(self.unknown) - MOST_UNKNOWN
                 yield f"{rest:,} more field{' is' if rest == 1 else 's are'} unknown and ignored"
                 return
-            yield f"{note} ({count} {'line' if count == 1 else 'lines'})"
+            yield _counted(note, count)
+
+
+def of_answers(notes: Counter[str]) -> Iterator[str]:
+    """What is shown of the notes that workers put into results, each counted by its lines."""
+    for note, count in notes.most_common(MOST_OF_ANSWERS):
+        yield _counted(note, count)
+    if (rest := len(notes) - MOST_OF_ANSWERS) > 0:
+        yield f"{rest:,} more note{' stands' if rest == 1 else 's stand'} in the results"
+
+
+def _counted(note: str, count: int) -> str:
+    return f"{note} ({count} {'line' if count == 1 else 'lines'})"

@@ -17,10 +17,18 @@ from .records import whole_lines
 COLUMNS = ("custom_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_per_round")
 """Columns of every table; the kept ones follow."""
 
-EXTRA = ("reasoning", "tool_calls", "texts", "logprobs", "draftmill_notes")
-"""Columns behind these, in a table that has results with thoughts, with calls of tools, with several choices, with
-log-probabilities, with notes. `texts` are those of all choices and the notes of the line; the other columns tell of the
-first choice. A table gets them with the first such result.
+OF_ALL = {
+    "text": "texts",
+    "finish_reason": "finish_reasons",
+    "reasoning": "all_reasoning",
+    "tool_calls": "all_tool_calls",
+    "logprobs": "all_logprobs",
+}
+"""Columns that tell of the first choice, and those that have a list of the same of all, where there are several."""
+
+EXTRA = ("reasoning", "tool_calls", "logprobs", *OF_ALL.values(), "draftmill_notes")
+"""Columns behind these, in a table that has results with thoughts, with calls of tools, with log-probabilities, with
+several choices, with notes. A table gets each with the first such result.
 """
 
 
@@ -157,17 +165,20 @@ def row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def extras(line: Mapping[str, Any]) -> dict[str, Any]:
     """What an output line with a completion has for the columns of EXTRA."""
-    body = line["response"]["body"]
-    choices = body["choices"]
-    message = choices[0].get("message", {})
-    found = {name: message[name] for name in ("reasoning", "tool_calls") if name in message}
+    choices = [_told(choice) for choice in line["response"]["body"]["choices"]]
+    found = {name: value for name, value in choices[0].items() if name in EXTRA}
     if len(choices) > 1:
-        found["texts"] = [_text(choice) for choice in choices]
-    if logprobs := choices[0].get("logprobs"):
-        found["logprobs"] = logprobs
-    if notes := body.get("draftmill", {}).get("notes"):
+        for name, column in OF_ALL.items():
+            if any(name in choice for choice in choices):
+                found[column] = [choice.get(name) for choice in choices]
+    if notes := notes_in(line):
         found["draftmill_notes"] = notes
     return found
+
+
+def notes_in(line: Mapping[str, Any]) -> list[str]:
+    """What of the request its worker could not do, as an output line with a completion tells."""
+    return line["response"]["body"].get("draftmill", {}).get("notes", [])
 
 
 def extra_in(header: bytes) -> list[str]:
@@ -188,6 +199,14 @@ def names(keep: Sequence[str] | Mapping[str, Any]) -> list[str]:
             name = f"input_{name}"
         found.append(name)
     return found
+
+
+def _told(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """What a choice has for the columns in OF_ALL."""
+    message = choice.get("message", {})
+    found = {"text": _text(choice), "finish_reason": choice["finish_reason"]}
+    found |= {name: message[name] for name in ("reasoning", "tool_calls") if name in message}
+    return found | ({"logprobs": choice["logprobs"]} if choice.get("logprobs") else {})
 
 
 def _text(choice: Mapping[str, Any]) -> str | None:

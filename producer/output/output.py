@@ -7,6 +7,7 @@ lies a manifest, `OUT.draftmill.json`, with what OUT cannot say.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from . import manifest as manifests
 from .earlier import adopt_errors
 from .errors import ErrorFile
 from .files import GrowingFile, WriteError, remove, removed, replacing, size
-from .formats import extra_in, extras, format_of, widened
+from .formats import extra_in, extras, format_of, notes_in, widened
 from .manifest import Manifest, difference
 from .order import Order
 from .records import FAULTS, changed
@@ -39,7 +40,8 @@ class Output:
     A Parquet file cannot grow: new rows stand in `OUT.partial.jsonl` until the batch is complete. If OUT is a link, the
     file that it leads to is written; what lies beside OUT lies beside the link. `source`, `parameters` and `content`
     tell what the batch is of, for the day when OUT is named for another one. `keys` stand for the custom_ids of all its
-    lines, where these are known: then OUT must have no other.
+    lines, where these are known: then OUT must have no other. `notes` counts what workers could not do, by the results
+    that were added.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Output:
         self._stream_path = path.with_name(f"{path.name}.partial.jsonl") if self._format.packed else path
         self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
         self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
+        self.notes: Counter[str] = Counter()
         self._done: set[int] = set()
         self._has_packed = False
         self._extra: list[str] = []
@@ -154,6 +157,7 @@ class Output:
             self.manifest.in_order = False
             self._save_manifest()
         self._out.write(record)
+        self.notes.update(notes_in(line))
         self._done.add(key)
         self.errors.drop(key)
 

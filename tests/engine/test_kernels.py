@@ -62,7 +62,7 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     model, asked = BUILDERS[family](), requests(5, max_tokens=10)
     expected = {request.id: reference(model, request) for request in asked}
     draft = small_draft(model)
-    every = list(contests(shapes(adapt(model), draft), launch))
+    every = list(contests(shapes(adapt(model), draft), Recorder()))
     assert all(KERNEL in contest.make() for contest in every)
     operations = Operations({contest.key: KERNEL for contest in every}, launch, in_place=True)
     engine = replaying(model, asked, lambda i: i % 3 == 0, max_rows=3, draft=draft, operations=operations)

@@ -78,14 +78,14 @@ class Mill:
         assert found
         return found
 
-    def wait(self, until: Callable[[batches.BatchStatus], bool], seconds: float = 20, batch: str = "b") -> None:
+    def wait(self, until: Callable[[batches.BatchStatus], bool], seconds: float = 60, batch: str = "b") -> None:
         """Waits until the batch's status satisfies `until`."""
         deadline = time.monotonic() + seconds
         while not until(self.status(batch)):
             assert time.monotonic() < deadline, self.status(batch)
             time.sleep(0.02)
 
-    def wait_for_rows(self, count: int, batch: str = "b", seconds: float = 20) -> None:
+    def wait_for_rows(self, count: int, batch: str = "b", seconds: float = 60) -> None:
         """Waits until Redis knows of the jobs r-0 … r-{count - 1} that they are in a row, and so may go away."""
         keys = [f"rq:job:{wire.job_id(batch, f'r-{n}')}" for n in range(count)]
         deadline = time.monotonic() + seconds

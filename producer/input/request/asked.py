@@ -30,15 +30,25 @@ class Asked:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self.said: dict[str, str] = {}
+        self._switches: set[str] = set()
 
-    def put(self, name: str, value: Any, said: str | None = None) -> None:
-        """Adds a value that the user gave as `said`; raises Fault if another one was given."""
+    def put(self, name: str, value: Any, said: str | None = None, is_switch: bool = False) -> None:
+        """Adds a value that the user gave as `said`, a name that tells the value if it `is_switch`.
+
+        Raises Fault if another value was given.
+        """
         said = said or name
         if name in self._values and self._values[name] != value:
-            before, other = f"{self.said[name]} is {show(self._values[name])}", f"{said} is {show(value)}"
-            raise Fault(f"{before} and {other}; keep one")
+            raise Fault(f"{self.words(name)} and {said} is {show(value)}; keep one")
         self._values[name] = value
         self.said[name] = said
+        if is_switch:
+            self._switches.add(name)
+
+    def words(self, name: str) -> str:
+        """What the user said about a name that is here."""
+        said = self.said[name]
+        return f"{said} is given" if name in self._switches else f"{said} is {show(self._values[name])}"
 
     def __contains__(self, name: str) -> bool:
         return name in self._values

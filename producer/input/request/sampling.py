@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "thinking_budget")
 
 LISTS = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words")
 
+TOKEN = re.compile("[0-9]{1,20}")
+"""A token id as a key of JSON."""
+
 OFF = {"seed": None, "top_k": 0, "thinking_budget": None}
 """What -1 means, with which other servers say that a parameter is off."""
 
@@ -25,9 +29,6 @@ OFF = {"seed": None, "top_k": 0, "thinking_budget": None}
 def given(asked: Asked, is_chat: bool) -> dict[str, Any]:
     """The sampling parameters that a request names, by our names; None where it says that there is none."""
     values = {name: asked.get(name) for name in SAMPLING if name in asked and name != "logprobs"}
-    for name, off in OFF.items():
-        if values.get(name) == -1:
-            values[name] = off
     if "logprobs" in asked or asked.get("top_logprobs"):
         values["logprobs"] = _in_chat(asked) if is_chat else _in_text(asked.get("logprobs"))
     return values
@@ -36,6 +37,9 @@ def given(asked: Asked, is_chat: bool) -> dict[str, Any]:
 def sampling(given: Mapping[str, Any], defaults: Mapping[str, Any], said: Mapping[str, str] | None = None) -> Sampling:
     """Checked sampling parameters: what is given, else the defaults. `said` has the user's names for ours."""
     values = {**defaults, **given}
+    for name, off in OFF.items():
+        if values.get(name) == -1:
+            values[name] = off
     for name in WHOLE:  # a table whose column has gaps makes 3.0 of 3
         if isinstance(value := values.get(name), float) and value.is_integer():
             values[name] = int(value)
@@ -44,6 +48,8 @@ def sampling(given: Mapping[str, Any], defaults: Mapping[str, Any], said: Mappin
     for name in LISTS:
         if isinstance(value := values.get(name), list):
             values[name] = tuple(value)
+    if values.get("allowed_token_ids") == ():
+        raise Fault("allowed_token_ids is empty, so no token may come; remove it")
     if "logit_bias" in values:
         values["logit_bias"] = _bias(values["logit_bias"])
     try:
@@ -51,7 +57,8 @@ def sampling(given: Mapping[str, Any], defaults: Mapping[str, Any], said: Mappin
     except ValidationError as error:
         raise Fault(reason(error, said)) from None
     if sampling.min_tokens > sampling.max_tokens:
-        raise Fault(f"min_tokens is {sampling.min_tokens}, more than max_tokens, {sampling.max_tokens}")
+        least, most = ((said or {}).get(name, name) for name in ("min_tokens", "max_tokens"))
+        raise Fault(f"{least} is {sampling.min_tokens}, more than {most}, {sampling.max_tokens}")
     return sampling
 
 
@@ -68,9 +75,13 @@ def _bias(value: Any) -> dict[int, Any]:
     """OpenAI's form: token ids are keys, and so they are texts in JSON."""
     if not isinstance(value, Mapping):
         raise Fault(f"logit_bias is {kind(value)} instead of an object of token ids")
-    if wrong := [key for key in value if not str(key).isascii() or not str(key).isdecimal()]:
-        raise Fault(f"logit_bias has the key {show(wrong[0])}; keys must be token ids")
-    return {int(key): bias for key, bias in value.items()}
+    names: dict[int, Any] = {}
+    for key in value:
+        if not TOKEN.fullmatch(str(key)):
+            raise Fault(f"logit_bias has the key {show(key)}; keys must be token ids")
+        if (first := names.setdefault(int(key), key)) is not key:
+            raise Fault(f"logit_bias has the keys {show(first)} and {show(key)} for one token; keep one")
+    return {token: value[key] for token, key in names.items()}
 
 
 def _in_chat(asked: Asked) -> int | None:

@@ -38,6 +38,9 @@ IN_STRUCTURED_OUTPUTS: dict[str, Kind] = {
     "grammar": "lark",
 }
 
+OFF = {"grammar": ""}
+"""What says that there is none: llama.cpp has it so. Of all other names an empty value is refused, as vLLM does."""
+
 HARMLESS = {
     "disable_any_whitespace": False,
     "disable_additional_properties": False,
@@ -65,7 +68,7 @@ def _all(asked: Asked) -> Iterator[tuple[str, Grammar]]:
     if (given := asked.get("structured_outputs")) is not None:
         yield "structured_outputs", _structured_outputs(given)
     for name, of in NAMES.items():
-        if (given := asked.get(name)) not in (None, ""):
+        if (given := asked.get(name)) is not None and given != OFF.get(name):
             yield name, made(of, given, name)
 
 
@@ -113,6 +116,7 @@ def _parsed(value: Any, name: str) -> Any:
     """A schema, which some APIs take as a text."""
     if not isinstance(value, str):
         return value
+    _refuse_empty(value, name)
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
@@ -122,9 +126,13 @@ def _parsed(value: Any, name: str) -> Any:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise Fault(f"{name} is {kind(value)} instead of a text")
-    if not value:
-        raise Fault(f"{name} is empty")
+    _refuse_empty(value, name)
     return value
+
+
+def _refuse_empty(text: str, name: str) -> None:
+    if not text:
+        raise Fault(f"{name} is empty; remove it")
 
 
 def _choices(value: Any, name: str) -> str:

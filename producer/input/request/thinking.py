@@ -17,11 +17,11 @@ SWITCHES = ("enable_thinking", "thinking", "reasoning_effort")
 """What a template may be told about thinking. A request that says one of them is free of the defaults of all."""
 
 OWN_FIELDS = {
-    "add_generation_prompt": "say it beside chat_template_kwargs",
-    "continue_final_message": "say it beside chat_template_kwargs",
-    "tools": "say it beside chat_template_kwargs",
-    "messages": "say it beside chat_template_kwargs",
-    "conversation": "say messages beside chat_template_kwargs",
+    "add_generation_prompt": "make it a field of the request",
+    "continue_final_message": "make it a field of the request",
+    "tools": "make it a field of the request",
+    "messages": "make it a field of the request",
+    "conversation": "make messages a field of the request",
     "documents": "put their texts into a message",
     "chat_template": "the model's own template is used; remove it",
     "tokenize": "remove it",
@@ -55,17 +55,18 @@ def unfold(asked: Asked) -> None:
 
 def template(asked: Asked, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template is told, by the names that it has for it; raises Fault."""
-    told = dict(named("chat_template_kwargs", asked.get("chat_template_kwargs", {})))
+    all_told = asked.said.get("chat_template_kwargs", "chat_template_kwargs")
+    told = dict(named(all_told, asked.get("chat_template_kwargs", {})))
+    words = {name: f"{all_told}.{name} is {show(value)}" for name, value in told.items()}
     for name in told:
         if name in OWN_FIELDS:
-            raise Fault(f"chat_template_kwargs.{name} is not supported; {OWN_FIELDS[name]}")
+            raise Fault(f"{all_told}.{name} is not supported; {OWN_FIELDS[name]}")
     for name, value in (("enable_thinking", asked.flag("enable_thinking")), ("reasoning_effort", _effort(asked))):
         if value is not None:
             if told.get(name, value) != value:
-                before = f"chat_template_kwargs.{name} is {show(told[name])}"
-                raise Fault(f"{before} and {asked.said[name]} is {show(value)}; keep one")
-            told[name] = value
-    _refuse_contradictions(told, {name: asked.said.get(name, f"chat_template_kwargs.{name}") for name in told})
+                raise Fault(f"{words[name]} and {asked.words(name)}; keep one")
+            told[name], words[name] = value, asked.words(name)
+    _refuse_contradictions(told, words)
     if any(name in told for name in SWITCHES):
         defaults = {name: value for name, value in defaults.items() if name not in SWITCHES}
     return {**defaults, **told}
@@ -83,8 +84,8 @@ def _effort(asked: Asked) -> str | None:
     return effort
 
 
-def _refuse_contradictions(told: Mapping[str, Any], said: Mapping[str, str]) -> None:
-    """Raises Fault if one says that the model thinks, and another that it does not; `said` has the user's names."""
+def _refuse_contradictions(told: Mapping[str, Any], words: Mapping[str, str]) -> None:
+    """Raises Fault if one says that the model thinks, and another that it does not; `words` has what the user said."""
     effort = told.get("reasoning_effort")
     switches = {name: told[name] for name in ("enable_thinking", "thinking") if isinstance(told.get(name), bool)}
     against = [
@@ -92,4 +93,4 @@ def _refuse_contradictions(told: Mapping[str, Any], said: Mapping[str, str]) -> 
     ]
     if len(set(switches.values())) > 1 or against:
         names = [against[0], "reasoning_effort"] if against else list(switches)
-        raise Fault(f"{' and '.join(f'{said[name]} is {show(told[name])}' for name in names)}; keep one")
+        raise Fault(f"{' and '.join(words[name] for name in names)}; keep one")

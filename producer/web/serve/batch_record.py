@@ -29,9 +29,10 @@ MOST_PAIRS, MOST_NAME, MOST_VALUE = 16, 64, 512
 class BatchRecord(Record):
     """A batch. Its id is also that of the batch in Redis, so two batches made of one file share nothing.
 
-    `pair` is known once the file is validated, and so are `model`, as its requests call the pair, and the `notes` about
-    what they ask for that is ignored. `refused` counts the requests that are never queued because something is wrong
-    with them; `failed` includes them. Times are Unix seconds; the output files stay for `output_lasts` seconds.
+    `pair` is known once the file is validated, and so are `model`, as its requests call the pair (empty if they do so
+    by several names), and the `notes` about what they ask for that is ignored; those about what workers could not do
+    follow at the end. `refused` counts the requests that are never queued because something is wrong with them;
+    `failed` includes them. Times are Unix seconds; the output files stay for `output_lasts` seconds.
     """
 
     endpoint: str
@@ -72,7 +73,7 @@ class BatchRecord(Record):
 
     @property
     def translation(self) -> Translation:
-        return Translation(self.endpoint, self.pair, self.model or self.pair)
+        return Translation(self.endpoint, self.pair, self.model)
 
     def at(self, status: str) -> BatchRecord:
         """The batch at its next status, with the time; one that is being cancelled stays so until it is."""

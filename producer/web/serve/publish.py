@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,13 +11,15 @@ from typing import Any, BinaryIO
 import orjson
 
 from ...input.dataset import BadLine, key_of
+from ...input.notes import of_answers
 from ...input.sources import BOM
+from ...output.formats import notes_in
 from ...output.output import Output
 from ...queue.ending import CANCELLED
 from ...queue.wire import job_id
 from .batch_record import BatchRecord
 from .files import Files
-from .forms.translation import RESPONSES, Translation
+from .forms.translation import Translation
 
 EXPIRED = "batch_expired"
 
@@ -65,7 +68,9 @@ def publish(batch: BatchRecord, output: Output, source: Path, files: Files) -> B
         error_id = _file_id(batch, "error")
         errors = _as_expired(errors) if batch.expired_at else errors
         files.publish(error_id, errors, f"{batch.id}_error.jsonl", batch.user, lasts)
-    return replace(batch, output_file_id=output_id, error_file_id=error_id, usage=_usage(out))
+    usage, notes = _told(out)
+    notes = [*batch.notes, *of_answers(notes)]
+    return replace(batch, output_file_id=output_id, error_file_id=error_id, usage=usage, notes=notes)
 
 
 def _file_id(batch: BatchRecord, kind: str) -> str:
@@ -90,7 +95,7 @@ def _translated(out: Path, source: Path, translation: Translation) -> Path:
     """The output file with answers as their endpoint has them and as the requests call the model."""
     answers = out.with_name("answers.jsonl")
     with out.open("rb") as lines, answers.open("wb") as target, source.open("rb") as requests:
-        places = _places(requests) if translation.endpoint == RESPONSES else {}
+        places = _places(requests) if translation.needs_requests else {}
         for raw in lines:
             line = orjson.loads(raw)
             asked: dict[str, Any] = {}
@@ -114,20 +119,24 @@ def _places(requests: BinaryIO) -> dict[int, int]:
     return places
 
 
-def _usage(out: Path) -> dict[str, Any]:
-    """The tokens of all completions."""
+def _told(out: Path) -> tuple[dict[str, Any], Counter[str]]:
+    """The tokens of all completions, and in how many of them each note of a worker stands."""
     prompt = cached = completion = reasoning = 0
+    notes: Counter[str] = Counter()
     with out.open("rb") as lines:
-        for line in lines:
-            usage = orjson.loads(line)["response"]["body"]["usage"]
+        for raw in lines:
+            line = orjson.loads(raw)
+            notes.update(notes_in(line))
+            usage = line["response"]["body"]["usage"]
             prompt += usage["prompt_tokens"]
             cached += usage["prompt_tokens_details"]["cached_tokens"]
             completion += usage["completion_tokens"]
             reasoning += (usage.get("completion_tokens_details") or {}).get("reasoning_tokens", 0)
-    return {
+    usage = {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": cached},
         "output_tokens": completion,
         "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": prompt + completion,
     }
+    return usage, notes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ class LineError:
 
 @dataclass(frozen=True)
 class Validated:
-    """What validation learns: how many requests there are, the model that all of them name, its pair, what is wrong."""
+    """What validation learns: how many requests there are, their pair, what is wrong.
+
+    `model` is what all of them call the pair; empty if they have several names for it.
+    """
 
     total: int = 0
     model: str = ""
@@ -63,7 +67,8 @@ def _unreadable(message: str) -> Validated:
 
 
 def _validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -> Validated:
-    total, model, errors, seen = 0, None, [], set()
+    pair_of = cache(pair_of)
+    total, models, errors, seen = 0, dict[str, str](), [], set()
     for number, line in open_source(str(path), "jsonl").rows():
         total += 1
         if total > MOST_LINES:
@@ -74,21 +79,23 @@ def _validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -
             if name in seen:
                 raise Invalid("duplicate_custom_id", f"An earlier line has the custom_id '{name}'.", "custom_id")
             seen.add(name)
-            if model is None and pair_of(asked) is None:
+            pair = pair_of(asked)
+            if models and pair not in models.values():
+                first = next(iter(models))
+                message = f"The model '{asked}' is not '{first}', which this batch is for; a batch has one model."
+                raise Invalid("mismatched_model", message, "body.model")
+            if pair is None:
                 message = f"The model '{asked}' is no known pair, and no live worker serves it."
                 raise Invalid("model_not_found", message, "body.model")
-            model = model or asked
-            if asked != model:
-                message = f"The model '{asked}' is not '{model}', which this batch is for; a batch has one model."
-                raise Invalid("mismatched_model", message, "body.model")
+            models[asked] = pair
         except Invalid as error:
             errors.append(LineError(error.code, error.message, error.param, number))
             if len(errors) >= MOST_ERRORS:
                 break
     if not total:
         errors.append(LineError("empty_file", "The file has no requests."))
-    pair = pair_of(model) if model else None
-    return Validated(total, model or "", pair or "", tuple(errors))
+    first, pair = next(iter(models.items()), ("", ""))
+    return Validated(total, first if len(models) == 1 else "", pair, tuple(errors))
 
 
 def _is_compressed(path: Path) -> bool:

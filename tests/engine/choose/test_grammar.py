@@ -305,7 +305,7 @@ SHORT = (
 THINGS = ("room", "soup", "film", "book", "train", "lake", "song")
 
 
-def test_200_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
+def test_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
     parts = load_pair(resolve("smollm2-135m"), cache)
     made = Engine(parts.target, parts.loaded.tokenizer, 512, draft=parts.draft, depth=2, memory=2**30)
     asked = {
@@ -315,7 +315,7 @@ def test_200_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
             Sampling(max_tokens=40, temperature=0.7 * (i % 2), seed=i),
             Grammar("json", json.dumps(SHORT[i % 4][0])),
         ): SHORT[i % 4][0]
-        for i in range(200)
+        for i in range(48)
     }
     done = run(made, list(asked))
     for request, schema in asked.items():

@@ -85,7 +85,7 @@ def test_half_precision_is_as_near_to_float32_as_mlx_lms(family: str, dtype: mx.
     target = adapt(model)
     reference, truth = Reference.of(target), Reference.of(adapt(exact))
     if kernels:
-        every = contests(shapes(target, None), LAUNCH)
+        every = contests(shapes(target, None), Recorder())
         target.operations = Operations({contest.key: KERNEL for contest in every if KERNEL in contest.make()}, LAUNCH)
     ours: dict[int, list[float]] = {}
     theirs: dict[int, list[float]] = {}

@@ -73,7 +73,8 @@ def on_cpu(
     # All bits set: not a number in any of the types, so what nothing writes shows.
     made = [np.full(shape, -1, np.dtype(f"i{dtype.size}")) for shape, dtype in outputs]
     arrays = [*given, *made]
-    owners = [np.full(array.size, -1, np.int64) for array in arrays]
+    none = np.empty(0, np.int64)  # of inputs, which may be pools of many megabytes
+    owners = [none] * len(given) + [np.full(array.size, -1, np.int64) for array in made]
     sizes = (ctypes.c_long * len(arrays))(*(array.size for array in arrays))
     message = ctypes.create_string_buffer(512)
     if not run(_pointers(arrays), sizes, _pointers(owners), (ctypes.c_uint * 3)(*groups), threads, message):

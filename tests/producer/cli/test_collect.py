@@ -253,3 +253,19 @@ def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
     with Output(path, "b") as output:
         output.write(long)
     assert path.read_bytes() == before + long.line + b"\n"
+
+
+def test_notes_of_workers_are_told_with_their_lines(
+    shell: Shell, worker: Callable[[], None], redis: redis_py.Redis
+) -> None:
+    worker()
+    lines = [{"prompt": f"say {n}", "max_tokens": 3, "thinking_budget": 5 if n else None} for n in range(4)]
+    shell.write("in.jsonl", b"\n".join(map(orjson.dumps, lines)))
+    batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
+    note = "thinking_budget: this answer has no thoughts to limit (3 lines)"
+    for name, leave in (("out.csv", ["--leave"]), ("out.jsonl", [])):
+        done = shell("collect", batch, "-o", name, "--follow", "--json", *leave)
+        assert orjson.loads(done.stdout)["notes"] == [note]
+        assert done.stderr.splitlines()[-1] == f"Note: {note}"
+    again = shell("collect", batch, "-o", "out.jsonl", "--json")
+    assert (orjson.loads(again.stdout)["notes"], again.stderr) == ([], "")

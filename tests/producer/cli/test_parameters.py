@@ -65,6 +65,18 @@ def test_each_option_reaches_the_jobs(options: tuple[str, ...], expected: dict[s
     assert job(*options) == job().model_copy(update=expected)
 
 
+def test_options_have_the_off_values_of_lines() -> None:
+    for option in ("--top-k", "--seed", "--thinking-budget"):
+        assert job(option, "-1") == job()
+        assert submission(option, "-1").info.id == submission().info.id
+        with pytest.raises(UserError, match="-2 is not in the range"):
+            check_arguments(("in.jsonl", option, "-2"))
+    assert (
+        job("--model-defaults", "--top-k", "-1").model_defaults
+        == job("--model-defaults", "--top-k", "0").model_defaults
+    )
+
+
 def test_each_option_makes_another_batch_and_is_known_by_its_name() -> None:
     plain = submission().info
     batches = [submission(*options).info for options, _ in OPTIONS]
@@ -84,12 +96,28 @@ def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--regex", "a", "--choice", "b"), "--regex contradicts choice; keep one"),
+        (("--regex", "a", "--choice", "b"), "--regex contradicts --choice; keep one"),
         (("--chat-template-kwargs", "{"), "--chat-template-kwargs is not JSON: unexpected end of data at column 2"),
         (("--chat-template-kwargs", "[]"), "--chat-template-kwargs is a list instead of an object"),
-        (("--no-thinking", "--reasoning-effort", "high"), "--thinking is false and reasoning_effort is"),
+        (
+            ("--no-thinking", "--reasoning-effort", "high"),
+            '--no-thinking is given and --reasoning-effort is "high"; keep one',
+        ),
+        (
+            ("--thinking", "--chat-template-kwargs", '{"thinking": false}'),
+            "--thinking is given and --chat-template-kwargs.thinking is false; keep one",
+        ),
+        (
+            ("--chat-template-kwargs", '{"enable_thinking": true}', "--no-thinking"),
+            "--chat-template-kwargs.enable_thinking is true and --no-thinking is given; keep one",
+        ),
+        (
+            ("--chat-template-kwargs", '{"tools": []}'),
+            "--chat-template-kwargs.tools is not supported; make it a field of the request",
+        ),
+        (("--top-k", str(2**40)), f"--top-k is {2**40}; it must be at most "),
         (("--grammar", "@none"), "cannot read 'none'"),
-        (("--regex", ""), "--regex is empty"),
+        (("--regex", ""), "--regex is empty; remove it"),
     ],
 )
 def test_what_is_wrong_is_said(options: tuple[str, ...], why: str) -> None:
@@ -122,6 +150,10 @@ def test_notes_reach_reports_and_programs(shell: Shell, redis: redis_py.Redis, r
     with python.Client(redis_server.url) as client:
         with pytest.raises(UserError, match=r"^chat_template_kwargs is a list instead of an object"):
             client.submit([line], chat_template_kwargs=[1])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError, match=r"^choice is \[\]; it must be a list of texts that are not empty"):
+            client.submit([line], choice=())
+        with pytest.raises(UserError, match=r"^thinking is false and reasoning_effort is \"low\"; keep one"):
+            client.submit([line], thinking=False, reasoning_effort="low")
         batch = client.submit([line], thinking=False, choice=["yes", "no"], n=2)
         same = "the n answers are all the same, because the temperature is 0 (1 line)"
         assert batch.notes == (notes[0], same, *notes[1:])

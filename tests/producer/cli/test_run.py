@@ -56,6 +56,18 @@ def goes_on(shell: Shell, command: list[str]) -> None:
     assert sorted(ids(shell)) == sorted(f"r-{n}" for n in range(COUNT))
 
 
+def test_notes_of_the_worker_follow_those_about_the_input(shell: Shell, model: str) -> None:
+    line = orjson.dumps({"prompt": "Hi", "max_tokens": 2, "thinking_budget": 5, "mood": 1})
+    done = shell("run", shell.write("in.jsonl", line), "-o", "out.jsonl", "--pair", model, "--json")
+    notes = [
+        'field "mood" is unknown and ignored (1 line)',
+        "thinking_budget: this answer has no thoughts to limit (1 line)",
+    ]
+    assert orjson.loads(done.stdout)["notes"] == notes
+    said = done.stderr.splitlines()
+    assert (said[0], said[-1]) == (f"Note: {notes[0]}", f"Note: {notes[1]}")
+
+
 def test_from_prompts_to_results(shell: Shell, model: str) -> None:
     lines = [
         '{"prompt": "Hello"}',

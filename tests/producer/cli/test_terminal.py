@@ -128,6 +128,7 @@ def test_json_for_scripts(shell: Shell, worker: Callable[[], None]) -> None:
         "failed": 0,
         "bad": 0,
         "missing": 20,
+        "notes": [],
     }
     worker()
     watched = [orjson.loads(line) for line in shell("status", batch, "--watch", "--json").stdout.splitlines()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftmill.producer.input.dataset import BadLine
+from draftmill.producer.input.notes import of_answers
 from draftmill.producer.output.formats import names
 from draftmill.producer.output.output import Output, errors_of
 from draftmill.producer.queue.batches import Result
@@ -381,13 +383,29 @@ def test_a_table_gets_columns_for_thoughts_calls_and_choices_when_they_come(tmp_
     assert header.endswith(",tokens_per_round,reasoning,tool_calls")
 
 
-def test_a_table_has_the_texts_of_all_choices_behind_what_was_kept(tmp_path: Path) -> None:
-    keep = {"stars": 1}
+def test_a_table_has_all_of_all_choices_behind_what_was_kept(tmp_path: Path) -> None:
+    call = {"id": "call_1", "function": {"name": "f", "arguments": "{}"}}
+    logprobs = {"content": [{"token": "no", "logprob": -0.5}], "refusal": None}
+    line = orjson.loads(several(2).line)
+    first = line["response"]["body"]["choices"][0]
+    second = first | {"finish_reason": "length", "logprobs": logprobs, "message": {"content": None, "reasoning": "So."}}
+    third = first | {"message": {"content": "no", "tool_calls": [call]}}
+    line["response"]["body"]["choices"] = [first, second, third]
+    whole = {
+        "texts": ["yes", None, "no"],
+        "finish_reasons": ["stop", "length", "stop"],
+        "all_reasoning": [None, "So.", None],
+        "all_tool_calls": [None, None, [call]],
+        "all_logprobs": [None, logprobs, None],
+    }
     for format in ("csv", "parquet"):
         path = tmp_path / f"out.{format}"
-        write(path, [done(0, keep=keep), several(1)])
-        assert [row["texts"] or "" for row in rows(path)] == ["", '["yes","yes"]']
-        assert list(rows(path)[0])[-2:] == ["stars", "texts"]
+        write(path, [done(0, keep={"stars": 1}), several(1), Result("3-0", orjson.dumps(line), 2)])
+        plain, two, three = rows(path)
+        assert list(plain)[-6:] == ["stars", *whole]
+        assert not any(plain[name] for name in whole)
+        assert [two[name] or "" for name in whole] == ['["yes","yes"]', '["stop","stop"]', "", "", ""]
+        assert {name: orjson.loads(three[name]) for name in whole} == whole
 
 
 def test_a_table_has_log_probabilities_and_what_could_not_be_done(tmp_path: Path) -> None:
@@ -403,6 +421,22 @@ def test_a_table_has_log_probabilities_and_what_could_not_be_done(tmp_path: Path
         assert not first["draftmill_notes"]
         assert orjson.loads(second["logprobs"]) == logprobs
         assert orjson.loads(second["draftmill_notes"]) == ["it cannot think"]
+
+
+def test_notes_are_counted_by_the_results_that_were_added(tmp_path: Path) -> None:
+    def noted(n: int, *notes: str) -> Result:
+        line = orjson.loads(done(n).line)
+        line["response"]["body"]["draftmill"] = {"notes": notes}
+        return Result(f"{n + 1}-0", orjson.dumps(line), n)
+
+    for format in FORMATS:
+        with Output(tmp_path / f"out.{format}", "b") as output:
+            for result in (noted(0, "a", "b"), noted(1, "b"), noted(1, "b"), done(2), failed(3)):
+                output.write(result)
+            assert output.notes == {"a": 1, "b": 2}
+    kinds = Counter({"a": 3, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1})
+    shown = ["a (3 lines)", "b (1 line)", "c (1 line)", "d (1 line)", "e (1 line)"]
+    assert list(of_answers(kinds)) == [*shown, "1 more note stands in the results"]
 
 
 def test_a_kept_column_is_never_taken_for_one_of_ours() -> None:

@@ -40,7 +40,8 @@ KEY = {"Authorization": "Bearer key-of-ann"}
 def server(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
     shell = Shell(folder, folder / "home")
-    options = ("--alias", f"gpt-4o-mini={PAIR}", "--alias", "later=owner/model", "--window", "48h")
+    names = ("--alias", f"gpt-4o-mini={PAIR}", "--alias", f"gpt-4o={PAIR}")
+    options = (*names, "--alias", "later=owner/model", "--window", "48h")
     server = Server(shell, redis_server.url, "--api-key-file", shell.write("keys", "ann:key-of-ann\n"), *options)
     server.start()
     with worker(redis_server.url, redis_server.folder / "spool"):
@@ -76,18 +77,25 @@ def test_an_alias_is_a_model(client: OpenAI) -> None:
 
 
 def test_a_batch_by_an_alias(client: OpenAI) -> None:
-    content = jsonl(*(request(f"r-{n}", model="gpt-4o-mini") for n in range(10)), request("bad", temperature=9))
-    mixed = wait(client, create(client, content).id)
-    assert mixed.status == "failed"
-    assert mixed.errors
-    assert mixed.errors.data
-    assert mixed.errors.data[0].code == "mismatched_model"
-    content = content.replace(f'"model":"{PAIR}"'.encode(), b'"model":"gpt-4o-mini"')
+    asked = [request(f"r-{n}", model="gpt-4o-mini") for n in range(10)]
+    content = jsonl(*asked, request("bad", temperature=9, model="gpt-4o-mini"))
     batch = wait(client, create(client, content).id)
     assert (batch.status, counts(batch), batch.model) == ("completed", (11, 10, 1), "gpt-4o-mini")
     out = lines(client, batch.output_file_id)
     assert {line["response"]["body"]["model"] for line in out.values()} == {"gpt-4o-mini"}
     assert batch.model_extra == {"draftmill": {"notes": []}}
+
+
+def test_a_batch_may_call_one_pair_by_several_names(client: OpenAI) -> None:
+    called = {"a": "gpt-4o-mini", "b": PAIR, "c": "gpt-4o", "d": PAIR.upper(), "e": "gpt-4o-mini"}
+    content = jsonl(*(request(id, model=model) for id, model in called.items()))
+    batch = wait(client, create(client, content).id)
+    assert (batch.status, counts(batch), batch.model) == ("completed", (5, 5, 0), PAIR)
+    out = lines(client, batch.output_file_id)
+    assert {id: line["response"]["body"]["model"] for id, line in out.items()} == called
+    batch = wait(client, create(client, content + jsonl(request("f", model="later"))).id)
+    assert batch.errors
+    assert [(error.code, error.line) for error in batch.errors.data or ()] == [("mismatched_model", 6)]
 
 
 def test_what_a_request_asks_in_vain_is_told(client: OpenAI) -> None:
@@ -114,6 +122,14 @@ def test_what_a_request_asks_in_vain_is_told(client: OpenAI) -> None:
     assert batch.model_extra
     assert batch.model_extra["draftmill"]["notes"] == ['field "mood" is unknown and ignored (2 lines)']
     Batch.model_validate(batch.model_dump(), strict=True)
+
+    requests = [request("a", mood="good"), *(request(f"r-{n}", thinking_budget=5) for n in range(3))]
+    batch = wait(client, create(client, jsonl(*requests)).id)
+    assert batch.model_extra
+    assert batch.model_extra["draftmill"]["notes"] == [
+        'field "mood" is unknown and ignored (1 line)',
+        f"{told[0]} (3 lines)",
+    ]
 
 
 def test_wrong_aliases(server: Server, redis_server: RedisServer) -> None:

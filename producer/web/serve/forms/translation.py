@@ -15,7 +15,7 @@ ENDPOINTS = (CHAT, TEXT, RESPONSES)
 
 @dataclass(frozen=True)
 class Translation:
-    """For requests to `endpoint` that call the pair `model`."""
+    """For requests to `endpoint` that call the pair `model`; by several names, if it is empty."""
 
     endpoint: str
     pair: str
@@ -24,6 +24,11 @@ class Translation:
     @property
     def changes_answers(self) -> bool:
         return self.endpoint == RESPONSES or self.model != self.pair
+
+    @property
+    def needs_requests(self) -> bool:
+        """Whether an answer's form depends on its request."""
+        return self.endpoint == RESPONSES or not self.model
 
     def line(self, line: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """A line of requests in a form that becomes a job, and notes about what is ignored; raises Fault."""
@@ -39,6 +44,7 @@ class Translation:
 
     def answer(self, asked: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         """A completion's body in the form of the endpoint; `asked` is the request's."""
+        model = self.model or asked["model"]
         if self.endpoint == RESPONSES:
-            return response_of(asked, answer, self.model)
-        return answer | {"model": self.model}
+            return response_of(asked, answer, model)
+        return answer | {"model": model}

@@ -70,8 +70,11 @@ def test_values_that_turn_something_off() -> None:
         ({"stop": ["a", ""]}, 'stop[1] is ""; it must be not empty'),
         ({"stop_sequences": [7]}, "stop_sequences[0] is 7; it must be a text"),
         ({"bad_words": "a"}, 'bad_words is "a"; it must be a list'),
+        ({"allowed_token_ids": []}, "allowed_token_ids is empty, so no token may come; remove it"),
         ({"logit_bias": [[5, 1]]}, "logit_bias is a list instead of an object of token ids"),
         ({"logit_bias": {"the": 1}}, 'logit_bias has the key "the"; keys must be token ids'),
+        ({"logit_bias": {"9" * 5000: 1}}, f'logit_bias has the key "{"9" * 36}…; keys must be token ids'),
+        ({"logit_bias": {"7": 1, "07": 2}}, 'logit_bias has the keys "7" and "07" for one token; keep one'),
         ({"logit_bias": {"5": 101}}, "logit_bias[5] is 101; it must be at most 100"),
         ({"logit_bias": {"5": False}}, "logit_bias[5] is false; it must be a number"),
         ({"min_tokens": 6, "max_tokens": 5}, "min_tokens is 6, more than max_tokens, 5"),
@@ -83,6 +86,11 @@ def test_values_that_turn_something_off() -> None:
 def test_what_is_wrong_is_said(asked: dict[str, Any], why: str) -> None:
     for read in (chat, text, short):
         assert fault(read, **asked) == why
+
+
+def test_a_minimum_above_the_maximum_has_the_names_that_the_user_gave() -> None:
+    why = "min_new_tokens is 6, more than max_completion_tokens, 5"
+    assert fault(chat, min_new_tokens=6, max_completion_tokens=5) == why
 
 
 def test_log_probabilities_of_chats_and_texts() -> None:

@@ -69,6 +69,12 @@ def test_a_line_without_one_obeys_the_default_unless_it_wants_text() -> None:
         ({"guided_json": "{"}, "guided_json is not JSON: unexpected end of data at column 2"),
         ({"guided_json": [1]}, "guided_json is a list instead of a JSON schema, an object"),
         ({"guided_regex": 5}, "guided_regex is a number instead of a text"),
+        *(
+            ({name: ""}, f"{name} is empty; remove it")
+            for name in ("guided_regex", "guided_grammar", "guided_json", "regex", "ebnf", "json_schema")
+        ),
+        ({"structured_outputs": {"json": ""}}, "structured_outputs.json is empty; remove it"),
+        ({"guided_choice": ""}, 'guided_choice is ""; it must be a list of texts that are not empty'),
         ({"guided_choice": []}, "guided_choice is []; it must be a list of texts that are not empty"),
         ({"guided_choice": ["a", 5]}, 'guided_choice is ["a",5]; it must be a list of texts that are not empty'),
         ({"guided_choice": "yes"}, 'guided_choice is "yes"; it must be a list of texts that are not empty'),

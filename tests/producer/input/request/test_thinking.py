@@ -81,7 +81,7 @@ def test_a_line_that_speaks_of_thinking_is_free_of_the_default() -> None:
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs is a list instead of an object"),
         (
             {"chat_template_kwargs": {"add_generation_prompt": False}},
-            "chat_template_kwargs.add_generation_prompt is not supported; say it beside chat_template_kwargs",
+            "chat_template_kwargs.add_generation_prompt is not supported; make it a field of the request",
         ),
     ],
 )
