@@ -78,7 +78,8 @@ class Request:
     """One prompt, already tokenised, with its sampling parameters, and the grammar that the answer must obey.
 
     `thinking` says whether the text begins inside the model's thoughts ("open": the prompt ends with the marker), may
-    begin with them ("may"), or is an answer from its first token on ("none").
+    begin with them ("may"), or is an answer from its first token on ("none"). `adapter` names the LoRA adapter that the
+    text is to have.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
     thinking: Thinking = "none"
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ....kernels.race import contestants
 from ....kernels.recurrent.convolution import Heads
 from ...state.recurrent_state import Recurrent, RecurrentLayers
 from ...state.state import State
-from ..linear import apply
+from ..linear import Chosen, apply
 from .transformer import Pass, Transformer
 
 
@@ -77,31 +77,37 @@ class Qwen35(Transformer):
         return attn.q_norm.weight, attn.k_norm.weight
 
     def forward(
-        self, tokens: mx.array, packing: Packing, state: State, tapped: Collection[int] = ()
+        self,
+        tokens: mx.array,
+        packing: Packing,
+        state: State,
+        tapped: Collection[int] = (),
+        chosen: Chosen | None = None,
     ) -> tuple[mx.array, list[mx.array]]:
         assert state.recurrent
         state.recurrent.begin(packing)
-        return super().forward(tokens, packing, state, tapped)
+        return super().forward(tokens, packing, state, tapped, chosen)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         place = self.kind_indices[index]
         if not layer.is_linear:
             return self.attend(index, place, layer, x, through)
-        assert through.state.recurrent
-        return self.recur(index, place, layer.linear_attn, x, through.state.recurrent)
+        return self.recur(index, place, layer.linear_attn, x, through)
 
-    def project(self, index: int, x: mx.array) -> mx.array:
+    def project(self, index: int, x: mx.array, chosen: Chosen | None) -> mx.array:
         """Of tokens [N, hidden] queries, keys, values, gates, b and a [N, width] of the recurrent layer `index`."""
-        return apply(self.joint[index], x, self.operations)
+        return apply(self.joint[index], x, self.operations, chosen)
 
-    def recur(self, index: int, place: int, net: Any, x: mx.array, recurrent: Recurrent) -> mx.array:
+    def recur(self, index: int, place: int, net: Any, x: mx.array, through: Pass) -> mx.array:
         """The GatedDeltaNet of the layer `index`, whose place is `place` among those that are recurrent."""
+        recurrent = through.state.recurrent
+        assert recurrent
         count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
-        projected = self.project(index, x)
+        projected = self.project(index, x, through.chosen)
         ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
         _, gate, b, a = mx.split(projected, ends, axis=-1)
         q, k, v = recurrent.convolve(place, projected, net.conv1d.weight[..., 0])
         decay = compute_g(net.A_log, a, net.dt_bias)
         output = recurrent.update(place, q, k, v, decay, mx.sigmoid(b))
         output = net.norm(output, gate.reshape(v.shape)).reshape(count, -1)
-        return apply(net.out_proj, output, self.operations)
+        return apply(self.outputs[index], output, self.operations, through.chosen)
