@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from .choose.bad_words import Forbidding, spelled
 from .choose.grammar import Grammars
-from .models.lora import Adapters
-from .request import Request, RequestError
+from .request import Adapters, Request, RequestError
 from .schedule.row import Matcher, Row
 from .text import Text
 

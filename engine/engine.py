@@ -25,11 +25,11 @@ from .drafting.drafter import Drafter, DraftRow
 from .drafting.load import load_pair
 from .emission import emit, shown
 from .models.folder import ModelError
-from .models.lora import Adapters, lay
+from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, log, renew, rewind
-from .request import Completion, FinishReason, Request, RequestError
+from .request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
 from .rounds import Emitted, Round, adapters_of, pack, with_forced
 from .schedule.blame import blame
 from .schedule.row import Row
@@ -79,11 +79,11 @@ class Engine:
         memory: int | None = None,
         draft: DFlashDraft | None = None,
         depth: int | None = None,
-        adapters: Adapters | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ):
         self.target = target
         self.text = Text(tokenizer, target.vocabulary)
-        self.context_length, self.adapters = context_length, adapters or Adapters()
+        self.context_length, self.adapters = context_length, adapters
         self.max_rows = max_rows
         self.stats = Stats()
         block = draft.config.block_size if draft else 0
@@ -124,7 +124,7 @@ class Engine:
         memory: int | None = None,
         depth: int | None = None,
         draft_bits: int | None = None,
-        adapters: Adapters | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ) -> Engine:
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here.
 
@@ -133,8 +133,7 @@ class Engine:
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
-        adapters = adapters or Adapters()
-        loras = adapters.read()  # what is wrong with them, comes to light at once
+        loras = read(adapters)  # what is wrong with them comes to light at once
         parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits)
         target, tokenizer = parts.target, parts.loaded.tokenizer
         lay(loras, target, parts.loaded.model)

@@ -14,8 +14,7 @@ from .choose.grammar import GrammarError
 from .choose.scored import Accepted, Scored
 from .depth.round_timing import Forecast
 from .models.linear import Chosen
-from .request import TokenLogprob
-from .schedule.prefix import NO_ADAPTER
+from .request import NO_ADAPTER, TokenLogprob
 from .schedule.row import Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds

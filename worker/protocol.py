@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..engine.request import Completion, Request
+from ..engine.request import Adapters, Completion, Request
 from ..engine.stats import Stats
 from ..engine.text import Text
 from ..engine.verdict import Verdict
@@ -24,6 +24,9 @@ class Engine(Protocol):
     def verdict(self) -> Verdict | None:
         """How near its logits are to mlx-lm's on this machine; None if nobody has looked."""
         ...
+
+    adapters: Adapters
+    """The LoRA adapters that requests may name."""
 
     text: Text
     """Between text and tokens."""

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..request import RequestError
-from ..schedule.prefix import NO_ADAPTER
+from ..request import Adapters
 from .folder import ModelError, first_line
 from .linear import Adapted, sizes
 from .targets.transformer import Transformer
@@ -35,34 +34,12 @@ class LoRA:
     weights: Mapping[str, tuple[mx.array, mx.array]]
 
 
-@dataclass(frozen=True)
-class Adapters:
-    """The LoRA adapters of an engine: the folder of each by its name. `default` is that of requests that name none."""
-
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    default: str | None = None
-
-    def place(self, name: str | None) -> int:
-        """The place of the adapter that a request names, or NO_ADAPTER; raises RequestError."""
-        name = name or self.default
-        if name is None:
-            return NO_ADAPTER
-        if name not in self.folders:
-            known = f"it has {', '.join(self.folders)}" if self.folders else "it has none"
-            raise RequestError(f"adapter {name!r} is unknown to this worker; {known}")
-        return list(self.folders).index(name)
-
-    def read(self) -> list[LoRA]:
-        """What is in the folders, in their order; raises ModelError."""
-        return [read(folder) for folder in self.folders.values()]
+def read(adapters: Adapters) -> list[LoRA]:
+    """The adapters that `mlx_lm.lora` has written to folders; raises ModelError."""
+    return [_read(folder) for folder in adapters.folders.values()]
 
 
-def read(folder: Path) -> LoRA:
-    """The adapter that `mlx_lm.lora` has written to a folder.
-
-    Raises:
-        ModelError: it cannot be read, or is no LoRA of mlx-lm's.
-    """
+def _read(folder: Path) -> LoRA:
     config = _config(folder)
     if "peft_type" in config:
         raise ModelError(f"{folder} holds an adapter of PEFT's, not of mlx-lm's: merge it into its model with PEFT")

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...kernels.pages.sizes import PAGE
+from ..request import NO_ADAPTER
 from .pages import Pages
 from .prefix_tree import Node, PrefixTree, Tokens, prune
 
 MOST = 1024
 """Prefixes that are kept at most where they take nothing but pages."""
-
-NO_ADAPTER = -1
-"""The adapter of rows that have none."""
 
 REMEMBERED = 2**21
 """Tokens of the latest prompts among which shared prefixes are looked for, finished requests included."""

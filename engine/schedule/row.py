@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple, Protocol
 
-from ..request import Completion, FinishReason, Request, TokenLogprob
-from .prefix import NO_ADAPTER, Prefix
+from ..request import NO_ADAPTER, Completion, FinishReason, Request, TokenLogprob
+from .prefix import Prefix
 
 RELIEF = 8
 """Rounds after which one that failed no longer speaks against a row that took part in it."""

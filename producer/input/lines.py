@@ -65,7 +65,6 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
     is_chat, fields = _short(line) if is_short else _openai(line)
     wanted = asked(fields, is_chat, is_short and not defaults.served, notes)
     unfold(wanted)
-    _note_model(wanted, pair, defaults, notes)
     values = given(wanted, is_chat)
     chosen, n = sampling(values, defaults.sampling, wanted.said), choices(wanted, defaults.n)
     left = _left_to_model(values, defaults)
@@ -81,6 +80,7 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
         grammar=obeyed,
         model_defaults=left,
         line=number,
+        **_adapter(wanted, pair, defaults, notes),
         **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen, n)),
     )
 
@@ -154,12 +154,30 @@ def _text(wanted: Asked, chosen: Sampling, n: int) -> dict[str, Any]:
     return {"prompts": prompts(wanted, n), "echo": echo}
 
 
-def _note_model(wanted: Asked, pair: str, defaults: Defaults, notes: Notes) -> None:
-    """Notes a model that is not the pair. A server chose the pair by it, perhaps by another name."""
-    model = wanted.get("model")
-    if model is None or defaults.served or (isinstance(model, str) and canonical(model) == pair):
-        return
-    notes.surprises[f"model {show(model)} is ignored: the pair is {pair}"] += 1
+def _adapter(wanted: Asked, pair: str, defaults: Defaults, notes: Notes) -> dict[str, str]:
+    """The LoRA adapter that a line names, as `adapter` or behind the pair in `model`. Raises Fault.
+
+    Any other model may be an adapter of the workers', too, and is noted. A server chose the pair by it, perhaps by
+    another name.
+    """
+    name, model = wanted.get("adapter"), wanted.get("model")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise Fault(f"adapter is {show(name)}; it must be the name of a worker's LoRA adapter")
+    named = {"adapter": name} if name else {}
+    if model is None or (isinstance(model, str) and canonical(model) == pair):
+        return named
+    head, _, own = model.rpartition(":") if isinstance(model, str) else ("", "", "")
+    if own and canonical(head) == pair:
+        if name not in (None, own):
+            raise Fault(f"model is {show(model)} and adapter is {show(name)}; keep one")
+        return {"adapter": own}
+    if defaults.served:
+        return named
+    if named or not isinstance(model, str):
+        notes.surprises[f"model {show(model)} is ignored: the pair is {pair}"] += 1
+        return named
+    notes.surprises[f"model {show(model)} is ignored, unless it is an adapter of the workers: the pair is {pair}"] += 1
+    return {"model": model}
 
 
 def _left_to_model(values: dict[str, Any], defaults: Defaults) -> tuple[ModelDefault, ...]:

@@ -91,7 +91,8 @@ def test_openai_lines() -> None:
     assert first.sampling == Sampling(max_tokens=9, temperature=1.0)
     assert isinstance(second, JobBody)
     assert (second.prompts, second.messages, second.sampling.seed) == (("Once",), None, 3)
-    assert dict(data.notes) == {'model "gpt-4o-mini" is ignored: the pair is small': 1}
+    note = 'model "gpt-4o-mini" is ignored, unless it is an adapter of the workers: the pair is small'
+    assert dict(data.notes) == {note: 1}
 
 
 def test_defaults_apply_where_a_line_says_nothing() -> None:
@@ -195,7 +196,7 @@ def test_fields_that_would_change_the_text_are_noted_before_all_others() -> None
         'field "xtc_probability" is not supported and ignored; it would change the text (1 line)',
     ]
     assert shown[3:5] == [
-        'model "m" is ignored: the pair is small (1 line)',
+        'model "m" is ignored, unless it is an adapter of the workers: the pair is small (1 line)',
         'field "column 0" is unknown and ignored (2 lines)',
     ]
     assert shown[9:] == ["2 more fields are unknown and ignored"]
