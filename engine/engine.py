@@ -15,7 +15,6 @@ from ..kernels.pages.sizes import PAGE
 from .admission import Admission
 from .choose.constrained import Choice
 from .choose.history import Histories
-from .choose.scored import Scored
 from .depth.budget import Budget
 from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
@@ -30,7 +29,7 @@ from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, log, renew, rewind
 from .request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
-from .rounds import Emitted, Round, adapters_of, pack, with_forced
+from .rounds import Emitted, Round, adapters_of, chosen, pack, settle, with_forced
 from .schedule.blame import blame
 from .schedule.row import Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
@@ -69,6 +68,8 @@ class Engine:
     Raises:
         ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
     """
+
+    remark = None
 
     def __init__(
         self,
@@ -314,13 +315,7 @@ class Engine:
         if not yielding:
             return Round()
         logits = self.target.head(hidden[mx.array(wanted)])
-        self._histories.start(yielding)
-        changes = [self._histories.of(segment.row) for segment in yielding]
-        free, late = Scored(yielding, logits, drafted, self.target.operations, changes).split()
-        if not free:
-            return Round(late=late)
-        watched = free if free.watched else None
-        return Round(free.segments, free.accept(self._ends, self._histories), late, watched)
+        return chosen(yielding, logits, drafted, self.target.operations, self._ends, self._histories)
 
     def _read_in_flight(self, launched: Round | None) -> None:
         """Take the tokens of the round in flight, if there is one, as soon as it has run; `launched` runs after it."""
@@ -329,22 +324,7 @@ class Engine:
             return
         emitted = read.emitted()
         self._time(read, launched)
-        overtaken = read.overtaken
-        for each in emitted:
-            if each.segment.row not in overtaken:
-                each.segment.row.follow(each.tokens)
-                self._take(each)
-        choices = read.choices(overtaken)
-        for choice in choices:
-            self._take(choice)
-        going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
-        self._ends.put([choice.end for choice in going_on])
-        for choice in going_on:
-            row = choice.segment.row
-            if row in overtaken:
-                self._histories.make_anew(row)
-            else:
-                self._histories.put(row, choice.tokens)
+        settle(read, emitted, self._take, self._ends, self._histories)
 
     def _time(self, read: Round, launched: Round | None) -> None:
         """Tell the budget what a round took that was there just now, if nothing came between it and its neighbours."""

@@ -44,11 +44,24 @@ def renew(target: Transformer, state: State, drafter: Drafter | None, failure: F
     Raises:
         EngineFailed: it does not, with memory of its own and fixed tokens.
     """
-    try:
+
+    def anew() -> None:
         state.renew()
         if drafter:
             drafter.pool.renew()
         try_out(target)
+
+    prove(anew, failure)
+
+
+def prove(runs: Callable[[], None], failure: Failure) -> None:
+    """See whether fixed tokens run, with memory of their own.
+
+    Raises:
+        EngineFailed: they do not.
+    """
+    try:
+        runs()
     except Exception as error:
         again = first_line(error)
         raise EngineFailed(f"a round failed ({failure.story}), then one of fixed tokens did, too ({again})") from None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 
+from ..kernels.operations import Operations
 from ..kernels.packing import Packing, Span
 from .choose.constrained import Choice, choose
 from .choose.grammar import GrammarError
+from .choose.history import Histories
 from .choose.scored import Accepted, Scored
 from .depth.round_timing import Forecast
 from .models.linear import Chosen
@@ -78,6 +81,52 @@ class Round:
             Emitted(segment, own[:count], count - 1, [] if number is None else list(islice(listed, count)))
             for segment, (count, *own), number in zip(self.yielding, emitted, most, strict=True)
         ]
+
+
+def chosen(
+    yielding: list[Segment],
+    logits: mx.array,
+    drafts: mx.array | None,
+    operations: Operations,
+    ends: RowEnds,
+    histories: Histories,
+) -> Round:
+    """The round in which these segments yield, from logits [S, vocabulary] of their slots and drafts [F]; it moves the
+    ends of rows that are not constrained.
+    """
+    histories.start(yielding)
+    changes = [histories.of(segment.row) for segment in yielding]
+    free, late = Scored(yielding, logits, drafts, operations, changes).split()
+    if not free:
+        return Round(late=late)
+    watched = free if free.watched else None
+    return Round(free.segments, free.accept(ends, histories), late, watched)
+
+
+def settle(
+    read: Round,
+    emitted: list[Emitted],
+    take: Callable[[Emitted | Choice], None],
+    ends: RowEnds,
+    histories: Histories,
+) -> None:
+    """Let rows take what a round that has run `emitted`, then what its constrained segments choose now."""
+    overtaken = read.overtaken
+    for each in emitted:
+        if each.segment.row not in overtaken:
+            each.segment.row.follow(each.tokens)
+            take(each)
+    choices = read.choices(overtaken)
+    for choice in choices:
+        take(choice)
+    going_on = [choice for choice in choices if choice.segment.slot == choice.segment.row.slot]
+    ends.put([choice.end for choice in going_on])
+    for choice in going_on:
+        row = choice.segment.row
+        if row in overtaken:
+            histories.make_anew(row)
+        else:
+            histories.put(row, choice.tokens)
 
 
 def with_forced(segments: list[Segment], drafts: mx.array | None) -> mx.array:

@@ -1,4 +1,4 @@
-"""What the worker asks of an engine; `draftmill.engine.engine.Engine` is one, the tests bring another."""
+"""What the worker asks of an engine; `draftmill.engine` has two, one of them plain, and the tests bring another."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class Engine(Protocol):
     @property
     def verdict(self) -> Verdict | None:
         """How near its logits are to mlx-lm's on this machine; None if nobody has looked."""
+        ...
+
+    @property
+    def remark(self) -> str | None:
+        """What there is to know of how its model runs, in one line; None if nothing."""
         ...
 
     adapters: Adapters

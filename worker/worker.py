@@ -380,7 +380,7 @@ class MillWorker(BaseWorker):
             "thermal": reading.thermal,
             "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
             **{VERSIONED[name]: version for name, version in VERSIONS.items()},
-            "check": str(self.engine.verdict or ""),
+            "check": str(self.engine.verdict or self.engine.remark or ""),
             "stock": ", ".join(self.engine.verdict.dropped) if self.engine.verdict else "",
             "state": "drained" if state == "draining" and not held else state,
             "reason": reason,

@@ -68,7 +68,10 @@ class DraftConfig:
         architectures = config.get("architectures") or [ARCHITECTURE]
         if ARCHITECTURE not in architectures:
             raise ModelError(f"draft architecture {architectures[0]} is not supported; supported: {ARCHITECTURE}")
-        merged = {**config, **(config.get("dflash_config") or {})}
+        nested = config.get("dflash_config") or {}
+        merged = {**config, **nested}
+        if merged.get("is_causal") is None:
+            merged["is_causal"] = nested.get("causal")
         rope = merged.get("rope_parameters") or {}
         merged.setdefault("rope_theta", rope.get("rope_theta", cls.rope_theta))
         scaling = merged.get("rope_scaling") or rope

@@ -9,6 +9,7 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 WRAPPERS = {
     "gemma3": "gemma3_text",
+    "lfm2-vl": "lfm2",
     "mistral3": "llama",
     "pixtral": "llama",
     "qwen2_vl": "qwen2",
@@ -28,7 +29,7 @@ OWN_TEXT = {"mistral3": ("ministral3", "mistral4")}
 def architecture(config: Mapping[str, Any]) -> str:
     """The module under `mlx_lm.models` that runs the text of a model, or the model's type where mlx-lm has none."""
     module = _module(config)
-    own = text_part(config).get("model_type")
+    own = str(text_part(config).get("model_type"))
     return own if own in OWN_TEXT.get(module, ()) else WRAPPERS.get(module, module)
 
 

@@ -41,6 +41,8 @@ RECURRENT = {
     "rope_scaling",
 }
 
+CONVOLUTIONS = {"conv_L_cache", "conv_bias", "full_attn_idxs", "layer_types", "norm_eps", "rope_parameters"}
+
 HONOURED: dict[str, set[str]] = {
     "gemma2": EVERYWHERE
     | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_traditional"},
@@ -48,6 +50,10 @@ HONOURED: dict[str, set[str]] = {
     | {"query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window", "sliding_window_pattern"},
     "gpt_oss": EVERYWHERE
     | {"layer_types", "num_experts_per_tok", "num_local_experts", "rope_scaling", "sliding_window"},
+    "lfm2": EVERYWHERE
+    | CONVOLUTIONS
+    | {"block_auto_adjust_ff_dim", "block_dim", "block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"},
+    "lfm2_moe": EVERYWHERE | CONVOLUTIONS | EXPERTS | {"num_dense_layers", "routed_scaling_factor", "use_expert_bias"},
     "llama": EVERYWHERE
     | {"attention_bias", "mlp_bias", "rope_traditional", "rope_scaling", "layer_types"}
     | {"sliding_window"},
@@ -110,6 +116,8 @@ THETA = {"gemma3_text": 1e6, "gpt_oss": 150000, "qwen2": 1e6}
 LAYERS = {
     "gemma2": ("full_attention", "sliding_attention"),
     "gpt_oss": ("full_attention", "sliding_attention"),
+    "lfm2": ("full_attention", "conv"),
+    "lfm2_moe": ("full_attention", "conv"),
     "llama": ("full_attention", "sliding_attention"),
     "qwen2": ("full_attention",),
     "qwen3": ("full_attention",),
@@ -174,10 +182,11 @@ def _rope(family: str, given: Mapping[str, Any]) -> str | None:
     scaling, parameters = (given.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
     if kind := next((kind for kind in map(_kind, (scaling, parameters)) if kind == "dynamic"), None):
         return f"rope type {kind!r}, of which a token's rotation depends on how long its text will be"
-    if "rope_scaling" not in HONOURED[family] and _kind(scaling) != "default":
+    scales = "rope_scaling" in HONOURED[family]
+    if not scales and _kind(scaling) != "default":
         return f"rope_scaling of type {_kind(scaling)!r}, which is not honoured in models of type {family}"
     if "rope_parameters" in HONOURED[family]:
-        return None
+        return None if scales else _unread({"rope_type": _kind(parameters)}, 0, {})
     theta = given.get("rope_theta", THETA.get(family, 10000))
     if family != "gemma3_text":
         return _unread(parameters, theta, scaling)

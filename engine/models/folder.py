@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +16,35 @@ import mlx.nn as nn
 import mlx_lm
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import dequantize_model
+from mlx_lm.utils import MODEL_REMAPPING, dequantize_model
 
 from . import boxed
-from .architecture import architecture, text_part
+from .architecture import architecture
 from .boxed import ModelError
 from .config_keys import refuse_unheeded
-from .targets import FAMILIES, MODEL_TYPES
+from .targets import FAMILIES
 
 __all__ = ["LoadedModel", "ModelError", "load"]
 
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 """What is fetched of a hub repository: everything a model needs except code."""
+
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_length",
+    "model_max_length",
+)
+"""What configurations call the longest context."""
+
+RECURRENT_CONTEXT = 1 << 20
+"""That of a model without attention, whose memory does not grow."""
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +59,29 @@ class LoadedModel:
     context_length: int
 
 
-def load(name: str, cache: Path) -> LoadedModel:
-    """Load the model called `name`; `cache` is where the boxed model is kept.
+def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
+    """Load the model called `name`, as mlx-lm runs it with an adapter; `cache` is where the boxed model is kept.
 
     Raises `ModelError`. On the CPU backend all weights become float32: half and quantised weights crawl.
     """
     folder = locate(name, cache)
     refuse_unusable(folder)
+    path = str(adapter) if adapter else None
     try:
-        loaded: Any = mlx_lm.load(str(folder), lazy=True, return_config=True)
+        loaded: Any = mlx_lm.load(str(folder), adapter_path=path, lazy=True, return_config=True)
         model, tokenizer, config = loaded
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
             model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
         mx.eval(model.parameters())
+    except SystemExit as error:
+        raise ModelError(
+            f"cannot load the model in {folder}: mlx-lm needs another package for models of its type; install that"
+        ) from error
     except Exception as error:  # a broken folder can fail anywhere in the loader
+        if adapter:
+            raise ModelError(f"cannot load the model in {folder} with {adapter}: {first_line(error)}") from error
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
@@ -90,18 +116,18 @@ def locate(name: str, cache: Path) -> Path:
 
 
 def refuse_unusable(folder: Path) -> None:
-    """Raise `ModelError` for a folder that is no model, is of no supported family, or brings code to run.
+    """Raise `ModelError` for a folder that is no model, is of an architecture that mlx-lm lacks, or brings code to run.
 
-    So it does for a configuration that would change tokens in a way that is not honoured here.
+    So it does for a configuration that would change tokens in a way that the family's adapter does not honour.
     """
     config = read_json(folder / "config.json")
-    if (module := architecture(config)) not in FAMILIES:
-        inside = f" with text of type {module!r}" if text_part(config) is not config else ""
+    if architecture(config) in FAMILIES:
+        refuse_unheeded(config, folder / "config.json")
+    elif not known_to_mlx_lm(family := config.get("model_type")):
         raise ModelError(
-            f"{folder} holds model type {config.get('model_type')!r}{inside}, which is not supported; "
-            f"supported: {', '.join(MODEL_TYPES)}"
+            f"{folder} holds model type {family!r}, which mlx-lm {version('mlx-lm')} does not know: "
+            "choose another model, or try a newer mlx-lm"
         )
-    refuse_unheeded(config, folder / "config.json")
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
     tokenizer_file = folder / "tokenizer_config.json"
@@ -110,6 +136,13 @@ def refuse_unusable(folder: Path) -> None:
     code += [key for key in ("auto_map", "model_file") if key in config or key in tokenizer]
     if code:
         raise ModelError(f"{folder} carries Python code of its own ({', '.join(code)}), which is never run")
+
+
+def known_to_mlx_lm(family: Any) -> bool:
+    """Whether mlx-lm has a module for models of this `model_type`."""
+    if not isinstance(family, str) or not re.fullmatch(r"[\w-]+", family):
+        return False
+    return find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(family, family)}") is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -131,9 +164,16 @@ def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
 
     Where a configuration leaves it out, mlx-lm may know the usual one of its family.
     """
-    for section in (config, config.get("text_config") or {}, vars(getattr(model, "language_model", model).args)):
-        if isinstance(length := section.get("max_position_embeddings"), int):
-            return length
+
+    def said(section: dict[str, Any]) -> int | None:
+        return next((length for key in CONTEXT_KEYS if isinstance(length := section.get(key), int)), None)
+
+    if length := said(config) or said(config.get("text_config") or {}):
+        return length
+    if all(isinstance(cache, ArraysCache) for cache in make_prompt_cache(model)):
+        return RECURRENT_CONTEXT
+    if length := said(vars(getattr(model, "language_model", model).args)):
+        return length
     raise ModelError(f"{folder / 'config.json'} does not say max_position_embeddings: add the context length in tokens")
 
 

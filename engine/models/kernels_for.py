@@ -18,12 +18,23 @@ from ...kernels.race.keys import KERNEL, STOCK
 from ...kernels.race.race import race
 from ...kernels.variants import compiled
 from .boxed import ModelError
-from .targets.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "DRAFTMILL_KERNELS"
 """Environment variable: `race` (the default), or the form that runs wherever it can: `kernel` or `stock`."""
+
+
+class Target(Protocol):
+    """A target, as far as the race knows it: its operations, and what they work on."""
+
+    operations: Operations
+
+    @property
+    def dtype(self) -> mx.Dtype: ...
+
+    @property
+    def shapes(self) -> list[OperationShape]: ...
 
 
 class Raced(Protocol):
@@ -38,7 +49,7 @@ class Raced(Protocol):
         ...
 
 
-def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> None:
+def choose_kernels(target: Target, draft: Raced | None, cache: Path) -> None:
     """Give a pair the operations that win on this machine, compiled for all that serving can ask of them.
 
     Without a GPU, which kernels need, everything is stock.
@@ -66,7 +77,7 @@ def choose_kernels(target: Transformer, draft: Raced | None, cache: Path) -> Non
     target.operations = compiled(operations, found)
 
 
-def shapes(target: Transformer, draft: Raced | None) -> list[OperationShape]:
+def shapes(target: Target, draft: Raced | None) -> list[OperationShape]:
     """What a pair's operations work on, each shape once."""
     found: list[OperationShape] = list(target.shapes)
     if draft:

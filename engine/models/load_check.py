@@ -174,7 +174,7 @@ class Reference:
         texts = [[(7919 * i + 101 * row + 13) % target.vocabulary for i in range(n)] for row, n in enumerate(lengths)]
         logits = [*target.model(mx.array(texts[:1])), *target.model(mx.array(texts[1:]))]  # two are of one length
         mx.eval(logits)
-        return Reference(first, texts, logits, _noise(target.model, texts[1], logits[1]))
+        return Reference(first, texts, logits, noise(target.model, texts[1], logits[1]))
 
     def check(self, target: Transformer) -> Verdict:
         """Compare the target, as it runs now. Where it cannot run, it could not be more wrong."""
@@ -246,7 +246,7 @@ def _pack(
     return mx.array(tokens), Packing.of(spans, mx.array(positions, mx.int32), accepted)
 
 
-def _noise(model: Any, text: Sequence[int], logits: mx.array) -> float:
+def noise(model: Any, text: Sequence[int], logits: mx.array) -> float:
     """How far mlx-lm's logits of a text's end are from `logits`, if it takes the last tokens one by one."""
     cache, first = make_prompt_cache(model), len(text) - STEPS
     model(mx.array([text[:first]]), cache=cache)

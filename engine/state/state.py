@@ -1,19 +1,19 @@
-"""What a target's rows keep between rounds: keys and values, and in hybrid models the memory of recurrent layers."""
+"""What a target's rows keep between rounds: keys and values, and in hybrid models the memory of the other layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from .kv_pool import KVPool
-from .recurrent_state import Recurrent
+from .row_memory import RowMemory
 
 
 @dataclass(frozen=True)
 class State:
-    """The pool of the attention layers, and the memory of the recurrent ones where there are any."""
+    """The pool of the attention layers, and the memory of the other ones where there are any."""
 
     pool: KVPool
-    recurrent: Recurrent | None = None
+    recurrent: RowMemory | None = None
 
     def renew(self) -> None:
         """Keep nothing of any row, as at the start."""

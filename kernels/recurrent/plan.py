@@ -90,6 +90,12 @@ class Steps:
             inputs, tape = inputs + self.window + length, tape + length
         return places
 
+    @property
+    def left(self) -> tuple[int, int, int]:
+        """How many seats, inputs and taped steps the round leaves."""
+        taped = sum(span.count for span in self.seats if not span.final)
+        return len(self.seats), len(self.seats) * self.window + taped, taped
+
     @cached_property
     def active(self) -> list[int]:
         """How many seats, the first ones, take a step at each time."""

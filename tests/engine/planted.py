@@ -45,10 +45,11 @@ class ShiftedMask(Operations):
         packing: Packing,
         scale: float,
         *manner: Any,
+        **named: Any,
     ) -> mx.array:
         spans = tuple(replace(span, exact=False) for span in packing.spans)
         shifted = replace(packing, spans=spans).limited(mx.maximum(packing.seen + self.by, 0))
-        return super().attention(queries, pool, shifted, scale, *manner)
+        return super().attention(queries, pool, shifted, scale, *manner, **named)
 
 
 def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:

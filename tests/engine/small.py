@@ -13,6 +13,8 @@ from mlx_lm.models import (
     gemma2,
     gemma3_text,
     gpt_oss,
+    lfm2,
+    lfm2_moe,
     llama,
     qwen2,
     qwen3,
@@ -28,6 +30,7 @@ from draftmill.engine.drafting.drafter import Drafter
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.engine.plain.engine import PlainEngine
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.scheduler import FORCED
 from draftmill.engine.shares import LATE, PREFIXES
@@ -201,6 +204,46 @@ def qwen3_5_moe_model(seed: int = 0, **changes: Any) -> Any:
     return qwen3_5_model(seed, **{**experts, **changes})
 
 
+def lfm2_model(seed: int = 0, **changes: Any) -> Any:
+    """Heads share out the hidden size."""
+    args = dict(
+        hidden_size=128,
+        num_hidden_layers=5,
+        full_attn_idxs=[1, 3],
+        max_position_embeddings=512,
+        norm_eps=1e-5,
+        conv_bias=True,
+        conv_L_cache=3,
+        block_dim=128,
+        block_ff_dim=144,
+        block_multiple_of=32,
+        block_ffn_dim_multiplier=1.0,
+        block_auto_adjust_ff_dim=True,
+    )
+    return small_model(lfm2, seed, **{**args, **changes})
+
+
+def lfm2_moe_model(seed: int = 0, **changes: Any) -> Any:
+    """Experts in all layers but the first."""
+    args = dict(
+        hidden_size=128,
+        num_hidden_layers=4,
+        layer_types=["conv", "conv", "full_attention", "conv"],
+        max_position_embeddings=512,
+        norm_eps=1e-5,
+        conv_bias=False,
+        conv_L_cache=3,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        norm_topk_prob=True,
+        use_expert_bias=True,
+        num_dense_layers=1,
+        routed_scaling_factor=1.5,
+    )
+    return small_model(lfm2_moe, seed, **{**args, **changes})
+
+
 def qwen3_next_model(seed: int = 0, **changes: Any) -> Any:
     """As `qwen3_5_moe_model`, with a dense MLP in the second layer."""
     args = dict(
@@ -289,7 +332,7 @@ def requests(count: int, max_tokens: int = 24, longest: int = 40, **sampling: An
     ]
 
 
-def run(engine: Engine, requests: list[Request], every: int = 0) -> dict[str, Completion]:
+def run(engine: Engine | PlainEngine, requests: list[Request], every: int = 0) -> dict[str, Completion]:
     """All completions by id; with `every`, one request more joins each so many rounds."""
     queue = list(requests)
     if not every:

@@ -65,8 +65,9 @@ class Failing(Operations):
         packing: Packing,
         scale: float,
         *manner: Any,
+        **named: Any,
     ) -> mx.array:
-        mixed = super().attention(queries, pool, packing, scale, *manner)
+        mixed = super().attention(queries, pool, packing, scale, *manner, **named)
         return self.fault(mixed) if self.fails(packing) else mixed
 
 

@@ -54,9 +54,7 @@ def expect(shell: Shell, out: str, count: int, failed: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("format", "kills"), [("jsonl", 6), ("csv", 2), ("parquet", 2)])
-def test_submit_and_collect_killed_ten_times(
-    shell: Shell, worker: Callable[[], None], format: str, kills: int
-) -> None:
+def test_submit_and_collect_killed_ten_times(shell: Shell, worker: Callable[[], None], format: str, kills: int) -> None:
     """Ten times over the three formats."""
     dice, out = random.Random(format), f"out.{format}"
     arguments = prompts(shell, LINES)

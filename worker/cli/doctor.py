@@ -88,7 +88,7 @@ def examine_engine() -> Iterator[Finding]:
     yield Finding("device", f"{backend}, {chip}")
     if blas.wanted():
         yield Finding("BLAS", "OpenBLAS preloaded") if blas.preloaded() else Finding("BLAS", blas.SLOW, "slow")
-    yield Finding("families", ", ".join(MODEL_TYPES))
+    yield Finding("families", ", ".join(MODEL_TYPES) + "; others run plainly, without drafts")
     folder = boxed.folder(paths.cache_dir())
     here = str(folder) if folder.exists() else "not on this machine yet; fetched on first use (93 MB)"
     yield Finding(boxed.NAME, here)
@@ -99,6 +99,7 @@ def examine_engine() -> Iterator[Finding]:
         yield pools()
     yield from examine_kernels(backend)
     yield from examine_checks()
+    yield from examine_plain()
     yield from examine_costs()
 
 
@@ -135,6 +136,14 @@ def examine_checks() -> Iterator[Finding]:
 
     for name, verdict in known_verdicts(paths.cache_dir()).items():
         yield Finding("load check", f"{name.partition(', ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
+
+
+def examine_plain() -> Iterator[Finding]:
+    """Models that ran here without an adapter."""
+    from ...engine.load import known_remarks
+
+    for name, remark in known_remarks(paths.cache_dir()).items():
+        yield Finding("no adapter", f"{name}: {remark}", "slow")
 
 
 def examine_costs() -> Iterator[Finding]:

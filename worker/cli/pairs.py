@@ -21,7 +21,8 @@ from ...producer.queue.paths import cache_dir
 def pairs(fetch: str | None, as_json: bool) -> None:
     """List the known pairs of target and draft, and what of them is on this machine.
 
-    Any quantisation of a target, by folder or hub id, takes the draft of its pair.
+    Any quantisation of a target, by folder or hub id, takes the draft of its pair. Any other model that mlx-lm runs
+    is served without a draft; the worker says so: "plain: no adapter for ...".
 
     \b
     Examples:

@@ -166,7 +166,7 @@ def worker(
 
     import mlx.core as mx
 
-    from ...engine.engine import Engine
+    from ...engine.load import load_engine
     from ...engine.models.boxed import ModelError
     from ...engine.models.folder import locate
     from ...engine.models.pairs import Pair, resolve
@@ -186,7 +186,7 @@ def worker(
             path = Path(adapter).expanduser()
             own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
             served = Adapters({own: path}, own)
-        engine = Engine.load(models, cache_dir(), max_rows, memory, depth, bits, served)
+        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
@@ -205,9 +205,9 @@ def worker(
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
     if engine.drafter and models.advice:
         log.warning(models.advice)
-    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else "no draft, plain decoding"
+    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else engine.remark or "no draft, plain decoding"
     loras = f"LoRA adapters {', '.join(served.folders)}, " if served.folders else ""
-    ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {max_rows} rows"
+    ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {engine.max_rows} rows"
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)

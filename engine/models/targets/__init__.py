@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..architecture import model_types
+from ..boxed import ModelError
 from ..config_keys import refuse_unknown
 from .gemma2 import Gemma2
 from .gemma3 import Gemma3
 from .gpt_oss import GptOss
+from .lfm2 import Lfm2
 from .llama import Llama
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
@@ -21,6 +23,8 @@ FAMILIES: dict[str, type[Transformer]] = {
     "gemma2": Gemma2,
     "gemma3_text": Gemma3,
     "gpt_oss": GptOss,
+    "lfm2": Lfm2,
+    "lfm2_moe": Lfm2,
     "llama": Llama,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
@@ -35,7 +39,7 @@ MODEL_TYPES = model_types(FAMILIES)
 """Every supported `model_type`: mlx-lm runs several by one module, and a model that sees has a text model inside."""
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(ModelError):
     """A model whose architecture has no adapter here."""
 
 

@@ -24,10 +24,12 @@ class Gemma(Transformer):
 
     def __init__(self, model: Any):
         super().__init__(model)
-        self.norm = plain(self.norm)
         self.after = [
             (plain(layer.post_attention_layernorm), plain(layer.post_feedforward_layernorm)) for layer in self.layers
         ]
+
+    def last_norm(self) -> nn.RMSNorm:
+        return plain(self.body.norm)
 
     def norms_before(self, layer: Any) -> tuple[nn.RMSNorm, nn.RMSNorm]:
         return plain(layer.input_layernorm), plain(layer.pre_feedforward_layernorm)

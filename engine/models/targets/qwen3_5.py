@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -11,30 +10,15 @@ import mlx.nn as nn
 from mlx_lm.models.gated_delta import compute_g
 
 from ....kernels.fused.rotary import Layout, Norms
-from ....kernels.packing import Packing
 from ....kernels.race import contestants
 from ....kernels.recurrent.convolution import Heads
 from ...state.recurrent_state import Recurrent, RecurrentLayers
-from ...state.state import State
 from ..linear import Chosen, apply
-from .transformer import Pass, Transformer
+from .hybrid import Hybrid
 
 
-class Qwen35(Transformer):
+class Qwen35(Hybrid):
     """Adapter over the text model of `mlx_lm.models.qwen3_5`, which is that of `qwen3_5_moe`, too."""
-
-    def __init__(self, model: Any):
-        super().__init__(model)
-        recurrent = attending = 0
-        self.kind_indices: list[int] = []  # of each layer, among the layers of its kind
-        for layer in self.layers:
-            self.kind_indices.append(recurrent if layer.is_linear else attending)
-            recurrent, attending = recurrent + layer.is_linear, attending + (not layer.is_linear)
-        self._recurrent = recurrent
-
-    @cached_property
-    def attention_layers(self) -> list[Any]:
-        return [layer.self_attn for layer in self.layers if not layer.is_linear]
 
     @cached_property
     def layout(self) -> Layout:
@@ -56,13 +40,16 @@ class Qwen35(Transformer):
             args.linear_key_head_dim,
             args.linear_value_head_dim,
         )
-        return RecurrentLayers(heads, args.linear_conv_kernel_dim, self.dtype, self._recurrent)
+        return RecurrentLayers(heads, args.linear_conv_kernel_dim, self.dtype, self.recurrent_layers)
 
     def bytes_per_row(self, block: int) -> int:
         return self.recurrent_shape.bytes_per_row(block)
 
-    def make_state(self, pages: int) -> State:
-        return State(super().make_state(pages).pool, Recurrent(self.recurrent_shape, self.operations))
+    def make_memory(self) -> Recurrent:
+        return Recurrent(self.recurrent_shape, self.operations)
+
+    def recurs(self, layer: Any) -> bool:
+        return layer.is_linear
 
     def projections(self, layer: Any) -> list[nn.Module]:
         if not layer.is_linear:
@@ -76,38 +63,20 @@ class Qwen35(Transformer):
     def norms(self, attn: Any) -> Norms:
         return attn.q_norm.weight, attn.k_norm.weight
 
-    def forward(
-        self,
-        tokens: mx.array,
-        packing: Packing,
-        state: State,
-        tapped: Collection[int] = (),
-        chosen: Chosen | None = None,
-    ) -> tuple[mx.array, list[mx.array]]:
-        assert state.recurrent
-        state.recurrent.begin(packing)
-        return super().forward(tokens, packing, state, tapped, chosen)
-
-    def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
-        place = self.kind_indices[index]
-        if not layer.is_linear:
-            return self.attend(index, place, layer, x, through)
-        return self.recur(index, place, layer.linear_attn, x, through)
-
     def project(self, index: int, x: mx.array, chosen: Chosen | None) -> mx.array:
         """Of tokens [N, hidden] queries, keys, values, gates, b and a [N, width] of the recurrent layer `index`."""
         return apply(self.joint[index], x, self.operations, chosen)
 
-    def recur(self, index: int, place: int, net: Any, x: mx.array, through: Pass) -> mx.array:
-        """The GatedDeltaNet of the layer `index`, whose place is `place` among those that are recurrent."""
-        recurrent = through.state.recurrent
-        assert recurrent
+    def recur(
+        self, index: int, place: int, layer: Any, x: mx.array, memory: Recurrent, chosen: Chosen | None
+    ) -> mx.array:
+        net = layer.linear_attn
         count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
-        projected = self.project(index, x, through.chosen)
+        projected = self.project(index, x, chosen)
         ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
         _, gate, b, a = mx.split(projected, ends, axis=-1)
-        q, k, v = recurrent.convolve(place, projected, net.conv1d.weight[..., 0])
+        q, k, v = memory.convolve(place, projected, net.conv1d.weight[..., 0])
         decay = compute_g(net.A_log, a, net.dt_bias)
-        output = recurrent.update(place, q, k, v, decay, mx.sigmoid(b))
+        output = memory.update(place, q, k, v, decay, mx.sigmoid(b))
         output = net.norm(output, gate.reshape(v.shape)).reshape(count, -1)
-        return apply(self.outputs[index], output, self.operations, through.chosen)
+        return apply(self.outputs[index], output, self.operations, chosen)

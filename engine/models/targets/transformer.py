@@ -49,7 +49,7 @@ class Transformer(ABC):
         self.model = model
         self.body = model.model
         self.layers: list[Any] = model.layers
-        self.norm = self.body.norm
+        self.norm = self.last_norm()
         self.embed = self.body.embed_tokens
         self.tied = "lm_head" not in model
         self.operations = Operations()
@@ -58,8 +58,9 @@ class Transformer(ABC):
         self.head_sinks = [self.sinks(attn) for attn in self.attention_layers]
         self.joint: list[Any] = [join(self.projections(layer)) for layer in self.layers]
         self.outputs: list[Any] = [self.output(layer) for layer in self.layers]
-        self.gates: list[Any] = [join(gates(layer.mlp)) if dense(layer.mlp) else None for layer in self.layers]
-        self.downs: list[Any] = [layer.mlp.down_proj if dense(layer.mlp) else None for layer in self.layers]
+        self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
+        self.gates: list[Any] = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
+        self.downs: list[Any] = [mlp.down if mlp else None for mlp in self.mlps]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -139,13 +140,21 @@ class Transformer(ABC):
         for index, layer in enumerate(self.layers):
             yield self.joint, index, self.projections(layer)
             yield self.outputs, index, [self.output(layer)]
-            if dense(layer.mlp):
-                yield self.gates, index, gates(layer.mlp)
-                yield self.downs, index, [layer.mlp.down_proj]
+            if mlp := self.mlps[index]:
+                yield self.gates, index, [mlp.gate, mlp.up]
+                yield self.downs, index, [mlp.down]
 
     def output(self, layer: Any) -> nn.Module:
         """The linear layer after a layer's attention."""
         return layer.self_attn.o_proj
+
+    def mlp(self, layer: Any) -> Any:
+        """A layer's MLP, or its experts."""
+        return layer.mlp
+
+    def last_norm(self) -> nn.RMSNorm:
+        """The norm after the last layer."""
+        return self.body.norm
 
     def norms_before(self, layer: Any) -> tuple[nn.RMSNorm, nn.RMSNorm]:
         """The norms before a layer's attention and before its MLP."""
@@ -227,7 +236,7 @@ class Transformer(ABC):
         """The MLP of a layer, or its experts."""
         both = self.gates[index]
         if both is None:
-            return layer.mlp(x)
+            return self.mlp(layer)(x)
         hidden = self.activate(*mx.split(apply(both, x, self.operations, through.chosen), 2, axis=-1))
         return apply(self.downs[index], hidden, self.operations, through.chosen)
 
@@ -259,11 +268,17 @@ class Transformer(ABC):
         return self.operations.add_norm(x, y, norm.weight, norm.eps)
 
 
-def dense(mlp: Any) -> bool:
-    """Whether an MLP is a plain gated one, rather than experts."""
-    return hasattr(mlp, "gate_proj")
+class MLP(NamedTuple):
+    """The linear layers of a plain gated MLP."""
+
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
 
 
-def gates(mlp: Any) -> list[nn.Module]:
-    """The linear layers that read what enters a plain MLP."""
-    return [mlp.gate_proj, mlp.up_proj]
+def dense(mlp: Any) -> MLP | None:
+    """The layers of an MLP, by either of the names that they have; None if it consists of experts."""
+    for names in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
+        if all(name in mlp for name in names):
+            return MLP(*(mlp[name] for name in names))
+    return None

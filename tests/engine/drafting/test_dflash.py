@@ -104,8 +104,10 @@ def test_missing_taps_have_defaults() -> None:
 def test_causality_has_three_states() -> None:
     mixed = {**CONFIG, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 9}
     for given, expected in [(None, [True, False]), (True, [True, True]), (False, [False, False])]:
-        draft = DFlashDraft(DraftConfig.from_dict({**mixed, "is_causal": given}))
-        assert [draft.causal(layer) for layer in range(2)] == expected
+        nested = {"dflash_config": {**CONFIG["dflash_config"], "causal": given}}  # as some heads call it
+        for config in ({**mixed, "is_causal": given}, mixed | nested):
+            draft = DFlashDraft(DraftConfig.from_dict(config))
+            assert [draft.causal(layer) for layer in range(2)] == expected
 
 
 def test_a_draft_can_be_quantised_at_load(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ TEXT = dict(
     linear_conv_kernel_dim=4,
     shared_expert_intermediate_size=64,
     num_local_experts=4,
+    norm_eps=1e-5,
+    conv_bias=False,
+    conv_L_cache=3,
+    full_attn_idxs=[1],
+    block_dim=128,
+    block_multiple_of=32,
+    block_ffn_dim_multiplier=1.0,
+    block_auto_adjust_ff_dim=False,
+    use_expert_bias=False,
+    num_dense_layers=1,
     rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
 )
 """Whatever any family asks for."""

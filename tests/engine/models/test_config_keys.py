@@ -6,7 +6,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
-from mlx_lm.models import gemma2, gemma3_text, gpt_oss, llama, qwen2, qwen3, qwen3_5, qwen3_moe, qwen3_next, smollm3
+from mlx_lm.models import (
+    gemma2,
+    gemma3_text,
+    gpt_oss,
+    lfm2,
+    lfm2_moe,
+    llama,
+    qwen2,
+    qwen3,
+    qwen3_5,
+    qwen3_moe,
+    qwen3_next,
+    smollm3,
+)
 
 from draftmill.engine.models.boxed import ModelError
 from draftmill.engine.models.config_keys import CHANGING, HONOURED, harmless, refuse_unheeded, refuse_unknown
@@ -16,6 +29,8 @@ ARGUMENTS: dict[str, Any] = {
     "gemma2": gemma2.ModelArgs,
     "gemma3_text": gemma3_text.ModelArgs,
     "gpt_oss": gpt_oss.ModelArgs,
+    "lfm2": lfm2.ModelArgs,
+    "lfm2_moe": lfm2_moe.ModelArgs,
     "llama": llama.ModelArgs,
     "qwen2": qwen2.ModelArgs,
     "qwen3": qwen3.ModelArgs,
@@ -95,6 +110,11 @@ def test_rotations_where_mlx_lm_does_not_look_for_them() -> None:
     scaled = {"rope_type": "llama3", "factor": 8.0}
     assert "'llama3' only in rope_parameters" in problem("llama", rope_parameters=scaled)
     refuse_unheeded({"model_type": "llama", "rope_parameters": scaled, "rope_scaling": scaled}, "x")
+
+
+def test_rotations_of_which_only_theta_is_read() -> None:
+    refuse_unheeded({"model_type": "lfm2", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "x")
+    assert "'yarn' only in rope_parameters" in problem("lfm2", rope_parameters={"rope_type": "yarn", "factor": 2.0})
 
 
 def test_rotations_of_both_kinds_of_layers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from draftmill.engine.models import boxed
-from draftmill.engine.models.folder import ModelError, load
+from draftmill.engine.models.folder import RECURRENT_CONTEXT, ModelError, context_length, load
+from tests.engine.plain.architectures import tiny
 
 
 @pytest.fixture
@@ -66,10 +68,22 @@ def test_a_broken_config(folder: Path, tmp_path: Path, content: str):
 
 
 def test_an_architecture_that_nobody_knows(folder: Path, tmp_path: Path):
-    edit(folder / "config.json", model_type="lstm")
-    message = failure(folder, tmp_path)
-    assert "holds model type 'lstm', which is not supported; supported: " in message
-    assert ", llama, " in message
+    for unknown in ("lstm", "../llama", "os.path", None):
+        edit(folder / "config.json", model_type=unknown)
+        reason = f"holds model type {unknown!r}, which mlx-lm {version('mlx-lm')} does not know: choose another model"
+        assert reason in failure(folder, tmp_path)
+
+
+def test_a_module_of_mlx_lm_that_ends_the_process(folder: Path, tmp_path: Path):
+    edit(folder / "config.json", model_type="olmo")  # it needs a package that is not here
+    reason = f"cannot load the model in {folder}: mlx-lm needs another package for models of its type"
+    assert reason in failure(folder, tmp_path)
+
+
+def test_context_lengths_by_other_names_and_none_at_all(folder: Path):
+    model = load(str(folder), folder).model
+    assert context_length({"text_config": {"n_positions": 77}}, folder, model) == 77
+    assert context_length({}, folder, tiny("mamba2")) == RECURRENT_CONTEXT
 
 
 def test_truncated_weights(folder: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from draftmill.engine.request import Adapters, Request, RequestError
 from tests.engine.drafting.test_speculation import Replay, random_draft
 from tests.engine.small import (
     NumberTokenizer,
+    lfm2_model,
     llama_model,
     memory_for,
     quantised,
@@ -39,6 +40,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "llama": (llama_model, ()),
     "quantised": (lambda: quantised(llama_model()), ()),
     "mixed-bits": (lambda: quantised(llama_model(attention_bias=True), v_proj=8, up_proj=8), adapters.EVERYTHING),
+    "lfm2": (lfm2_model, ("conv.in_proj", "conv.out_proj", "self_attn.out_proj", "feed_forward.w1", "feed_forward.w2")),
     "qwen3-next": (qwen3_next_model, (*adapters.ATTENTION, "self_attn.o_proj", *RECURRENT)),
 }
 
@@ -59,7 +61,7 @@ def replayed(engine: Engine, texts: dict[str, list[int]], wrong: Callable[[int],
 
 def mixed(count: int, names: Sequence[str | None]) -> list[Request]:
     """Requests that name these adapters in turn."""
-    return [replace(each, adapter=names[n % len(names)]) for n, each in enumerate(requests(count, max_tokens=16))]
+    return [replace(each, adapter=names[n % len(names)]) for n, each in enumerate(requests(count, max_tokens=12))]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -68,15 +70,15 @@ def test_each_row_is_what_its_own_fused_model_says(name: str, tmp_path: Path) ->
     folders, models = adapters.family(tmp_path, build, keys)
     base = build()
     of = {None: build(), **dict(zip(folders, models, strict=True))}
-    asked = mixed(18, list(of))
+    asked = mixed(16, list(of))
     expected = {each.id: reference(of[each.adapter], each) for each in asked}
-    assert sum(text != reference(of[None], each) for text, each in zip(expected.values(), asked, strict=True)) > 12
+    assert sum(expected[each.id] != reference(of[None], each) for each in asked[:9]) > 6
     texts = {each.id: [*each.tokens, *expected[each.id]] for each in asked}
     for wrong in (None, lambda i: i % 3 == 0):
         engine = engine_of(base, Adapters(folders), draft=wrong is not None)
         done = run(replayed(engine, texts, wrong) if wrong else engine, asked)
         assert {id: list(completion.tokens) for id, completion in done.items()} == expected
-        assert not wrong or engine.stats.accepted > 100
+        assert not wrong or engine.stats.accepted > 70
 
 
 def test_without_adapters_nothing_is_added(tmp_path: Path) -> None:

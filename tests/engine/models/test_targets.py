@@ -18,6 +18,8 @@ from tests.engine.small import (
     VOCABULARY,
     gemma3_model,
     gpt_oss_model,
+    lfm2_model,
+    lfm2_moe_model,
     llama_model,
     quantised,
     qwen3_5_model,
@@ -47,6 +49,8 @@ HYBRIDS = {
         head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     ),
     "qwen3_5_moe": qwen3_5_moe_model,
+    "lfm2": lfm2_model,
+    "lfm2_moe": lfm2_moe_model,
     "qwen3_next": qwen3_next_model,
     "qwen3_5-quantised": lambda: quantised(qwen3_5_model()),
     "qwen3_5_moe-quantised": lambda: quantised(

@@ -131,17 +131,18 @@ def test_workers_show_their_adapters(fleet: Shell, redis: redis_py.Redis, model:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "reason"),
+    ("options", "reason"),
     [
-        (["--adapter", "a", "--adapters", "a=b"], 2, "--adapter is for all lines: give either --adapter or --adapters"),
-        (["--adapters", "sql"], 2, "'sql' is not NAME=PATH; a name has letters, digits, '.', '_' and '-'"),
-        (["--adapters", "a:b=c"], 2, "'a:b=c' is not NAME=PATH"),
-        (["--adapters", "a=b,a=c"], 2, "'a' is named twice"),
-        (["--adapter", "nowhere"], 2, "nowhere has no adapter_config.json: name a folder that mlx_lm.lora has written"),
+        (["--adapter", "a", "--adapters", "a=b"], "--adapter is for all lines: give either --adapter or --adapters"),
+        (["--adapters", "sql"], "'sql' is not NAME=PATH; a name has letters, digits, '.', '_' and '-'"),
+        (["--adapters", "a:b=c"], "'a:b=c' is not NAME=PATH"),
+        (["--adapters", "a=b,a=c"], "'a' is named twice"),
+        (["--adapter", "nowhere"], "nowhere has no adapter_config.json: name a folder that mlx_lm.lora has written"),
     ],
 )
 def test_what_is_no_adapter_is_refused_before_the_models_load(
-    fleet: Shell, options: list[str], code: int, reason: str
+    fleet: Shell, model: str, options: list[str], reason: str
 ) -> None:
-    refused = fleet("worker", "--target", "unknown", *options)
-    assert (refused.returncode, reason in refused.stderr) == (code, True), refused.stderr
+    refused = fleet("worker", "--target", model, *options)
+    assert refused.returncode == 2
+    assert reason in " ".join(refused.stderr.split())  # click folds its lines

@@ -228,7 +228,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
 
 def result(n: int, failed: bool) -> Result:
     error = {"code": "x", "message": "y"} if failed else None
-    return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "error": error}), n)
+    response = None if failed else {"body": {}}
+    return Result(f"{n + 1}-0", orjson.dumps({"custom_id": f"r-{n}", "response": response, "error": error}), n)
 
 
 def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_half_a_line_is_never_kept(tmp_path: Path) -> None:
     with Output(path, "b") as output:
         output.write(result(0, False))
     before = path.read_bytes()
-    long = Result("2-0", orjson.dumps({"custom_id": "long", "text": "x" * 30_000}), 1)
+    long = Result("2-0", orjson.dumps({"custom_id": "long", "response": {"body": {"x": "x" * 30_000}}}), 1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     expected = pytest.raises(UserError, match="cannot write")

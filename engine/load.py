@@ -1,0 +1,70 @@
+"""Loading the engine that a pair takes: the one with adapters, or the plain one for every other architecture."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..kernels.race import measurements
+from .engine import MAX_ROWS, Engine
+from .models.architecture import architecture
+from .models.folder import ModelError, load, locate, read_json
+from .models.kernels_for import choose_kernels
+from .models.pairs import Pair
+from .models.targets import FAMILIES
+from .plain.engine import PlainEngine
+from .request import NO_ADAPTERS, Adapters
+from .state.memory import stay_resident
+
+log = logging.getLogger(__name__)
+
+
+def load_engine(
+    pair: Pair,
+    cache: Path,
+    max_rows: int = MAX_ROWS,
+    memory: int | None = None,
+    depth: int | None = None,
+    draft_bits: int | None = None,
+    adapters: Adapters = NO_ADAPTERS,
+) -> Engine | PlainEngine:
+    """The engine of a pair, as `Engine.load` has it. A target without an adapter takes the plain one, which says so.
+
+    Raises:
+        ModelError: as `Engine.load`, or a draft, a depth, its bits or several LoRA adapters are asked for without an
+            adapter; the message is one line.
+    """
+    config = read_json(locate(pair.target, cache) / "config.json")
+    if architecture(config) in FAMILIES:
+        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits, adapters)
+    family, one = config.get("model_type"), adapters.default
+    if adapters.folders and one is None:
+        raise ModelError(
+            f"{pair.target} is a model of type {family}, which mlx-lm runs with one LoRA adapter at most: "
+            "give --adapter instead of --adapters"
+        )
+    asked = {f"draft {pair.draft}": pair.draft, f"--depth {depth}": depth, f"--draft-bits {draft_bits}": draft_bits}
+    if vain := [name for name, value in asked.items() if value]:
+        raise ModelError(
+            f"{pair.target} is a model of type {family}, for which there is no adapter and so no drafts: "
+            f"leave out {' and '.join(vain)}"
+        )
+    stay_resident()
+    loaded = load(pair.target, cache, adapters.folders[one] if one else None)
+    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory, adapters)
+    choose_kernels(engine, None, cache)
+    log.warning(engine.remark)
+    remarks = known_remarks(cache) | {pair.target: engine.remark}
+    measurements.write(_file(cache), measurements.machine(), remarks)
+    return engine
+
+
+def known_remarks(cache: Path) -> dict[str, str]:
+    """What there is to know of the models that ran plainly on this machine, by their names."""
+    remarks: Any = measurements.read(_file(cache)).get(measurements.machine(), {})
+    return {name: remark for name, remark in remarks.items() if isinstance(remark, str)}
+
+
+def _file(cache: Path) -> Path:
+    return cache / "plain.json"

@@ -1,0 +1,45 @@
+"""The memory of layers that are a short convolution: the last inputs of each row, those not yet accepted among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...kernels.recurrent.convolution import causal_convolution
+from .row_memory import Memory, RowMemory
+
+
+@dataclass(frozen=True)
+class ConvolutionLayers:
+    """So many layers with a convolution of each of so many channels, which looks at so many inputs."""
+
+    layers: int
+    channels: int
+    looks: int
+    dtype: mx.Dtype
+
+    def bytes_per_row(self, taped: int) -> int:
+        """Memory of one row of which so many steps are not yet accepted."""
+        return self.layers * self.dtype.size * self.channels * (self.looks - 1 + taped)
+
+
+class ShortConvolutions(RowMemory):
+    """The memory of all short convolutions. Inputs are all that it takes: there is no state and nothing to replay."""
+
+    def __init__(self, shape: ConvolutionLayers):
+        self._shape = shape
+        super().__init__(shape.looks - 1)
+
+    def nothing(self) -> list[Memory]:
+        shape = self._shape
+        return [Memory((), mx.zeros((0, shape.channels), shape.dtype), ()) for _ in range(shape.layers)]
+
+    def convolve(self, layer: int, x: mx.array, weight: mx.array) -> mx.array:
+        """`causal_convolution` of packed x [N, C] with `weight` [C, K] over the layer's inputs: [N, C].
+
+        Evaluating the outputs evaluates what is left.
+        """
+        output, inputs = causal_convolution(x, weight, self._layers[layer].inputs, self._steps)
+        self._layers[layer] = Memory((), inputs, ())
+        return mx.depends([output], [inputs])[0]
