@@ -23,9 +23,10 @@ def write(
     parameters = {"rank": rank, "scale": 2.0 + seed, "dropout": 0.0, "keys": list(keys)}
     model.freeze()
     linear_to_lora_layers(model, layers, parameters)
+    trained: Any = tree_flatten(model.trainable_parameters())
     weights = {
         name: mx.random.normal(array.shape) * (0.4 if name.endswith("lora_a") else 0.2 / (2 + seed))
-        for name, array in tree_flatten(model.trainable_parameters())
+        for name, array in trained
     }
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)

@@ -38,9 +38,10 @@ def expected(model: str) -> dict[str, str]:
     """What mlx-lm says with each of the adapters, and with none."""
     texts = {}
     for name in ("", "sql", "notes"):
-        loaded: Any = mlx_lm.load(model, adapter_path=str(Path(model).with_name(name)) if name else None)
-        said = mlx_lm.stream_generate(*loaded, PROMPT, max_tokens=TOKENS)
-        texts[name] = loaded[1].decode([each.token for each in said])
+        path = str(Path(model).with_name(name)) if name else None
+        adapted, tokenizer = mlx_lm.load(model, adapter_path=path)[:2]
+        said = mlx_lm.stream_generate(adapted, tokenizer, PROMPT, max_tokens=TOKENS)
+        texts[name] = tokenizer.decode([each.token for each in said])
     assert len(set(texts.values())) == 3
     return texts
 
