@@ -38,17 +38,17 @@ def load_engine(
     config = read_json(locate(pair.target, cache) / "config.json")
     if architecture(config) in FAMILIES:
         return Engine.load(pair, cache, max_rows, memory, depth, draft_bits, adapters)
-    family, one = config.get("model_type"), adapters.default
+    one = adapters.default
     if adapters.folders and one is None:
         raise ModelError(
-            f"{pair.target} is a model of type {family}, which mlx-lm runs with one LoRA adapter at most: "
-            "give --adapter instead of --adapters"
+            f"{pair.target} is a model of type {config.get('model_type')}, which mlx-lm runs with one LoRA adapter at "
+            "most: give --adapter instead of --adapters"
         )
     asked = {f"draft {pair.draft}": pair.draft, f"--depth {depth}": depth, f"--draft-bits {draft_bits}": draft_bits}
     if vain := [name for name, value in asked.items() if value]:
         raise ModelError(
-            f"{pair.target} is a model of type {family}, for which there is no adapter and so no drafts: "
-            f"leave out {' and '.join(vain)}"
+            f"{pair.target} is a model of type {config.get('model_type')}, "
+            f"for which there is no adapter and so no drafts: leave out {' and '.join(vain)}"
         )
     stay_resident()
     loaded = load(pair.target, cache, adapters.folders[one] if one else None)

@@ -29,8 +29,11 @@ from ..state.row_ends import End, RowEnds
 from ..stats import Stats
 from ..text import Text
 from .caches import Caches, join, pick, states
-from .prefill import TOKENS, Prefill, Prefix
+from .prefill import Prefill, Prefix
 from .ways import find_ways, try_out
+
+PREFILL_TOKENS = 2048
+"""Most prompt tokens that are read beside one round, as in mlx-lm."""
 
 TOGETHER = 8
 """Most different prompts that are read together."""
@@ -87,7 +90,7 @@ class PlainEngine:
         self.max_rows = max_rows if ways.batched else 1
         self.stats = Stats()
         self.operations = Operations()
-        self.workspace = TOKENS * ways.activations + Histories.workspace(self.max_rows, ways.vocabulary)
+        self.workspace = PREFILL_TOKENS * ways.activations + Histories.workspace(self.max_rows, ways.vocabulary)
         self.workspace += LOGITS * self.max_rows * ways.vocabulary * ways.dtype.size
         self.workspace += self.operations.bytes_to_choose(self.max_rows, ways.vocabulary, ways.dtype)
         budget = default_budget(self.workspace) if memory is None else memory
@@ -99,7 +102,8 @@ class PlainEngine:
             )
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
         self._admission = Admission(self.text, context_length, ways.vocabulary, adapters)
-        self._waiting = Waiting(OVERTAKING * self.max_rows, lambda row: len(row.request.tokens) // TOKENS + row.limit)
+        self.prefill_tokens = PREFILL_TOKENS
+        self._waiting = Waiting(OVERTAKING * self.max_rows, self._rounds)
         self._slots = list(range(self.max_rows))
         self._ends = RowEnds(self.max_rows)
         self._histories = Histories(ways.vocabulary)
@@ -248,7 +252,7 @@ class PlainEngine:
             self._prefill = None
             return
         if not prefill.done:
-            self.stats.prefilled_tokens += prefill.step()
+            self.stats.prefilled_tokens += prefill.step(self.prefill_tokens)
             self.stats.rounds += 1
             self.stats.rows += len(prefill.rows)
         if prefill.done:
@@ -362,6 +366,10 @@ class PlainEngine:
             guilty.error = f"the engine failed with {failure.kind}"
             self._finish(guilty, "failed")
         self._suspects = [row for row in dict.fromkeys([*self._suspects, *rows]) if row.suspect]
+
+    def _rounds(self, row: Row) -> int:
+        """The rounds that a row takes at most: one for each chunk of its prompt and for each token."""
+        return -(-len(row.request.tokens) // self.prefill_tokens) + row.limit
 
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from draftmill.engine.models.kernels_for import results_file
+from draftmill.kernels.race import measurements
 from draftmill.kernels.race.race import Result, write
 from tests.redis_server import RedisServer
 
@@ -46,3 +47,10 @@ def test_the_results_of_races(redis_server: RedisServer, tmp_path: Path):
     assert code == 0
     times = "kernel 0.250 ms, stock 0.500 ms, simdgroups: it fails: no such word"
     assert " ".join(found["attention"].split()) == f"slow 32 8 {times}"
+
+
+def test_models_that_ran_without_an_adapter(redis_server: RedisServer, tmp_path: Path):
+    measurements.write(tmp_path / "plain.json", measurements.machine(), {"/models/phi": "plain: no adapter for phi3"})
+    code, found = doctor(redis_server.url, tmp_path)
+    assert code == 0
+    assert found["plain"] == "slow /models/phi: no adapter for phi3"

@@ -143,7 +143,7 @@ def examine_plain() -> Iterator[Finding]:
     from ...engine.load import known_remarks
 
     for name, remark in known_remarks(paths.cache_dir()).items():
-        yield Finding("no adapter", f"{name}: {remark}", "slow")
+        yield Finding("plain", f"{name}: {remark.removeprefix('plain: ')}", "slow")
 
 
 def examine_costs() -> Iterator[Finding]:

@@ -46,11 +46,11 @@ def test_a_folder_without_an_adapter_runs_plainly_and_says_so(
         assert list(done[text].tokens) == [it.token for it in responses if it.token not in tokenizer.eos_token_ids]
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])  # mlx-lm runs both by one module
-def test_one_with_an_adapter_takes_it(kind: str, boxed_model: Path, tmp_path: Path) -> None:
-    folder = small_model(boxed_model, tmp_path / kind)
-    config = Path(folder, "config.json")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": kind}))
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_one_with_an_adapter_takes_it(boxed_model: Path, tmp_path: Path, family: str) -> None:
+    folder = small_model(boxed_model, tmp_path / "llama")
+    config = tmp_path / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": family}))
     assert isinstance(load_engine(Pair(folder, folder), tmp_path, memory=1 << 28), Engine)
 
 
