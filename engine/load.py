@@ -14,6 +14,7 @@ from .models.kernels_for import choose_kernels
 from .models.pairs import Pair
 from .models.targets import FAMILIES
 from .plain.engine import PlainEngine
+from .request import NO_ADAPTERS, Adapters
 from .state.memory import stay_resident
 
 log = logging.getLogger(__name__)
@@ -26,16 +27,23 @@ def load_engine(
     memory: int | None = None,
     depth: int | None = None,
     draft_bits: int | None = None,
+    adapters: Adapters = NO_ADAPTERS,
 ) -> Engine | PlainEngine:
     """The engine of a pair, as `Engine.load` has it. A target without an adapter takes the plain one, which says so.
 
     Raises:
-        ModelError: as `Engine.load`, or a draft, a depth or its bits are asked for without an adapter; the message is
-            one line.
+        ModelError: as `Engine.load`, or a draft, a depth, its bits or several LoRA adapters are asked for without an
+            adapter; the message is one line.
     """
     config = read_json(locate(pair.target, cache) / "config.json")
     if architecture(config) in FAMILIES:
-        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits)
+        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits, adapters)
+    one = adapters.default
+    if adapters.folders and one is None:
+        raise ModelError(
+            f"{pair.target} is a model of type {config.get('model_type')}, which mlx-lm runs with one LoRA adapter at "
+            "most: give --adapter instead of --adapters"
+        )
     asked = {f"draft {pair.draft}": pair.draft, f"--depth {depth}": depth, f"--draft-bits {draft_bits}": draft_bits}
     if vain := [name for name, value in asked.items() if value]:
         raise ModelError(
@@ -43,8 +51,8 @@ def load_engine(
             f"for which there is no adapter and so no drafts: leave out {' and '.join(vain)}"
         )
     stay_resident()
-    loaded = load(pair.target, cache)
-    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory)
+    loaded = load(pair.target, cache, adapters.folders[one] if one else None)
+    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory, adapters)
     choose_kernels(engine, None, cache)
     log.warning(engine.remark)
     remarks = known_remarks(cache) | {pair.target: engine.remark}

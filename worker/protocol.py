@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..engine.request import Completion, Request
+from ..engine.request import Adapters, Completion, Request
 from ..engine.stats import Stats
 from ..engine.text import Text
 from ..engine.verdict import Verdict
@@ -29,6 +29,9 @@ class Engine(Protocol):
     def remark(self) -> str | None:
         """What there is to know of how its model runs, in one line; None if nothing."""
         ...
+
+    adapters: Adapters
+    """The LoRA adapters that requests may name."""
 
     text: Text
     """Between text and tokens."""

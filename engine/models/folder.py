@@ -59,16 +59,17 @@ class LoadedModel:
     context_length: int
 
 
-def load(name: str, cache: Path) -> LoadedModel:
-    """Load the model called `name`; `cache` is where the boxed model is kept.
+def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
+    """Load the model called `name`, as mlx-lm runs it with an adapter; `cache` is where the boxed model is kept.
 
     Raises `ModelError`. On the CPU backend all weights become float32: half and quantised weights crawl.
     """
     folder = locate(name, cache)
     refuse_unusable(folder)
+    path = str(adapter) if adapter else None
     try:
         data_alone = {"trust_remote_code": False}  # unset, transformers may ask a person on the terminal
-        loaded: Any = mlx_lm.load(str(folder), data_alone, lazy=True, return_config=True)
+        loaded: Any = mlx_lm.load(str(folder), data_alone, adapter_path=path, lazy=True, return_config=True)
         model, tokenizer, config = loaded
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
@@ -80,6 +81,8 @@ def load(name: str, cache: Path) -> LoadedModel:
             f"cannot load the model in {folder}: mlx-lm needs another package for models of its type; install that"
         ) from error
     except Exception as error:  # a broken folder can fail anywhere in the loader
+        if adapter:
+            raise ModelError(f"cannot load the model in {folder} with {adapter}: {first_line(error)}") from error
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))

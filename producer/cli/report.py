@@ -112,6 +112,7 @@ def worker_report(report: Report) -> dict[str, Any]:
         "state": report.state,
         "reason": report.reason,
         "pair": report.text("pair"),
+        "adapters": report.text("adapters").split(",") if report.text("adapters") else [],
         "version": report.text("version"),
         "mlx": report.text("mlx"),
         "rq": report.text("rq"),

@@ -14,7 +14,7 @@ import orjson
 
 from ..queue.wire import MOST_ID_CHARACTERS, Grammar, JobBody, ModelDefault, Sampling
 from .defaults import Defaults
-from .models import pair_of
+from .models import split, target_of
 from .notes import Notes
 from .request.asked import URLS, Asked, asked
 from .request.faults import Fault, kind, show
@@ -74,15 +74,21 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
     if n > 1 and chosen.temperature == 0 and "temperature" not in left:
         notes.surprises["the n answers are all the same, because the temperature is 0"] += 1
     obeyed = grammar(wanted, defaults.grammar)
+    if defaults.served:
+        head, own = split(wanted.get("model"))
+        own = own if head == pair else None
+    else:
+        pair, own = target_of(wanted.get("model"), pair, defaults.models, notes)
     return JobBody(
         batch="",
         custom_id=name,
-        pair=pair if defaults.served else pair_of(wanted.get("model"), pair, defaults.models, notes),
+        pair=pair,
         n=n,
         sampling=chosen,
         grammar=obeyed,
         model_defaults=left,
         line=number,
+        adapter=_adapter(wanted, own),
         **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen, n)),
     )
 
@@ -154,6 +160,16 @@ def _text(wanted: Asked, chosen: Sampling, n: int) -> dict[str, Any]:
     if echo and chosen.logprobs is not None:
         raise Fault("echo with logprobs is not supported: prompts have no log-probabilities; keep one")
     return {"prompts": prompts(wanted, n), "echo": echo}
+
+
+def _adapter(wanted: Asked, own: str | None) -> str | None:
+    """The LoRA adapter that a line names, as `adapter` or, its `own`, behind the pair in `model`. Raises Fault."""
+    name = wanted.get("adapter")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise Fault(f"adapter is {show(name)}; it must be the name of a worker's LoRA adapter")
+    if own and name not in (None, own):
+        raise Fault(f"model is {show(wanted.get('model'))} and adapter is {show(name)}; keep one")
+    return own or name
 
 
 def _left_to_model(values: dict[str, Any], defaults: Defaults) -> tuple[ModelDefault, ...]:

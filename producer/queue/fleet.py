@@ -38,6 +38,12 @@ class Report:
         return self.text("host")
 
     @property
+    def served(self) -> str:
+        """Its pair, with the names of its LoRA adapters: `qwen3-4b (sql, notes)`."""
+        names = self.text("adapters").replace(",", ", ")
+        return f"{self.text('pair')} ({names})" if names else self.text("pair")
+
+    @property
     def gone(self) -> bool:
         """Whether it has been silent for longer than its lease: others take over its jobs."""
         return self.age > self.number("lease")
