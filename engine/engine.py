@@ -21,7 +21,7 @@ from .depth.depth_choice import Candidate
 from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
-from .drafting.load import load_pair
+from .drafting.load import load_pair, type_name
 from .emission import emit, shown
 from .models.folder import ModelError
 from .models.lora import lay, read
@@ -105,6 +105,7 @@ class Engine:
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
         self.verdict: Verdict | None = None
+        self.precision: str | None = None
         self.stats.accepted_per_position = [0] * most
         self._admission = Admission(self.text, context_length, target.vocabulary, self.adapters)
         self._ends = RowEnds(max_rows)
@@ -139,9 +140,10 @@ class Engine:
         target, tokenizer = parts.target, parts.loaded.tokenizer
         lay(loras, target, parts.loaded.model)
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth, adapters)
-        engine.verdict = parts.verdict
+        engine.verdict, engine.precision = parts.verdict, parts.precision
         if parts.draft and depth is None:
-            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
+            types = " and ".join(dict.fromkeys(map(type_name, (target.dtype, parts.draft.dtype))))
+            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows, {types}"
             cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
             engine.spend(Budget(cost, parts.draft.config.block_size))
         return engine

@@ -11,7 +11,9 @@ from .engine import MAX_ROWS, Engine
 from .models.architecture import architecture
 from .models.folder import ModelError, load, locate, read_json
 from .models.kernels_for import choose_kernels
+from .models.load_check import fingerprint
 from .models.pairs import Pair
+from .models.precision import chip, suited
 from .models.targets import FAMILIES
 from .plain.engine import PlainEngine
 from .request import NO_ADAPTERS, Adapters
@@ -51,8 +53,11 @@ def load_engine(
             f"for which there is no adapter and so no drafts: leave out {' and '.join(vain)}"
         )
     stay_resident()
-    loaded = load(pair.target, cache, adapters.folders[one] if one else None)
+    folder = adapters.folders[one] if one else None
+    subject = f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}" + (f", {folder}" if folder else "")
+    loaded = suited(lambda: load(pair.target, cache, folder), subject, cache, chip())
     engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory, adapters)
+    engine.precision = loaded.precision
     choose_kernels(engine, None, cache)
     log.warning(engine.remark)
     remarks = known_remarks(cache) | {pair.target: engine.remark}

@@ -30,6 +30,11 @@ class Engine(Protocol):
         """What there is to know of how its model runs, in one line; None if nothing."""
         ...
 
+    @property
+    def precision(self) -> str | None:
+        """In which type of number its models run, and why, in one line; None if in their own."""
+        ...
+
     adapters: Adapters
     """The LoRA adapters that requests may name."""
 

@@ -51,12 +51,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate. `context_length` is in tokens, prompt and completion together."""
+    """A model ready to generate. `context_length` is in tokens, prompt and completion together.
+
+    `precision` says, in one line, why it runs in another type than that of its weights, or why it does not.
+    """
 
     name: str
     model: nn.Module
     tokenizer: TokenizerWrapper
     context_length: int
+    precision: str | None = None
 
 
 def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:

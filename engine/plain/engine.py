@@ -95,6 +95,7 @@ class PlainEngine:
         self.workspace += self.operations.bytes_to_choose(self.max_rows, ways.vocabulary, ways.dtype)
         budget = default_budget(self.workspace) if memory is None else memory
         self._memory = budget - budget // SPARE
+        self.precision: str | None = None
         if ways.footprint.bytes(1) > self._memory:
             raise ModelError(
                 f"no memory for a single row: {budget:,} bytes allowed, {ways.footprint.bytes(1):,} needed; "

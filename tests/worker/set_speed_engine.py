@@ -68,7 +68,7 @@ class SetSpeedEngine:
     `before_round` is called with rows at work.
     """
 
-    verdict = remark = None
+    verdict = remark = precision = None
     adapters = NO_ADAPTERS
 
     def __init__(self, max_rows: int = 8, round_seconds: float = 0.005, depth: int = 0) -> None:

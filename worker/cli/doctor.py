@@ -99,6 +99,7 @@ def examine_engine() -> Iterator[Finding]:
         yield pools()
     yield from examine_kernels(backend)
     yield from examine_checks()
+    yield from examine_precisions()
     yield from examine_plain()
     yield from examine_costs()
 
@@ -136,6 +137,15 @@ def examine_checks() -> Iterator[Finding]:
 
     for name, verdict in known_verdicts(paths.cache_dir()).items():
         yield Finding("load check", f"{name.partition(', ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
+
+
+def examine_precisions() -> Iterator[Finding]:
+    """The types in which models run here instead of bfloat16, where the chip emulates that."""
+    from ...engine.models.precision import known_precisions
+
+    for name, precision in known_precisions(paths.cache_dir()).items():
+        text = f"{name.partition(', ')[0]}: {precision}"
+        yield Finding("precision", text, "ok" if precision.dtype == "float16" else "slow")
 
 
 def examine_plain() -> Iterator[Finding]:

@@ -207,7 +207,8 @@ def worker(
         log.warning(models.advice)
     drafting = f"blocks of {engine.drafter.block}" if engine.drafter else engine.remark or "no draft, plain decoding"
     loras = f"LoRA adapters {', '.join(served.folders)}, " if served.folders else ""
-    ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {engine.max_rows} rows"
+    numbers = f", {engine.precision}" if engine.precision else ""
+    ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {engine.max_rows} rows{numbers}"
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)
