@@ -46,6 +46,9 @@ CONTEXT_KEYS = (
 RECURRENT_CONTEXT = 1 << 20
 """That of a model without attention, whose memory does not grow."""
 
+NVFP4_LARGEST = 448 * 6
+"""The largest weight that NVFP4 has without such a scale: the largest scale of a group, times the largest number."""
+
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +80,7 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
         model, tokenizer, config = loaded
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
-            model = dequantize_model(model)
+            model = dequantised(model)
             model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
         mx.eval(model.parameters())
     except SystemExit as error:
@@ -90,6 +93,20 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
+
+
+def dequantised(model: Any) -> Any:
+    """A model with plain weights. mlx-lm's own function leaves out the scale that an expert in NVFP4 may have."""
+    scales = {
+        name: scale
+        for name, module in model.named_modules()
+        if (scale := getattr(module, "global_scale", None)) is not None
+    }
+    model = dequantize_model(model)
+    for name, module in model.named_modules():
+        if name in scales:
+            module.weight = module.weight * (scales[name] / NVFP4_LARGEST)[:, None, None]  # [experts, outputs, inputs]
+    return model
 
 
 def locate(name: str, cache: Path) -> Path:

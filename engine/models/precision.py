@@ -122,7 +122,8 @@ def flaw_in_float16(model: Any) -> str:
     """Turn a bfloat16 model into float16; returns what is wrong with its logits then, or nothing.
 
     They are mlx-lm's own, of the load check's texts, and must be finite. They may differ from those in bfloat16 by the
-    most that the load check ever excuses, because bfloat16 itself is off by a few hundredths.
+    most that the load check ever excuses, because bfloat16 is coarse: with SmolLM2-135M it is 0.03 off float32 in the
+    median and 0.06 at most, float16 0.005.
     """
     try:
         vocabulary = logits(model, [0, 1]).shape[-1]
