@@ -18,7 +18,7 @@ from ..choose.history import Histories
 from ..emission import emit, shown
 from ..models.folder import ModelError, first_line
 from ..recovery import Failure, log, prove, rewind
-from ..request import Completion, FinishReason, Request, RequestError
+from ..request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
 from ..rounds import Emitted, Round, chosen, settle
 from ..schedule.blame import blame
 from ..schedule.row import Row
@@ -60,6 +60,7 @@ class PlainEngine:
         context_length: most tokens of prompt and completion together.
         max_rows: most rows in a round.
         memory: bytes for what rows keep; by default what this machine can spare.
+        adapters: one LoRA adapter, with which mlx-lm has loaded the model, or none.
 
     Raises:
         ModelError: the model does not run, or there is no memory for a single row.
@@ -68,7 +69,15 @@ class PlainEngine:
     verdict = None
     drafter = None
 
-    def __init__(self, model: Any, tokenizer: Any, context_length: int, max_rows: int, memory: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        context_length: int,
+        max_rows: int,
+        memory: int | None = None,
+        adapters: Adapters = NO_ADAPTERS,
+    ):
         try:
             self._ways = ways = find_ways(model)
         except Exception as error:
@@ -76,7 +85,7 @@ class PlainEngine:
                 f"mlx-lm cannot run this model of type {model.model_type}: {first_line(error)}; "
                 "choose another model, or try another mlx-lm"
             ) from error
-        self.model = model
+        self.model, self.adapters = model, adapters
         self.text = Text(tokenizer, ways.vocabulary)
         self.max_rows = max_rows if ways.batched else 1
         self.stats = Stats()
@@ -93,7 +102,7 @@ class PlainEngine:
                 "raise --memory"
             )
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
-        self._admission = Admission(self.text, context_length, ways.vocabulary)
+        self._admission = Admission(self.text, context_length, ways.vocabulary, adapters)
         self.prefill_tokens = PREFILL_TOKENS
         self._waiting = Waiting(OVERTAKING * self.max_rows, self._rounds)
         self._slots = list(range(self.max_rows))

@@ -1,9 +1,9 @@
-"""How lines of a batch end that no worker is to run: cancelled, or because a file has them already."""
+"""How lines of a batch end that no worker is to run: cancelled, bad, or because a file has them already."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import redis as redis_py
 
@@ -64,3 +64,25 @@ def drop(redis: redis_py.Redis, batch: str, jobs: Iterable[tuple[Open, bool]], i
         some = in_order[first : first + SHORT_STRETCH]
         outcomes = [part for job, failed in some for part in (job.job, "failed" if failed else "done")]
         run(redis, DROP, batch, int(is_last), *outcomes)
+
+
+def add_bad(redis: redis_py.Redis, batch: str, lines: Sequence[bytes]) -> None:
+    """Keeps the error lines of lines that cannot run with the batch, in place of those that it had."""
+    key = wire.bad_key(batch)
+    left: Any = redis.ttl(wire.batch_key(batch))
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(key)
+        for first in range(0, len(lines), STRETCH):
+            pipe.rpush(key, *lines[first : first + STRETCH])
+        if left > 0:
+            pipe.expire(key, left)
+        pipe.execute()
+
+
+def bad_lines(redis: redis_py.Redis, batch: str) -> Iterator[bytes]:
+    """What `add_bad` kept, in its order."""
+    first, page = 0, True
+    while page:
+        page: Any = redis.lrange(wire.bad_key(batch), first, first + STRETCH - 1)
+        yield from page
+        first += STRETCH

@@ -35,12 +35,17 @@ for i = 1, #scores, 2 do
     { name = name, key = TURNS .. ':' .. name, user = user or '', cost = COST[priority] or COST.low, due = due, was = due }
 end
 
+-- A batch's queue of this pair.
+local function queue_of(batch)
+  return 'draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch
+end
+
 -- Jobs that are queued, counted as far as it matters.
 local function count_queued(enough)
   local there = 0
   for _, flow in ipairs(flows) do
     for _, batch in ipairs(redis.call('ZRANGE', flow.key, 0, enough)) do
-      there = there + redis.call('LLEN', 'rq:queue:draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch)
+      there = there + redis.call('LLEN', 'rq:queue:' .. queue_of(batch))
       if there >= enough then return there end
     end
   end
@@ -81,9 +86,9 @@ local function next_batch(flow)
       redis.call('ZREM', TURNS, flow.name)
       return nil
     end
-    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'priority', 'user', 'cancelled_at')
-    if about[1] and not about[4] and about[2] .. ':' .. about[3] == flow.name then
-      return about[1], batch, tonumber(found[2])
+    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at')
+    if about[1] and not about[3] and about[1] .. ':' .. about[2] == flow.name then
+      return queue_of(batch), batch, tonumber(found[2])
     end
     redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, or of another priority by now
   end
@@ -195,6 +200,6 @@ end
 for batch, queue in pairs(served) do -- since when the next job of each waits
   local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
   local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
-  if since then redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since', since) end
+  if since then note_wait(batch, queue, since) end
 end
 return claimed

@@ -60,9 +60,12 @@ end
 
 -- Goes through the open jobs of a batch of which not all are to be found, until so many are settled: ends those that RQ's
 -- tools cancelled or deleted, and queues again those that only their queue's list has lost.
-local function repair(batch, queue, missing)
-  local key, list, queued = 'draftmill:batch:' .. batch, 'rq:queue:' .. queue, {}
-  for _, id in ipairs(redis.call('LRANGE', list, 0, -1)) do queued[id] = true end
+local function repair(batch, queues, missing)
+  local key, queued, own = 'draftmill:batch:' .. batch, {}, {}
+  for _, queue in ipairs(queues) do
+    own[queue] = true
+    for _, id in ipairs(redis.call('LRANGE', 'rq:queue:' .. queue, 0, -1)) do queued[id] = true end
+  end
   local place = redis.call('HGET', key, 'repaired') or '0'
   local ends = place == '0' and 1 or 2 -- how often it comes to the end: whoever begins in the middle goes round once
   repeat
@@ -78,7 +81,7 @@ local function repair(batch, queue, missing)
           record_taken(job)
           taken = taken + 1
         else
-          redis.call('RPUSH', list, id)
+          redis.call('RPUSH', 'rq:queue:' .. (own[job.queue] and job.queue or queues[1]), id)
           requeued = requeued + 1
         end
         missing = missing - 1
@@ -92,22 +95,21 @@ end
 local to_end = {}
 for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
   redis.call('ZADD', UNENDED, 'XX', NOW, batch)
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'cancelled_at')
-  local queue, running = about[1], 'draftmill:running:batch:' .. batch
-  if not queue then
+  local queues, running = queues_of(batch), 'draftmill:running:batch:' .. batch
+  if #queues == 0 then
     redis.call('ZREM', UNENDED, batch)
     redis.call('DEL', 'draftmill:open:' .. batch, 'draftmill:aside:' .. batch)
-  elseif about[2] then
+  elseif cancelled({ batch = batch }) then
     to_end[#to_end + 1] = batch
   else
     for _, id in ipairs(redis.call('SRANDMEMBER', running, 20)) do
       if not leased({ id = id }) then redis.call('SREM', running, id) end
     end
-    local known = redis.call('LLEN', 'rq:queue:' .. queue) + redis.call('SCARD', running)
-      + redis.call('SCARD', 'draftmill:aside:' .. batch)
+    local known = redis.call('SCARD', running) + redis.call('SCARD', 'draftmill:aside:' .. batch)
+    for _, queue in ipairs(queues) do known = known + redis.call('LLEN', 'rq:queue:' .. queue) end
     local missing = redis.call('HLEN', 'draftmill:open:' .. batch) - known
-    if missing > 0 then repair(batch, queue, missing) end
-    if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then take_turns(batch) end
+    if missing > 0 then repair(batch, queues, missing) end
+    take_turns(batch)
     expire_if_complete(batch)
   end
 end

@@ -113,7 +113,7 @@ def test_a_pair_and_a_plain_model_as_they_are_loaded(
 ) -> None:
     """On a CPU weights become float32 as they are read, so what is read here are models made in bfloat16."""
 
-    def read(name: str, cache: Path) -> LoadedModel:
+    def read(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
         model = llama_model() if "llama" in name else tiny("phi3")
         model.set_dtype(mx.bfloat16)
         tokenizer: Any = NumberTokenizer()
