@@ -154,7 +154,7 @@ def test_every_query_of_every_dashboard_has_data(live: Farm) -> None:
     records = [rule["record"] for rule in recording_rules()]
     assert [record for record in records if not live.query(record)] == []
     assert 2 < live.value("fleet:draftmill_tokens_per_round:ratio_rate5m") < 4
-    assert live.value("draftmill_queue_depth") > 1000
+    wait(lambda: live.value("draftmill_queue_depth") > 1000, "the exporter to have looked since")
 
 
 @with_prometheus
