@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ import mlx.core as mx
 
 from ..kernels.packing import Packing
 from ..kernels.pages.sizes import PAGE
-from .admission import Admission
-from .choose.constrained import Choice
-from .choose.history import Histories
+from .base_engine import BaseEngine
 from .depth.budget import Budget
 from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
@@ -22,28 +19,23 @@ from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
 from .drafting.load import load_pair, type_name
-from .emission import emit, shown
 from .models.folder import ModelError
 from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
-from .recovery import Failure, log, renew, rewind
-from .request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
-from .rounds import Emitted, Round, adapters_of, chosen, pack, settle, with_forced
-from .schedule.blame import blame
+from .recovery import Failure, renew
+from .request import NO_ADAPTERS, Adapters, RequestError
+from .rounds import Round, adapters_of, chosen, pack, settle, with_forced
 from .schedule.row import Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
-from .state.row_ends import RowEnds
-from .stats import Stats
 from .text import Text
-from .verdict import Verdict
 
 MAX_ROWS = 32
 
 
-class Engine:
+class Engine(BaseEngine):
     """Continuous batching over packed rounds, with speculation where there is a draft.
 
     `step` launches round r + 1 before it reads round r, so the device never waits for the host: anchors, cursors and
@@ -51,8 +43,6 @@ class Engine:
     did in the extra round is thrown away. A row whose next tokens are constrained by what the last ones were, as in a
     grammar, takes part in every second round, so that the others need not wait; in every one if all rows are such.
     All calls from one thread.
-
-    After a round that failed, all rows begin anew: what they have generated is prefilled again.
 
     Args:
         target: adapter over the loaded target.
@@ -82,11 +72,8 @@ class Engine:
         depth: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
     ):
-        self.target = target
-        self.text = Text(tokenizer, target.vocabulary)
-        self.context_length, self.adapters = context_length, adapters
-        self.max_rows = max_rows
-        self.stats = Stats()
+        super().__init__(Text(tokenizer, target.vocabulary), context_length, target.vocabulary, max_rows, adapters)
+        self.target, self.context_length = target, context_length
         block = draft.config.block_size if draft else 0
         most = max(0, block - 1)
         if depth is not None and depth > most:
@@ -104,18 +91,9 @@ class Engine:
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
-        self.verdict: Verdict | None = None
-        self.precision: str | None = None
         self.stats.accepted_per_position = [0] * most
-        self._admission = Admission(self.text, context_length, target.vocabulary, self.adapters)
-        self._ends = RowEnds(max_rows)
-        self._histories = Histories(target.vocabulary)
-        self._in_flight: Round | None = None
         self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
-        self._rows: dict[str, Row] = {}
-        self._finished: list[Row] = []
-        self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
 
     @classmethod
     def load(
@@ -148,31 +126,12 @@ class Engine:
             engine.spend(Budget(cost, parts.draft.config.block_size))
         return engine
 
-    @property
-    def unfinished(self) -> int:
-        """Requests running or waiting."""
-        return len(self._rows)
-
-    @property
-    def busy(self) -> bool:
-        """Whether `step` has anything to do."""
-        return bool(self._rows or self._in_flight or self._finished)
-
-    def add(self, request: Request) -> None:
-        """Queue a request; it starts when a row and memory are free.
-
-        Raises:
-            RequestError: it could never be served.
-        """
-        if request.id in self._rows:
-            raise RequestError(f"request '{request.id}' is already running")
-        row = self._admission.row(request)
+    def _enqueue(self, row: Row) -> None:
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
             raise RequestError(
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
-        self._rows[request.id] = row
         self.scheduler.add(row)
 
     def spend(self, budget: Budget) -> None:
@@ -182,58 +141,33 @@ class Engine:
             [Candidate(row.request.id, row.left, row.bound) for row in rows], prompt
         )
 
-    def cancel(self, id: str) -> None:
-        """Stop a request; what it generated so far comes out as a completion with finish reason "cancelled"."""
-        if row := self._rows.get(id):
-            self._finish(row, "cancelled")
-
-    def step(self) -> list[Completion]:
-        """Launch the next round, then read the one before it; returns the requests that finished.
-
-        Raises:
-            EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
-        """
-        if failure := self._run_round():
-            self._start_over(failure)
-        finished, self._finished = self._finished, []
-        return [self._complete(row) for row in finished]
-
-    def _run_round(self) -> Failure | None:
-        try:
-            if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
-                self._read_in_flight(None)  # no row could take part in the next round before
-                if self._waits:
-                    mx.synchronize()  # for what it writes beside its tokens
-            plan = self.scheduler.plan()
-            rows = [segment.row for segment in plan.segments]
-            self._working += rows
-            if plan.started:
-                self.starting([row.request.id for row in plan.started])
-            launched = self._launch(plan)
-            self._read_in_flight(launched)
-        except Exception as error:
-            return Failure.of(error)
+    def _run_round(self) -> None:
+        if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
+            self._read_in_flight(None)  # no row could take part in the next round before
+            if self._waits:
+                mx.synchronize()  # for what it writes beside its tokens
+        plan = self.scheduler.plan()
+        rows = [segment.row for segment in plan.segments]
+        self._working += rows
+        if plan.started:
+            self.starting([row.request.id for row in plan.started])
+        launched = self._launch(plan)
+        self._read_in_flight(launched)
         self._in_flight, self._working = launched, rows
-        return None
 
-    def _start_over(self, failure: Failure) -> None:
-        """After a failed round: forget what any round has computed, and let all rows begin anew."""
+    def _send_all_back(self) -> tuple[list[Row], list[Row]]:
         rows = [row for row in dict.fromkeys(self._working) if row.finish_reason is None]
-        log.error("a round of %d requests failed: %s", len(rows), failure.story)
-        self._in_flight, self._read_at, self._working = None, None, []
+        self._read_at, self._working = None, []
         sent_back = self.scheduler.start_over()
-        rewind(sent_back, self._admission.matcher)
         if self.budget:
             for row in sent_back:
                 self.budget.forget(row.request.id)
         self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
         self._context.clear()
-        self._histories.clear()
-        self._ends = RowEnds(self.max_rows)
+        return rows, sent_back
+
+    def _renew(self, failure: Failure) -> None:
         renew(self.target, self.state, self.drafter, failure)
-        if guilty := blame(rows, failure.story):
-            guilty.error = f"the engine failed with {failure.kind}"
-            self._finish(guilty, "failed")
 
     @property
     def _pools(self) -> list[KVPool]:
@@ -335,46 +269,13 @@ class Engine:
         if self.budget and launched and before is not None and not read.late and not launched.late:
             self.budget.ran(read.forecast, launched.forecast, now - before)
 
-    def _take(self, emitted: Emitted | Choice) -> None:
-        """A segment has emitted tokens, or its row cannot go on."""
-        segment, row = emitted.segment, emitted.segment.row
-        row.in_flight.popleft()
-        if row.finish_reason is not None:
-            return
-        if emitted.error:
-            row.error = str(emitted.error)
-            return self._finish(row, "error")
-        if segment.depth is not None:
-            row.cursor += len(emitted.tokens)
-            self._count(row, segment.depth, emitted.accepted)
-            if self.budget and not segment.forced:
-                self.budget.observe(row.request.id, segment.depth, emitted.accepted)
-        before = len(row.generated)
-        reason = emit(row, emitted.tokens, emitted.logprobs, self.text)
-        self.stats.generated_tokens += len(row.generated) - before
-        if reason:
-            self._finish(row, reason)
+    def _count(self, segment: Segment, depth: int, accepted: int) -> None:
+        super()._count(segment, depth, accepted)
+        if self.budget and not segment.forced:
+            self.budget.observe(segment.row.request.id, depth, accepted)
 
-    def _count(self, row: Row, depth: int, accepted: int) -> None:
-        for counters in (row, self.stats):
-            counters.drafted += depth
-            counters.accepted += accepted
-        row.rounds += 1
-        self.stats.row_rounds += 1
-        for position in range(min(accepted, len(self.stats.accepted_per_position))):
-            self.stats.accepted_per_position[position] += 1
-
-    def _finish(self, row: Row, reason: FinishReason) -> None:
-        row.finish_reason = reason
+    def _remove(self, row: Row) -> None:
         self._context.drop(row)
-        self._histories.drop(row)
         if self.budget:
             self.budget.forget(row.request.id)
         self.scheduler.remove(row)
-        del self._rows[row.request.id]
-        self._finished.append(row)
-
-    def _complete(self, row: Row) -> Completion:
-        self.stats.prompt_tokens += len(row.request.tokens)
-        self.stats.cached_tokens += row.cached
-        return row.completion(shown(row, self.text))

@@ -5,28 +5,24 @@ It chooses tokens, ends texts and recovers as the engine with adapters does, by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ...kernels.operations import Operations
 from ...kernels.race.contestants import ChoiceShape, OperationShape
-from ..admission import Admission
-from ..choose.constrained import Choice
+from ..base_engine import BaseEngine
 from ..choose.history import Histories
-from ..emission import emit, shown
 from ..models.folder import ModelError, first_line
-from ..recovery import Failure, log, prove, rewind
-from ..request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
-from ..rounds import Emitted, Round, chosen, settle
-from ..schedule.blame import blame
+from ..recovery import Failure, prove
+from ..request import NO_ADAPTERS, Adapters, RequestError
+from ..rounds import Round, chosen, settle
 from ..schedule.row import Row
 from ..schedule.scheduler import HEADROOM, Segment
 from ..schedule.waiting import OVERTAKING, Waiting
 from ..state.memory import default_budget
-from ..state.row_ends import End, RowEnds
-from ..stats import Stats
+from ..state.row_ends import End
 from ..text import Text
 from .caches import Caches, join, pick, states
 from .prefill import Prefill, Prefix
@@ -45,14 +41,12 @@ SPARE = 8
 """One part in so many of the memory is for caches of which rows join or leave: these are copied, layer by layer."""
 
 
-class PlainEngine:
+class PlainEngine(BaseEngine):
     """Continuous batching over mlx-lm's batch caches.
 
     Every round is one token of each row. `step` launches round r + 1 before it reads round r, unless a row's next token
     is constrained by what its last one was, as in a grammar: then all wait for it. Prompts are read beside the rounds,
     in chunks. A model whose rows cannot run together, as far as `find_ways` sees, runs one row at a time.
-
-    All calls from one thread.
 
     Args:
         model: as mlx-lm loads it.
@@ -66,7 +60,6 @@ class PlainEngine:
         ModelError: the model does not run, or there is no memory for a single row.
     """
 
-    verdict = None
     drafter = None
 
     def __init__(
@@ -85,38 +78,29 @@ class PlainEngine:
                 f"mlx-lm cannot run this model of type {model.model_type}: {first_line(error)}; "
                 "choose another model, or try another mlx-lm"
             ) from error
-        self.model, self.adapters = model, adapters
-        self.text = Text(tokenizer, ways.vocabulary)
-        self.max_rows = max_rows if ways.batched else 1
-        self.stats = Stats()
+        text, rows = Text(tokenizer, ways.vocabulary), max_rows if ways.batched else 1
+        super().__init__(text, context_length, ways.vocabulary, rows, adapters)
+        self.model = model
         self.operations = Operations()
         self.workspace = PREFILL_TOKENS * ways.activations + Histories.workspace(self.max_rows, ways.vocabulary)
         self.workspace += LOGITS * self.max_rows * ways.vocabulary * ways.dtype.size
         self.workspace += self.operations.bytes_to_choose(self.max_rows, ways.vocabulary, ways.dtype)
         budget = default_budget(self.workspace) if memory is None else memory
         self._memory = budget - budget // SPARE
-        self.precision: str | None = None
         if ways.footprint.bytes(1) > self._memory:
             raise ModelError(
                 f"no memory for a single row: {budget:,} bytes allowed, {ways.footprint.bytes(1):,} needed; "
                 "raise --memory"
             )
-        self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
-        self._admission = Admission(self.text, context_length, ways.vocabulary, adapters)
         self.prefill_tokens = PREFILL_TOKENS
         self._waiting = Waiting(OVERTAKING * self.max_rows, self._rounds)
         self._slots = list(range(self.max_rows))
-        self._ends = RowEnds(self.max_rows)
-        self._histories = Histories(ways.vocabulary)
-        self._rows: dict[str, Row] = {}
         self._running: list[Row] = []  # in the order in which they started
         self._suspects: list[Row] = []  # of failed rounds; each is to show alone that it is not to blame
         self._decoding: list[Row] = []  # in the order of `_caches`
         self._caches: Caches = []
         self._prefill: Prefill | None = None
         self._prefix = Prefix()
-        self._in_flight: Round | None = None
-        self._finished: list[Row] = []
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -138,58 +122,25 @@ class PlainEngine:
             return f"{plain}, one row at a time ({reason})"
         return plain if self._ways.ragged else f"{plain}, prompts one at a time ({reason})"
 
-    @property
-    def busy(self) -> bool:
-        """Whether `step` has anything to do."""
-        return bool(self._rows or self._in_flight or self._finished)
-
-    def add(self, request: Request) -> None:
-        """Queue a request; it starts when a row and memory are free.
-
-        Raises:
-            RequestError: it could never be served.
-        """
-        if request.id in self._rows:
-            raise RequestError(f"request '{request.id}' is already running")
-        row = self._admission.row(request)
-        if (need := self._ways.footprint.bytes(len(request.tokens) + row.limit)) > self._memory:
+    def _enqueue(self, row: Row) -> None:
+        need = self._ways.footprint.bytes(len(row.request.tokens) + row.limit)
+        if need > self._memory:
             raise RequestError(
                 f"prompt and max_tokens need {need:,} bytes, this worker has {self._memory:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
-        self._rows[request.id] = row
         self._waiting.add(row)
 
-    def cancel(self, id: str) -> None:
-        """Stop a request; what it generated so far comes out as a completion with finish reason "cancelled"."""
-        if row := self._rows.get(id):
-            self._finish(row, "cancelled")
-
-    def step(self) -> list[Completion]:
-        """Launch the next round, then read the one before it; returns the requests that finished.
-
-        Raises:
-            EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
-        """
-        if failure := self._run_round():
-            self._start_over(failure)
-        finished, self._finished = self._finished, []
-        return [self._complete(row) for row in finished]
-
-    def _run_round(self) -> Failure | None:
-        try:
-            if any(row.left > 0 and not row.ready for row in self._decoding):
-                self._read_in_flight()
-            self._make_room()
-            self._part_suspects()
-            self._start()
-            self._read_prompts()
-            launched = self._launch()
+    def _run_round(self) -> None:
+        if any(row.left > 0 and not row.ready for row in self._decoding):
             self._read_in_flight()
-        except Exception as error:
-            return Failure.of(error)
+        self._make_room()
+        self._part_suspects()
+        self._start()
+        self._read_prompts()
+        launched = self._launch()
+        self._read_in_flight()
         self._in_flight = launched
-        return None
 
     def _make_room(self) -> None:
         """Where the rows that go on have outgrown the memory, the kept prefix gives way, then the youngest rows."""
@@ -311,34 +262,8 @@ class PlainEngine:
         if read:
             settle(read, read.emitted(), self._take, self._ends, self._histories)
 
-    def _take(self, emitted: Emitted | Choice) -> None:
-        """A row has emitted a token, or cannot go on."""
-        row = emitted.segment.row
-        row.in_flight.popleft()
-        if row.finish_reason is not None:
-            return
-        if emitted.error:
-            row.error = str(emitted.error)
-            return self._finish(row, "error")
-        if emitted.segment.depth is not None:
-            row.cursor += 1
-            row.rounds += 1
-            self.stats.row_rounds += 1
-        before = len(row.generated)
-        reason = emit(row, emitted.tokens, emitted.logprobs, self.text)
-        self.stats.generated_tokens += len(row.generated) - before
-        if reason:
-            self._finish(row, reason)
-
-    def _finish(self, row: Row, reason: FinishReason) -> None:
-        row.finish_reason = reason
-        self._stop(row)
-        del self._rows[row.request.id]
-        self._finished.append(row)
-
-    def _stop(self, row: Row) -> None:
-        """Take a row out, running or waiting. Its caches go with the next round."""
-        self._histories.drop(row)
+    def _remove(self, row: Row) -> None:
+        """A row ends, running or waiting. Its caches go with the next round."""
         if not row.running:
             return self._waiting.remove(row)
         self._running.remove(row)
@@ -347,32 +272,26 @@ class PlainEngine:
 
     def _send_back(self, row: Row) -> None:
         """Let a running row wait again; what it has generated becomes part of its prefill."""
-        self._stop(row)
+        self._histories.drop(row)
+        self._remove(row)
         self._waiting.put_back(row)
 
-    def _start_over(self, failure: Failure) -> None:
-        """After a failed round: forget what any round has computed, and let all rows begin anew."""
+    def _send_all_back(self) -> tuple[list[Row], list[Row]]:
         rows = self._running[:]
-        log.error("a round of %d requests failed: %s", len(rows), failure.story)
         for row in reversed(rows):
             self._send_back(row)
             row.in_flight.clear()
-        self._in_flight, self._prefill, self._prefix = None, None, Prefix()
+        self._prefill, self._prefix = None, Prefix()
         self._decoding, self._caches = [], []
-        rewind(rows, self._admission.matcher)
-        self._histories.clear()
-        self._ends = RowEnds(self.max_rows)
+        return rows, rows
+
+    def _renew(self, failure: Failure) -> None:
         prove(lambda: try_out(self.model), failure)
-        if guilty := blame(rows, failure.story):
-            guilty.error = f"the engine failed with {failure.kind}"
-            self._finish(guilty, "failed")
-        self._suspects = [row for row in dict.fromkeys([*self._suspects, *rows]) if row.suspect]
+
+    def _start_over(self, failure: Failure) -> None:
+        super()._start_over(failure)
+        self._suspects = [row for row in self._rows.values() if row.suspect]
 
     def _rounds(self, row: Row) -> int:
         """The rounds that a row takes at most: one for each chunk of its prompt and for each token."""
         return -(-len(row.request.tokens) // self.prefill_tokens) + row.limit
-
-    def _complete(self, row: Row) -> Completion:
-        self.stats.prompt_tokens += len(row.request.tokens)
-        self.stats.cached_tokens += row.cached
-        return row.completion(shown(row, self.text))

@@ -1,0 +1,157 @@
+"""What every engine does with its requests, whatever runs its rounds: they come, emit, end, are cancelled, and fail."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from .admission import Admission
+from .choose.constrained import Choice
+from .choose.history import Histories
+from .emission import emit, shown
+from .recovery import Failure, log, rewind
+from .request import Adapters, Completion, FinishReason, Request, RequestError
+from .rounds import Emitted, Round
+from .schedule.blame import blame
+from .schedule.row import Row
+from .schedule.scheduler import Segment
+from .state.row_ends import RowEnds
+from .stats import Stats
+from .text import Text
+from .verdict import Verdict
+
+
+class BaseEngine(ABC):
+    """Keeps requests from `add` to their completions; a subclass runs their rounds. All calls from one thread.
+
+    After a round that failed, all rows begin anew: what they have generated is prefilled again.
+    """
+
+    def __init__(self, text: Text, context_length: int, vocabulary: int, max_rows: int, adapters: Adapters):
+        self.text, self.max_rows, self.adapters = text, max_rows, adapters
+        self.stats = Stats()
+        self.verdict: Verdict | None = None
+        self.precision: str | None = None
+        self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
+        self._admission = Admission(text, context_length, vocabulary, adapters)
+        self._ends = RowEnds(max_rows)
+        self._histories = Histories(vocabulary)
+        self._rows: dict[str, Row] = {}
+        self._in_flight: Round | None = None
+        self._finished: list[Row] = []
+
+    @property
+    def unfinished(self) -> int:
+        """Requests running or waiting."""
+        return len(self._rows)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._rows or self._in_flight or self._finished)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; it starts when a row and memory are free.
+
+        Raises:
+            RequestError: it could never be served.
+        """
+        if request.id in self._rows:
+            raise RequestError(f"request '{request.id}' is already running")
+        row = self._admission.row(request)
+        self._enqueue(row)
+        self._rows[request.id] = row
+
+    def cancel(self, id: str) -> None:
+        """Stop a request; what it generated so far comes out as a completion with finish reason "cancelled"."""
+        if row := self._rows.get(id):
+            self._finish(row, "cancelled")
+
+    def step(self) -> list[Completion]:
+        """Launch the next round, then read the one before it; returns the requests that finished.
+
+        Raises:
+            EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
+        """
+        failure: Failure | None = None
+        try:
+            self._run_round()
+        except Exception as error:
+            failure = Failure.of(error)
+        if failure:
+            self._start_over(failure)
+        finished, self._finished = self._finished, []
+        return [self._complete(row) for row in finished]
+
+    @abstractmethod
+    def _enqueue(self, row: Row) -> None:
+        """Let a row wait. Raises RequestError if there will never be memory for it."""
+
+    @abstractmethod
+    def _run_round(self) -> None:
+        """Launch the next round, then read the one before it."""
+
+    @abstractmethod
+    def _remove(self, row: Row) -> None:
+        """A row ends, running or waiting: keep nothing of it."""
+
+    @abstractmethod
+    def _send_all_back(self) -> tuple[list[Row], list[Row]]:
+        """Forget all rounds; rows that ran wait again. Returns those of the failed round, and all that ran."""
+
+    @abstractmethod
+    def _renew(self, failure: Failure) -> None:
+        """Begin with empty memory. Raises EngineFailed if nothing runs even so."""
+
+    def _start_over(self, failure: Failure) -> None:
+        """After a failed round: forget what any round has computed, and let all rows begin anew."""
+        rows, sent_back = self._send_all_back()
+        log.error("a round of %d requests failed: %s", len(rows), failure.story)
+        self._in_flight = None
+        rewind(sent_back, self._admission.matcher)
+        self._histories.clear()
+        self._ends = RowEnds(self.max_rows)
+        self._renew(failure)
+        if guilty := blame(rows, failure.story):
+            guilty.error = f"the engine failed with {failure.kind}"
+            self._finish(guilty, "failed")
+
+    def _take(self, emitted: Emitted | Choice) -> None:
+        """A segment has emitted tokens, or its row cannot go on."""
+        segment, row = emitted.segment, emitted.segment.row
+        row.in_flight.popleft()
+        if row.finish_reason is not None:
+            return
+        if emitted.error:
+            row.error = str(emitted.error)
+            return self._finish(row, "error")
+        if segment.depth is not None:
+            row.cursor += len(emitted.tokens)
+            self._count(segment, segment.depth, emitted.accepted)
+        before = len(row.generated)
+        reason = emit(row, emitted.tokens, emitted.logprobs, self.text)
+        self.stats.generated_tokens += len(row.generated) - before
+        if reason:
+            self._finish(row, reason)
+
+    def _count(self, segment: Segment, depth: int, accepted: int) -> None:
+        """Of the drafted tokens of a segment so many were accepted."""
+        for counters in (segment.row, self.stats):
+            counters.drafted += depth
+            counters.accepted += accepted
+        segment.row.rounds += 1
+        self.stats.row_rounds += 1
+        for position in range(min(accepted, len(self.stats.accepted_per_position))):
+            self.stats.accepted_per_position[position] += 1
+
+    def _finish(self, row: Row, reason: FinishReason) -> None:
+        row.finish_reason = reason
+        self._histories.drop(row)
+        self._remove(row)
+        del self._rows[row.request.id]
+        self._finished.append(row)
+
+    def _complete(self, row: Row) -> Completion:
+        self.stats.prompt_tokens += len(row.request.tokens)
+        self.stats.cached_tokens += row.cached
+        return row.completion(shown(row, self.text))
