@@ -54,6 +54,7 @@ class Admission:
         kept = set(sampling.allowed_token_ids) - set(row.banned) - (row.ends if sampling.min_tokens else set())
         if sampling.allowed_token_ids and not kept:
             raise RequestError("bad_words or min_tokens forbid all of allowed_token_ids; allow others")
+        self._check_budget(row)
         return row
 
     def matcher(self, request: Request) -> Matcher | None:
@@ -61,6 +62,23 @@ class Admission:
         grammar = self._grammars.matcher(request)
         words = [word for word in spelled(request.sampling.bad_words, self.text.tokenizer) if len(word) > 1]
         return Forbidding(words, self.vocabulary, grammar) if words else grammar
+
+    def _check_budget(self, row: Row) -> None:
+        """Whether the end of thoughts, which a budget forces, may come at all; raises RequestError."""
+        request, sampling, markers = row.request, row.request.sampling, self._grammars.markers
+        if sampling.thinking_budget is None or request.thinking == "none" or markers is None:
+            return
+        forbidden = set(row.banned)
+        if sampling.min_tokens > sampling.thinking_budget:
+            forbidden |= row.ends
+        if sampling.allowed_token_ids:
+            forbidden |= {*markers.start, *markers.end, *markers.behind} - set(sampling.allowed_token_ids)
+        begins = request.thinking == "open" or forbidden.isdisjoint(markers.start)
+        if begins and (lacking := forbidden & {*markers.end, *markers.behind}):
+            raise RequestError(
+                "thinking_budget forces the end of thoughts, but allowed_token_ids, bad_words or min_tokens forbid "
+                f"its token {min(lacking)}; allow it, or leave thinking_budget out"
+            )
 
     def _check(self, name: str, tokens: Iterable[int]) -> None:
         """Whether the model has all these tokens; raises RequestError."""

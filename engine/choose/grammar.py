@@ -52,7 +52,7 @@ class Grammars:
         budget = request.sampling.thinking_budget
         if request.thinking == "none" or (inner is None and budget is None):
             return inner
-        markers = self._markers
+        markers = self.markers
         if markers is None:
             what = "thinking_budget" if inner is None else f"a grammar ({inner.kind}) that begins after thoughts"
             raise RequestError(f"{what} cannot be enforced: this model's tokenizer has no markers of thoughts")
@@ -87,13 +87,14 @@ class Grammars:
 
         return on_deep_stack(compiled) or f"it takes more than {SECONDS:.0f} seconds to compile; make it simpler"
 
+    @cached_property
+    def markers(self) -> Markers | None:
+        """The marks of this model's thoughts, if its tokenizer has any."""
+        return Markers.of(self._tokenizer)
+
     @property
     def _ends(self) -> frozenset[int]:
         return frozenset(self._tokenizer.eos_token_ids)
-
-    @cached_property
-    def _markers(self) -> Markers | None:
-        return Markers.of(self._tokenizer)
 
     @cached_property
     def _tokens(self) -> Any:

@@ -33,6 +33,8 @@ tokenizer = partial(test_grammar.tokenizer, "<think>", "</think>")
 READABLE = VOCABULARY - 8
 """Prompts have no end token, and none that the tokenizer does not know."""
 
+MARKERS = (*tokenizer().think_start_tokens, *tokenizer().think_end_tokens)
+
 FLIPS = 0.02
 """The largest part of rows that may leave the expected tokens at a near-tie."""
 
@@ -70,7 +72,7 @@ def fuzz(seeds: Iterable[int]) -> Tally:
     """Run these seeds; what is wrong with one does not stop the others."""
     tally = Tally()
     for seed in seeds:
-        load = drawn(seed, READABLE, BLOCK)
+        load = drawn(seed, READABLE, BLOCK, MARKERS)
         try:
             wrong = Machine(load, tally.seen).run()
         except Exception:

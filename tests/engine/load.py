@@ -108,15 +108,16 @@ def sliding(window: int, **changes: Any) -> Any:
     return llama_model(layer_types=layers, sliding_window=window, **changes)
 
 
-def drawn(seed: int, vocabulary: int, block: int) -> Load:
-    """What a seed draws, for prompts of tokens below `vocabulary` and drafts that write `block` tokens ahead.
+def drawn(seed: int, vocabulary: int, block: int, markers: Sequence[int]) -> Load:
+    """What a seed draws, for prompts of tokens below `vocabulary`, drafts that write `block` tokens ahead, and thoughts
+    that begin and end with these `markers`.
 
     Seeds take families in turn, so that the first few have met them all.
     """
     draw = Random(seed)
     chunk = draw.choice((5, 16, PAGE - 1, PAGE, PAGE + 1, 150, 512))
     prompts = drawn_prompts(draw, draw.randint(5, 11), chunk, vocabulary)
-    arrivals = drawn_arrivals(draw, [drawn_request(draw, f"r{i}", prompt) for i, prompt in enumerate(prompts)])
+    arrivals = drawn_arrivals(draw, [drawn_request(draw, f"r{i}", prompt, markers) for i, prompt in enumerate(prompts)])
     largest = max(len(a.request.tokens) + a.request.sampling.max_tokens for a in arrivals) + block
     tight = (-(-largest // PAGE) + draw.randint(1, 4)) * PAGE
     context = draw.choice((max(map(len, prompts)) + draw.randint(1, 60), 512))
@@ -166,9 +167,9 @@ def drawn_prompts(draw: Random, count: int, chunk: int, vocabulary: int) -> list
     return [tuple(prompt) for prompt in prompts]
 
 
-def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
-    """Greedy or sampled, free or under a grammar, perhaps with thoughts before; its stop strings depend on its text and
-    are drawn later.
+def drawn_request(draw: Random, id: str, prompt: tuple[int, ...], markers: Sequence[int]) -> Request:
+    """Greedy or sampled, free or under a grammar, perhaps with thoughts before, whose end may come if a budget forces
+    it; its stop strings depend on its text and are drawn later.
     """
     sampling = Sampling(draw.choice((1, draw.randint(1, 20), draw.randint(20, 60), draw.randint(20, 60), LONG)))
     if draw.random() < 0.35:
@@ -182,6 +183,8 @@ def drawn_request(draw: Random, id: str, prompt: tuple[int, ...]) -> Request:
     sampling = replace(sampling, **drawn_changes(draw, sampling.max_tokens))
     if draw.random() < 0.3:
         sampling = replace(sampling, thinking_budget=draw.choice((0, 1, 5, 30)))
+        if sampling.allowed_token_ids:
+            sampling = replace(sampling, allowed_token_ids=(*sampling.allowed_token_ids, *markers))
     grammar = draw.choice(GRAMMARS) if draw.random() < 0.3 else None
     if grammar:  # of which these may leave nothing
         sampling = replace(sampling, allowed_token_ids=(), bad_words=())

@@ -13,7 +13,7 @@ from draftmill.engine.request import Completion, FinishReason, Request, Sampling
 from .choose.test_grammar import VOCABULARY
 from .drafting.test_speculation import BLOCK
 from .expected import Expectations, Expected, Wrong
-from .fuzz import READABLE, Machine, Tally, fuzz, tokenizer
+from .fuzz import MARKERS, READABLE, Machine, Tally, fuzz, tokenizer
 from .load import FAMILIES, drawn
 from .planted import ShiftedMask
 
@@ -39,14 +39,14 @@ def test_rows_get_the_tokens_of_mlx_lm_whatever_goes_on_beside_them() -> None:
 
 
 def test_a_seed_draws_the_same_load_again_and_seven_meet_all_families() -> None:
-    loads = [drawn(seed, READABLE, BLOCK) for seed in range(7)]
-    assert loads == [drawn(seed, READABLE, BLOCK) for seed in range(7)]
+    loads = [drawn(seed, READABLE, BLOCK, MARKERS) for seed in range(7)]
+    assert loads == [drawn(seed, READABLE, BLOCK, MARKERS) for seed in range(7)]
     assert {load.family for load in loads} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("by", [1, -1])
 def test_a_wrong_mask_is_found(by: int) -> None:
-    machine = Machine(drawn(0, READABLE, BLOCK), Counter())
+    machine = Machine(drawn(0, READABLE, BLOCK, MARKERS), Counter())
     machine.target.operations = ShiftedMask(by=by)
     assert any("from token" in fault for fault in machine.run())
 

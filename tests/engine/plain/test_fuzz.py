@@ -12,7 +12,7 @@ from draftmill.engine.plain.engine import SPARE, PlainEngine
 from draftmill.engine.plain.ways import find_ways
 from tests.engine.drafting.test_speculation import BLOCK
 from tests.engine.expected import Expected
-from tests.engine.fuzz import READABLE, SHOWN, Machine, Tally, small_model, tokenizer
+from tests.engine.fuzz import MARKERS, READABLE, SHOWN, Machine, Tally, small_model, tokenizer
 from tests.engine.load import drawn
 
 SEEDS = 8
@@ -52,7 +52,7 @@ def test_rows_get_the_tokens_of_mlx_lm_whatever_goes_on_beside_them(monkeypatch:
     monkeypatch.setattr(engine, "HEADROOM", HEADROOM)
     tally = Tally()
     for seed in range(SEEDS):
-        if wrong := PlainMachine(drawn(seed, READABLE, BLOCK), tally.seen).run():
+        if wrong := PlainMachine(drawn(seed, READABLE, BLOCK, MARKERS), tally.seen).run():
             tally.faults.append("\n".join([f"seed {seed}", *wrong[:SHOWN]]))
     assert tally.holds, tally.report
     for kind in KINDS:
