@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .drafting.drafter import Drafter
+from .drafting.lookup import Lookup
 from .models.folder import first_line
 from .models.load_check import try_out
 from .models.targets.transformer import Transformer
@@ -38,7 +39,7 @@ def rewind(rows: Sequence[Row], matcher: Callable[[Request], Matcher | None]) ->
                 row.matcher.advance(row.generated)
 
 
-def renew(target: Transformer, state: State, drafter: Drafter | None, failure: Failure) -> None:
+def renew(target: Transformer, state: State, drafter: Drafter | None, lookup: Lookup | None, failure: Failure) -> None:
     """Give the engine empty memory, and see whether it runs.
 
     Raises:
@@ -49,6 +50,8 @@ def renew(target: Transformer, state: State, drafter: Drafter | None, failure: F
         state.renew()
         if drafter:
             drafter.pool.renew()
+        if lookup:
+            lookup.renew()
         try_out(target)
 
     prove(anew, failure)

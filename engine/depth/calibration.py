@@ -10,7 +10,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,11 +38,15 @@ TOKENS = "random tokens"
 """What is timed; costs that were measured with others are not used."""
 
 
-def calibrated(name: str, cache: Path, target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
-    """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
+def calibrated(
+    name: str, cache: Path, target: Transformer, draft: DFlashDraft | None, pages: int, max_rows: int, width: int = 0
+) -> Cost:
+    """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now. A row has up to
+    `width` tokens in a round, or as many as the draft's block if that is more.
+    """
     known = known_costs(cache)
     if name not in known:
-        known[name] = measure(target, draft, pages, max_rows)
+        known[name] = measure(target, draft, pages, max_rows, width)
         mx.clear_cache()  # the pools that rows need come next
         measurements.write(_file(cache), _here(), {name: cost.to_dict() for name, cost in known.items()})
     return known[name]
@@ -70,11 +74,13 @@ def _here() -> str:
     return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
-def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
+def measure(target: Transformer, draft: DFlashDraft | None, pages: int, max_rows: int, width: int = 0) -> Cost:
     """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
-    shapes = shapes_to_time(max_rows, draft.config.block_size, pages)
-    room = max(shape.rows * pages_for(shape.context + draft.config.block_size) for shape in shapes)
-    drafter, state = Drafter(draft, target, room), target.make_state(room)
+    block = draft.config.block_size if draft else 1
+    width = max(block, width)
+    shapes = shapes_to_time(max_rows, block, pages, width)
+    room = max(shape.rows * pages_for(shape.context + width) for shape in shapes)
+    drafter, state = Drafter(draft, target, room) if draft else None, target.make_state(room)
     rounds: list[Point] = []
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
@@ -82,9 +88,12 @@ def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) 
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
     for shape in shapes:
-        if len(rounds) > 2 and len(drafts) > 1 and left < 0:
+        if len(rounds) > 2 and (len(drafts) > 1 or not drafter) and left < 0:
             break
-        run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
+        if shape.draft and drafter:
+            run = _draft_pass(shape, drafter, max_rows)
+        else:
+            run = _round(shape, target, width, drafter.tapped if drafter else (), state)
         first, again = _seconds(run)
         left -= REPEATS * again
         points = drafts if shape.draft else rounds
@@ -123,9 +132,11 @@ def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
     return first, statistics.median(times)
 
 
-def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
+def _round(
+    shape: RoundShape, target: Transformer, width: int, tapped: Sequence[int], state: State
+) -> Callable[[], list[mx.array]]:
     """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
-    room = pages_for(shape.context + drafter.block)
+    room = pages_for(shape.context + width)
     counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
     places = [(row, shape.context + i) for row, count in enumerate(counts) for i in range(count)]
     begins = [sum(counts[:row]) for row in range(shape.rows)]
@@ -139,7 +150,7 @@ def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: Stat
 
     def run() -> list[mx.array]:
         packing = Packing.of(spans, positions, replay)
-        hidden, taps = target.forward(tokens, packing, state, drafter.tapped)
+        hidden, taps = target.forward(tokens, packing, state, tapped)
         return [mx.argmax(target.head(hidden), axis=-1), *taps]
 
     return run
