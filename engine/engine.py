@@ -21,7 +21,7 @@ from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
 from .drafting.load import load_pair, type_name
 from .drafting.lookup import Lookup
-from .drafting.source import SOURCES, Source, SourceName
+from .drafting.source import SOURCES, Source
 from .drafting.suffix import MOST as COPIED
 from .drafting.suffix import Suffix
 from .models.folder import ModelError
@@ -115,10 +115,10 @@ class Engine(BaseEngine):
         depth: int | None = None,
         draft_bits: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
-        drafts: Collection[SourceName] = SOURCES,
+        drafts: Collection[str] | None = None,
     ) -> Engine:
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here,
-        and each row drafts from whatever is worth most to it of the sources named in `drafts`.
+        and each row drafts from whatever is worth most to it: of the sources named in `drafts`, or of all.
 
         At depth 0 the draft is not loaded. With any other depth it is the only source.
 
@@ -126,6 +126,7 @@ class Engine(BaseEngine):
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
         loras = read(adapters)  # what is wrong with them comes to light at once
+        drafts = SOURCES if drafts is None else drafts
         asked = replace(pair, draft=None) if depth == 0 or "dflash" not in drafts else pair
         parts = load_pair(asked, cache, draft_bits)
         target, draft, length = parts.target, parts.draft, parts.loaded.context_length
@@ -140,6 +141,12 @@ class Engine(BaseEngine):
             cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
             engine.spend(Budget(cost, block, copying))
         return engine
+
+    @property
+    def drafting(self) -> str:
+        """Where drafts come from, in a few words."""
+        sources = [f"blocks of {self.drafter.block}"] if self.drafter else []
+        return " and ".join([*sources, *(["copies of own text"] if self.lookup else [])]) or "no drafts, plain decoding"
 
     def _enqueue(self, row: Row) -> None:
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):

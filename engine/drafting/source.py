@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
 from .drafter import DraftRow
 
-SourceName = Literal["dflash", "lookup"]
-
-SOURCES: tuple[SourceName, ...] = ("dflash", "lookup")
+SOURCES = ("dflash", "lookup")
 """The pair's draft, and a row's own text."""
 
 

@@ -35,7 +35,14 @@ def pairs(fetch: str | None, as_json: bool) -> None:
     if as_json:
         return print_json(
             [
-                {"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p), "advice": p.advice}
+                {
+                    "pair": p.name,
+                    "target": p.target,
+                    "draft": p.draft,
+                    "drafts": sources(p),
+                    "here": here(p),
+                    "advice": p.advice,
+                }
                 for p in PAIRS.values()
             ]
         )
@@ -43,8 +50,8 @@ def pairs(fetch: str | None, as_json: bool) -> None:
     for pair in PAIRS.values():
         draft = pair.draft or "none"
         draft = "in the box" if Path(draft).is_absolute() else draft
-        rows.append((pair.name, pair.target, draft, " and ".join(here(pair))))
-    print_table(("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE"), rows)
+        rows.append((pair.name, pair.target, draft, ", ".join(sources(pair)), " and ".join(here(pair))))
+    print_table(("PAIR", "TARGET", "DRAFT", "DRAFTS BY", "ON THIS MACHINE"), rows)
     for pair in PAIRS.values():
         if pair.advice:
             click.echo(f"{pair.name}: {pair.advice}")
@@ -60,6 +67,11 @@ def _fetch(name: str) -> None:
             click.echo(locate(model, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
+
+
+def sources(pair: Pair) -> list[str]:
+    """Where its drafts come from: `draftmill worker --drafts` can leave some out."""
+    return [*(["dflash"] if pair.draft else []), "lookup"]
 
 
 def here(pair: Pair) -> list[str]:
