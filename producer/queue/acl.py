@@ -48,9 +48,12 @@ HOW_FAR = (
 )
 """What says how far batches are."""
 
+RINGS = (Grant("expire llen rpush", "~draftmill:bell:*"), Grant("zcard", "%R~draftmill:workers"))
+"""What wakes workers."""
+
 ROLES = {
     "producer": Role(  # submit, status, cancel; reads no prompt and no result, writes none, and can take outcomes back
-        "eval time",
+        "eval evalsha time",
         (
             *HOW_FAR,
             Grant("exists ttl hget hmget hexists hset hsetnx hdel hincrby persist", "~draftmill:batch:*"),
@@ -64,22 +67,26 @@ ROLES = {
             Grant("exists hset del", "%W~rq:job:*"),
             Grant("exists rpush", "%W~rq:queue:draftmill.*"),
             Grant("sadd", "%W~rq:queues"),
+            *RINGS,
+            Grant("get zrange zscore", "%R~draftmill:clock:* %R~draftmill:parked:*"),
         ),
     ),
     "worker": Role(  # claims, commits, reaps; cannot read results back
-        "eval time publish subscribe unsubscribe",
+        "eval evalsha time publish subscribe unsubscribe",
         (
             *HOW_FAR,
             Grant(
                 "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hscan "
-                "lindex llen lpop lpush lrange lrem sadd srem sismember smembers srandmember scard "
+                "lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
                 "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
                 "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
-                "~draftmill:turns:* ~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* "
-                "~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
+                "~draftmill:turns:* ~draftmill:parked:* ~draftmill:clock:* ~draftmill:alone:* ~draftmill:drains:* "
+                "~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
+            *RINGS,
+            Grant("blpop", "~draftmill:bell:*"),
             Grant("hget", "%R~draftmill:limits"),
             Grant("xadd expire", "%W~draftmill:results:* %W~draftmill:failed"),
             Grant("expire", "%W~draftmill:handed:* %W~draftmill:bad:*"),
@@ -87,7 +94,7 @@ ROLES = {
         "&rq:pubsub:*",
     ),
     "collector": Role(  # status, collect, forget; cannot queue anything
-        "eval time unwatch",
+        "eval evalsha time unwatch",
         (
             *HOW_FAR,
             Grant("exists hget hmget hsetnx", "~draftmill:batch:*"),
@@ -122,7 +129,7 @@ ROLES = {
     ),
 }
 ROLES["server"] = Role(  # `draftmill serve`, which submits and collects for its users
-    "eval time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
+    "eval evalsha time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
 )
 ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and cancelling: its lines are ended by workers
     "",
@@ -137,7 +144,7 @@ ROLES["operator"] = Role(  # `draftmill workers` and `draftmill limit`: sees num
     (*ROLES["metrics"].grants, Grant("hset hdel", "%W~draftmill:fleet %W~draftmill:limits")),
 )
 ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submits, and collects if results are written
-    "eval time unwatch",
+    "eval evalsha time unwatch",
     (
         *ROLES["server"].grants,
         Grant(

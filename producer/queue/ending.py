@@ -1,9 +1,9 @@
-"""How lines of a batch end that no worker is to run: cancelled, or because a file has them already."""
+"""How lines of a batch end that no worker is to run: cancelled, taken by RQ's tools, or because a file has them already."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis as redis_py
 
@@ -11,13 +11,16 @@ from . import wire
 from .errors import denied
 from .scripts import run, script
 
-SWEEP, DROP = script("cancel"), script("drop")
+SWEEP, DROP, REPAIR = script("cancel"), script("drop"), script("repair")
 
 CANCELLED = "batch_cancelled"
 """Error code of lines that ended because their batch was cancelled."""
 
 STRETCH, SHORT_STRETCH = 1000, 200
 """Jobs that one call ends, so that it never holds Redis up for long; fewer if it looks for each in the queue."""
+
+MOST_COMPARED = 200_000
+"""Entries of a queue with which one call compares jobs."""
 
 
 class Open(NamedTuple):
@@ -44,6 +47,30 @@ def sweep(redis: redis_py.Redis, batch: str) -> int | None:
         if not denied(error):
             raise
         return None
+
+
+def repair(redis: redis_py.Redis, batch: str) -> tuple[int, int]:
+    """Goes through the open jobs of a batch of which not all are to be found: queues again those that only their queue
+    has lost, ends those that RQ's tools cancelled or deleted, and returns how many of each.
+
+    What it reads may change meanwhile; the script looks again, at some jobs in each call.
+    """
+    name: Any = redis.hget(wire.batch_key(batch), "queue")
+    key = f"rq:queue:{(name or b'').decode()}"
+    queued: set[bytes] = set()
+    place = 0
+    while page := redis.lrange(key, place, place + STRETCH - 1):
+        queued.update(page)
+        place += STRETCH
+    lost = [job for job, _ in redis.hscan_iter(wire.open_key(batch), count=STRETCH) if job not in queued]
+    size = max(1, min(SHORT_STRETCH, MOST_COMPARED // (len(queued) + 1)))
+    requeued = taken = 0
+    for first in range(0, len(lost), size):
+        more_requeued, more_taken, missing = run(redis, REPAIR, batch, *lost[first : first + size])
+        requeued, taken = requeued + more_requeued, taken + more_taken
+        if missing <= 0:
+            break
+    return requeued, taken
 
 
 def open_jobs(redis: redis_py.Redis, batch: str) -> Iterator[Open]:

@@ -62,6 +62,9 @@ LEAST_TOP_P = 1e-6
 """A smaller top_p means this one. Either leaves the likeliest token alone, as long as a vocabulary is below a million
 tokens; but float32 takes the smallest ones for 0, which leaves none."""
 
+BELL_SECONDS = 60
+"""How long a call to look for jobs stands for workers that do not wait yet."""
+
 RESULT_TTL = 14 * 24 * 3600
 """Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
 
@@ -330,6 +333,11 @@ def turns_key(pair: str) -> str:
 def alone_key(pair: str) -> str:
     """List of the pair's jobs that must run alone, the head first."""
     return f"draftmill:alone:{WIRE}:{slug(pair)}"
+
+
+def bell_key(pair: str) -> str:
+    """List with an entry for each worker that is to wake and look for jobs of the pair; expires."""
+    return f"draftmill:bell:{WIRE}:{slug(pair)}"
 
 
 WORKERS = "draftmill:workers"
