@@ -1,4 +1,4 @@
-"""How lines of a batch end that no worker is to run: cancelled, taken by RQ's tools, or because a file has them already."""
+"""How lines of a batch end that no worker is to run: cancelled, taken by RQ's tools, or in a file already."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def repair(redis: redis_py.Redis, batch: str) -> tuple[int, int]:
         requeued, taken = requeued + more_requeued, taken + more_taken
         if missing <= 0:
             break
+    redis.hdel(wire.batch_key(batch), "repairing")
     return requeued, taken
 
 

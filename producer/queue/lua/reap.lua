@@ -4,7 +4,7 @@
 -- Returns {requeued, failed as poison, ended because RQ's tools took them, cancelled batches with lines to end, batches
 -- with lines for repair.lua}. Also forgets some of the queues, batches and workers that are listed and gone.
 
-local REPAIR_MS = 1000 -- between two repairs of a batch: many workers reap
+local REPAIR_MS = 5000 -- for which one worker alone repairs a batch; it says when it is done before
 local most, most_batches = tonumber(ARGV[3]), tonumber(ARGV[4])
 local requeued, poisoned, taken = 0, 0, 0
 
@@ -65,7 +65,7 @@ end
 local to_end, to_repair = {}, {}
 for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
   redis.call('ZADD', UNENDED, 'XX', NOW, batch)
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'cancelled_at', 'repaired_at')
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'cancelled_at', 'repairing')
   local queue, running = about[1], 'draftmill:running:batch:' .. batch
   if not queue then
     redis.call('ZREM', UNENDED, batch)
@@ -79,7 +79,7 @@ for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
     local known = count_known(batch, queue)
     local open = redis.call('HLEN', 'draftmill:open:' .. batch)
     if open > known and NOW - (tonumber(about[3]) or 0) >= REPAIR_MS then
-      redis.call('HSET', 'draftmill:batch:' .. batch, 'repaired_at', NOW)
+      redis.call('HSET', 'draftmill:batch:' .. batch, 'repairing', NOW)
       to_repair[#to_repair + 1] = batch
     end
     if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then take_turns(batch) end
