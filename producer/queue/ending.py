@@ -59,7 +59,9 @@ def repair(redis: redis_py.Redis, batch: str) -> tuple[int, int]:
     key = f"rq:queue:{(name or b'').decode()}"
     queued: set[bytes] = set()
     place = 0
-    while page := redis.lrange(key, place, place + STRETCH - 1):
+    page: Any = True
+    while page:
+        page = redis.lrange(key, place, place + STRETCH - 1)
         queued.update(page)
         place += STRETCH
     lost = [job for job, _ in redis.hscan_iter(wire.open_key(batch), count=STRETCH) if job not in queued]

@@ -244,7 +244,7 @@ def queue_name(pair: str, batch: str) -> str:
     return f"{pair_queue(pair)}:{batch}"
 
 
-# Keys that Python reads or writes. All keys, each with its type and owner, stand in `lua/record.lua`.
+# Keys that Python reads or writes. All keys, each with its type and owner, stand in `lua/shared/record.lua`.
 
 BATCHES = "draftmill:batches"
 """Sorted set: batch id -> submission time (Unix seconds)."""

@@ -124,7 +124,7 @@ def test_a_user_at_the_limit_returns_to_the_turns_when_a_job_ends(mill: Mill) ->
 def test_lost_lines_of_a_long_queue_are_found_a_stretch_at_a_time(mill: Mill) -> None:
     mill.submit(2500)
     list_key = f"rq:queue:{wire.queue_name(PAIR, 'b')}"
-    lost = mill.redis.lrange(list_key, 1000, 1009)
+    lost: Any = mill.redis.lrange(list_key, 1000, 1009)
     for id in lost:
         mill.redis.lrem(list_key, 1, id)
     mill.redis.delete(*(b"rq:job:" + id for id in lost[:4]))
