@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .choose.bad_words import Forbidding, spelled
 from .choose.grammar import Grammars
-from .request import Request, RequestError
+from .request import Adapters, Request, RequestError
 from .schedule.row import Matcher, Row
 from .text import Text
 
@@ -18,10 +18,11 @@ class Admission:
         text: the tokenizer's side.
         context_length: most tokens of prompt and completion together.
         vocabulary: tokens that the model's logits cover.
+        adapters: the LoRA adapters that requests may name.
     """
 
-    def __init__(self, text: Text, context_length: int, vocabulary: int):
-        self.text, self.context_length, self.vocabulary = text, context_length, vocabulary
+    def __init__(self, text: Text, context_length: int, vocabulary: int, adapters: Adapters):
+        self.text, self.context_length, self.vocabulary, self.adapters = text, context_length, vocabulary, adapters
         self._grammars = Grammars(text.tokenizer, vocabulary)
 
     def row(self, request: Request) -> Row:
@@ -48,6 +49,7 @@ class Admission:
             self.matcher(request),
             ends=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.text.end_tokens),
             banned=tuple(token for token, *others in words if not others),
+            adapter=self.adapters.place(request.adapter),
         )
         kept = set(sampling.allowed_token_ids) - set(row.banned) - (row.ends if sampling.min_tokens else set())
         if sampling.allowed_token_ids and not kept:

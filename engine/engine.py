@@ -21,14 +21,15 @@ from .depth.depth_choice import Candidate
 from .drafting.context import ContextWrite, WaitingContext
 from .drafting.dflash import DFlashDraft
 from .drafting.drafter import Drafter, DraftRow
-from .drafting.load import load_pair
+from .drafting.load import load_pair, type_name
 from .emission import emit, shown
 from .models.folder import ModelError
+from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, log, renew, rewind
-from .request import Completion, FinishReason, Request, RequestError
-from .rounds import Emitted, Round, chosen, pack, settle, with_forced
+from .request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
+from .rounds import Emitted, Round, adapters_of, chosen, pack, settle, with_forced
 from .schedule.blame import blame
 from .schedule.row import Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
@@ -62,6 +63,7 @@ class Engine:
         draft: the target's draft; None for plain decoding.
         depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses. At
             depth 0 the draft is not used at all: it takes no memory and no time.
+        adapters: the LoRA adapters that are laid over the target.
 
     Raises:
         ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
@@ -78,10 +80,11 @@ class Engine:
         memory: int | None = None,
         draft: DFlashDraft | None = None,
         depth: int | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ):
         self.target = target
         self.text = Text(tokenizer, target.vocabulary)
-        self.context_length = context_length
+        self.context_length, self.adapters = context_length, adapters
         self.max_rows = max_rows
         self.stats = Stats()
         block = draft.config.block_size if draft else 0
@@ -102,8 +105,9 @@ class Engine:
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
         self.verdict: Verdict | None = None
+        self.precision: str | None = None
         self.stats.accepted_per_position = [0] * most
-        self._admission = Admission(self.text, context_length, target.vocabulary)
+        self._admission = Admission(self.text, context_length, target.vocabulary, self.adapters)
         self._ends = RowEnds(max_rows)
         self._histories = Histories(target.vocabulary)
         self._in_flight: Round | None = None
@@ -122,6 +126,7 @@ class Engine:
         memory: int | None = None,
         depth: int | None = None,
         draft_bits: int | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ) -> Engine:
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here.
 
@@ -130,12 +135,15 @@ class Engine:
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
+        loras = read(adapters)  # what is wrong with them comes to light at once
         parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits)
         target, tokenizer = parts.target, parts.loaded.tokenizer
-        engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth)
-        engine.verdict = parts.verdict
+        lay(loras, target, parts.loaded.model)
+        engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth, adapters)
+        engine.verdict, engine.precision = parts.verdict, parts.precision
         if parts.draft and depth is None:
-            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows"
+            types = " and ".join(dict.fromkeys(map(type_name, (target.dtype, parts.draft.dtype))))
+            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows, {types}"
             cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
             engine.spend(Budget(cost, parts.draft.config.block_size))
         return engine
@@ -249,7 +257,8 @@ class Engine:
         verifying = [segment for segment in segments if segment.depth]
         drafted = self._draft(verifying) if verifying else None
         tokens, packing = pack(segments, drafted, self._ends)
-        hidden, taps = self.target.forward(tokens, packing, self.state, self.drafter.tapped if self.drafter else ())
+        tapped = self.drafter.tapped if self.drafter else ()
+        hidden, taps = self.target.forward(tokens, packing, self.state, tapped, adapters_of(segments))
         pending = [hidden]
         if self.drafter:
             self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])

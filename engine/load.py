@@ -8,11 +8,15 @@ from typing import Any
 
 from ..kernels.race import measurements
 from .engine import MAX_ROWS, Engine
+from .models.architecture import architecture
 from .models.folder import ModelError, load, locate, read_json
 from .models.kernels_for import choose_kernels
+from .models.load_check import fingerprint
 from .models.pairs import Pair
+from .models.precision import chip, suited
 from .models.targets import FAMILIES
 from .plain.engine import PlainEngine
+from .request import NO_ADAPTERS, Adapters
 from .state.memory import stay_resident
 
 log = logging.getLogger(__name__)
@@ -25,25 +29,35 @@ def load_engine(
     memory: int | None = None,
     depth: int | None = None,
     draft_bits: int | None = None,
+    adapters: Adapters = NO_ADAPTERS,
 ) -> Engine | PlainEngine:
     """The engine of a pair, as `Engine.load` has it. A target without an adapter takes the plain one, which says so.
 
     Raises:
-        ModelError: as `Engine.load`, or a draft, a depth or its bits are asked for without an adapter; the message is
-            one line.
+        ModelError: as `Engine.load`, or a draft, a depth, its bits or several LoRA adapters are asked for without an
+            adapter; the message is one line.
     """
-    family = read_json(locate(pair.target, cache) / "config.json").get("model_type")
-    if family in FAMILIES:
-        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits)
+    config = read_json(locate(pair.target, cache) / "config.json")
+    if architecture(config) in FAMILIES:
+        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits, adapters)
+    one = adapters.default
+    if adapters.folders and one is None:
+        raise ModelError(
+            f"{pair.target} is a model of type {config.get('model_type')}, which mlx-lm runs with one LoRA adapter at "
+            "most: give --adapter instead of --adapters"
+        )
     asked = {f"draft {pair.draft}": pair.draft, f"--depth {depth}": depth, f"--draft-bits {draft_bits}": draft_bits}
     if vain := [name for name, value in asked.items() if value]:
         raise ModelError(
-            f"{pair.target} is a model of type {family}, for which there is no adapter and so no drafts: "
-            f"leave out {' and '.join(vain)}"
+            f"{pair.target} is a model of type {config.get('model_type')}, "
+            f"for which there is no adapter and so no drafts: leave out {' and '.join(vain)}"
         )
     stay_resident()
-    loaded = load(pair.target, cache)
-    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory)
+    folder = adapters.folders[one] if one else None
+    subject = f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}" + (f", {folder}" if folder else "")
+    loaded = suited(lambda: load(pair.target, cache, folder), subject, cache, chip())
+    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory, adapters)
+    engine.precision = loaded.precision
     choose_kernels(engine, None, cache)
     log.warning(engine.remark)
     remarks = known_remarks(cache) | {pair.target: engine.remark}

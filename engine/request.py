@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
 Thinking = Literal["none", "may", "open"]
+
+
+NO_ADAPTER = -1
+"""The place of the LoRA adapter of what has none."""
 
 
 class RequestError(ValueError):
@@ -78,7 +84,8 @@ class Request:
     """One prompt, already tokenised, with its sampling parameters, and the grammar that the answer must obey.
 
     `thinking` says whether the text begins inside the model's thoughts ("open": the prompt ends with the marker), may
-    begin with them ("may"), or is an answer from its first token on ("none").
+    begin with them ("may"), or is an answer from its first token on ("none"). `adapter` names the LoRA adapter that the
+    text is to have.
     """
 
     id: str
@@ -86,6 +93,29 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
     thinking: Thinking = "none"
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The LoRA adapters of an engine: the folder of each by its name. `default` is that of requests that name none."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    default: str | None = None
+
+    def place(self, name: str | None) -> int:
+        """The place of the adapter that a request names, or NO_ADAPTER; raises RequestError."""
+        name = name or self.default
+        if name is None:
+            return NO_ADAPTER
+        if name not in self.folders:
+            names = ", ".join(self.folders)
+            known = f"it has {names}; name one of them" if names else "it has none; start workers with --adapters"
+            raise RequestError(f"adapter {name!r} is unknown to this worker: {known}")
+        return list(self.folders).index(name)
+
+
+NO_ADAPTERS = Adapters()
 
 
 @dataclass(frozen=True)

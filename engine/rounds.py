@@ -16,7 +16,8 @@ from .choose.grammar import GrammarError
 from .choose.history import Histories
 from .choose.scored import Accepted, Scored
 from .depth.round_timing import Forecast
-from .request import TokenLogprob
+from .models.linear import Chosen
+from .request import NO_ADAPTER, TokenLogprob
 from .schedule.row import Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
@@ -142,6 +143,12 @@ def with_forced(segments: list[Segment], drafts: mx.array | None) -> mx.array:
         next_draft += depth if depth > known else 0
     host = mx.array(forced, mx.int32)
     return host if drafts is None else mx.concatenate([drafts, host])[mx.array(source)]
+
+
+def adapters_of(segments: list[Segment]) -> Chosen | None:
+    """The LoRA adapters of a round's tokens, in their order; None if no row has one."""
+    adapters = [s.row.adapter for s in segments for _ in range(s.count)]
+    return None if set(adapters) == {NO_ADAPTER} else Chosen(mx.array(adapters))
 
 
 def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tuple[mx.array, Packing]:

@@ -46,7 +46,7 @@ class Shares:
         workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
         workspace += Histories.workspace(max_rows, target.vocabulary)
         budget = default_budget(workspace) if memory is None else memory
-        per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
+        per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft) if draft else 0)
         per_row, per_prefix = target.bytes_per_row(most), target.bytes_per_row(0)
         prefixes = budget // PREFIXES if per_prefix else 0
         late = budget // LATE if draft else 0

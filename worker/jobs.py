@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..engine.answers.tools import Tools, grammar
 from ..engine.chat import ChatPrompt
-from ..engine.request import Completion, Grammar, Request, RequestError, Sampling
+from ..engine.request import NO_ADAPTERS, Adapters, Completion, Grammar, Request, RequestError, Sampling
 from ..engine.text import Prompt, Text
 from ..producer.queue.leases import Claimed
 from ..producer.queue.wire import FUNCTION, MOST_BODY_BYTES, JobBody
@@ -105,8 +105,8 @@ class Running:
         return [self.completions[request.id] for request in self.asked.requests]
 
 
-def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
-    """The job as the engine takes it; raises RequestError."""
+def asked(job: Claimed, body: JobBody, text: Text, adapters: Adapters = NO_ADAPTERS) -> Asked:
+    """The job as an engine with these adapters takes it; raises RequestError."""
     tools = body.tools and Tools(**dict(body.tools))
     rules = body.grammar and Grammar(body.grammar.kind, body.grammar.text)
     if tools and tools.enforced:
@@ -115,6 +115,7 @@ def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
         rules = grammar(tools, text)
     requests: list[Request] = []
     notes: list[str] = []
+    adapter = body.adapter or adapters.default
     if body.messages is None and body.template:
         notes.append("chat_template_kwargs: a plain prompt goes through no chat template")
     for prompt in prompts(body):
@@ -126,7 +127,7 @@ def asked(job: Claimed, body: JobBody, text: Text) -> Asked:
         for choice in range(body.n):
             seeded = replace(first, seed=(first.seed + choice) % SEEDS)
             id = f"{job.id}/{len(requests)}"
-            requests.append(Request(id, encoded.tokens, seeded, rules, encoded.thinking))
+            requests.append(Request(id, encoded.tokens, seeded, rules, encoded.thinking, adapter))
     return Asked(tuple(requests), tools, tuple(dict.fromkeys(notes)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..engine.request import Completion, Request
+from ..engine.request import Adapters, Completion, Request
 from ..engine.stats import Stats
 from ..engine.text import Text
 from ..engine.verdict import Verdict
@@ -29,6 +29,14 @@ class Engine(Protocol):
     def remark(self) -> str | None:
         """What there is to know of how its model runs, in one line; None if nothing."""
         ...
+
+    @property
+    def precision(self) -> str | None:
+        """In which type of number its models run, and why, in one line; None if in their own."""
+        ...
+
+    adapters: Adapters
+    """The LoRA adapters that requests may name."""
 
     text: Text
     """Between text and tokens."""

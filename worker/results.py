@@ -46,7 +46,9 @@ def completed(job: Claimed, body: JobBody, asked: Asked, completions: Sequence[C
             for n, (request, completion, _) in parts
         ]
     usage = _usage(body, asked.requests, completions, answers)
-    answer = {"created": int(time.time()), "model": body.pair, **head, "choices": choices, "usage": usage}
+    adapter = asked.requests[0].adapter
+    model = f"{body.pair}:{adapter}" if adapter else body.pair
+    answer = {"created": int(time.time()), "model": model, **head, "choices": choices, "usage": usage}
     if notes := dict.fromkeys([*asked.notes, *(note for answer in answers for note in answer.notes)]):
         answer["draftmill"] = {"notes": list(notes)}
     line = _line(job, {"status_code": 200, "request_id": f"req_{job.id}", "body": answer}, None)

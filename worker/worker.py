@@ -99,9 +99,7 @@ class MillWorker(BaseWorker):
         )
         self.host = host
         self.sensors = Sensors(host)
-        self.drain = drain
-        self.auto = auto
-        self.defaults = defaults or {}
+        self.drain, self.auto, self.defaults = drain, auto, defaults or {}
         self.duty = UNHEARD
         self.restart = False
         self._hand_back_at = math.inf
@@ -173,7 +171,8 @@ class MillWorker(BaseWorker):
                 continue
             try:
                 body = model_defaults.applied(jobs.decode(job, self.pair), self.defaults)
-                self._start(running := Running(job, body, jobs.asked(job, body, self.engine.text), time.monotonic()))
+                asked = jobs.asked(job, body, self.engine.text, self.engine.adapters)
+                self._start(running := Running(job, body, asked, time.monotonic()))
             except (jobs.BadJob, RequestError) as error:
                 ended.append(results.refused(job, str(error)))
             except Exception as error:  # whatever it is, it concerns this job alone
@@ -373,6 +372,7 @@ class MillWorker(BaseWorker):
         state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)
         return {
             "pair": self.pair,
+            "adapters": ",".join(self.engine.adapters.folders),
             "host": self.host.name,
             "chip": self.host.chip,
             "memory": self.host.memory,

@@ -226,9 +226,15 @@ class DFlashDraft(nn.Module):
         causal = self.config.is_causal
         return self.window(layer) is not None if causal is None else causal
 
-    def shapes(self, dtype: mx.Dtype) -> list[OperationShape]:
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of its activations, mostly the target's; weights may be quantised."""
+        return self.norm.weight.dtype
+
+    @property
+    def shapes(self) -> list[OperationShape]:
         """What its operations work on, for the race of their forms."""
-        layout = self.layout
+        layout, dtype = self.layout, self.dtype
         attention = AttentionShape(layout.heads, layout.kv_heads, layout.dim, dtype)
         return [attention, RotaryShape(layout, dtype), *products(self.linears, dtype)]
 

@@ -9,15 +9,21 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.utils import dequantize_model
 
+from ...kernels.packing import Packing, Span
+from ...kernels.pages.places import Places, tabled
+from ...kernels.pages.sizes import pages_for
 from ..models.folder import LoadedModel, load, locate
 from ..models.kernels_for import choose_kernels
-from ..models.load_check import assure, fingerprint
+from ..models.load_check import assure, fingerprint, fixed_texts
 from ..models.pairs import Pair
+from ..models.precision import Precision, chip, emulates_bfloat16, finite, known_precisions, remember, suited
 from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
+from ..request import Request
 from ..state.memory import stay_resident
 from ..verdict import Verdict
 from .dflash import DFlashDraft, load_draft
+from .drafter import Drafter, DraftRow
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,14 @@ class LoadedPair:
     draft: DFlashDraft | None
     verdict: Verdict
 
+    @property
+    def precision(self) -> str | None:
+        """What there is to know of the types in which the two run, in one line."""
+        said = [self.loaded.precision] if self.loaded.precision else []
+        if self.draft and self.draft.dtype != self.target.dtype:
+            said.append(f"draft in {type_name(self.draft.dtype)}")
+        return "; ".join(said) or None
+
 
 def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedPair:
     """Load a target and, if the pair has one, its draft.
@@ -43,14 +57,61 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
             machine; the message is one line.
     """
     stay_resident()
-    loaded = load(pair.target, cache)
+    here = chip()
+    subject = f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}"
+    loaded = suited(lambda: load(pair.target, cache), subject, cache, here)
     target = adapt(loaded.model)
     draft: Any = None
     if pair.draft:
-        draft = load_draft(locate(pair.draft, cache), draft_bits)
-        draft.set_dtype(target.dtype)
+        folder = locate(pair.draft, cache)
+        whose = f"{pair.draft}, weights {fingerprint(folder)}, {draft_bits or 16} bits, for {subject}"
+        draft = draft_for(target, folder, draft_bits, whose, cache, here)
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
     choose_kernels(target, draft, cache)
-    verdict = assure(target, f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}", cache)
+    verdict = assure(target, subject, cache)
     return LoadedPair(loaded, target, draft, verdict)
+
+
+def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str) -> DFlashDraft:
+    """A draft in its target's type; where the chip emulates bfloat16, in float16 if that holds it, else in float32.
+
+    What was found is remembered for the `subject`.
+    """
+
+    def made(dtype: mx.Dtype) -> DFlashDraft:
+        draft = load_draft(folder, bits)
+        draft.set_dtype(dtype)
+        return draft
+
+    if target.dtype == mx.float32 or not emulates_bfloat16(chip):
+        return made(target.dtype)
+    precision = known_precisions(cache).get(subject)
+    if precision is None:
+        if holds(made(mx.float16), target):
+            precision = Precision("float16", f"because {chip} emulates bfloat16")
+        else:
+            precision = Precision("float32", "because in float16 its logits are not finite")
+        mx.clear_cache()
+        remember(subject, precision, cache)
+    return made(mx.float16 if precision.dtype == "float16" else mx.float32)
+
+
+def holds(draft: DFlashDraft, target: Transformer) -> bool:
+    """Whether a block that a draft writes behind one of the load check's texts is finite. Joins its layers."""
+    text, depth = fixed_texts(target.vocabulary)[0], draft.config.block_size - 1
+    count, pages = len(text), range(pages_for(len(text) + draft.config.block_size))
+    drafter, state = Drafter(draft, target, len(pages)), target.make_state(len(pages))
+    positions = mx.arange(count, dtype=mx.int32)
+    span = Span(0, count, pages, count, True, 0, fresh=True, final=True)
+    packing = Packing.of([span], positions, mx.zeros(1, mx.int32))
+    _, taps = target.forward(mx.array(text), packing, state, drafter.tapped)
+    table, _ = tabled([pages])
+    drafter.extend(mx.concatenate(taps, axis=-1), Places(table, mx.zeros(count, mx.int32), positions))
+    row = DraftRow(Request("", (0,)), 0, pages, count, True, depth)
+    logits, _ = drafter.score([row], mx.array(text[:1]), mx.array([count], mx.int32))
+    return finite(logits)
+
+
+def type_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

@@ -46,32 +46,41 @@ CONTEXT_KEYS = (
 RECURRENT_CONTEXT = 1 << 20
 """That of a model without attention, whose memory does not grow."""
 
+NVFP4_LARGEST = 448 * 6
+"""The largest weight that NVFP4 has without such a scale: the largest scale of a group, times the largest number."""
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate. `context_length` is in tokens, prompt and completion together."""
+    """A model ready to generate. `context_length` is in tokens, prompt and completion together.
+
+    `precision` says, in one line, why it runs in another type than that of its weights, or why it does not.
+    """
 
     name: str
     model: nn.Module
     tokenizer: TokenizerWrapper
     context_length: int
+    precision: str | None = None
 
 
-def load(name: str, cache: Path) -> LoadedModel:
-    """Load the model called `name`; `cache` is where the boxed model is kept.
+def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
+    """Load the model called `name`, as mlx-lm runs it with an adapter; `cache` is where the boxed model is kept.
 
     Raises `ModelError`. On the CPU backend all weights become float32: half and quantised weights crawl.
     """
     folder = locate(name, cache)
     refuse_unusable(folder)
+    path = str(adapter) if adapter else None
     try:
-        loaded: Any = mlx_lm.load(str(folder), lazy=True, return_config=True)
+        data_alone = {"trust_remote_code": False}  # unset, transformers may ask a person on the terminal
+        loaded: Any = mlx_lm.load(str(folder), data_alone, adapter_path=path, lazy=True, return_config=True)
         model, tokenizer, config = loaded
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
-            model = dequantize_model(model)
+            model = dequantised(model)
             model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
         mx.eval(model.parameters())
     except SystemExit as error:
@@ -79,9 +88,25 @@ def load(name: str, cache: Path) -> LoadedModel:
             f"cannot load the model in {folder}: mlx-lm needs another package for models of its type; install that"
         ) from error
     except Exception as error:  # a broken folder can fail anywhere in the loader
+        if adapter:
+            raise ModelError(f"cannot load the model in {folder} with {adapter}: {first_line(error)}") from error
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
+
+
+def dequantised(model: Any) -> Any:
+    """A model with plain weights. mlx-lm's own function leaves out the scale that an expert in NVFP4 may have."""
+    scales = {
+        name: scale
+        for name, module in model.named_modules()
+        if (scale := getattr(module, "global_scale", None)) is not None
+    }
+    model = dequantize_model(model)
+    for name, module in model.named_modules():
+        if name in scales:
+            module.weight = module.weight * (scales[name] / NVFP4_LARGEST)[:, None, None]  # [experts, outputs, inputs]
+    return model
 
 
 def locate(name: str, cache: Path) -> Path:
@@ -113,7 +138,7 @@ def locate(name: str, cache: Path) -> Path:
 
 
 def refuse_unusable(folder: Path) -> None:
-    """Raise `ModelError` for a folder that is no model, is of an architecture that mlx-lm lacks, or brings code to run.
+    """Raise `ModelError` for a folder that is no model, is of an architecture that mlx-lm lacks, or runs by own code.
 
     So it does for a configuration that would change tokens in a way that the family's adapter does not honour.
     """
@@ -127,12 +152,8 @@ def refuse_unusable(folder: Path) -> None:
         )
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
-    tokenizer_file = folder / "tokenizer_config.json"
-    tokenizer = read_json(tokenizer_file) if tokenizer_file.exists() else {}
-    code = [path.name for path in folder.glob("*.py")]
-    code += [key for key in ("auto_map", "model_file") if key in config or key in tokenizer]
-    if code:
-        raise ModelError(f"{folder} carries Python code of its own ({', '.join(code)}), which is never run")
+    if code := config.get("model_file"):
+        raise ModelError(f"{folder} has its forward in Python code of its own ({code}), which is never run")
 
 
 def known_to_mlx_lm(family: Any) -> bool:

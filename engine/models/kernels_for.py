@@ -44,8 +44,9 @@ class Raced(Protocol):
         """Join the products that run as one."""
         ...
 
-    def shapes(self, dtype: mx.Dtype) -> Sequence[OperationShape]:
-        """What its operations work on, with numbers of this type."""
+    @property
+    def shapes(self) -> Sequence[OperationShape]:
+        """What its operations work on."""
         ...
 
 
@@ -81,7 +82,7 @@ def shapes(target: Target, draft: Raced | None) -> list[OperationShape]:
     """What a pair's operations work on, each shape once."""
     found: list[OperationShape] = list(target.shapes)
     if draft:
-        found += draft.shapes(target.dtype)
+        found += draft.shapes
     return list(dict.fromkeys(found))
 
 

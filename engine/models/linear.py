@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,40 @@ class Beside(nn.Module):
     def __init__(self, layers: Sequence[nn.Module]):
         super().__init__()
         self.layers = list(layers)
+
+
+class Chosen:
+    """Which LoRA adapter each token of a round has: `adapters` [N], -1 for none."""
+
+    def __init__(self, adapters: mx.array):
+        self.adapters = adapters
+        self._masks: dict[tuple[int, ...], mx.array] = {}
+
+    def mask(self, owners: tuple[int, ...]) -> mx.array:
+        """Whether each of these adapters is the token's own [N, R]. Most layers of a round ask for the same ones."""
+        if owners not in self._masks:
+            self._masks[owners] = self.adapters[:, None] == mx.array(owners)
+        return self._masks[owners]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A linear layer and what LoRA adapters add to its outputs: x A B of the token's own adapter.
+
+    The A of all adapters lie side by side (`down` [K, R]), their B one below the other (`up` [R, O]); `owners` has the
+    adapter of each of the R places between. So all rows of a round take two products with dense matrices, whichever
+    adapters they have: what lies at the places of others is masked.
+    """
+
+    layer: Any
+    down: mx.array
+    up: mx.array
+    owners: tuple[int, ...]
+
+    def add(self, y: mx.array, x: mx.array, chosen: Chosen) -> mx.array:
+        """The layer's outputs y [N, O] of x [N, K], and what the tokens' adapters add."""
+        between = mx.where(chosen.mask(self.owners), x @ self.down, 0)
+        return mx.addmm(y, between, self.up)
 
 
 def join(layers: Sequence[nn.Module]) -> nn.Module:
@@ -52,8 +87,11 @@ def join(layers: Sequence[nn.Module]) -> nn.Module:
     return joint
 
 
-def apply(layer: Any, x: mx.array, operations: Operations) -> mx.array:
-    """A linear layer of rows x [N, K]: [N, O]."""
+def apply(layer: Any, x: mx.array, operations: Operations, chosen: Chosen | None = None) -> mx.array:
+    """A linear layer of rows x [N, K]: [N, O]. Without chosen adapters, it is the model's own."""
+    if isinstance(layer, Adapted):
+        y = apply(layer.layer, x, operations)
+        return layer.add(y, x, chosen) if chosen else y
     if isinstance(layer, Beside):
         return mx.concatenate([apply(part, x, operations) for part in layer.layers], axis=-1)
     if not known(layer):
@@ -63,13 +101,21 @@ def apply(layer: Any, x: mx.array, operations: Operations) -> mx.array:
 
 
 def parts(layer: Any) -> list[Any]:
-    """The layers that what `join` made consists of."""
+    """The layers that what `join` made consists of, adapted or not."""
+    if isinstance(layer, Adapted):
+        return parts(layer.layer)
     return layer.layers if isinstance(layer, Beside) else [layer]
 
 
 def width(layer: Any) -> int:
     """How many outputs a linear layer has."""
     return sum(part.weight.shape[0] for part in parts(layer))
+
+
+def sizes(layer: Any) -> tuple[int, int]:
+    """How many inputs and outputs a linear layer of mlx-lm's has, quantised or not."""
+    outputs, inputs = layer.weight.shape
+    return inputs * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else inputs, outputs
 
 
 def product(layer: Any, x: mx.array, operations: Operations) -> mx.array:

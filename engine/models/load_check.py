@@ -86,6 +86,18 @@ def chunk() -> int:
     return 33 if mx.default_device() == mx.cpu else 300
 
 
+def fixed_texts(vocabulary: int) -> list[list[int]]:
+    """The texts of the rows, in tokens below `vocabulary`: a long one, and two short ones of one length."""
+    rounds = turns(chunk())
+    lengths = [sum(turn.right for taken in rounds for turn in taken if turn.row == row) for row in range(3)]
+    return [[(7919 * i + 101 * row + 13) % vocabulary for i in range(n)] for row, n in enumerate(lengths)]
+
+
+def excused_error(dtype: mx.Dtype, noise: float) -> float:
+    """The error that is excused in this type, where mlx-lm's own logits vary by `noise`."""
+    return min(MOST, max(LEAST[dtype], TIMES * noise))
+
+
 def assure(target: Transformer, name: str, cache: Path) -> Verdict:
     """Let a target run only in forms that give mlx-lm's logits.
 
@@ -94,13 +106,13 @@ def assure(target: Transformer, name: str, cache: Path) -> Verdict:
     Raises:
         ModelError: its logits are not mlx-lm's in any form.
     """
-    known, checked = known_verdicts(cache), f"{name}, forms {_forms(target.operations)}"
+    known, checked = known_verdicts(cache), f"{name}, {target.dtype}, forms {_forms(target.operations)}"
     if verdict := known.get(checked):
         target.operations = target.operations.without(verdict.dropped)
         return verdict
     known[checked] = settle(target)
     mx.clear_cache()  # the pools come next, and may need all there is
-    measurements.write(_file(cache), _here(), {model: asdict(verdict) for model, verdict in known.items()})
+    measurements.write(_file(cache), here(), {model: asdict(verdict) for model, verdict in known.items()})
     return known[checked]
 
 
@@ -112,7 +124,7 @@ def _forms(operations: Operations) -> str:
 def known_verdicts(cache: Path) -> dict[str, Verdict]:
     """What was found on this machine, with this version, by model."""
     verdicts: dict[str, Verdict] = {}
-    for name, fields in measurements.read(_file(cache)).get(_here(), {}).items():
+    for name, fields in measurements.read(_file(cache)).get(here(), {}).items():
         with suppress(KeyError, TypeError):
             verdicts[name] = Verdict(**{**fields, "dropped": tuple(fields["dropped"])})
     return verdicts
@@ -122,7 +134,7 @@ def _file(cache: Path) -> Path:
     return cache / "checks.json"
 
 
-def _here() -> str:
+def here() -> str:
     """What logits depend on beside the model: chip, MLX, kernels, and the engine around them."""
     return f"{measurements.machine()}, engine {digest(Path(__file__).parents[1])}"
 
@@ -169,16 +181,14 @@ class Reference:
     @staticmethod
     def of(target: Transformer) -> Reference:
         """mlx-lm's own forward of the target's model."""
-        first = chunk()
-        lengths = [sum(turn.right for turns_ in turns(first) for turn in turns_ if turn.row == row) for row in range(3)]
-        texts = [[(7919 * i + 101 * row + 13) % target.vocabulary for i in range(n)] for row, n in enumerate(lengths)]
+        texts = fixed_texts(target.vocabulary)
         logits = [*target.model(mx.array(texts[:1])), *target.model(mx.array(texts[1:]))]  # two are of one length
         mx.eval(logits)
-        return Reference(first, texts, logits, noise(target.model, texts[1], logits[1]))
+        return Reference(chunk(), texts, logits, noise(target.model, texts[1], logits[1]))
 
     def check(self, target: Transformer) -> Verdict:
         """Compare the target, as it runs now. Where it cannot run, it could not be more wrong."""
-        excused = min(MOST, max(LEAST[target.dtype], TIMES * self.noise))
+        excused = excused_error(target.dtype, self.noise)
         errors: dict[str, list[float]] = {}
         try:
             for turn, begin, logits in run(target, self.texts, turns(self.chunk)):

@@ -18,7 +18,7 @@ from ..choose.history import Histories
 from ..emission import emit, shown
 from ..models.folder import ModelError, first_line
 from ..recovery import Failure, log, prove, rewind
-from ..request import Completion, FinishReason, Request, RequestError
+from ..request import NO_ADAPTERS, Adapters, Completion, FinishReason, Request, RequestError
 from ..rounds import Emitted, Round, chosen, settle
 from ..schedule.blame import blame
 from ..schedule.row import Row
@@ -29,8 +29,11 @@ from ..state.row_ends import End, RowEnds
 from ..stats import Stats
 from ..text import Text
 from .caches import Caches, join, pick, states
-from .prefill import TOKENS, Prefill, Prefix
+from .prefill import Prefill, Prefix
 from .ways import find_ways, try_out
+
+PREFILL_TOKENS = 2048
+"""Most prompt tokens that are read beside one round, as in mlx-lm."""
 
 TOGETHER = 8
 """Most different prompts that are read together."""
@@ -57,6 +60,7 @@ class PlainEngine:
         context_length: most tokens of prompt and completion together.
         max_rows: most rows in a round.
         memory: bytes for what rows keep; by default what this machine can spare.
+        adapters: one LoRA adapter, with which mlx-lm has loaded the model, or none.
 
     Raises:
         ModelError: the model does not run, or there is no memory for a single row.
@@ -65,7 +69,15 @@ class PlainEngine:
     verdict = None
     drafter = None
 
-    def __init__(self, model: Any, tokenizer: Any, context_length: int, max_rows: int, memory: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        context_length: int,
+        max_rows: int,
+        memory: int | None = None,
+        adapters: Adapters = NO_ADAPTERS,
+    ):
         try:
             self._ways = ways = find_ways(model)
         except Exception as error:
@@ -73,24 +85,26 @@ class PlainEngine:
                 f"mlx-lm cannot run this model of type {model.model_type}: {first_line(error)}; "
                 "choose another model, or try another mlx-lm"
             ) from error
-        self.model = model
+        self.model, self.adapters = model, adapters
         self.text = Text(tokenizer, ways.vocabulary)
         self.max_rows = max_rows if ways.batched else 1
         self.stats = Stats()
         self.operations = Operations()
-        self.workspace = TOKENS * ways.activations + Histories.workspace(self.max_rows, ways.vocabulary)
+        self.workspace = PREFILL_TOKENS * ways.activations + Histories.workspace(self.max_rows, ways.vocabulary)
         self.workspace += LOGITS * self.max_rows * ways.vocabulary * ways.dtype.size
         self.workspace += self.operations.bytes_to_choose(self.max_rows, ways.vocabulary, ways.dtype)
         budget = default_budget(self.workspace) if memory is None else memory
         self._memory = budget - budget // SPARE
+        self.precision: str | None = None
         if ways.footprint.bytes(1) > self._memory:
             raise ModelError(
                 f"no memory for a single row: {budget:,} bytes allowed, {ways.footprint.bytes(1):,} needed; "
                 "raise --memory"
             )
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
-        self._admission = Admission(self.text, context_length, ways.vocabulary)
-        self._waiting = Waiting(OVERTAKING * self.max_rows, lambda row: len(row.request.tokens) // TOKENS + row.limit)
+        self._admission = Admission(self.text, context_length, ways.vocabulary, adapters)
+        self.prefill_tokens = PREFILL_TOKENS
+        self._waiting = Waiting(OVERTAKING * self.max_rows, self._rounds)
         self._slots = list(range(self.max_rows))
         self._ends = RowEnds(self.max_rows)
         self._histories = Histories(ways.vocabulary)
@@ -239,7 +253,7 @@ class PlainEngine:
             self._prefill = None
             return
         if not prefill.done:
-            self.stats.prefilled_tokens += prefill.step()
+            self.stats.prefilled_tokens += prefill.step(self.prefill_tokens)
             self.stats.rounds += 1
             self.stats.rows += len(prefill.rows)
         if prefill.done:
@@ -353,6 +367,10 @@ class PlainEngine:
             guilty.error = f"the engine failed with {failure.kind}"
             self._finish(guilty, "failed")
         self._suspects = [row for row in dict.fromkeys([*self._suspects, *rows]) if row.suspect]
+
+    def _rounds(self, row: Row) -> int:
+        """The rounds that a row takes at most: one for each chunk of its prompt and for each token."""
+        return -(-len(row.request.tokens) // self.prefill_tokens) + row.limit
 
     def _complete(self, row: Row) -> Completion:
         self.stats.prompt_tokens += len(row.request.tokens)

@@ -16,9 +16,6 @@ from ..schedule.row import Row
 from .caches import Caches, Footprint, empty, join, pick, states
 from .ways import Ways, read
 
-TOKENS = 2048
-"""Most prompt tokens in one round, so that decoding rows never wait long for a prompt."""
-
 WORTH = 64
 """A shared beginning of fewer tokens is read again."""
 
@@ -78,10 +75,10 @@ class Prefill:
         """Whether all prompts are read."""
         return sum(len(feeds) for feeds, _ in self._ended) == len(self._feeds)
 
-    def step(self) -> int:
-        """Read the next chunk; returns how many tokens that are."""
+    def step(self, most: int) -> int:
+        """Read the next chunk, of so many tokens at most; returns how many it had."""
         feeds = self._open or [self._feeds[0][: self._shared]]
-        end = self._read + max(1, TOKENS // len(feeds))
+        end = self._read + max(1, most // len(feeds))
         chunks = [feed[self._read : end] for feed in feeds]
         read(self._model, chunks, self.caches)
         self._read += max(map(len, chunks))

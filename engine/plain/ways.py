@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..models.folder import first_line
-from ..models.load_check import LEAST, MOST, TIMES, distances, noise
+from ..models.load_check import distances, excused_error, noise
 from .caches import Caches, Footprint, empty, join, pick, states
 
 STEPS = 4
@@ -57,7 +57,7 @@ def find_ways(model: Any) -> Ways:
         expected.update(_alone(model, row, text))
     mx.eval(list(expected.values()))
     dtype, whole = number_type(model), model(mx.array(texts[:1]), cache=make_prompt_cache(model))[0]
-    excused = min(MOST, max(LEAST[dtype], TIMES * noise(model, texts[0], whole)))
+    excused = excused_error(dtype, noise(model, texts[0], whole))
     batched = _flaw(lambda: _together(model, texts), expected, excused, dtype)
     ragged = batched or _flaw(lambda: _ragged(model, texts), expected, excused, dtype)
     return Ways(not batched, not ragged, ragged, Footprint.of(first, 2), _activations(model), vocabulary, dtype)

@@ -5,14 +5,15 @@ Knows no MLX: what the memory of recurrent layers is at a prefix's end, is the e
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...kernels.pages.sizes import PAGE
+from ..request import NO_ADAPTER
 from .pages import Pages
-from .prefix_tree import Node, PrefixTree, Tokens
+from .prefix_tree import Node, PrefixTree, Tokens, prune
 
 MOST = 1024
 """Prefixes that are kept at most where they take nothing but pages."""
@@ -46,6 +47,7 @@ def whole(node: Node) -> int:
 class PrefixCache:
     """Prefixes that several prompts share, least recently used first out.
 
+    Each LoRA adapter has its own: what one keeps of a text is not what another would.
     Rows that begin with a prefix hold its pages, too. Recurrent memory exists only at the position where it was saved.
     So the positions are chosen before a row is prefilled, from where the prompts known so far part, and the row's
     chunks end there.
@@ -58,37 +60,37 @@ class PrefixCache:
     def __init__(self, pages: Pages, most: int = MOST):
         self.most = most
         self._pages = pages
-        self._tree = PrefixTree()
-        self._recent: deque[Tokens] = deque()
+        self._trees: defaultdict[int, PrefixTree] = defaultdict(PrefixTree)  # by adapter
+        self._recent: deque[tuple[Tokens, int]] = deque()
         self._remembered = 0
         self._kept: dict[Prefix, None] = {}  # least recently used first
 
-    def note(self, prompt: Tokens) -> None:
+    def note(self, prompt: Tokens, adapter: int = NO_ADAPTER) -> None:
         """Remember that there is such a prompt."""
-        self._tree.add(reusable(prompt))
-        self._recent.append(prompt)
+        self._trees[adapter].add(reusable(prompt))
+        self._recent.append((prompt, adapter))
         self._remembered += len(prompt)
         while self._remembered > REMEMBERED:
-            oldest = self._recent.popleft()
-            self._tree.remove(reusable(oldest))
+            oldest, its = self._recent.popleft()
+            self._trees[its].remove(reusable(oldest))
             self._remembered -= len(oldest)
 
-    def find(self, feed: Tokens) -> tuple[Prefix | None, bool]:
+    def find(self, feed: Tokens, adapter: int = NO_ADAPTER) -> tuple[Prefix | None, bool]:
         """The longest prefix kept of what a row is to be fed, and whether a longer one will be kept soon."""
-        held = [node.held for node in self._tree.path(reusable(feed)) if node.held]
+        held = [node.held for node in self._trees[adapter].path(reusable(feed)) if node.held]
         best = next((prefix for prefix in reversed(held) if prefix.ready), None)
         saved = best.length if best else 0
         if best:
             self._kept[best] = self._kept.pop(best)
         return best, any(not prefix.ready and prefix.length > saved for prefix in held)
 
-    def reserve(self, feed: Tokens, cached: Prefix | None) -> list[Prefix]:
+    def reserve(self, feed: Tokens, cached: Prefix | None, adapter: int = NO_ADAPTER) -> list[Prefix]:
         """The prefixes to keep while a row is fed from the cached one on, shortest first.
 
         First comes the one that saves most: the number of others with this prefix times the tokens it spares each.
         Then the same beyond it.
         """
-        path = self._tree.path(reusable(feed))
+        path = self._trees[adapter].path(reusable(feed))
         base, reserved = cached.length if cached else 0, []
         while True:
             shared = [n for n in path if whole(n) > base and n.requests > 1 and not n.held]
@@ -112,7 +114,7 @@ class PrefixCache:
             del self._kept[prefix]
             self._pages.release(prefix.pages)
             prefix.node.held = None
-            self._tree.prune(prefix.node)
+            prune(prefix.node)
 
     def give_way(self) -> bool:
         """Drop the prefix that was used least recently of those whose pages no row has; False if there is none."""

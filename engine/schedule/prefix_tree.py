@@ -57,13 +57,7 @@ class PrefixTree:
         """Undo an `add`."""
         for node in reversed(self.path(tokens)):
             node.requests -= 1
-            self.prune(node)
-
-    def prune(self, node: Node) -> None:
-        """Take out a node that nobody needs any more, and those above it that were there for its sake."""
-        while node.parent and not (node.requests or node.children or node.held):
-            del node.parent.children[node.edge[0]]
-            node = node.parent
+            prune(node)
 
     def _split(self, node: Node, same: int) -> Node:
         """Put a node where the first `same` tokens of an edge end."""
@@ -73,6 +67,13 @@ class PrefixTree:
         node.edge, node.parent = node.edge[same:], middle
         middle.children[node.edge[0]] = node
         return middle
+
+
+def prune(node: Node) -> None:
+    """Take out a node that nobody needs any more, and those above it that were there for its sake."""
+    while node.parent and not (node.requests or node.children or node.held):
+        del node.parent.children[node.edge[0]]
+        node = node.parent
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple, Protocol
 
-from ..request import Completion, FinishReason, Request, TokenLogprob
+from ..request import NO_ADAPTER, Completion, FinishReason, Request, TokenLogprob
 from .prefix import Prefix
 
 RELIEF = 8
@@ -67,7 +67,7 @@ class Row:
 
     `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
     to be kept, shortest first. With a `matcher`, tokens obey what it says: it is always behind those generated. If the
-    request asks for them, these have `logprobs`.
+    request asks for them, these have `logprobs`. `adapter` is the place of its LoRA adapter, or NO_ADAPTER.
 
     So many `failures` of rounds that it took part in followed each other closely. At the last of them it had generated
     `failed_at` tokens, in `failed_after` rounds.
@@ -78,6 +78,7 @@ class Row:
     matcher: Matcher | None = None
     ends: frozenset[int] = frozenset()
     banned: tuple[int, ...] = ()
+    adapter: int = NO_ADAPTER
     generated: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     feed: tuple[int, ...] = ()

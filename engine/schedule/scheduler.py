@@ -133,7 +133,7 @@ class Scheduler:
 
     def add(self, row: Row) -> None:
         """Queue a request."""
-        self.prefixes.note(row.request.tokens)
+        self.prefixes.note(row.request.tokens, row.adapter)
         self.waiting.add(row)
 
     def largest(self, row: Row) -> int:
@@ -203,7 +203,7 @@ class Scheduler:
         if not row or not self._free:
             return None
         feed = row.request.tokens + tuple(row.generated)
-        cached, soon = self.prefixes.find(feed)
+        cached, soon = self.prefixes.find(feed, row.adapter)
         if soon:
             return None
         shared = list(cached.pages) if cached else []
@@ -216,7 +216,7 @@ class Scheduler:
         row.feed, row.pages, row.slot = feed, shared + own, self._free.pop()
         row.cursor = len(shared) * PAGE
         row.cached = min(row.cursor, len(row.request.tokens))
-        row.prefixes = self.prefixes.reserve(feed, cached)
+        row.prefixes = self.prefixes.reserve(feed, cached, row.adapter)
         self.rows.append(row)
         return row, cached
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .row import Row
 
-Key = tuple[int, int, tuple[int, ...], int]
+Key = tuple[int, int, int, tuple[int, ...], int]
 
 OVERTAKING = 16
 """How many later arrivals, for each row of the engine, may start before a request."""
@@ -18,8 +18,8 @@ class Waiting:
 
     Preempted rows go first, the last one preempted, which is the oldest, before the others. Then come those that may
     take the most rounds: a batch ends when its last row does, and rows that are short fill its tail evenly (longest
-    processing time first; Graham 1969). Of equals, those whose prompts begin alike follow each other, while their
-    prefix is kept.
+    processing time first; Graham 1969). Of equals, those with one LoRA adapter whose prompts begin alike follow each
+    other, while their prefix is kept.
 
     Args:
         window: how many later arrivals may overtake a request; after that it is the next to start.
@@ -38,12 +38,12 @@ class Waiting:
     def add(self, row: Row) -> None:
         """A request arrives."""
         self._arrivals += 1
-        self._insert(row, (0, -self._rounds(row), row.request.tokens, self._arrivals))
+        self._insert(row, (0, -self._rounds(row), row.adapter, row.request.tokens, self._arrivals))
 
     def put_back(self, row: Row) -> None:
         """A running row comes back, to be the next."""
         self._returned += 1
-        self._insert(row, (-self._returned, 0, (), 0))
+        self._insert(row, (-self._returned, 0, 0, (), 0))
 
     def remove(self, row: Row) -> None:
         """Whether it starts or is cancelled."""

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import redis as redis_py
 
+from ..client import shares
 from ..client.collect import Collector
 from ..client.follower import Follower, current, known
 from ..client.patience import Patience
@@ -19,7 +20,7 @@ from ..output.formats import format_of
 from ..output.manifest import difference
 from ..output.output import Output
 from ..output.summary import count, where
-from ..queue import batches, fleet, pair_names
+from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
 from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError
@@ -57,6 +58,9 @@ def submit_command(
     them again queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and
     listed on standard error.
 
+    A line whose model is one of `draftmill pairs`, or is named by --models, runs on that pair, the others on that of
+    --pair. All are one batch: each pair needs a worker, and results come together.
+
     --retry-failed queues the lines that failed as well, also after they were collected. Each keeps exactly one result:
     `draftmill collect` takes their failures out of the error file of OUT.
 
@@ -65,6 +69,7 @@ def submit_command(
       batch=$(draftmill submit prompts.jsonl --redis-url redis://queue.local)
       draftmill collect $batch -o results.jsonl --follow
       draftmill submit articles.parquet --template 'Summarise: {{ text }}' --where 'lang == "en"' --sample 100
+      draftmill submit mixed.jsonl --models gpt-4o=qwen3-8b,/models/mine    # others run on the pair of --pair
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
@@ -85,8 +90,7 @@ def submit_command(
     if before and before.collected and not retry_failed:
         click.echo(f"Note: it was collected already; draftmill forget {batch.id} lets it run anew", err=True)
     else:
-        if not fleet.serves(redis, batch.pair):
-            click.echo(f"Note: {pair_names.unserved(batch.pair)}", err=True)
+        options.say_notes(shares.notes(redis, submission))
         try:
             sent = submit(Patience(redis, say), submission, Notice(), retry_failed)
         except KeyboardInterrupt:
@@ -201,7 +205,7 @@ def collect_command(
 
 def _collect(redis: redis_py.Redis, output: Output, state: BatchStatus, follow: bool, leave: bool) -> BatchStatus:
     """Writes what there is, or all that comes; returns the state of the batch."""
-    with BatchProgress(redis, state.pair) as progress:
+    with BatchProgress(redis, *state.pairs) as progress:
         follower = Follower(Patience(redis, progress.note), state.id)
         with Collector(follower, output, leave) as collector:
             if batches.handed(redis, state.id) > output.ended:

@@ -73,21 +73,24 @@ class Sizes:
 
 def preview(submission: Submission, redis_url: str | None) -> None:
     """Prints the first prompts and the totals of what would be submitted."""
-    dataset, survey = submission.dataset, submission.survey
-    counter, missing = _counter(dataset.pair)
-    sizes = Sizes(counter)
-    for item in dataset:
-        if isinstance(item, JobBody):
-            if sizes.requests < SHOWN:
-                _show(item, counter)
-            sizes.add(item)
+    batch, survey = submission.info, submission.survey
+    counters = {pair: _counter(pair) for pair in batch.pairs}
+    sizes = {pair: Sizes(counter) for pair, (counter, _) in counters.items()}
+    bodies = (item for item in submission.dataset if isinstance(item, JobBody))
+    for place, body in enumerate(bodies):
+        if place < SHOWN:
+            _show(body, counters[body.pair][0])
+        sizes[body.pair].add(body)
     bad = f", {count(survey.bad, 'bad line')} left out, first: {survey.first_bad}" if survey.bad else ""
-    click.echo(f"{submission.info.id}: {count(survey.good, 'request')} for {dataset.pair}{bad}")
-    if sizes.refused:
-        click.echo(f"failing  {sizes.failing}")
-    click.echo(f"prompts  {sizes}{missing}")
-    click.echo(f"answers  at most {sizes.most_answered:,} tokens, by max_tokens")
-    click.echo(f"time     {_time(sizes.most_answered, dataset.pair, redis_url)}")
+    click.echo(f"{batch.id}: {count(survey.good, 'request')} for {', '.join(batch.pairs)}{bad}")
+    for pair, size in sizes.items():
+        if batch.others:
+            click.echo(f"pair     {pair}: {count(size.requests, 'request')}")
+        if size.refused:
+            click.echo(f"failing  {size.failing}")
+        click.echo(f"prompts  {size}{counters[pair][1]}")
+        click.echo(f"answers  at most {size.most_answered:,} tokens, by max_tokens")
+        click.echo(f"time     {_time(size.most_answered, pair, redis_url)}")
     click.echo("Nothing was submitted: --dry-run")
 
 

@@ -119,6 +119,13 @@ _dataset = (
     click.option(
         "--pair", default=DEFAULT_PAIR, show_default=True, metavar="NAME", help="Model that runs the prompts."
     ),
+    click.option(
+        "--models",
+        multiple=True,
+        metavar="NAME=PAIR,…",
+        callback=_if_any,
+        help="Pairs of lines whose model has such a name; NAME alone is a pair. Those of `draftmill pairs` go without.",
+    ),
     click.option("--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="Default: 512."),
     click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="Default: 0, the likeliest token."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Default: 1."),

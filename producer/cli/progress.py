@@ -16,6 +16,7 @@ import click
 import redis as redis_py
 import redis.exceptions as rx
 
+from ..client.shares import Share, shares
 from ..queue import fleet
 from ..queue.batches import BatchStatus
 
@@ -43,11 +44,12 @@ class WorkerSpeed:
     tokens_per_second: float
     tokens_per_round: float
     watt_hours_per_million: float | None = None
+    pair: str = ""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the live workers of a pair, or of all pairs, report together."""
+    """What the live workers of some pairs, or of all, report together."""
 
     workers: tuple[WorkerSpeed, ...] = ()
     tokens_per_second: float = 0.0
@@ -55,9 +57,10 @@ class Speed:
     watt_hours_per_million: float | None = None
 
 
-def speed(redis: redis_py.Redis, pair: str | None = None) -> Speed:
-    """The speed of all live workers that serve `pair`."""
-    live = [report for report in fleet.reports(redis) if not report.gone and pair in (None, report.text("pair"))]
+def speed(redis: redis_py.Redis, *pairs: str) -> Speed:
+    """The speed of all live workers that serve one of `pairs`, or any if none is named."""
+    live = [report for report in fleet.reports(redis) if not report.gone]
+    live = [report for report in live if not pairs or report.text("pair") in pairs]
     workers = [
         WorkerSpeed(
             report.name,
@@ -65,6 +68,7 @@ def speed(redis: redis_py.Redis, pair: str | None = None) -> Speed:
             report.tokens_per_second,
             report.tokens_per_round,
             report.watt_hours_per_million,
+            report.text("pair"),
         )
         for report in live
     ]
@@ -93,11 +97,12 @@ class Meter:
 class BatchProgress:
     """A context manager; call it with each new state of the batch."""
 
-    def __init__(self, redis: redis_py.Redis, pair: str) -> None:
-        self.redis, self.pair = redis, pair
+    def __init__(self, redis: redis_py.Redis, *pairs: str) -> None:
+        self.redis, self.pairs = redis, pairs
         self._bar: Bar | None = None
         self._meter = Meter()
         self._speed = Speed()
+        self._unserved: tuple[str, ...] = ()
         self._speed_at = self._line_at = -math.inf
         self._last_line = ""
 
@@ -132,9 +137,10 @@ class BatchProgress:
         now = time.monotonic()
         if now - self._speed_at > REPORT_SECONDS:
             with suppress(rx.ConnectionError, rx.TimeoutError):  # who follows the batch waits for Redis
-                self._speed = speed(self.redis, self.pair)
+                self._speed = speed(self.redis, *self.pairs)
+                self._unserved = unserved(shares(self.redis, state), self._speed)
             self._speed_at = now
-        text = describe(state, self._speed, self._meter.seconds_left(state, now))
+        text = describe(state, self._speed, self._meter.seconds_left(state, now), self._unserved)
         if self._bar:
             self._bar.show(text, state.ended, state.total, below(self._speed.workers))
         elif now - self._line_at > PLAIN_SECONDS or (state.complete and text != self._last_line):
@@ -153,7 +159,13 @@ def below(workers: Sequence[WorkerSpeed]) -> list[str]:
     return lines
 
 
-def describe(state: BatchStatus, speed: Speed, seconds_left: float | None) -> str:
+def unserved(shares: Sequence[Share], speed: Speed) -> tuple[str, ...]:
+    """The pairs for which lines are queued, and for which no worker is live."""
+    live = {worker.pair for worker in speed.workers}
+    return tuple(share.pair for share in shares if share.queued and share.pair not in live)
+
+
+def describe(state: BatchStatus, speed: Speed, seconds_left: float | None, unserved: Sequence[str] = ()) -> str:
     """One line: `34/120 · 1 failed · 812 tokens/s · 4.1 tokens/round · 0:42 left`."""
     parts = [f"{state.ended}/{state.total}"]
     if state.failed:
@@ -164,6 +176,8 @@ def describe(state: BatchStatus, speed: Speed, seconds_left: float | None) -> st
         return " · ".join(parts)
     if not speed.workers:
         parts.append("waiting for a worker")
+    elif unserved:
+        parts.append(f"no worker of {', '.join(unserved)}")
     if len(speed.workers) > 1:
         parts.append(f"{len(speed.workers)} workers")
     parts += rates(speed)

@@ -25,7 +25,7 @@ from ..output.output import Output, errors_of
 from ..output.summary import count, where
 from ..queue import batches, ending
 from ..queue.connect import connect, resolve, user_of
-from ..queue.errors import FAILED_ITEMS, Interrupted
+from ..queue.errors import FAILED_ITEMS, Interrupted, UserError
 from ..queue.urls import shown
 from ..queue.wire import JobBody
 from . import options
@@ -142,10 +142,16 @@ def run(
     dataset, survey = options.read(input, **given)
     options.say_notes(survey.notes.lines())
     submission = plan(dataset, survey, user_of(redis_url), parameters=parameters.of(given))
+    batch = submission.info
+    if batch.others:
+        raise UserError(
+            f"the lines of {batch.source} are for {len(batch.pairs)} pairs ({', '.join(batch.pairs)}), and run starts "
+            "a worker of one; draftmill submit takes them, beside a worker of each, or --pair and --models NAME=PAIR "
+            "give them one"
+        )
     if dry_run:
         preview(submission, redis_url)
         return
-    batch = submission.info
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
         job, generated = Run(submission, output, in_order, retry_failed), Generated()
         if cancelled := output.errors.failed_with(ending.CANCELLED):
@@ -199,7 +205,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
     """Follows the batch from one end to the other, with a worker of its own."""
     submission, output = job.submission, job.output
     batch, lines = submission.info, submission.survey.good
-    with BatchProgress(redis, batch.pair) as progress:
+    with BatchProgress(redis, *batch.pairs) as progress:
         patience = Patience(redis, progress.note)
         with Collector(Follower(patience, batch.id), output) as collector:
             before = batches.status(redis, batch.id)

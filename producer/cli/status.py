@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import asdict
 
 import click
 import redis as redis_py
 
 from ..client.follower import Follower, known
 from ..client.patience import Patience
+from ..client.shares import Share, shares
 from ..output.summary import count
 from ..queue import batches
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
 from . import options
-from .progress import BatchProgress, describe_worker, rates, speed
+from .progress import BatchProgress, Speed, describe_worker, rates, speed
 from .report import batch_report, print_json, print_table, word
 
 
@@ -52,7 +54,7 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
 def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchStatus:
     """Shows each new state until the batch is complete; returns the last one."""
     shown = None
-    with BatchProgress(redis, state.pair) as progress:
+    with BatchProgress(redis, *state.pairs) as progress:
         patience = Patience(redis, progress.note)
         follower = Follower(patience, state.id)
         for state in follower.states():
@@ -65,7 +67,8 @@ def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchSta
 
 
 def _print(redis: redis_py.Redis, state: BatchStatus) -> None:
-    print_json(batch_report(state, speed(redis, state.pair)))
+    by_pair = [asdict(share) for share in shares(redis, state)]
+    print_json(batch_report(state, speed(redis, *state.pairs)) | {"by_pair": by_pair})
 
 
 def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
@@ -73,7 +76,14 @@ def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
         click.echo("No batches here. Make one: draftmill submit prompts.jsonl")
         return
     rows = [
-        (state.id, word(state), f"{state.ended:,}/{state.total:,}", f"{state.failed:,}", state.pair, state.source)
+        (
+            state.id,
+            word(state),
+            f"{state.ended:,}/{state.total:,}",
+            f"{state.failed:,}",
+            ", ".join(state.pairs),
+            state.source,
+        )
         for state in states
     ]
     print_table(("BATCH", "STATE", "ENDED", "FAILED", "PAIR", "SOURCE"), rows)
@@ -82,14 +92,14 @@ def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
 
 
 def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
-    live = speed(redis, state.pair)
+    live = speed(redis, *state.pairs)
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))
     missing = max(0, state.total - state.submitted)
     lines = {
         "batch": state.id,
         "state": word(state),
         "source": state.source,
-        "pair": state.pair,
+        "pair": ", ".join(state.pairs),
         "priority": state.priority,
         "user": state.user,
         "submitted": created,
@@ -99,9 +109,21 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
         "tokens": f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} generated",
         "workers": " · ".join([f"{len(live.workers)} live", *rates(live)]) if live.workers else "none live",
     }
-    if not live.workers and not state.complete:
+    if not live.workers and not state.complete and len(state.pairs) == 1:
         lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
     for name, value in lines.items():
         click.echo(f"{name:<10}{value}")
+    if len(state.pairs) > 1 and not state.complete:
+        _show_shares(shares(redis, state), live)
     for worker in live.workers:
         click.echo(f"{'':<10}{describe_worker(worker)}")
+
+
+def _show_shares(shares: list[Share], live: Speed) -> None:
+    """A line for each pair of a batch that has several: what is left, and who works on it."""
+    for share in shares:
+        workers = sum(worker.pair == share.pair for worker in live.workers)
+        at_work = count(workers, "live worker") if workers else "no live worker"
+        if share.queued and not workers:
+            at_work += f"; start one with: draftmill worker --pair {shlex.quote(share.pair)}"
+        click.echo(f"{'':<10}{share.pair}: {share.running:,} running, {share.queued:,} queued, {at_work}")

@@ -250,7 +250,7 @@ def _list(reports: Sequence[Report]) -> None:
             report.name,
             report.state,
             report.text("chip"),
-            report.text("pair"),
+            report.served,
             report.text("version"),
             f"{speed:,.0f}",
             f"{per_round:.1f}" if per_round else "",

@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     """What `draftmill submit --help` describes, by the same names."""
 
     pair: str
+    models: Mapping[str, str]
     priority: Literal["high", "normal", "low"]
     max_tokens: int
     temperature: float

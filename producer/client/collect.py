@@ -13,7 +13,7 @@ import redis.exceptions as rx
 
 from ..output.files import Busy
 from ..output.output import Output
-from ..queue import batches
+from ..queue import batches, ending
 from ..queue.batches import BatchStatus, Result
 from ..queue.errors import AGAIN, UserError
 from .follower import Follower
@@ -84,7 +84,7 @@ class Collector:
 
     def take_bad_lines(self) -> None:
         """Writes the bad lines that the submission left with the batch."""
-        for raw in self._patience(lambda: list(batches.bad_lines(self._redis, self._batch))):
+        for raw in self._patience(lambda: list(ending.bad_lines(self._redis, self._batch))):
             self._output.errors.add(raw, orjson.loads(raw))
 
     def refuse(self, state: BatchStatus) -> None:

@@ -12,14 +12,15 @@ import redis as redis_py
 
 from ..input.dataset import Dataset, Survey
 from ..output.output import Output
-from ..queue import batches, wire
+from ..queue import batches, ending, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.errors import UserError
 from ..queue.wire import PRIORITIES, JobBody
 from .patience import Patience
 
 WINDOW = 20_000
-"""Lines of a batch that may be in Redis without a result: about 60 MB."""
+"""Lines of a batch that may be in Redis without a result: about 60 MB. They are of all its pairs together, so the lines
+of one that nobody serves may fill it and hold up the others."""
 POLL_SECONDS = 0.25
 """Between two looks for room, where results may not be read."""
 
@@ -50,7 +51,7 @@ class Submission:
             state = batches.create(redis, self.info)
         elif state is None:
             state = batches.create(redis, replace(self.info, total=lacking))
-        batches.add_bad(redis, self.info.id, [orjson.dumps(line.record()) for line in self.survey.bad_lines])
+        ending.add_bad(redis, self.info.id, [orjson.dumps(line.record()) for line in self.survey.bad_lines])
         return state
 
 
@@ -63,7 +64,8 @@ def plan(
 ) -> Submission:
     """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user."""
     id = wire.batch_of(survey.identity, user)
-    info = BatchInfo(id, dataset.pair, priority, survey.good, dataset.name, user, parameters or {})
+    pair, *others = survey.pairs
+    info = BatchInfo(id, pair, priority, survey.good, dataset.name, user, parameters or {}, tuple(others))
     return Submission(dataset, survey, info)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import redis as redis_py
 
+from ..client import shares
 from ..client.collect import Collector, refuse_collected
 from ..client.follower import Follower
 from ..client.patience import Patience
@@ -19,7 +20,7 @@ from ..output.files import Busy, check_writable
 from ..output.formats import format_of
 from ..output.output import Output
 from ..output.summary import count, where
-from ..queue import batches, fleet, pair_names
+from ..queue import batches
 from ..queue import schedules as store
 from ..queue.batches import BatchStatus
 from ..queue.errors import DONE, FAILED_ITEMS, NO_REDIS, UserError, explain, explain_file
@@ -113,15 +114,15 @@ class Work(threading.Thread):
     def _plan(self) -> Planned:
         planned = self._plan_arguments(self._schedule.arguments, str(self._slot))
         self._go_on()
-        survey, pair = planned.submission.survey, planned.submission.info.pair
+        survey = planned.submission.survey
         for note in survey.notes.lines():
             log.info("%s: Note: %s", self._slot, note)
         for line in survey.bad_lines[:SAID_LINES]:
             log.info("%s: Bad %s", self._slot, line)
         if survey.bad > SAID_LINES:
             log.info("%s: %s more", self._slot, count(survey.bad - SAID_LINES, "bad line"))
-        if not self._patience(fleet.serves, self._redis, pair):
-            log.info("%s: Note: %s", self._slot, pair_names.unserved(pair))
+        for note in self._patience(lambda: list(shares.notes(self._redis, planned.submission))):
+            log.info("%s: Note: %s", self._slot, note)
         return planned
 
     def _submit(self, planned: Planned) -> Ended:

@@ -17,7 +17,7 @@ from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
 from . import lines
 from .defaults import Defaults
 from .notes import Notes
-from .request.faults import Fault
+from .request.faults import Fault, show
 from .rows import RowOptions, Rows
 from .sources import open_source
 
@@ -73,7 +73,8 @@ class Survey:
 
     `content` is a name for the jobs and their pair: the same work has the same one wherever it is submitted, and
     whatever other lines stand between. `identity` derives from it and from the number of each line, by which the queue
-    knows lines. `digests` are those of each CHUNK jobs; `keys` stand for the custom_ids of all.
+    knows lines. `digests` are those of each CHUNK jobs; `keys` stand for the custom_ids of all, and `pairs` has the
+    pairs of all, each once.
     """
 
     content: str = ""
@@ -83,6 +84,7 @@ class Survey:
     digests: list[bytes] = field(default_factory=list[bytes])
     keys: array[int] = field(default_factory=lambda: array("Q"))
     notes: Notes = field(default_factory=Notes)
+    pairs: list[str] = field(default_factory=list[str])
 
     @property
     def bad(self) -> int:
@@ -94,7 +96,8 @@ class Survey:
 
 
 class Dataset:
-    """A dataset to be run by one pair. Iterating reads it from the start; it may be read several times.
+    """A dataset to be run by `pair` where its lines name no other. Iterating reads it from the start; it may be read
+    several times.
 
     `source` is a path or "-" (standard input), of any format that `sources` reads. The system message of `defaults`
     is a template over a row's columns, as is that of `options`. `rewrite` makes of a line the one that is read, with
@@ -157,11 +160,14 @@ class Dataset:
         With a `slot` the same lines are other work for each one. How long a line may take is no part of its identity.
         """
         survey = Survey()
-        content, chunk = hashlib.sha256(self.pair.encode()), hashlib.sha256()
+        content, chunk = hashlib.sha256(), hashlib.sha256()
         for item in self:
             if isinstance(item, BadLine):
                 survey.bad_lines.append(item)
             else:
+                if item.pair not in survey.pairs:
+                    content.update(b"" if survey.pairs else item.pair.encode())
+                    survey.pairs.append(item.pair)
                 survey.good += 1
                 survey.keys.append(key_of(item.custom_id))
                 identity = _identity(item)
@@ -179,6 +185,9 @@ class Dataset:
             survey.content = f"batch_{hashlib.sha256(f'{survey.content} {slot}'.encode()).hexdigest()[:24]}"
         survey.identity = f"{survey.content} {hashlib.sha256(b''.join(survey.digests)).hexdigest()}"
         survey.notes = self.notes
+        for name in self.defaults.models:
+            if name not in self.notes.models:
+                self.notes.surprises[f"no line names the model {show(name)}"] = 0
         if not survey.good:
             self._refuse(survey)
         return survey

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from ..queue.wire import MOST_CHOICES, MOST_LOGPROBS, Grammar
+from .models import models
 from .request.asked import Asked, whole
 from .request.faults import Fault
 from .request.sampling import SAMPLING, sampling
@@ -34,8 +35,9 @@ class Defaults:
     """What applies where a line says nothing: sampling parameters by name, a system message, a grammar, and so on.
 
     `template` is what the chat template is told, `trusted` whether messages may name control tokens. With
-    `model_defaults` the model's own generation defaults apply to what neither line nor `sampling` says. `served` says
-    that lines are requests to a server, which chose the pair by their model.
+    `model_defaults` the model's own generation defaults apply to what neither line nor `sampling` says. `models` has
+    the pairs of models that lines may name. `served` says that lines are requests to a server, which chose the pair by
+    their model.
     """
 
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Defaults:
     template: dict[str, Any] = field(default_factory=dict)
     trusted: bool = False
     model_defaults: bool = False
+    models: Mapping[str, str] = field(default_factory=dict[str, str])
     served: bool = False
 
 
@@ -67,6 +70,7 @@ def defaults(given: Mapping[str, Any], called: Mapping[str, str] | None = None) 
         _template(given, said),
         bool(given.get("control_tokens")),
         bool(given.get("model_defaults")),
+        models(given["models"], said["models"]) if "models" in given else {},
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import orjson
 
-from ..queue.pair_names import canonical
 from ..queue.wire import MOST_ID_CHARACTERS, Grammar, JobBody, ModelDefault, Sampling
 from .defaults import Defaults
+from .models import split, target_of
 from .notes import Notes
 from .request.asked import URLS, Asked, asked
 from .request.faults import Fault, kind, show
@@ -60,18 +60,25 @@ def checked_id(value: Any, name: str) -> str:
 
 
 def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: Defaults, notes: Notes) -> JobBody:
-    """The job that a line asks for, not yet in a batch. `notes` counts what was ignored."""
+    """The job that a line asks for, not yet in a batch. `notes` counts what was ignored.
+
+    It is for `pair`, unless the line names another. A server chose the pair by the model, perhaps by another name.
+    """
     is_short = "body" not in line
     is_chat, fields = _short(line) if is_short else _openai(line)
     wanted = asked(fields, is_chat, is_short and not defaults.served, notes)
     unfold(wanted)
-    _note_model(wanted, pair, defaults, notes)
     values = given(wanted, is_chat)
     chosen, n = sampling(values, defaults.sampling, wanted.said), choices(wanted, defaults.n)
     left = _left_to_model(values, defaults)
     if n > 1 and chosen.temperature == 0 and "temperature" not in left:
         notes.surprises["the n answers are all the same, because the temperature is 0"] += 1
     obeyed = grammar(wanted, defaults.grammar)
+    if defaults.served:
+        head, own = split(wanted.get("model"))
+        own = own if head == pair else None
+    else:
+        pair, own = target_of(wanted.get("model"), pair, defaults.models, notes)
     return JobBody(
         batch="",
         custom_id=name,
@@ -81,6 +88,7 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
         grammar=obeyed,
         model_defaults=left,
         line=number,
+        adapter=_adapter(wanted, own),
         **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen, n)),
     )
 
@@ -154,12 +162,14 @@ def _text(wanted: Asked, chosen: Sampling, n: int) -> dict[str, Any]:
     return {"prompts": prompts(wanted, n), "echo": echo}
 
 
-def _note_model(wanted: Asked, pair: str, defaults: Defaults, notes: Notes) -> None:
-    """Notes a model that is not the pair. A server chose the pair by it, perhaps by another name."""
-    model = wanted.get("model")
-    if model is None or defaults.served or (isinstance(model, str) and canonical(model) == pair):
-        return
-    notes.surprises[f"model {show(model)} is ignored: the pair is {pair}"] += 1
+def _adapter(wanted: Asked, own: str | None) -> str | None:
+    """The LoRA adapter that a line names, as `adapter` or, its `own`, behind the pair in `model`. Raises Fault."""
+    name = wanted.get("adapter")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise Fault(f"adapter is {show(name)}; it must be the name of a worker's LoRA adapter")
+    if own and name not in (None, own):
+        raise Fault(f"model is {show(wanted.get('model'))} and adapter is {show(name)}; keep one")
+    return own or name
 
 
 def _left_to_model(values: dict[str, Any], defaults: Defaults) -> tuple[ModelDefault, ...]:

@@ -17,12 +17,14 @@ MOST_OF_ANSWERS = 5
 class Notes:
     """Fields that would change the text, what may surprise, such as a model that is not the pair, and unknown fields.
 
-    Each is counted by the lines in which it stands. All but the unknown ones are always named.
+    Each is counted by the lines in which it stands. All but the unknown ones are always named. `models` has the names
+    of models that stand in lines, and which pair runs these.
     """
 
     unserved: Counter[str] = field(default_factory=Counter)
     surprises: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
+    models: dict[str, str] = field(default_factory=dict[str, str])
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Each note with its number of lines, the gravest first."""
@@ -49,4 +51,4 @@ def of_answers(notes: Counter[str]) -> Iterator[str]:
 
 
 def _counted(note: str, count: int) -> str:
-    return f"{note} ({count} {'line' if count == 1 else 'lines'})"
+    return f"{note} ({count} {'line' if count == 1 else 'lines'})" if count else note

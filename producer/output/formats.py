@@ -177,8 +177,9 @@ def extras(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes_in(line: Mapping[str, Any]) -> list[str]:
-    """What of the request its worker could not do, as an output line with a completion tells."""
-    return line["response"]["body"].get("draftmill", {}).get("notes", [])
+    """What of the request its worker could not do, as an output line tells."""
+    body = (line.get("response") or {}).get("body") or {}
+    return body.get("draftmill", {}).get("notes", [])
 
 
 def extra_in(header: bytes) -> list[str]:

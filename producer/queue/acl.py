@@ -44,6 +44,7 @@ HOW_FAR = (
     Grant("hlen", "%R~draftmill:open:*"),
     Grant("bitcount", "%R~draftmill:ended:*"),
     Grant("scard", "%R~draftmill:running:*"),
+    Grant("llen zcard", "%R~rq:queue:draftmill.* %R~rq:wip:draftmill.*"),
     *WHO_WORKS,
 )
 """What says how far batches are."""
@@ -122,7 +123,6 @@ ROLES = {
         (
             *HOW_FAR,
             Grant("zrange zcard", "%R~draftmill:turns:* %R~draftmill:leases:* %R~draftmill:later:*"),
-            Grant("llen", "%R~rq:queue:draftmill.*"),
             Grant("smembers", "%R~rq:queues %R~draftmill:users"),
             Grant("hgetall", "%R~draftmill:limits"),
         ),

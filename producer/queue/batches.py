@@ -30,7 +30,8 @@ STRETCH = 1000
 class BatchInfo:
     """What a batch is. `total` is how many lines it has, `source` where they came from, `user` who submits it.
 
-    `parameters` are those that its id derives from, as `draftmill status` may show them (see `parameters.py`).
+    Its lines run on `pair`, or each on one of that and the `others`. `parameters` are those that its id derives from,
+    as `draftmill status` may show them (see `parameters.py`).
     """
 
     id: str
@@ -40,6 +41,11 @@ class BatchInfo:
     source: str = ""
     user: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        return self.pair, *self.others
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,12 @@ class BatchStatus:
 
     `ended` counts lines with a recorded outcome. `collected` is when the last of its results was acknowledged, or None
     while some may come. `generation` differs each time that a batch is created, as after it was forgotten.
-    `waiting_since` is when the job that is next in its queue was queued, Redis TIME in seconds; while none is queued it
-    means nothing.
+    `waiting_since` is for each pair when the job that is next in its queue was queued, Redis TIME in seconds; while
+    none is queued it means nothing.
     """
 
     id: str
-    pair: str
+    pairs: tuple[str, ...]
     priority: str
     user: str
     source: str
@@ -90,8 +96,13 @@ class BatchStatus:
     is_cancelled: bool
     collected: float | None
     generation: int
-    waiting_since: float
+    waiting_since: Mapping[str, float]
     parameters: Mapping[str, Any]
+
+    @property
+    def pair(self) -> str:
+        """The pair of its lines, or of the first of them."""
+        return self.pairs[0]
 
     @property
     def ended(self) -> int:
@@ -121,7 +132,8 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> BatchStatus:
         "total": batch.total,
         "user": batch.user,
         "pair": batch.pair,
-        "queue": wire.queue_name(batch.pair, batch.id),
+        "pairs": orjson.dumps(batch.pairs),
+        "queue": " ".join(wire.queue_name(pair, batch.id) for pair in batch.pairs),
         "priority": batch.priority,
         "source": batch.source,
         "parameters": orjson.dumps(dict(batch.parameters)),
@@ -140,21 +152,32 @@ def submit_chunk(
     retry_failed: bool = False,
     missing: bool = False,
 ) -> Submitted:
-    """Queues those of `bodies` that have no outcome and are not queued; some hundreds at a time are best.
+    """Queues those of `bodies` that have no outcome and are not queued, each for its pair, one of the batch's; some
+    hundreds at a time are best.
 
     With `retry_failed`, failures are taken back and queued again, in one step: the line has no outcome until its next
     one is recorded. With `missing`, so are lines whose results were acknowledged: the caller's file lacks them. Those
     whose results are still to be read are not. A batch that was cancelled, or that Redis no longer knows, takes none.
     """
-    common = [part for pair in _job_hash(redis, wire.queue_name(batch.pair, batch.id)).items() for part in pair]
+    sent = Submitted()
+    for pair in dict.fromkeys(body.pair for body in bodies):
+        queue, own = wire.queue_name(pair, batch.id), [body for body in bodies if body.pair == pair]
+        jobs = _jobs(redis, batch.id, queue, own)
+        sent += Submitted(*run(redis, SUBMIT, batch.id, int(retry_failed), int(missing), queue, len(own), *jobs))
+    return sent
+
+
+def _jobs(redis: redis_py.Redis, batch: str, queue: str, bodies: Sequence[wire.JobBody]) -> list[Any]:
+    """What submit.lua is told of each of these."""
+    common = [part for field in _job_hash(redis, queue).items() for part in field]
     jobs: list[Any] = []
     for body in bodies:
         own = ["data", _data(body), "description", body.custom_id[:200]]
         if body.keep is not None:
             own += ["draftmill_keep", orjson.dumps(body.keep)]
         width = len(common) + len(own)
-        jobs += [wire.job_id(batch.id, body.custom_id), body.custom_id, body.line, width, *common, *own]
-    return Submitted(*run(redis, SUBMIT, batch.id, int(retry_failed), int(missing), len(bodies), *jobs))
+        jobs += [wire.job_id(batch, body.custom_id), body.custom_id, body.line, width, *common, *own]
+    return jobs
 
 
 def _data(body: wire.JobBody) -> bytes:
@@ -215,9 +238,10 @@ def _status(batch: str, found: _Found) -> BatchStatus:
     else:  # it was submitted before there were generations
         submitted, running, done = number("submitted"), number("running"), number("done")
     complete = done + failed + cancelled >= max(total, submitted)
+    pairs = tuple(orjson.loads(raw.get(b"pairs", b"[]"))) or (text("pair"),)
     return BatchStatus(
         id=batch,
-        pair=text("pair"),
+        pairs=pairs,
         priority=text("priority"),
         user=text("user"),
         source=text("source"),
@@ -233,7 +257,7 @@ def _status(batch: str, found: _Found) -> BatchStatus:
         is_cancelled=b"cancelled_at" in raw,
         collected=float(raw[b"collected_at"]) if complete and b"collected_at" in raw else None,
         generation=number("generation"),
-        waiting_since=number("waiting_since") / 1000,
+        waiting_since={pair: number(f"waiting_since {wire.slug(pair)}") / 1000 for pair in pairs},
         parameters=orjson.loads(raw.get(b"parameters", b"{}")),
     )
 
@@ -347,28 +371,6 @@ def held_by(redis: redis_py.Redis, batch: str) -> str:
     """The place of the OUT that the results of a batch go to now; empty if there is none."""
     found: Any = redis.get(wire.holder_key(batch))
     return (found or b"").decode("utf-8", "replace").partition(" ")[2]
-
-
-def add_bad(redis: redis_py.Redis, batch: str, lines: Sequence[bytes]) -> None:
-    """Keeps the error lines of lines that cannot run with the batch, in place of those that it had."""
-    key = wire.bad_key(batch)
-    left: Any = redis.ttl(wire.batch_key(batch))
-    with redis.pipeline(transaction=True) as pipe:
-        pipe.delete(key)
-        for first in range(0, len(lines), STRETCH):
-            pipe.rpush(key, *lines[first : first + STRETCH])
-        if left > 0:
-            pipe.expire(key, left)
-        pipe.execute()
-
-
-def bad_lines(redis: redis_py.Redis, batch: str) -> Iterator[bytes]:
-    """What `add_bad` kept, in its order."""
-    first, page = 0, True
-    while page:
-        page: Any = redis.lrange(wire.bad_key(batch), first, first + STRETCH - 1)
-        yield from page
-        first += STRETCH
 
 
 def forget(redis: redis_py.Redis, batch: str) -> bool:

@@ -1,8 +1,8 @@
-"""How lines of a batch end that no worker is to run: cancelled, taken by RQ's tools, or in a file already."""
+"""How lines of a batch end that no worker is to run: cancelled, bad, taken by RQ's tools, or in a file already."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import redis as redis_py
@@ -55,15 +55,14 @@ def repair(redis: redis_py.Redis, batch: str) -> tuple[int, int]:
 
     What it reads may change meanwhile; the script looks again, at some jobs in each call.
     """
-    name: Any = redis.hget(wire.batch_key(batch), "queue")
-    key = f"rq:queue:{(name or b'').decode()}"
+    names: Any = redis.hget(wire.batch_key(batch), "queue")
     queued: set[bytes] = set()
-    place = 0
-    page: Any = True
-    while page:
-        page = redis.lrange(key, place, place + STRETCH - 1)
-        queued.update(page)
-        place += STRETCH
+    for name in (names or b"").split():
+        place, page = 0, True
+        while page:
+            page: Any = redis.lrange(b"rq:queue:" + name, place, place + STRETCH - 1)
+            queued.update(page)
+            place += STRETCH
     lost = [job for job, _ in redis.hscan_iter(wire.open_key(batch), count=STRETCH) if job not in queued]
     size = max(1, min(SHORT_STRETCH, MOST_COMPARED // (len(queued) + 1)))
     requeued = taken = 0
@@ -94,3 +93,25 @@ def drop(redis: redis_py.Redis, batch: str, jobs: Iterable[tuple[Open, bool]], i
         some = in_order[first : first + SHORT_STRETCH]
         outcomes = [part for job, failed in some for part in (job.job, "failed" if failed else "done")]
         run(redis, DROP, batch, int(is_last), *outcomes)
+
+
+def add_bad(redis: redis_py.Redis, batch: str, lines: Sequence[bytes]) -> None:
+    """Keeps the error lines of lines that cannot run with the batch, in place of those that it had."""
+    key = wire.bad_key(batch)
+    left: Any = redis.ttl(wire.batch_key(batch))
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(key)
+        for first in range(0, len(lines), STRETCH):
+            pipe.rpush(key, *lines[first : first + STRETCH])
+        if left > 0:
+            pipe.expire(key, left)
+        pipe.execute()
+
+
+def bad_lines(redis: redis_py.Redis, batch: str) -> Iterator[bytes]:
+    """What `add_bad` kept, in its order."""
+    first, page = 0, True
+    while page:
+        page: Any = redis.lrange(wire.bad_key(batch), first, first + STRETCH - 1)
+        yield from page
+        first += STRETCH

@@ -38,6 +38,12 @@ class Report:
         return self.text("host")
 
     @property
+    def served(self) -> str:
+        """Its pair, with the names of its LoRA adapters: `qwen3-4b (sql, notes)`."""
+        names = self.text("adapters").replace(",", ", ")
+        return f"{self.text('pair')} ({names})" if names else self.text("pair")
+
+    @property
     def gone(self) -> bool:
         """Whether it has been silent for longer than its lease: others take over its jobs."""
         return self.age > self.number("lease")
@@ -107,9 +113,9 @@ def reports(redis: redis_py.Redis) -> list[Report]:
     return [report for report in known if not (report.gone and _has_successor(report, known))]
 
 
-def serves(redis: redis_py.Redis, pair: str) -> bool:
-    """Whether a live worker works on a pair."""
-    return any(report.text("pair") == pair and not report.gone for report in reports(redis))
+def served(redis: redis_py.Redis) -> set[str]:
+    """The pairs on which live workers work."""
+    return {report.text("pair") for report in reports(redis) if not report.gone}
 
 
 def _has_successor(gone: Report, known: Iterable[Report]) -> bool:

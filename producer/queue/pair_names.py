@@ -14,9 +14,15 @@ KNOWN = (
     "qwen3.5-9b",
     "qwen3.5-27b",
     "qwen3.5-35b-a3b",
+    "qwen3.5-122b-a10b",
+    "qwen3.5-397b-a17b",
     "qwen3.6-27b",
     "qwen3.6-35b-a3b",
     "qwen3-coder-30b-a3b",
+    "qwen3-coder-next",
+    "gpt-oss-20b",
+    "gpt-oss-120b",
+    "llama-3.1-8b",
 )
 """The names of `engine/models/pairs.py`, which a producer does not import; a test compares them."""
 

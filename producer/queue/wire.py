@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .pair_names import canonical
 
-WIRE = 3
+WIRE = 4
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
 so workers of one version never see the jobs of another. Heartbeats report it.
@@ -180,6 +180,8 @@ class JobBody(BaseModel):
     an answer. Names of control tokens in messages are text, unless they are `trusted`. For the `model_defaults` the
     defaults of the model's folder apply instead of what `sampling` says, where it has one.
 
+    `adapter` names the LoRA adapter that the answer is to have.
+
     `line` is the request's line number in the dataset, different for each line of a batch: by it the batch notes what
     has ended, and the result carries it so that output can be put in input order. `keep` has the columns of the
     dataset's row that the result line hands back.
@@ -202,6 +204,7 @@ class JobBody(BaseModel):
     prompted: bool = True
     trusted: bool = False
     model_defaults: tuple[ModelDefault, ...] = ()
+    adapter: str | None = None
     line: Annotated[int, Field(ge=0, le=MOST_LINE_NUMBER)] = 0
     keep: dict[str, Any] | None = None
 
@@ -240,7 +243,7 @@ def pair_queue(pair: str) -> str:
 
 
 def queue_name(pair: str, batch: str) -> str:
-    """The RQ queue of a batch. Workers let the batches of the pair that they have loaded take turns."""
+    """The RQ queue of a batch's lines for a pair. Workers let the batches of their pair take turns."""
     return f"{pair_queue(pair)}:{batch}"
 
 
@@ -251,9 +254,10 @@ BATCHES = "draftmill:batches"
 
 
 def batch_key(batch: str) -> str:
-    """Hash: pair, queue, priority, user, source, parameters, total, created, cancelled_at, collected_at, generation,
-    wire; counters for people to read: failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since`: when
-    the job that is next in its queue was queued, Redis TIME in ms.
+    """Hash: pairs (JSON), the first of them as pair, queue (those of its pairs, spaces between), priority, user,
+    source, parameters, total, created, cancelled_at, collected_at, generation, wire; counters for people to read:
+    failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since <slug of a pair>`: when the job that is next
+    in its queue was queued, and `repairing`: since when a worker looks for lost jobs, Redis TIME in ms.
     """
     return f"draftmill:batch:{batch}"
 
@@ -354,11 +358,12 @@ def worker_key(worker: str) -> str:
     """Hash, a day after the last heartbeat it expires: what a worker reports of itself.
 
     `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `power_watts` (empty
-    if unknown), `version`, `mlx`, `rq`, `wire`, `pair`; `check` (how near its logits are to mlx-lm's, or that
-    they are mlx-lm's: "plain: no adapter for phi3") and `stock` (operations that the check found wrong and that run as
-    stock MLX, or empty); `state` (working, draining, drained, refusing) and its `reason`; `lease` (seconds of silence
-    after which it counts as gone), `seen` and `started` (Redis TIME in seconds), `metrics` (host:port for Prometheus,
-    or empty); `in_flight`, `done`, `failed`, `tokens_per_second`; and counters since it started: `generated_tokens`,
-    `rounds`, `row_rounds`, `drafted`, `accepted`, `energy_joules` (while jobs were in flight).
+    if unknown), `version`, `mlx`, `rq`, `wire`, `pair`; `adapters` (names of LoRA adapters, a comma between two);
+    `check` (how near its logits are to mlx-lm's, or that they are mlx-lm's: "plain: no adapter for phi3") and `stock`
+    (operations that the check found wrong and that run as stock MLX, or empty); `state` (working, draining, drained,
+    refusing) and its `reason`; `lease` (seconds of silence after which it counts as gone), `seen` and `started` (Redis
+    TIME in seconds), `metrics` (host:port for Prometheus, or empty); `in_flight`, `done`, `failed`,
+    `tokens_per_second`; and counters since it started: `generated_tokens`, `rounds`, `row_rounds`, `drafted`,
+    `accepted`, `energy_joules` (while jobs were in flight).
     """
     return f"draftmill:worker:{worker}"

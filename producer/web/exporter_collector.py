@@ -55,21 +55,22 @@ class FarmCollector(Collector):
         ages: dict[tuple[str, str], float] = {}
         seconds, microseconds = self._redis.time()
         now = seconds + microseconds / 1e6
-        for state, depth in zip(open_ones, self._depths(open_ones), strict=True):
-            key = (state.pair, state.priority)
+        queues = [(state, pair) for state in open_ones for pair in state.pairs]
+        for (state, pair), depth in zip(queues, self._depths(queues), strict=True):
+            key = (pair, state.priority)
             depths[key] += depth
-            waiting = max(0.0, now - state.waiting_since) if depth else 0.0
+            waiting = max(0.0, now - state.waiting_since[pair]) if depth else 0.0
             ages[key] = max(ages.get(key, 0.0), waiting)
         labels = ("pair", "priority")
         yield _gauge("draftmill_queue_depth", "Jobs that wait for a worker.", labels, depths)
         help = "How long the job has waited that has waited longest; 0 if none waits."
         yield _gauge("draftmill_queue_oldest_age_seconds", help, labels, ages)
 
-    def _depths(self, states: list[BatchStatus]) -> list[int]:
-        """Jobs in the queue of each of these batches."""
+    def _depths(self, queues: list[tuple[BatchStatus, str]]) -> list[int]:
+        """Jobs in the queue of each of these batches and pairs."""
         with self._redis.pipeline(transaction=False) as pipe:
-            for state in states:
-                pipe.llen(f"rq:queue:{wire.queue_name(state.pair, state.id)}")
+            for state, pair in queues:
+                pipe.llen(f"rq:queue:{wire.queue_name(pair, state.id)}")
             lengths: list[int] = pipe.execute()
         return lengths
 

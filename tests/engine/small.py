@@ -315,7 +315,7 @@ def small_engine(
 def memory_for(target: Transformer, draft: DFlashDraft | None, slots: int, max_rows: int) -> int:
     """Bytes for an engine whose pools should have so many slots."""
     block = draft.config.block_size if draft else 1 + FORCED
-    pages = target.bytes_per_page + (Drafter.bytes_per_page(draft, target) if draft else 0)
+    pages = target.bytes_per_page + (Drafter.bytes_per_page(draft) if draft else 0)
     memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
     parts = (1 / PREFIXES if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)
     return int(memory / (1 - parts)) + 1

@@ -80,12 +80,15 @@ def worker(fleet: Fleet, shell: Shell) -> Iterator[Callable[[], subprocess.Popen
 def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callable[[], subprocess.Popen[str]]) -> None:
     lines = [orjson.dumps({"id": f"r-{n}", "prompt": f"say {n}", "max_tokens": 5}) for n in range(40)]
     shell.write("in.jsonl", b"\n".join(lines))
-    shell.write("other.jsonl", b"\n".join(lines[:20]))
+    for_two = [line.replace(b"{", b'{"model": "other", ', 1) for line in lines[:10]] + lines[10:20]
+    shell.write("other.jsonl", b"\n".join(for_two))
     as_producer = ("--redis-url", fleet.url("producer"))
     done = shell("submit", "in.jsonl", "--pair", PAIR, *as_producer)
     assert done.returncode == 0, done.stderr
     batch = done.stdout.strip()
-    unwanted = shell("submit", "other.jsonl", "--pair", PAIR, "--priority", "low", *as_producer).stdout.strip()
+    low = ("--models", "other", "--priority", "low")
+    unwanted = shell("submit", "other.jsonl", "--pair", PAIR, *low, *as_producer).stdout.strip()
+    assert f"{PAIR}: 0 running, 10 queued" in shell("status", unwanted, *as_producer).stdout
     assert shell("cancel", unwanted, *as_producer).stdout.startswith("Cancelled")
     working = worker()
     collected = shell("collect", batch, "-o", "out.jsonl", "--follow", "--redis-url", fleet.url("collector"))

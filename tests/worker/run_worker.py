@@ -40,6 +40,7 @@ class Settings:
     host: str | None = None
     watts: float | None = None
     metrics: bool = False
+    pair: str = PAIR
 
     def command(self) -> list[str]:
         """What starts such a worker."""
@@ -52,7 +53,7 @@ def run(settings: Settings) -> bool:
     engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth)
     client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
     host = Host.here(settings.host, settings.watts)
-    worker = MillWorker(engine, PAIR, client, Path(settings.spool), settings.lease, settings.drain, host)
+    worker = MillWorker(engine, settings.pair, client, Path(settings.spool), settings.lease, settings.drain, host)
     if settings.metrics:
         worker.metrics.watch_mlx()
         worker.metrics.serve("127.0.0.1", 0)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from draftmill.engine.chat import ChatPrompt, Encoded
-from draftmill.engine.request import Completion, EngineFailed, Request, RequestError
+from draftmill.engine.request import NO_ADAPTERS, Completion, EngineFailed, Request, RequestError
 from draftmill.engine.stats import Stats
 from draftmill.engine.text import Prompt, Text
 
@@ -68,7 +68,8 @@ class SetSpeedEngine:
     `before_round` is called with rows at work.
     """
 
-    verdict = remark = None
+    verdict = remark = precision = None
+    adapters = NO_ADAPTERS
 
     def __init__(self, max_rows: int = 8, round_seconds: float = 0.005, depth: int = 0) -> None:
         self.max_rows = max_rows

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from draftmill.engine.models.kernels_for import results_file
+from draftmill.engine.models.precision import Precision, remember
+from draftmill.kernels.race import measurements
 from draftmill.kernels.race.race import Result, write
 from tests.redis_server import RedisServer
 
@@ -46,3 +48,21 @@ def test_the_results_of_races(redis_server: RedisServer, tmp_path: Path):
     assert code == 0
     times = "kernel 0.250 ms, stock 0.500 ms, simdgroups: it fails: no such word"
     assert " ".join(found["attention"].split()) == f"slow 32 8 {times}"
+
+
+def test_models_that_ran_in_another_type(redis_server: RedisServer, tmp_path: Path):
+    remember("/models/fine, weights 1", Precision("float16", "because Apple M1 emulates bfloat16"), tmp_path)
+    assert doctor(redis_server.url, tmp_path)[1]["precision"] == (
+        "ok /models/fine: float16, because Apple M1 emulates bfloat16"
+    )
+    remember("/models/wide, weights 1", Precision("bfloat16", "although Apple M1 emulates it: too wide"), tmp_path)
+    code, found = doctor(redis_server.url, tmp_path)
+    assert code == 0
+    assert found["precision"] == "slow /models/wide: bfloat16, although Apple M1 emulates it: too wide"
+
+
+def test_models_that_ran_without_an_adapter(redis_server: RedisServer, tmp_path: Path):
+    measurements.write(tmp_path / "plain.json", measurements.machine(), {"/models/phi": "plain: no adapter for phi3"})
+    code, found = doctor(redis_server.url, tmp_path)
+    assert code == 0
+    assert found["plain"] == "slow /models/phi: no adapter for phi3"

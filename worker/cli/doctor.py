@@ -99,6 +99,7 @@ def examine_engine() -> Iterator[Finding]:
         yield pools()
     yield from examine_kernels(backend)
     yield from examine_checks()
+    yield from examine_precisions()
     yield from examine_plain()
     yield from examine_costs()
 
@@ -138,12 +139,21 @@ def examine_checks() -> Iterator[Finding]:
         yield Finding("load check", f"{name.partition(', ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
 
 
+def examine_precisions() -> Iterator[Finding]:
+    """The types in which models run here instead of bfloat16, where the chip emulates that."""
+    from ...engine.models.precision import known_precisions
+
+    for name, precision in known_precisions(paths.cache_dir()).items():
+        text = f"{name.partition(', ')[0]}: {precision}"
+        yield Finding("precision", text, "ok" if precision.dtype == "float16" else "slow")
+
+
 def examine_plain() -> Iterator[Finding]:
     """Models that ran here without an adapter."""
     from ...engine.load import known_remarks
 
     for name, remark in known_remarks(paths.cache_dir()).items():
-        yield Finding("no adapter", f"{name}: {remark}", "slow")
+        yield Finding("plain", f"{name}: {remark.removeprefix('plain: ')}", "slow")
 
 
 def examine_costs() -> Iterator[Finding]:

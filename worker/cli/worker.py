@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import click
 from redis.backoff import NoBackoff
@@ -37,6 +38,27 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+class Folders(click.ParamType):
+    """Folders by their names: NAME=PATH, with a comma between two."""
+
+    name = "folders"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Path]:
+        folders: dict[str, Path] = {}
+        for each in value.split(","):
+            name, _, path = each.strip().partition("=")
+            if not re.fullmatch(NAME, name) or not path:
+                self.fail(f"{each!r} is not NAME=PATH; a name has letters, digits, '.', '_' and '-'", param, ctx)
+            if name in folders:
+                self.fail(f"{name!r} is named twice", param, ctx)
+            folders[name] = Path(path).expanduser()
+        return folders
+
+
+NAME = r"\w[\w.-]*"
+"""Names of adapters: no comma, which stands between two, and no colon, which stands before one."""
+
+
 @click.command()
 @click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
@@ -47,6 +69,8 @@ class Bytes(click.ParamType):
     help="Drafted tokens of a row to verify; 0 decodes plainly. [default: chosen each round]",
 )
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
+@click.option("--adapter", metavar="PATH", help="LoRA adapter for all lines: a folder that mlx_lm.lora has written.")
+@click.option("--adapters", type=Folders(), metavar="NAME=PATH,…", help="LoRA adapters for lines that name them.")
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
@@ -85,6 +109,8 @@ def worker(
     draft: str | None,
     depth: int | None,
     draft_bits: str | None,
+    adapter: str | None,
+    adapters: dict[str, Path] | None,
     redis_url: str | None,
     max_rows: int,
     memory: int | None,
@@ -111,12 +137,15 @@ def worker(
       draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9481
       draftmill worker --target mlx-community/Qwen3-4B-4bit --draft z-lab/Qwen3-4B-DFlash-b16
       draftmill worker --pair qwen3-4b --depth 0 --memory 8G          # plain decoding in 8 GiB
+      draftmill worker --adapters sql=adapters/sql,notes=adapters/notes
       draftmill worker --pair auto --watts 65
     """
     if pair and (target or draft):
         raise UserError("--pair names both models: give either --pair or --target and --draft")
     if draft and not target:
         raise UserError("--draft needs the --target that it was made for")
+    if adapter and adapters:
+        raise UserError("--adapter is for all lines: give either --adapter or --adapters")
 
     from ..blas import preload
 
@@ -141,7 +170,7 @@ def worker(
     from ...engine.models.boxed import ModelError
     from ...engine.models.folder import locate
     from ...engine.models.pairs import Pair, resolve
-    from ...engine.request import EngineFailed
+    from ...engine.request import Adapters, EngineFailed
     from .. import model_defaults
     from ..spool import spool_folder
     from ..worker import MillWorker
@@ -152,7 +181,12 @@ def worker(
     try:
         models = Pair(target, target, draft) if target else resolve(name)
         bits = int(draft_bits) if draft_bits else None
-        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits)
+        served = Adapters(adapters or {})
+        if adapter:
+            path = Path(adapter).expanduser()
+            own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
+            served = Adapters({own: path}, own)
+        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
@@ -172,7 +206,9 @@ def worker(
     if engine.drafter and models.advice:
         log.warning(models.advice)
     drafting = f"blocks of {engine.drafter.block}" if engine.drafter else engine.remark or "no draft, plain decoding"
-    ready = f"worker {mill.name} is ready: {name}, {drafting}, up to {engine.max_rows} rows"
+    loras = f"LoRA adapters {', '.join(served.folders)}, " if served.folders else ""
+    numbers = f", {engine.precision}" if engine.precision else ""
+    ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {engine.max_rows} rows{numbers}"
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)

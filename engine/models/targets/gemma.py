@@ -41,9 +41,9 @@ class Gemma(Transformer):
         norm, _ = self.after[index]
         return norm(super().mix(index, layer, x, through))
 
-    def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
+    def feed(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         _, norm = self.after[index]
-        return norm(super().feed(index, layer, x))
+        return norm(super().feed(index, layer, x, through))
 
     def activate(self, gate: mx.array, up: mx.array) -> mx.array:
         return geglu(gate, up)

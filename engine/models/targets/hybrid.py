@@ -12,6 +12,7 @@ import mlx.core as mx
 from ....kernels.packing import Packing
 from ...state.row_memory import RowMemory
 from ...state.state import State
+from ..linear import Chosen
 from .transformer import Pass, Transformer
 
 
@@ -36,7 +37,7 @@ class Hybrid(Transformer):
         """The memory of layers that do not attend."""
 
     @abstractmethod
-    def recur(self, index: int, place: int, layer: Any, x: mx.array, memory: Any) -> mx.array:
+    def recur(self, index: int, place: int, layer: Any, x: mx.array, memory: Any, chosen: Chosen | None) -> mx.array:
         """The layer `index`, which keeps a memory, and whose place is `place` among those that do."""
 
     @cached_property
@@ -52,14 +53,19 @@ class Hybrid(Transformer):
         return State(super().make_state(pages).pool, self.make_memory())
 
     def forward(
-        self, tokens: mx.array, packing: Packing, state: State, tapped: Collection[int] = ()
+        self,
+        tokens: mx.array,
+        packing: Packing,
+        state: State,
+        tapped: Collection[int] = (),
+        chosen: Chosen | None = None,
     ) -> tuple[mx.array, list[mx.array]]:
         assert state.recurrent
         state.recurrent.begin(packing)
-        return super().forward(tokens, packing, state, tapped)
+        return super().forward(tokens, packing, state, tapped, chosen)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         place = self.kind_indices[index]
         if not self.recurs(layer):
             return self.attend(index, place, layer, x, through)
-        return self.recur(index, place, layer, x, through.state.recurrent)
+        return self.recur(index, place, layer, x, through.state.recurrent, through.chosen)

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from ....kernels.fused.rotary import Layout, Norms
 from ...state.short_convolutions import ConvolutionLayers, ShortConvolutions
-from ..linear import apply
+from ..linear import Chosen, apply
 from .hybrid import Hybrid
 
 
@@ -53,9 +53,12 @@ class Lfm2(Hybrid):
     def mlp(self, layer: Any) -> Any:
         return layer.feed_forward
 
-    def recur(self, index: int, place: int, layer: Any, x: mx.array, memory: ShortConvolutions) -> mx.array:
-        enters, leaves, values = mx.split(apply(self.joint[index], x, self.operations), 3, axis=-1)
+    def recur(
+        self, index: int, place: int, layer: Any, x: mx.array, memory: ShortConvolutions, chosen: Chosen | None
+    ) -> mx.array:
+        projected = apply(self.joint[index], x, self.operations, chosen)
+        enters, leaves, values = mx.split(projected, 3, axis=-1)
         conv = layer.conv.conv
         mixed = memory.convolve(place, enters * values, conv.weight[..., 0])
         mixed = mixed + conv.bias if "bias" in conv else mixed
-        return apply(layer.conv.out_proj, leaves * mixed, self.operations)
+        return apply(self.outputs[index], leaves * mixed, self.operations, chosen)

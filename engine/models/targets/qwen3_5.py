@@ -13,7 +13,7 @@ from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.race import contestants
 from ....kernels.recurrent.convolution import Heads
 from ...state.recurrent_state import Recurrent, RecurrentLayers
-from ..linear import apply
+from ..linear import Chosen, apply
 from .hybrid import Hybrid
 
 
@@ -63,18 +63,20 @@ class Qwen35(Hybrid):
     def norms(self, attn: Any) -> Norms:
         return attn.q_norm.weight, attn.k_norm.weight
 
-    def project(self, index: int, x: mx.array) -> mx.array:
+    def project(self, index: int, x: mx.array, chosen: Chosen | None) -> mx.array:
         """Of tokens [N, hidden] queries, keys, values, gates, b and a [N, width] of the recurrent layer `index`."""
-        return apply(self.joint[index], x, self.operations)
+        return apply(self.joint[index], x, self.operations, chosen)
 
-    def recur(self, index: int, place: int, layer: Any, x: mx.array, memory: Recurrent) -> mx.array:
+    def recur(
+        self, index: int, place: int, layer: Any, x: mx.array, memory: Recurrent, chosen: Chosen | None
+    ) -> mx.array:
         net = layer.linear_attn
         count, inputs = x.shape[0], 2 * net.key_dim + net.value_dim
-        projected = self.project(index, x)
+        projected = self.project(index, x, chosen)
         ends = [inputs, inputs + net.value_dim, inputs + net.value_dim + net.num_v_heads]
         _, gate, b, a = mx.split(projected, ends, axis=-1)
         q, k, v = memory.convolve(place, projected, net.conv1d.weight[..., 0])
         decay = compute_g(net.A_log, a, net.dt_bias)
         output = memory.update(place, q, k, v, decay, mx.sigmoid(b))
         output = net.norm(output, gate.reshape(v.shape)).reshape(count, -1)
-        return apply(net.out_proj, output, self.operations)
+        return apply(self.outputs[index], output, self.operations, chosen)

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..linear import Chosen
 from .qwen3_5 import Qwen35
 
 
@@ -19,8 +20,8 @@ class Qwen3Next(Qwen35):
             return super().projections(layer)
         return [layer.linear_attn.in_proj_qkvz, layer.linear_attn.in_proj_ba]
 
-    def project(self, index: int, x: mx.array) -> mx.array:
-        return super().project(index, x)[:, self._order]
+    def project(self, index: int, x: mx.array, chosen: Chosen | None) -> mx.array:
+        return super().project(index, x, chosen)[:, self._order]
 
     @cached_property
     def _order(self) -> mx.array:

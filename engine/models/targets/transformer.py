@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape,
 from ...state.kv_pool import KVPool
 from ...state.state import State
 from ..layers import gated, swiglu, turns
-from ..linear import apply, join, known, product, products, width
+from ..linear import Chosen, apply, join, known, product, products, width
 
 ACTIVATIONS, LOGITS = 8, 4
 """Beside the projections of every layer, a round holds so many vectors of the hidden size in each, and so many copies
@@ -28,12 +28,14 @@ of the logits, those of the next round among them.
 class Pass(NamedTuple):
     """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
 
-    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2], by kind of rope.
+    `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2], by kind of rope. `chosen` are the LoRA
+    adapters of the tokens, if any has one.
     """
 
     packing: Packing
     state: State
     turns: Mapping[Hashable, mx.array]
+    chosen: Chosen | None = None
 
 
 class Transformer(ABC):
@@ -54,9 +56,11 @@ class Transformer(ABC):
         self.before = [self.norms_before(layer) for layer in self.layers]
         self.head_norms = [self.norms(attn) for attn in self.attention_layers]
         self.head_sinks = [self.sinks(attn) for attn in self.attention_layers]
-        self.joint = [join(self.projections(layer)) for layer in self.layers]
+        self.joint: list[Any] = [join(self.projections(layer)) for layer in self.layers]
+        self.outputs: list[Any] = [self.output(layer) for layer in self.layers]
         self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
-        self.gates = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
+        self.gates: list[Any] = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
+        self.downs: list[Any] = [mlp.down if mlp else None for mlp in self.mlps]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -97,7 +101,7 @@ class Transformer(ABC):
         A device holds what an operation leaves until the operations launched with it have run: all layers', of the
         round that runs, and the logits of both.
         """
-        linears: list[Any] = [*self.joint, *(gate for gate in self.gates if gate), *map(self.output, self.layers)]
+        linears = [*self.joint, *filter(None, self.gates), *self.outputs]
         widths = sum(map(width, linears)) + ACTIVATIONS * len(self.layers) * self.hidden_size
         experts = sum(self.expert_width for gate in self.gates if gate is None)
         held = tokens * (widths + experts) + LOGITS * slots * self.vocabulary
@@ -120,13 +124,7 @@ class Transformer(ABC):
         layout = self.layout
         heads = layout.heads, layout.kv_heads, layout.dim
         attention = AttentionShape(*heads, self.dtype, sinks=self.head_sinks[0] is not None, cap=self.cap)
-        linears: list[Any] = [
-            *self.joint,
-            *(gate for gate in self.gates if gate),
-            *map(self.output, self.layers),
-            self.unembed,
-        ]
-        linears += [mlp.down for mlp in self.mlps if mlp]
+        linears = [*self.joint, *filter(None, self.gates), *self.outputs, self.unembed, *filter(None, self.downs)]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
         choices = [ChoiceShape(self.vocabulary, self.dtype)]
         if self.dtype != mx.float32:  # as logits are that rows change; a few at a time
@@ -136,6 +134,15 @@ class Transformer(ABC):
     def projections(self, layer: Any) -> list[nn.Module]:
         """The linear layers that read what enters a layer's attention."""
         return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+
+    def linears(self) -> Iterator[tuple[list[Any], int, list[nn.Module]]]:
+        """The linear layers inside the layers: the list and the place of each, and mlx-lm's that it consists of."""
+        for index, layer in enumerate(self.layers):
+            yield self.joint, index, self.projections(layer)
+            yield self.outputs, index, [self.output(layer)]
+            if mlp := self.mlps[index]:
+                yield self.gates, index, [mlp.gate, mlp.up]
+                yield self.downs, index, [mlp.down]
 
     def output(self, layer: Any) -> nn.Module:
         """The linear layer after a layer's attention."""
@@ -179,21 +186,26 @@ class Transformer(ABC):
         return None
 
     def forward(
-        self, tokens: mx.array, packing: Packing, state: State, tapped: Collection[int] = ()
+        self,
+        tokens: mx.array,
+        packing: Packing,
+        state: State,
+        tapped: Collection[int] = (),
+        chosen: Chosen | None = None,
     ) -> tuple[mx.array, list[mx.array]]:
-        """Run packed tokens [N] through the layers, writing what their rows keep.
+        """Run packed tokens [N] through the layers, with the LoRA adapters `chosen`, writing what their rows keep.
 
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
         the layers in `tapped`, in their order.
         """
-        through = Pass(packing, state, self.turns(packing.positions))
+        through = Pass(packing, state, self.turns(packing.positions), chosen)
         x = self.enter(tokens)
         y = self.before[0][0](x)
         taps: dict[int, mx.array] = {}
         following = [*(first for first, _ in self.before[1:]), self.norm]
         for index, (layer, (_, middle), norm) in enumerate(zip(self.layers, self.before, following, strict=True)):
             x, y = self._add_norm(x, self.mix(index, layer, y, through), middle)
-            x, y = self._add_norm(x, self.feed(index, layer, y), norm)
+            x, y = self._add_norm(x, self.feed(index, layer, y, through), norm)
             if index in tapped:
                 taps[index] = x
         return y, [taps[index] for index in tapped]
@@ -208,8 +220,8 @@ class Transformer(ABC):
 
     def attend(self, index: int, place: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Attention of the layer `index`, whose place is `place` among those that attend."""
-        attn, layout, (packing, state, _) = layer.self_attn, self.layout, through
-        projected = apply(self.joint[index], x, self.operations)
+        attn, layout, (packing, state, *_) = layer.self_attn, self.layout, through
+        projected = apply(self.joint[index], x, self.operations, through.chosen)
         pool = state.pool[place]
         turns = through.turns[self.rope_kind(attn)]
         queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
@@ -218,15 +230,15 @@ class Transformer(ABC):
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)
-        return apply(self.output(layer), mixed, self.operations)
+        return apply(self.outputs[index], mixed, self.operations, through.chosen)
 
-    def feed(self, index: int, layer: Any, x: mx.array) -> mx.array:
+    def feed(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """The MLP of a layer, or its experts."""
-        mlp, gates = self.mlps[index], self.gates[index]
-        if mlp is None or gates is None:
+        both = self.gates[index]
+        if both is None:
             return self.mlp(layer)(x)
-        hidden = self.activate(*mx.split(apply(gates, x, self.operations), 2, axis=-1))
-        return apply(mlp.down, hidden, self.operations)
+        hidden = self.activate(*mx.split(apply(both, x, self.operations, through.chosen), 2, axis=-1))
+        return apply(self.downs[index], hidden, self.operations, through.chosen)
 
     def activate(self, gate: mx.array, up: mx.array) -> mx.array:
         """The two halves of an MLP's inside as one."""

@@ -57,7 +57,7 @@ def _nothing(*names: str) -> list[Field]:
 
 
 _HONOURED = [
-    *_honoured("model", "stop", plain=True),
+    *_honoured("model", "adapter", "stop", plain=True),
     *_honoured("max_tokens", "max_completion_tokens", "max_new_tokens", "num_predict", "n_predict", "max_seconds"),
     *_honoured("temperature", "top_p", "top_k", "min_p", "seed", "stop_sequences", "stop_token_ids"),
     *_honoured("presence_penalty", "frequency_penalty", "repetition_penalty", "repeat_penalty"),
@@ -126,7 +126,7 @@ _REFUSED = [
         return_cached_tokens_details=(False,),
         response_fields=([],),
     ),
-    *_refused("serve the adapter's merged model as a pair", lora=([],), lora_path=()),
+    *_refused("name it as adapter", lora=([],), lora_path=()),
     *_refused(
         "remove it",
         use_beam_search=(False,),

@@ -6,13 +6,15 @@
 local batch = ARGV[3]
 local key, results = 'draftmill:batch:' .. batch, 'draftmill:results:' .. batch
 if redis.call('EXISTS', key) == 0 then return end
-local queue = redis.call('HGET', key, 'queue') or ''
+local queues = queues_of(batch)
 for i = 4, #ARGV, 3 do
   local entry, n, job = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   redis.call('XDEL', results, entry)
   if redis.call('HEXISTS', 'draftmill:open:' .. batch, job) == 0 then
     redis.call('UNLINK', 'rq:job:' .. job)
-    for _, status in pairs(STATUS) do redis.call('ZREM', 'rq:' .. status .. ':' .. queue, job) end
+    for _, queue in ipairs(queues) do
+      for _, status in pairs(STATUS) do redis.call('ZREM', 'rq:' .. status .. ':' .. queue, job) end
+    end
     if redis.call('GETBIT', 'draftmill:ended:' .. batch, n) == 1 then
       redis.call('SETBIT', 'draftmill:handed:' .. batch, n, 1)
     end

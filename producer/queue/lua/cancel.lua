@@ -5,11 +5,10 @@
 
 local batch = ARGV[3]
 local key, opened = 'draftmill:batch:' .. batch, 'draftmill:open:' .. batch
-local about = redis.call('HMGET', key, 'queue', 'cancelled_at')
-local queue = about[1]
-if not queue or not about[2] then return { 0, '0' } end
+local queues = queues_of(batch)
+if #queues == 0 or not cancelled({ batch = batch }) then return { 0, '0' } end
 redis.call('HSET', key, 'total', redis.call('HLEN', opened) + redis.call('BITCOUNT', 'draftmill:ended:' .. batch))
-redis.call('DEL', 'rq:queue:' .. queue)
+for _, queue in ipairs(queues) do redis.call('DEL', 'rq:queue:' .. queue) end
 
 local ended = 0
 local found = redis.call('HSCAN', opened, ARGV[4], 'COUNT', ARGV[5])

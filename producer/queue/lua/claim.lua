@@ -27,6 +27,11 @@ local TURNS, PARKED, ALONE, DRAINS =
 local MOST_LOOKED_AT, MOST_ALONE, MOST_UNPARKED, PATIENCE = 1000, 100, 16, 5
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {} end
 
+-- A batch's queue of this pair.
+local function queue_of(batch)
+  return 'draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch
+end
+
 -- How many more jobs of a user may run.
 local allowances = {}
 local function allowance(user)
@@ -52,7 +57,7 @@ local function count_queued(enough)
   for _, turns in ipairs({ TURNS, PARKED }) do
     for _, flow in ipairs(redis.call('ZRANGE', turns, 0, enough)) do
       for _, batch in ipairs(redis.call('ZRANGE', TURNS .. ':' .. flow, 0, enough)) do
-        there = there + redis.call('LLEN', 'rq:queue:draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch)
+        there = there + redis.call('LLEN', 'rq:queue:' .. queue_of(batch))
         looks = looks + 1
         if there >= enough or looks >= MOST_LOOKED_AT then return there end
       end
@@ -110,8 +115,8 @@ local function next_batch(flow)
       leave(flow)
       return nil
     end
-    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'priority', 'user', 'cancelled_at')
-    if about[1] and not about[4] and about[2] .. ':' .. about[3] == flow.name then return about[1], batch, due end
+    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at')
+    if about[1] and not about[3] and about[1] .. ':' .. about[2] == flow.name then return queue_of(batch), batch, due end
     redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, or of another priority by now
   end
 end
@@ -222,6 +227,6 @@ if clock > 0 and redis.call('EXISTS', PARKED) == 1 then redis.call('SET', of_pai
 for batch, queue in pairs(served) do -- since when the next job of each waits
   local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
   local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
-  if since then redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since', since) end
+  if since then note_wait(batch, queue, since) end
 end
 return claimed

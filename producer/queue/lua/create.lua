@@ -15,4 +15,4 @@ redis.call('HSET', key, 'total', ARGV[6], unpack(ARGV, 9))
 redis.call('ZADD', 'draftmill:batches', 'NX', ARGV[4], batch)
 if complete(batch) then return end
 redis.call('ZADD', UNENDED, 'NX', NOW, batch)
-if redis.call('EXISTS', 'rq:queue:' .. redis.call('HGET', key, 'queue')) == 1 then take_turns(batch) end
+take_turns(batch)

@@ -6,12 +6,12 @@
 local batch = ARGV[3]
 local key, results = 'draftmill:batch:' .. batch, 'draftmill:results:' .. batch
 local opened, ended = 'draftmill:open:' .. batch, 'draftmill:ended:' .. batch
-local queue = redis.call('HGET', key, 'queue')
-if not queue then return end
+local queues = queues_of(batch)
+if #queues == 0 then return end
 for i = 5, #ARGV, 2 do
   local job = read_job(ARGV[i]) or read_ghost(ARGV[i])
   if job and redis.call('HEXISTS', opened, job.id) == 1 and not leased(job) then
-    redis.call('LREM', 'rq:queue:' .. queue, 1, job.id)
+    for _, queue in ipairs(queues) do redis.call('LREM', 'rq:queue:' .. queue, 1, job.id) end
     take_up(job)
     redis.call('UNLINK', 'rq:job:' .. job.id)
     redis.call('HDEL', opened, job.id)

@@ -14,9 +14,10 @@ for _, entry in ipairs(entries) do
 end
 if #entries == tonumber(most) then return 'more' end
 
-local queue = redis.call('HGET', key, 'queue') or ''
-for _, status in pairs(STATUS) do redis.call('UNLINK', 'rq:' .. status .. ':' .. queue) end
-redis.call('SREM', 'rq:queues', 'rq:queue:' .. queue)
+for _, queue in ipairs(queues_of(batch)) do
+  for _, status in pairs(STATUS) do redis.call('UNLINK', 'rq:' .. status .. ':' .. queue) end
+  redis.call('SREM', 'rq:queues', 'rq:queue:' .. queue)
+end
 for _, kind in ipairs(KINDS) do redis.call('UNLINK', 'draftmill:' .. kind .. ':' .. batch) end
 redis.call('UNLINK', key, 'draftmill:holder:' .. batch, 'draftmill:done:' .. batch) -- done: of the first wire
 redis.call('ZREM', 'draftmill:batches', batch)

@@ -65,24 +65,24 @@ end
 local to_end, to_repair = {}, {}
 for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
   redis.call('ZADD', UNENDED, 'XX', NOW, batch)
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'cancelled_at', 'repairing')
-  local queue, running = about[1], 'draftmill:running:batch:' .. batch
-  if not queue then
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'cancelled_at', 'repairing')
+  local queues, running = queues_of(batch), 'draftmill:running:batch:' .. batch
+  if #queues == 0 then
     redis.call('ZREM', UNENDED, batch)
     redis.call('DEL', 'draftmill:open:' .. batch, 'draftmill:aside:' .. batch)
-  elseif about[2] then
+  elseif about[1] then
     to_end[#to_end + 1] = batch
   else
     for _, id in ipairs(redis.call('SRANDMEMBER', running, 20)) do
       if not leased({ id = id }) then redis.call('SREM', running, id) end
     end
-    local known = count_known(batch, queue)
+    local known = count_known(batch, queues)
     local open = redis.call('HLEN', 'draftmill:open:' .. batch)
-    if open > known and NOW - (tonumber(about[3]) or 0) >= REPAIR_MS then
+    if open > known and NOW - (tonumber(about[2]) or 0) >= REPAIR_MS then
       redis.call('HSET', 'draftmill:batch:' .. batch, 'repairing', NOW)
       to_repair[#to_repair + 1] = batch
     end
-    if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then take_turns(batch) end
+    take_turns(batch)
     expire_if_complete(batch)
   end
 end

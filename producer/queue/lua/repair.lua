@@ -4,25 +4,33 @@
 -- Returns {requeued, ended because RQ's tools took them, open jobs of the batch that are still missing}.
 
 local batch = ARGV[3]
-local queue = redis.call('HGET', 'draftmill:batch:' .. batch, 'queue')
-if not queue then return { 0, 0, 0 } end
-local list, requeued, taken = 'rq:queue:' .. queue, 0, 0
+local queues, own, requeued, taken = queues_of(batch), {}, 0, 0
+for _, queue in ipairs(queues) do own[queue] = true end
+
+local function is_lost(id)
+  if redis.call('HEXISTS', 'draftmill:open:' .. batch, id) == 0 or leased({ id = id })
+    or redis.call('SISMEMBER', 'draftmill:aside:' .. batch, id) == 1 then
+    return false
+  end
+  for _, queue in ipairs(queues) do
+    if redis.call('LPOS', 'rq:queue:' .. queue, id) then return false end
+  end
+  return #queues > 0
+end
+
 for i = 4, #ARGV do
-  local job = read_job(ARGV[i]) or read_ghost(ARGV[i])
-  if job and redis.call('HEXISTS', 'draftmill:open:' .. batch, job.id) == 1 and not leased(job)
-    and redis.call('SISMEMBER', 'draftmill:aside:' .. batch, job.id) == 0
-    and not redis.call('LPOS', list, job.id) then
+  if is_lost(ARGV[i]) then
+    local job = read_job(ARGV[i]) or read_ghost(ARGV[i])
     if job.gone or job.status == 'canceled' then
       record_taken(job)
       taken = taken + 1
     else
-      redis.call('RPUSH', list, job.id)
+      local queue = own[job.queue] and job.queue or queues[1]
+      redis.call('RPUSH', 'rq:queue:' .. queue, job.id)
+      ring(pair_of(queue), 1)
       requeued = requeued + 1
     end
   end
 end
-if requeued > 0 then
-  take_turns(batch)
-  ring(pair_of(queue), requeued)
-end
-return { requeued, taken, redis.call('HLEN', 'draftmill:open:' .. batch) - count_known(batch, queue) }
+if requeued > 0 then take_turns(batch) end
+return { requeued, taken, redis.call('HLEN', 'draftmill:open:' .. batch) - count_known(batch, queues) }

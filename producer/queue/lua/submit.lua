@@ -1,20 +1,20 @@
 -- Queues the jobs of a chunk that have no outcome yet and are not queued already. Keys: see record.lua.
 --   ARGV[3]  batch   ARGV[4]  1 to run jobs again that ended without a completion
 --   ARGV[5]  1 to run jobs again whose results were handed over: the caller lacks them
---   ARGV[6]  number of jobs
+--   ARGV[6]  queue of these jobs, one of the batch's   ARGV[7]  number of jobs
 --   then for each job: id, custom_id, line number, number of strings that follow, and RQ's hash as field, value, …
 -- Returns {new, already queued or running, already ended, of the new ones those that had failed}. A batch that was
 -- cancelled, or that is not there, takes no jobs.
 
-local batch, again, missing = ARGV[3], ARGV[4] == '1', ARGV[5] == '1'
+local batch, again, missing, queue = ARGV[3], ARGV[4] == '1', ARGV[5] == '1', ARGV[6]
 local key, failures, results = 'draftmill:batch:' .. batch, 'draftmill:failures:' .. batch, 'draftmill:results:' .. batch
 local opened, ended_bits, handed = 'draftmill:open:' .. batch, 'draftmill:ended:' .. batch, 'draftmill:handed:' .. batch
-local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'queue', 'user')
+local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'user')
 if about[1] or not about[2] then return { 0, 0, 0, 0 } end
-local generation, queue, user = about[2], about[3], about[4]
+local generation, user = about[2], about[3]
 local new, waiting, ended, retried = 0, 0, 0, 0
 local anew
-local at = 7
+local at = 8
 
 -- Takes an outcome back: the line is as if it had never run, in a generation of its own.
 local function take_back(id, n, failure)
@@ -29,7 +29,7 @@ local function take_back(id, n, failure)
   retried = retried + 1
 end
 
-for _ = 1, tonumber(ARGV[6]) do
+for _ = 1, tonumber(ARGV[7]) do
   local id, custom_id, n, width = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local first = at + 4
   at = first + width
@@ -50,7 +50,7 @@ for _ = 1, tonumber(ARGV[6]) do
       'draftmill_n', n, 'draftmill_generation', is_back and anew or generation, 'draftmill_enqueued', NOW,
       unpack(ARGV, first, first + width - 1))
     redis.call('HSET', opened, id, n .. ' ' .. custom_id)
-    if redis.call('RPUSH', 'rq:queue:' .. queue, id) == 1 then redis.call('HSET', key, 'waiting_since', NOW) end
+    if redis.call('RPUSH', 'rq:queue:' .. queue, id) == 1 then note_wait(batch, queue, NOW) end
   end
 end
 

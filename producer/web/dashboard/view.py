@@ -95,7 +95,8 @@ class Observer:
         return [self._batch(state) for state in shown]
 
     def _batch(self, state: BatchStatus) -> dict[str, Any]:
-        report = batch_report(state)
+        report = batch_report(state) | {"pair": ", ".join(state.pairs)}
+        del report["pairs"]
         left = None if state.complete else self._meters[state.id].seconds_left(state, time.monotonic())
         return {
             **{name: _short(value) if isinstance(value, str) else value for name, value in report.items()},

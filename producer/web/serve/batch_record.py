@@ -17,6 +17,9 @@ PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata", "out
 STATUSES = ("validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled")
 OPEN = STATUSES[:4]
 
+PRIVATE = ("user", "created", "pair", "adapters", "notes", "output_lasts", "refused")
+"""Fields that are nobody's business but the server's, or are shown by another name."""
+
 WINDOW = re.compile(r"([1-9]\d{0,4})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 """OpenAI knows the window 24h only; others are ours."""
@@ -30,9 +33,10 @@ class BatchRecord(Record):
     """A batch. Its id is also that of the batch in Redis, so two batches made of one file share nothing.
 
     `pair` is known once the file is validated, and so are `model`, as its requests call the pair (empty if they do so
-    by several names), and the `notes` about what they ask for that is ignored; those about what workers could not do
-    follow at the end. `refused` counts the requests that are never queued because something is wrong with them;
-    `failed` includes them. Times are Unix seconds; the output files stay for `output_lasts` seconds.
+    by several names), the LoRA `adapters` that models stand for, and the `notes` about what they ask for that is
+    ignored; those about what workers could not do follow at the end. `refused` counts the requests that are never
+    queued because something is wrong with them; `failed` includes them. Times are Unix seconds; the output files stay
+    for `output_lasts` seconds.
     """
 
     endpoint: str
@@ -43,6 +47,7 @@ class BatchRecord(Record):
     status: str = "validating"
     pair: str = ""
     model: str = ""
+    adapters: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     output_lasts: int | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
@@ -73,7 +78,7 @@ class BatchRecord(Record):
 
     @property
     def translation(self) -> Translation:
-        return Translation(self.endpoint, self.pair, self.model)
+        return Translation(self.endpoint, self.pair, self.model, self.adapters)
 
     def at(self, status: str) -> BatchRecord:
         """The batch at its next status, with the time; one that is being cancelled stays so until it is."""
@@ -83,7 +88,7 @@ class BatchRecord(Record):
 
     def public(self) -> dict[str, Any]:
         shown = asdict(self)
-        for name in ("user", "created", "pair", "notes", "output_lasts", "refused", "total", "completed", "failed"):
+        for name in (*PRIVATE, "total", "completed", "failed"):
             del shown[name]
         return shown | {
             "object": "batch",

@@ -67,7 +67,9 @@ class Chat:
             message = "Streaming is not supported: calls are queued and answered whole. Remove 'stream'."
             raise ApiError(400, message, param="stream", code="unsupported_value")
         pair = await run_in_threadpool(self._models.check, asked.get("model"))
-        translation = Translation(request.url.path, pair, asked["model"])
+        adapter = await run_in_threadpool(self._models.adapter, asked["model"])
+        adapters = {asked["model"]: adapter} if adapter else {}
+        translation = Translation(request.url.path, pair, asked["model"], adapters)
         job, notes = _job(asked, translation)
         try:
             await run_in_threadpool(self._queue, job, request.state.user)

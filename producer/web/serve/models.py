@@ -19,7 +19,8 @@ from .api_errors import ApiError
 class Models:
     """The known pairs, whether a worker serves them now or later, and whatever else live workers serve.
 
-    `aliases` are further names of pairs.
+    `aliases` are further names of pairs. A LoRA adapter of live workers is a model, too, by its own name where only
+    one pair has it, and always as PAIR:ADAPTER.
     """
 
     def __init__(self, redis: redis_py.Redis, more: Sequence[str], aliases: Mapping[str, str]) -> None:
@@ -37,7 +38,15 @@ class Models:
         return Counter(report["pair"] for report in batches.workers(self._redis) if report.get("pair"))
 
     def pair(self, model: str) -> str | None:
-        """The pair that a model's name stands for."""
+        """The pair that a model's name stands for, with an adapter or without one."""
+        return self._plain(model) or self._adapted().get(model, (None, None))[0]
+
+    def adapter(self, model: str) -> str | None:
+        """The LoRA adapter that a model's name stands for, if it is not that of a pair."""
+        return None if self._plain(model) else self._adapted().get(model, (None, None))[1]
+
+    def _plain(self, model: str) -> str | None:
+        """The pair that has this name or alias."""
         if model in self._aliases:
             return self._aliases[model]
         known = {*self._known, *self.live()}
@@ -51,16 +60,29 @@ class Models:
             return pair
         raise unknown(model)
 
+    def _adapted(self) -> dict[str, tuple[str, str]]:
+        """The pair and the adapter of each name that stands for an adapter."""
+        served = {
+            (report["pair"], adapter)
+            for report in batches.workers(self._redis)
+            for adapter in filter(None, report.get("adapters", "").split(","))
+        }
+        times = Counter(adapter for _, adapter in served)
+        short = {adapter: (pair, adapter) for pair, adapter in sorted(served) if times[adapter] == 1}
+        return short | {f"{pair}:{adapter}": (pair, adapter) for pair, adapter in sorted(served)}
+
     def list(self, request: Request) -> Response:
         live = self.live()
-        pairs = {**self._aliases, **{name: name for name in (*live, *self._known)}}
+        adapted = {name: pair for name, (pair, _) in self._adapted().items()}
+        pairs = {**adapted, **self._aliases, **{name: name for name in (*live, *self._known)}}
         data = [self._public(name, pair, live[pair]) for name, pair in pairs.items()]
         return JSONResponse({"object": "list", "data": data})
 
     def retrieve(self, request: Request) -> Response:
         model = request.path_params["model"]
         pair = self.check(model)
-        return JSONResponse(self._public(model if model in self._aliases else pair, pair, self.live()[pair]))
+        named = model in self._aliases or self.adapter(model)
+        return JSONResponse(self._public(model if named else pair, pair, self.live()[pair]))
 
     def _public(self, name: str, pair: str, workers: int) -> dict[str, Any]:
         return {

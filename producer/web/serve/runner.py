@@ -146,7 +146,8 @@ class Runner:
             errors = [asdict(error) for error in found.errors]
             self.shelf.update(batch.id, lambda batch: replace(batch.at("failed"), errors=errors))
             return
-        learned: dict[str, Any] = {"pair": found.pair, "model": found.model, "total": found.total}
+        adapters = {model: adapter for model in found.models if (adapter := self._models.adapter(model))}
+        learned: dict[str, Any] = {"pair": found.pair, "model": found.model, "adapters": adapters, "total": found.total}
         dataset = self._dataset(replace(batch, **learned))
         refused = sum(isinstance(item, BadLine) for item in dataset)
         learned |= {"refused": refused, "failed": refused, "notes": list(dataset.notes.lines())}

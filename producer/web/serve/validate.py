@@ -35,12 +35,13 @@ class LineError:
 class Validated:
     """What validation learns: how many requests there are, their pair, what is wrong.
 
-    `model` is what all of them call the pair; empty if they have several names for it.
+    `model` is what all of them call the pair; empty if they have several names for it. `models` are all those names.
     """
 
     total: int = 0
     model: str = ""
     pair: str = ""
+    models: tuple[str, ...] = ()
     errors: tuple[LineError, ...] = ()
 
 
@@ -95,7 +96,7 @@ def _validate(path: Path, endpoint: str, pair_of: Callable[[str], str | None]) -
     if not total:
         errors.append(LineError("empty_file", "The file has no requests."))
     first, pair = next(iter(models.items()), ("", ""))
-    return Validated(total, first if len(models) == 1 else "", pair, tuple(errors))
+    return Validated(total, first if len(models) == 1 else "", pair, tuple(models), tuple(errors))
 
 
 def _is_compressed(path: Path) -> bool:

@@ -106,9 +106,16 @@ def test_a_config_without_a_context_length(folder: Path, tmp_path: Path):
 
 
 def test_code_is_never_run(folder: Path, tmp_path: Path):
-    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+    """Folders that other libraries would run code of load as data, or not at all."""
+    for name, key in (("config.json", "AutoModelForCausalLM"), ("tokenizer_config.json", "AutoTokenizer")):
+        edit(folder / name, auto_map={key: "evil.Evil"})
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    assert "carries Python code of its own (evil.py, auto_map)" in failure(folder, tmp_path)
+    assert load(str(folder), tmp_path).tokenizer.encode("x")
+    edit(folder / "tokenizer_config.json", tokenizer_class="Evil")
+    edit(folder / "config.json", model_file="evil.py")
+    assert "has its forward in Python code of its own (evil.py), which is never run" in failure(folder, tmp_path)
+    edit(folder / "config.json", model_file=None)
+    assert "cannot load the model in" in failure(folder, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

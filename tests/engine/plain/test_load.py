@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -14,7 +16,8 @@ from draftmill.engine.load import known_remarks, load_engine
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.pairs import Pair
 from draftmill.engine.plain.engine import PlainEngine
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import Adapters, Request, RequestError, Sampling
+from tests.engine.models import adapters
 from tests.engine.small import run
 from tests.producer.small_model import plain_model, small_model
 
@@ -43,9 +46,36 @@ def test_a_folder_without_an_adapter_runs_plainly_and_says_so(
         assert list(done[text].tokens) == [it.token for it in responses if it.token not in tokenizer.eos_token_ids]
 
 
-def test_one_with_an_adapter_takes_it(boxed_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_one_with_an_adapter_takes_it(boxed_model: Path, tmp_path: Path, family: str) -> None:
     folder = small_model(boxed_model, tmp_path / "llama")
+    config = tmp_path / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": family}))
     assert isinstance(load_engine(Pair(folder, folder), tmp_path, memory=1 << 28), Engine)
+
+
+def test_mlx_lm_takes_one_lora_adapter_for_all_and_no_others(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "own"
+    plain: Any = load(folder)[0]
+    adapters.write(path, plain, layers=2, keys=("self_attn.qkv_proj", "mlp.down_proj"))
+    pair, text = Pair(folder, folder), "The tower on the hill"
+    engine = load_engine(pair, tmp_path, memory=1 << 28, adapters=Adapters({"own": path}, "own"))
+    assert isinstance(engine, PlainEngine)
+    model, tokenizer = load(folder, adapter_path=str(path))[:2]
+    said, alone = ([each.token for each in stream_generate(m, tokenizer, text, max_tokens=9)] for m in (model, plain))
+    tokens, sampling = tuple(tokenizer.encode(text)), Sampling(max_tokens=9, ignore_eos=True)
+    done = run(engine, [Request("r", tokens, sampling), Request("named", tokens, sampling, adapter="own")])
+    assert list(done["r"].tokens) == list(done["named"].tokens) == said != alone
+    with pytest.raises(RequestError, match="adapter 'other' is unknown to this worker: it has own"):
+        engine.add(Request("other", tokens, sampling, adapter="other"))
+    with pytest.raises(
+        ModelError, match=r"of type phi3, which mlx-lm runs with one LoRA adapter at most: give --adapter"
+    ):
+        load_engine(pair, tmp_path, adapters=Adapters({"own": path}))
+    with pytest.raises(
+        ModelError, match=r"cannot load the model in .* with .*nowhere: The adapter path does not exist"
+    ):
+        load_engine(pair, tmp_path, adapters=Adapters({"own": tmp_path / "nowhere"}, "own"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -171,14 +170,14 @@ def test_a_kernel_that_ignores_part_of_the_mask_is_dropped(column: int) -> None:
     assert "disagrees" in run(decoding, force=KERNEL).dropped[KERNEL]
 
 
-@EMULATED
-@pytest.mark.parametrize("manner", ["SINKS", "CAPPED"])
-def test_a_kernel_that_ignores_sinks_or_caps_is_dropped(manner: str) -> None:
-    def launch(kernel: Kernel, inputs: Sequence[Input], constants: Mapping[str, Any], *rest):
-        return on_cpu(kernel, inputs, {**constants, **({manner: False} if kernel.name == "attend" else {})}, *rest)
-
-    shape = AttentionShape(2, 1, 64, mx.float32, sinks=manner == "SINKS", cap=1.0 if manner == "CAPPED" else None)
-    assert "disagrees" in run(next(contests([shape], launch)), force=KERNEL).dropped[KERNEL]
+@pytest.mark.parametrize(("sinks", "cap"), [(True, None), (False, 50.0)])
+def test_contests_check_sinks_and_caps(sinks: bool, cap: float | None) -> None:
+    recorder = Recorder()
+    form = next(contests([AttentionShape(2, 1, 64, mx.float32, sinks, cap)], recorder)).make()[KERNEL]
+    for check in form.checks:
+        check()
+    attended = [dict(constants) for kernel, _, constants in recorder.variants if kernel.name == "attend"]
+    assert {(each["SINKS"], each["CAPPED"]) for each in attended} == {(sinks, cap is not None)}
 
 
 SIZES = [

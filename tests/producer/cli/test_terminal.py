@@ -89,6 +89,7 @@ BATCH_KEYS = [
     "complete",
     "source",
     "pair",
+    "pairs",
     "priority",
     "user",
     "created",
@@ -133,7 +134,7 @@ def test_json_for_scripts(shell: Shell, worker: Callable[[], None]) -> None:
     worker()
     watched = [orjson.loads(line) for line in shell("status", batch, "--watch", "--json").stdout.splitlines()]
     assert [state["done"] for state in watched] == sorted(state["done"] for state in watched)
-    live = ["tokens_per_second", "tokens_per_round", "watt_hours_per_million_tokens", "workers"]
+    live = ["tokens_per_second", "tokens_per_round", "watt_hours_per_million_tokens", "workers", "by_pair"]
     assert list(watched[-1]) == [*BATCH_KEYS, *live]
     assert (watched[-1]["complete"], watched[-1]["failed"]) == (True, 1)
     late = orjson.loads(shell("collect", batch, "-o", "out.parquet", "--json").stdout)

@@ -91,7 +91,8 @@ def test_openai_lines() -> None:
     assert first.sampling == Sampling(max_tokens=9, temperature=1.0)
     assert isinstance(second, JobBody)
     assert (second.prompts, second.messages, second.sampling.seed) == (("Once",), None, 3)
-    assert dict(data.notes) == {'model "gpt-4o-mini" is ignored: the pair is small': 1}
+    note = 'model "gpt-4o-mini" is ignored: the pair is small'
+    assert dict(data.notes) == {note: 1}
 
 
 def test_defaults_apply_where_a_line_says_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from threading import Timer
 
-from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue import batches, ending, wire
 from draftmill.producer.queue.batches import BatchInfo
 from draftmill.producer.queue.leases import Outcome
 from tests.producer.queue.helpers import lapse, outcome, queue
@@ -93,16 +93,16 @@ def test_one_file_at_a_time_collects_a_batch(mill: Mill) -> None:
 def test_bad_lines_are_kept_with_the_batch(mill: Mill) -> None:
     mill.submit(1)
     lines = [b'{"n":%d}' % n for n in range(2500)]
-    batches.add_bad(mill.redis, "b", lines[:7])
-    batches.add_bad(mill.redis, "b", lines)
-    assert list(batches.bad_lines(mill.redis, "b")) == lines
+    ending.add_bad(mill.redis, "b", lines[:7])
+    ending.add_bad(mill.redis, "b", lines)
+    assert list(ending.bad_lines(mill.redis, "b")) == lines
     w = queue(mill, "w")
     w.commit([outcome(job) for job in w.claim(1)])
-    batches.add_bad(mill.redis, "b", lines[:3])
-    assert list(batches.bad_lines(mill.redis, "b")) == lines[:3]
+    ending.add_bad(mill.redis, "b", lines[:3])
+    assert list(ending.bad_lines(mill.redis, "b")) == lines[:3]
     assert 0 < mill.redis.ttl(wire.bad_key("b")) <= wire.RESULT_TTL
-    batches.add_bad(mill.redis, "b", [])
-    assert list(batches.bad_lines(mill.redis, "b")) == []
+    ending.add_bad(mill.redis, "b", [])
+    assert list(ending.bad_lines(mill.redis, "b")) == []
 
 
 def test_two_people_with_one_file_have_two_batches() -> None:

@@ -100,6 +100,20 @@ def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> Non
         assert read(page)[f"queue_oldest_age_seconds{of_a}"] < 0.4
 
 
+def test_each_pair_of_a_batch_has_its_queue(server: RedisServer, page: str) -> None:
+    info = batches.BatchInfo("c", "left", "high", 4, others=("right",))
+    with redis_py.Redis.from_url(url(server, "admin")) as redis:
+        batches.create(redis, info)
+        for pair, lines in (("left", (1,)), ("right", (2, 3, 4))):
+            bodies = [wire.JobBody(batch="c", custom_id=f"{n}", pair=pair, prompts=("x",), line=n) for n in lines]
+            batches.submit_chunk(redis, info, bodies)
+            time.sleep(0.3)
+        found = read(page)
+        of_left, of_right = "{pair=left,priority=high}", "{pair=right,priority=high}"
+        assert (found[f"queue_depth{of_left}"], found[f"queue_depth{of_right}"]) == (1, 3)
+        assert found[f"queue_oldest_age_seconds{of_left}"] > 0.25 + found[f"queue_oldest_age_seconds{of_right}"]
+
+
 def test_service_discovery_and_a_redis_that_is_away(server: RedisServer, page: str) -> None:
     with redis_py.Redis.from_url(url(server, "admin")) as redis:
         now = time.time()

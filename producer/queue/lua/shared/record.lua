@@ -2,7 +2,8 @@
 -- This file stands in front of each other script of the queue, behind some constants and turns.lua;
 -- cron.lua, about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
--- RQ's own keys. Each batch has a queue of its own, `draftmill.<w>.<pair>:<batch>`; with the batch go its keys.
+-- RQ's own keys. Each batch has a queue of its own for each pair that its lines run on, `draftmill.<w>.<pair>:<batch>`;
+-- with the batch go its keys.
 --   rq:queues                      set     the keys of all queues; a queue without a batch is forgotten by reap.lua
 --   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
 --   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then until its
@@ -118,11 +119,16 @@ local function read_ghost(id)
   local entry = batch and redis.call('HGET', 'draftmill:open:' .. batch, id)
   if not entry then return nil end
   local n, custom_id = string.match(entry, '^(%S*) ?(.*)$')
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'user')
+  local user = redis.call('HGET', 'draftmill:batch:' .. batch, 'user') or ''
   return {
-    id = id, gone = true, batch = batch, n = place(n), custom_id = custom_id, queue = about[1] or '', user = about[2] or '',
-    token = '', blamed = '', leases = 0, worker = '',
+    id = id, gone = true, batch = batch, n = place(n), custom_id = custom_id, queue = '', user = user, token = '',
+    blamed = '', leases = 0, worker = '',
   }
+end
+
+-- Those in which a job may be: of one whose hash is gone nobody knows in which it was.
+local function queues_for(job)
+  return job.gone and queues_of(job.batch) or { job.queue }
 end
 
 local function cancelled(job)
@@ -146,11 +152,15 @@ local function clear(job)
   redis.call('HSET', job.key, 'draftmill_leases', job.leases, 'draftmill_blamed', '')
 end
 
--- Finds out under which lease a job ran whose hash is gone.
+-- Finds out under which lease, and of which queue, a job ran whose hash is gone.
 local function find_token(job)
-  for _, execution in ipairs(redis.call('ZRANGE', 'rq:wip:' .. job.queue, 0, -1)) do
-    local id, token = string.match(execution, '^(.*):([^:]*)$')
-    if id == job.id then job.token, job.worker = token, string.match(token, '^(.*)%.%d+%.%d+$') or '' end
+  for _, queue in ipairs(queues_for(job)) do
+    for _, execution in ipairs(redis.call('ZRANGE', 'rq:wip:' .. queue, 0, -1)) do
+      local id, token = string.match(execution, '^(.*):([^:]*)$')
+      if id == job.id then
+        job.queue, job.token, job.worker = queue, token, string.match(token, '^(.*)%.%d+%.%d+$') or ''
+      end
+    end
   end
 end
 
@@ -171,10 +181,11 @@ local function drop_lease(job)
   return true
 end
 
--- How many open jobs of a batch are where they should be: in its queue, running, or set aside.
-local function count_known(batch, queue)
-  return redis.call('LLEN', 'rq:queue:' .. queue) + redis.call('SCARD', 'draftmill:running:batch:' .. batch)
-    + redis.call('SCARD', 'draftmill:aside:' .. batch)
+-- How many open jobs of a batch are where they should be: in its queues, running, or set aside.
+local function count_known(batch, queues)
+  local known = redis.call('SCARD', 'draftmill:running:batch:' .. batch) + redis.call('SCARD', 'draftmill:aside:' .. batch)
+  for _, queue in ipairs(queues) do known = known + redis.call('LLEN', 'rq:queue:' .. queue) end
+  return known
 end
 
 -- Notes that a job waits elsewhere than in its queue.
@@ -186,8 +197,15 @@ end
 local function take_up(job)
   if redis.call('SREM', 'draftmill:aside:' .. job.batch, job.id) == 0 then return end
   if redis.call('ZREM', LATER, job.id) == 0 then
-    redis.call('LREM', 'draftmill:alone:' .. WIRE .. ':' .. pair_of(job.queue), 1, job.id)
+    for _, queue in ipairs(queues_for(job)) do
+      redis.call('LREM', 'draftmill:alone:' .. WIRE .. ':' .. pair_of(queue), 1, job.id)
+    end
   end
+end
+
+-- Notes since when the job waits that is next in a queue of a batch.
+local function note_wait(batch, queue, since)
+  redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since ' .. pair_of(queue), since)
 end
 
 -- Puts a job whose lease was dropped at the front of its queue, or where those wait that must run alone: whatever
@@ -200,9 +218,7 @@ local function requeue(job)
     ring(pair_of(job.queue), math.huge) -- only who holds nothing may take it
     return
   end
-  if redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id) == 1 then
-    redis.call('HSET', 'draftmill:batch:' .. job.batch, 'waiting_since', NOW)
-  end
+  if redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id) == 1 then note_wait(job.batch, job.queue, NOW) end
   take_turns(job.batch)
   ring(pair_of(job.queue), 1)
 end
@@ -223,10 +239,11 @@ end
 -- Lets the keys of a batch expire once it is complete.
 local function expire_if_complete(batch)
   if not complete(batch) then return end
-  local queue = redis.call('HGET', 'draftmill:batch:' .. batch, 'queue') or ''
   redis.call('EXPIRE', 'draftmill:batch:' .. batch, TTL)
   for _, kind in ipairs(KINDS) do redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, TTL) end
-  for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
+  for _, queue in ipairs(queues_of(batch)) do
+    for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
+  end
   redis.call('ZREM', UNENDED, batch)
 end
 

@@ -6,6 +6,15 @@ local function pair_of(queue)
   return string.match(queue, '^draftmill%.' .. WIRE .. '%.(.+):[^:]+$') or ''
 end
 
+-- The queues of a batch, or none if it is not there.
+local function queues_of(batch)
+  local queues = {}
+  for queue in string.gmatch(redis.call('HGET', 'draftmill:batch:' .. batch, 'queue') or '', '%S+') do
+    queues[#queues + 1] = queue
+  end
+  return queues
+end
+
 -- A key of a pair.
 local function of_pair(kind, pair)
   return 'draftmill:' .. kind .. ':' .. WIRE .. ':' .. pair
@@ -34,20 +43,24 @@ local function due_by_now(pair, due)
   return math.max(due, tonumber(redis.call('GET', of_pair('clock', pair))) or 0)
 end
 
--- Lets a batch that has queued jobs take turns with the others of its flow, and the flow with other flows: the first job
--- of a newcomer comes due after the job that is next.
+-- Lets a batch take turns with the others of its flow, and the flow with other flows, in each pair for which the batch has
+-- queued jobs: the first job of a newcomer comes due after the job that is next.
 local function take_turns(batch)
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'queue', 'priority', 'user')
-  if not about[1] then return end
-  local pair, flow = pair_of(about[1]), about[2] .. ':' .. about[3]
-  local turns, parked = of_pair('turns', pair), of_pair('parked', pair)
-  local _, next_batch = first_of(turns .. ':' .. flow)
-  redis.call('ZADD', turns .. ':' .. flow, 'NX', (next_batch or 0) + 1, batch)
-  if redis.call('ZSCORE', parked, flow) then return end
-  local _, next_flow = first_of(turns)
-  local _, next_parked = first_of(parked)
-  if next_parked then next_flow = math.min(next_flow or math.huge, due_by_now(pair, next_parked)) end
-  redis.call('ZADD', turns, 'NX', (next_flow or 0) + (COST[about[2]] or COST.low), flow)
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user')
+  for _, queue in ipairs(queues_of(batch)) do
+    if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then
+      local pair, flow = pair_of(queue), about[1] .. ':' .. about[2]
+      local turns, parked = of_pair('turns', pair), of_pair('parked', pair)
+      local _, next_batch = first_of(turns .. ':' .. flow)
+      redis.call('ZADD', turns .. ':' .. flow, 'NX', (next_batch or 0) + 1, batch)
+      if not redis.call('ZSCORE', parked, flow) then
+        local _, next_flow = first_of(turns)
+        local _, next_parked = first_of(parked)
+        if next_parked then next_flow = math.min(next_flow or math.huge, due_by_now(pair, next_parked)) end
+        redis.call('ZADD', turns, 'NX', (next_flow or 0) + (COST[about[1]] or COST.low), flow)
+      end
+    end
+  end
 end
 
 -- Takes a flow out of the turns while its user is at the limit.

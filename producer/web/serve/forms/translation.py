@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ....input.lines import CHAT, TEXT, Fault
@@ -15,11 +16,15 @@ ENDPOINTS = (CHAT, TEXT, RESPONSES)
 
 @dataclass(frozen=True)
 class Translation:
-    """For requests to `endpoint` that call the pair `model`; by several names, if it is empty."""
+    """For requests to `endpoint` that call the pair `model`; by several names, if it is empty.
+
+    `adapters` are the LoRA adapters that models stand for, where they do.
+    """
 
     endpoint: str
     pair: str
     model: str
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def changes_answers(self) -> bool:
@@ -40,7 +45,8 @@ class Translation:
                 raise Fault(f"url is {line.get('url')!r}; it must be {RESPONSES}")
             body, said = chat_of(body)
             line = line | {"url": CHAT}
-        return line | {"body": body | {"model": self.pair}}, said
+        adapter = self.adapters.get(str(body.get("model")))
+        return line | {"body": body | {"model": f"{self.pair}:{adapter}" if adapter else self.pair}}, said
 
     def answer(self, asked: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         """A completion's body in the form of the endpoint; `asked` is the request's."""

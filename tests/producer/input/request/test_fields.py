@@ -72,7 +72,7 @@ CHANGES: dict[str, Any] = {
     "ebnf": "start: 'a'", "grammar": "start: 'a'", "json_schema": {"type": "object"}, "prompt": "other", "echo": True,
     "messages": [{"role": "user", "content": "other"}], "tools": [FUNCTION], "enable_thinking": False,
     "chat_template_kwargs": {"colour": 1}, "reasoning_effort": "low", "thinking": False, "reasoning": {"effort": "low"},
-    "add_generation_prompt": False, "control_tokens": True,
+    "add_generation_prompt": False, "control_tokens": True, "adapter": "sql",
 }  # fmt: skip
 """A value of each name that changes the job."""
 
@@ -175,6 +175,21 @@ def test_two_names_for_one_thing_agree() -> None:
         "thinking_budget is 3 and thinking.budget_tokens is 4; keep one"
     )
     assert fault(chat, max_new_tokens=0) == "max_new_tokens is 0; it must be at least 1"
+
+
+def test_an_adapter_is_named_by_itself_or_behind_the_pair() -> None:
+    for read in (chat, text, short):
+        pair = read().pair
+        assert read(adapter="sql").adapter == read(model=f"{pair}:sql").adapter == "sql"
+        assert read(model=f"{pair}:sql", adapter="sql").adapter == "sql"
+        assert read(model=pair) == read()
+        assert told(read, model=f"{pair}:sql") == told(read, adapter="sql", model=pair) == []
+        assert read(model="sql") == read()
+        assert told(read, adapter="sql", model="m") == [f'model "m" is ignored: the pair is {pair}']
+        assert fault(read, model=f"{pair}:sql", adapter="other") == (
+            f'model is "{pair}:sql" and adapter is "other"; keep one'
+        )
+        assert fault(read, adapter=7) == "adapter is 7; it must be the name of a worker's LoRA adapter"
 
 
 ROW = re.compile(r"^\| (.+?) \| (.+?) \|$", re.MULTILINE)
