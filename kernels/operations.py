@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
+from .attention.manner import Manner
 from .attention.ragged_attention import ragged_attention
 from .attention.stock_attention import attention_by_row, attention_together
 from .choose.choose import Setting, choose, choose_by_kernel, workspace
@@ -64,41 +65,28 @@ class Operations:
         queries: mx.array,
         pool: LayerPool,
         packing: Packing,
-        scale: float,
-        window: int | None = None,
-        sinks: mx.array | None = None,
-        cap: float | None = None,
+        manner: Manner,
     ) -> mx.array:
         """Attention of packed queries [N, H, D] over a pool that has the keys of their tokens; returns [N, H * D].
 
-        Rows that decode and rows that prefill may take different forms. Arguments as of `attention_by_row`.
+        Rows that decode and rows that prefill may take different forms.
         """
-        manner = scale, window, sinks, cap
         if packing.halves is None:
-            return self._attention(queries, pool, packing, *manner)
-        halves = [self._attention(queries[tokens], pool, half, *manner) for half, tokens in packing.halves]
+            return self._attention(queries, pool, packing, manner)
+        halves = [self._attention(queries[tokens], pool, half, manner) for half, tokens in packing.halves]
         return mx.concatenate(halves)[packing.order]
 
-    def _attention(
-        self,
-        queries: mx.array,
-        pool: LayerPool,
-        packing: Packing,
-        scale: float,
-        window: int | None,
-        sinks: mx.array | None,
-        cap: float | None,
-    ) -> mx.array:
-        manner = sinks is not None, cap is not None
-        heads = ("form", queries.shape[1:], pool.heads, queries.dtype, manner)
+    def _attention(self, queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
+        parts = manner.sinks is not None, manner.cap is not None
+        heads = ("form", queries.shape[1:], pool.heads, queries.dtype, parts)
         form = packing.kept.get(heads)
         if form is None:
-            form = self.winners.get(attention_key(queries, pool.heads, packing, *manner), STOCK)
+            form = self.winners.get(attention_key(queries, pool.heads, packing, *parts), STOCK)
             packing.kept[heads] = form
         if form == KERNEL and pool.launch:
-            return ragged_attention(queries, pool, packing, scale, window, sinks, cap)
+            return ragged_attention(queries, pool, packing, manner)
         stock = attention_together if form == TOGETHER else attention_by_row
-        return stock(queries, pool, packing, scale, window, sinks, cap)
+        return stock(queries, pool, packing, manner)
 
     def rotate(
         self,

@@ -15,6 +15,7 @@ from itertools import product
 
 import mlx.core as mx
 
+from .attention.manner import Manner
 from .choose.choose import Setting
 from .gpu.launch import Variant, variant
 from .gpu.source import Input, Kernel
@@ -141,7 +142,7 @@ def _attend(
     pool = pools[operations.in_place]
     pool.launch = operations.launch if operations.in_place else None
     sinks = mx.zeros(shape.heads, shape.dtype) if shape.sinks else None
-    return [operations.attention(queries, pool, packing, 1.0, window, sinks, shape.cap)]
+    return [operations.attention(queries, pool, packing, Manner(1.0, window, sinks, shape.cap))]
 
 
 def _packing(counts: Sequence[int], past: int) -> Packing:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ...kernels.attention.manner import Manner
 from ...kernels.fused.rotary import Norms
 from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places
@@ -52,6 +53,8 @@ class Drafter:
         self.block = draft.config.block_size
         heads = draft.config.num_key_value_heads, draft.config.head_dim
         self.pool = KVPool(len(draft.layers), pages, *heads, draft.dtype, target.operations)
+        scales = [layer.self_attn.scale for layer in draft.layers]
+        self.manners = [Manner(scale, draft.window(index)) for index, scale in enumerate(scales)]
 
     @staticmethod
     def bytes_per_page(draft: DFlashDraft) -> int:
@@ -91,8 +94,7 @@ class Drafter:
         def attend(layer: int, projected: mx.array, turns: mx.array, norms: Norms) -> mx.array:
             pool, packing = self.pool[layer], packings[self.draft.causal(layer)]
             queries = operations.rotate(projected, turns, norms, layout, pool, packing.places)
-            scale = self.draft.layers[layer].self_attn.scale
-            return operations.attention(queries, pool, packing, scale, self.draft.window(layer))
+            return operations.attention(queries, pool, packing, self.manners[layer])
 
         embedded = self.target.embed(tokens).astype(self.draft.dtype)
         hidden = self.draft(embedded, positions, attend, operations)

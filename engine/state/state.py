@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...kernels.packing import Packing
 from .kv_pool import KVPool
 from .row_memory import RowMemory
 
@@ -14,6 +15,11 @@ class State:
 
     pool: KVPool
     recurrent: RowMemory | None = None
+
+    def begin(self, packing: Packing) -> None:
+        """A round of these packed tokens begins."""
+        if self.recurrent:
+            self.recurrent.begin(packing)
 
     def renew(self) -> None:
         """Keep nothing of any row, as at the start."""

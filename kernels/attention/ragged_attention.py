@@ -13,6 +13,7 @@ from ..gpu.source import read_kernels
 from ..packing import Packing
 from ..pages.pool import WORD, LayerPool
 from ..pages.sizes import PAGE
+from .manner import Manner
 
 SOURCE = Path(__file__).with_suffix(".metal")
 
@@ -40,18 +41,11 @@ def fits(queries: mx.array, pool: LayerPool) -> bool:
     return made and pool.launch is not None
 
 
-def ragged_attention(
-    queries: mx.array,
-    pool: LayerPool,
-    packing: Packing,
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    cap: float | None = None,
-) -> mx.array:
+def ragged_attention(queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
     """As `stock_attention.attention_by_row`, of what `fits`."""
     assert pool.launch
     (count, heads, dim), dtype, launch = queries.shape, queries.dtype, pool.launch
+    scale, window, sinks, cap = manner.scale, manner.window, manner.sinks, manner.cap
     key = (heads, pool.heads, dim, dtype, window)
     if key not in packing.kept:
         packing.kept[key] = _tiling(queries, pool.heads, packing, window)

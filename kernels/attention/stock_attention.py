@@ -6,73 +6,38 @@ import mlx.core as mx
 
 from ..packing import Packing
 from ..pages.pool import LayerPool
+from .manner import Manner
 
 
-def attention_by_row(
-    queries: mx.array,
-    pool: LayerPool,
-    packing: Packing,
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    cap: float | None = None,
-) -> mx.array:
-    """The reference: MLX's own attention [N, H * D], one call a row, over a copy of the row's keys and values.
-
-    Args:
-        sinks: a score of each head [H] that takes its share of the weights and has no value.
-        cap: what no score, without its mask, goes beyond: scores become cap * tanh(score / cap).
-    """
-    spans = range(len(packing.spans))
-    return mx.concatenate([_of_span(queries, pool, packing, index, scale, window, sinks, cap) for index in spans])
+def attention_by_row(queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
+    """The reference: MLX's own attention [N, H * D], one call a row, over a copy of the row's keys and values."""
+    return mx.concatenate([_of_span(queries, pool, packing, index, manner) for index in range(len(packing.spans))])
 
 
-def attention_together(
-    queries: mx.array,
-    pool: LayerPool,
-    packing: Packing,
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    cap: float | None = None,
-) -> mx.array:
+def attention_together(queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
     """All rows in one call, over padded copies."""
     padded = packing.padded
     rows, width = padded.queries.shape
     keys, values = pool.gather(packing.rows, padded.length, packing.kept)
-    own, mask = queries[padded.queries].transpose(0, 2, 1, 3), padded.mask(packing, window)[:, None]
-    outputs = _attend(own, keys, values, scale, mask, sinks, cap)
+    own, mask = queries[padded.queries].transpose(0, 2, 1, 3), padded.mask(packing, manner.window)[:, None]
+    outputs = _attend(own, keys, values, mask, manner)
     return outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)[padded.order]
 
 
-def _of_span(
-    queries: mx.array,
-    pool: LayerPool,
-    packing: Packing,
-    index: int,
-    scale: float,
-    window: int | None,
-    sinks: mx.array | None,
-    cap: float | None,
-) -> mx.array:
+def _of_span(queries: mx.array, pool: LayerPool, packing: Packing, index: int, manner: Manner) -> mx.array:
     """Attention [count, H * D] of the span `index`."""
     span = packing.spans[index]
     keys, values = pool.gather(packing.row(index), span.length, packing.kept)
     own = queries[span.query : span.query + span.count].transpose(1, 0, 2)[None]
-    output = _attend(own, keys, values, scale, packing.mask(index, window), sinks, cap)
+    output = _attend(own, keys, values, packing.mask(index, manner.window), manner)
     return output[0].transpose(1, 0, 2).reshape(span.count, -1)
 
 
 def _attend(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    scale: float,
-    mask: mx.array | str | None,
-    sinks: mx.array | None,
-    cap: float | None,
+    queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None, manner: Manner
 ) -> mx.array:
     """Attention [R, H, T, D] of queries [R, H, T, D] over keys and values [R, KV, L, D]."""
+    scale, sinks, cap = manner.scale, manner.sinks, manner.cap
     if cap is None:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     assert sinks is None, "no model has both"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import accumulate, product
 
 import mlx.core as mx
 
+from ..attention.manner import Manner
 from ..attention.ragged_attention import fits as attention_fits
 from ..attention.ragged_attention import ragged_attention
 from ..attention.stock_attention import attention_by_row, attention_together
@@ -151,16 +152,17 @@ def _attention_forms(
 ) -> Mapping[str, Form]:
     q, pool = noise(rows * (queries + NEW_LENGTHS), shape.heads, shape.dim, dtype=shape.dtype), shared()
     sinks = noise(shape.heads, dtype=shape.dtype) if shape.sinks else None
+    manner = Manner(shape.dim**-0.5, sinks=sinks, cap=shape.cap)
     mx.eval(q, sinks)
 
     def run(form: Callable[..., mx.array], round: int) -> Call:
         packing = _packing(rows, queries, keys, round)
         own = q[: packing.positions.size]
-        return lambda layer, before: [form(after(own, before), pool, packing, shape.dim**-0.5, None, sinks, shape.cap)]
+        return lambda layer, before: [form(after(own, before), pool, packing, manner)]
 
     def check(form: Callable[..., mx.array], check: Check) -> Outputs:
         own = q[: check.packing.positions.size]
-        return [form(own, pool, check.packing, shape.dim**-0.5, check.window, sinks, shape.cap)]
+        return [form(own, pool, check.packing, replace(manner, window=check.window))]
 
     forms = {STOCK: attention_by_row}
     if attention_fits(q, pool):

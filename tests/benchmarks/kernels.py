@@ -21,6 +21,7 @@ from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 from draftmill.engine.bench.shapes import SHAPES
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.kernels.attention.manner import Manner
 from draftmill.kernels.attention.ragged_attention import ragged_attention
 from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
 from draftmill.kernels.gpu.launch import on_gpu
@@ -102,7 +103,7 @@ def attention_times(
         spans = [Span(r * queries, queries, range(r * room, (r + 1) * room), length) for r in range(rows)]
         at = mx.array([length - queries + i for _ in range(rows) for i in range(queries)], mx.int32)
         packing = Packing.of(spans, at)
-        return lambda: [form(q, pool, packing, q.shape[2] ** -0.5)]
+        return lambda: [form(q, pool, packing, Manner(q.shape[2] ** -0.5))]
 
     return milliseconds(prepare)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import mlx.core as mx
 
 from draftmill.engine.bench.arms import EngineSession
 from draftmill.engine.bench.synthetic import Synthetic
 from draftmill.engine.models.targets.transformer import Transformer
+from draftmill.kernels.attention.manner import Manner
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
 from draftmill.kernels.pages.places import Places, tabled
@@ -38,18 +38,10 @@ class ShiftedMask(Operations):
 
     by: int = 1
 
-    def attention(
-        self,
-        queries: mx.array,
-        pool: LayerPool,
-        packing: Packing,
-        scale: float,
-        *manner: Any,
-        **named: Any,
-    ) -> mx.array:
+    def attention(self, queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
         spans = tuple(replace(span, exact=False) for span in packing.spans)
         shifted = replace(packing, spans=spans).limited(mx.maximum(packing.seen + self.by, 0))
-        return super().attention(queries, pool, shifted, scale, *manner, **named)
+        return super().attention(queries, pool, shifted, manner)
 
 
 def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -14,6 +13,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.request import EngineFailed, Request, Sampling
 from draftmill.engine.schedule.blame import blame
 from draftmill.engine.schedule.row import RELIEF, Row
+from draftmill.kernels.attention.manner import Manner
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
 from draftmill.kernels.pages.pool import LayerPool
@@ -52,16 +52,8 @@ class Failing(Operations):
     fails: Callable[[Packing], bool] = lambda packing: False
     fault: Fault = refused
 
-    def attention(
-        self,
-        queries: mx.array,
-        pool: LayerPool,
-        packing: Packing,
-        scale: float,
-        *manner: Any,
-        **named: Any,
-    ) -> mx.array:
-        mixed = super().attention(queries, pool, packing, scale, *manner, **named)
+    def attention(self, queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
+        mixed = super().attention(queries, pool, packing, manner)
         return self.fault(mixed) if self.fails(packing) else mixed
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from draftmill.kernels.attention.manner import Manner
 from draftmill.kernels.fused.rotary import Layout
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
@@ -67,7 +68,7 @@ def test_no_round_attends_in_a_variant_that_was_not_compiled(shape: AttentionSha
         positions = mx.zeros(begin, mx.int32)
         packing = Packing.of(spans, positions, limits=draw.choice([None, positions]))
         queries = mx.zeros((begin, shape.heads, shape.dim), HALF)
-        operations.attention(queries, pool, packing, 1.0, draw.choice([None, 8, 600]), sinks, shape.cap)
+        operations.attention(queries, pool, packing, Manner(1.0, draw.choice([None, 8, 600]), sinks, shape.cap))
     assert {kernel.name for kernel, _, _ in serving.variants} == {"attend", "combine"}
     assert serving.variants <= known(shape).variants
 

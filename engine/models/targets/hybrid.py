@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 
-from ....kernels.packing import Packing
 from ...state.row_memory import RowMemory
 from ...state.state import State
 from ..linear import Chosen
@@ -41,28 +39,16 @@ class Hybrid(Transformer):
         """The layer `index`, which keeps a memory, and whose place is `place` among those that do."""
 
     @cached_property
-    def attention_layers(self) -> list[Any]:
-        return [layer.self_attn for layer in self.layers if not self.recurs(layer)]
+    def attending(self) -> list[int]:
+        return [index for index, layer in enumerate(self.layers) if not self.recurs(layer)]
 
     @cached_property
     def recurrent_layers(self) -> int:
         """How many layers keep a memory."""
-        return len(self.layers) - len(self.attention_layers)
+        return len(self.layers) - len(self.attending)
 
     def make_state(self, pages: int) -> State:
         return State(super().make_state(pages).pool, self.make_memory())
-
-    def forward(
-        self,
-        tokens: mx.array,
-        packing: Packing,
-        state: State,
-        tapped: Collection[int] = (),
-        chosen: Chosen | None = None,
-    ) -> tuple[mx.array, list[mx.array]]:
-        assert state.recurrent
-        state.recurrent.begin(packing)
-        return super().forward(tokens, packing, state, tapped, chosen)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         place = self.kind_indices[index]

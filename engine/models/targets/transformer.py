@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ....kernels.attention.manner import Manner
 from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.operations import Operations
 from ....kernels.packing import Packing
@@ -55,7 +56,7 @@ class Transformer(ABC):
         self.operations = Operations()
         self.before = [self.norms_before(layer) for layer in self.layers]
         self.head_norms = [self.norms(attn) for attn in self.attention_layers]
-        self.head_sinks = [self.sinks(attn) for attn in self.attention_layers]
+        self.manners = [self.manner(index) for index in self.attending]
         self.joint: list[Any] = [join(self.projections(layer)) for layer in self.layers]
         self.outputs: list[Any] = [self.output(layer) for layer in self.layers]
         self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
@@ -81,9 +82,19 @@ class Transformer(ABC):
         """Queries, keys and values in the joint projection of an attention layer."""
 
     @cached_property
+    def attending(self) -> list[int]:
+        """Which layers attend."""
+        return list(range(len(self.layers)))
+
+    @cached_property
     def attention_layers(self) -> list[Any]:
         """The attention modules, in order."""
-        return [layer.self_attn for layer in self.layers]
+        return [self.layers[index].self_attn for index in self.attending]
+
+    def manner(self, index: int) -> Manner:
+        """How the layer `index` attends."""
+        attn = self.layers[index].self_attn
+        return Manner(self.scale(attn), self.window(index), self.sinks(attn), self.cap)
 
     @property
     def bytes_per_page(self) -> int:
@@ -123,7 +134,7 @@ class Transformer(ABC):
         """What its operations work on."""
         layout = self.layout
         heads = layout.heads, layout.kv_heads, layout.dim
-        attention = AttentionShape(*heads, self.dtype, sinks=self.head_sinks[0] is not None, cap=self.cap)
+        attention = AttentionShape(*heads, self.dtype, sinks=self.manners[0].sinks is not None, cap=self.cap)
         linears = [*self.joint, *filter(None, self.gates), *self.outputs, self.unembed, *filter(None, self.downs)]
         others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
         choices = [ChoiceShape(self.vocabulary, self.dtype)]
@@ -198,6 +209,7 @@ class Transformer(ABC):
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
         the layers in `tapped`, in their order.
         """
+        state.begin(packing)
         through = Pass(packing, state, self.turns(packing.positions), chosen)
         x = self.enter(tokens)
         y = self.before[0][0](x)
@@ -225,8 +237,7 @@ class Transformer(ABC):
         pool = state.pool[place]
         turns = through.turns[self.rope_kind(attn)]
         queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
-        manner = self.scale(attn), self.window(index), self.head_sinks[place], self.cap
-        mixed = self.operations.attention(queries, pool, packing, *manner)
+        mixed = self.operations.attention(queries, pool, packing, self.manners[place])
         if layout.step > layout.dim:  # a head's queries are followed by its gate
             gate = projected[:, : layout.heads * layout.step].reshape(*queries.shape[:2], -1)[..., layout.dim :]
             mixed = gated(gate.reshape(mixed.shape), mixed)

@@ -30,7 +30,7 @@ from tests.engine.small import (
 
 TEXT = dict(
     hidden_size=128,
-    num_hidden_layers=3,
+    num_hidden_layers=4,
     intermediate_size=96,
     num_attention_heads=4,
     num_key_value_heads=2,

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from draftmill.kernels.attention.manner import Manner
 from draftmill.kernels.attention.ragged_attention import ragged_attention
 from draftmill.kernels.attention.stock_attention import attention_by_row
 from draftmill.kernels.gpu.source import Launch
@@ -45,12 +46,12 @@ def check(
     keys, values = (array.astype(form.dtype) for array in random_pool(packing.spans, heads[1], dim, rng))
     each = mx.array(rng.normal(size=heads[0]) * 3, mx.float32).astype(form.dtype) if sinks else None
     pool = filled(pages, keys, values, form.launch)
-    result = ragged_attention(queries, pool, packing, dim**-0.5, window, each, cap)
+    result = ragged_attention(queries, pool, packing, Manner(dim**-0.5, window, each, cap))
     assert result.dtype == form.dtype
     queries, keys, values = (array.astype(mx.float32) for array in (queries, keys, values))
     with mx.stream(mx.cpu):  # a GPU's matrix units may round float32
         each = None if each is None else each.astype(mx.float32)
-        expected = attention_by_row(queries, filled(pages, keys, values), packing, dim**-0.5, window, each, cap)
+        expected = attention_by_row(queries, filled(pages, keys, values), packing, Manner(dim**-0.5, window, each, cap))
     assert float(mx.abs(result - expected).max() / mx.abs(expected).max()) < form.bound
 
 
@@ -117,8 +118,8 @@ def test_half_precision(form: Form, dim: int) -> None:
 @EMULATED
 def test_scores_far_beyond_their_cap() -> None:
     queries, pool, packing = three_queries(on_cpu, 40)
-    result = ragged_attention(queries, pool, packing, 1.0, cap=5.0)
-    assert mx.allclose(result, attention_by_row(queries, pool, packing, 1.0, cap=5.0), 1e-4, 1e-4)
+    result = ragged_attention(queries, pool, packing, Manner(1.0, cap=5.0))
+    assert mx.allclose(result, attention_by_row(queries, pool, packing, Manner(1.0, cap=5.0)), 1e-4, 1e-4)
 
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
@@ -143,7 +144,7 @@ def test_every_barrier_is_needed(index: int) -> None:
         return on_cpu(replace(kernel, body=BARRIER.join(parts[: index + 1]) + BARRIER.join(parts[index + 1 :])), *rest)
 
     with pytest.raises(Fault, match=r"race|nothing wrote it"):
-        ragged_attention(*three_queries(launch), 1.0)
+        ragged_attention(*three_queries(launch), Manner(1.0))
 
 
 @EMULATED
@@ -162,9 +163,9 @@ def test_keys_are_split_and_combined() -> None:
     pool.launch = launch
     for window, splits in ((None, 4), (300, 2)):
         launches.clear()
-        result = ragged_attention(queries, pool, packing, 0.125, window)
+        result = ragged_attention(queries, pool, packing, Manner(0.125, window))
         assert launches == [("attend", (2, 2, splits)), ("combine", (3, 1, 1))]
-        assert mx.allclose(result, attention_by_row(queries, stock, packing, 0.125, window), 1e-5, 1e-6)
+        assert mx.allclose(result, attention_by_row(queries, stock, packing, Manner(0.125, window)), 1e-5, 1e-6)
 
 
 @EXACTLY
@@ -175,14 +176,14 @@ def test_long_spans_stay_with_stock_attention(form: Form) -> None:
 @EMULATED
 def test_large_scores_do_not_overflow() -> None:
     queries, pool, packing = three_queries(on_cpu, 40)
-    result = ragged_attention(queries, pool, packing, 1.0)
-    assert mx.allclose(result, attention_by_row(queries, pool, packing, 1.0), 1e-4, 1e-3)
+    result = ragged_attention(queries, pool, packing, Manner(1.0))
+    assert mx.allclose(result, attention_by_row(queries, pool, packing, Manner(1.0)), 1e-4, 1e-3)
 
 
 @EMULATED
 def test_limits_end_with_the_row() -> None:
     queries, pool, packing = three_queries(on_cpu)
     limited = packing.limited(packing.positions + 30)
-    result = ragged_attention(queries, pool, limited, 1.0)
+    result = ragged_attention(queries, pool, limited, Manner(1.0))
     inexact = replace(limited, spans=tuple(replace(span, exact=False) for span in limited.spans))
-    assert mx.allclose(result, attention_by_row(queries, pool, inexact, 1.0), 1e-5, 1e-5)
+    assert mx.allclose(result, attention_by_row(queries, pool, inexact, Manner(1.0)), 1e-5, 1e-5)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from draftmill.kernels.attention.manner import Manner
 from draftmill.kernels.attention.stock_attention import attention_by_row, attention_together
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing
@@ -64,6 +65,6 @@ def check(form, window, counts, exact, sinks=None, cap=None) -> None:
     queries = mx.array(rng.normal(size=(sum(counts), HEADS, DIM)), mx.float32)
     keys, values = random_pool(packing.spans, KV_HEADS, DIM, rng)
     pool = filled([span.pages for span in packing.spans], keys, values)
-    result = form(queries, pool, packing, 1 / math.sqrt(DIM), window, sinks, cap)
+    result = form(queries, pool, packing, Manner(1 / math.sqrt(DIM), window, sinks, cap))
     expected = written_out(queries, keys, values, packing, window, sinks, cap)
     assert np.abs(np.array(result) - expected).max() < 1e-5
