@@ -7,7 +7,7 @@ which has none, a user has all commands of its grants on all their keys.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 ANYBODY = "auth hello ping info time select client|setname client|info multi exec discard"
@@ -155,18 +155,29 @@ ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submit
 )
 
 
-def users(passwords: dict[str, str], version: tuple[int, ...]) -> Iterator[str]:
+def users(
+    passwords: Mapping[str, str], version: tuple[int, ...], kept: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Lines of an ACL file for a Redis of this version: the roles, `admin`, and `default` switched off.
 
-    `passwords` has one for each role and for `admin`; the file has only their SHA-256.
+    A user that is among the `kept` ones has what is said there of state and passwords, see `credentials`; the others
+    are on, each with that of `passwords`. The file has only the SHA-256 of these.
     """
+    known = {name: f"on {_hashed(password)}" for name, password in passwords.items()} | dict(kept or {})
     yield "user default off resetpass resetkeys resetchannels -@all"
-    yield f"user admin on {_hashed(passwords['admin'])} ~* &* +@all"
+    yield f"user admin {known['admin']} ~* &* +@all"
     for name, role in ROLES.items():
         rules = _with_selectors(role) if version >= (7, 0) else _flat(role)
         if version >= (7, 2):  # the first that knows it; clients send it and can do without
             rules = f"+client|setinfo {rules}"
-        yield f"user {name} on {_hashed(passwords[name])} resetkeys resetchannels -@all {rules}"
+        yield f"user {name} {known[name]} resetkeys resetchannels -@all {rules}"
+
+
+def credentials(line: str) -> tuple[str, str]:
+    """The user of a line of an ACL file, and of its rules the state and the passwords: `on #5e88…`."""
+    _, name, *rules = line.split()
+    state = "off" if "off" in rules else "on"
+    return name, " ".join([state, *(rule for rule in rules if rule[0] in "#>" or rule == "nopass")])
 
 
 def _with_selectors(role: Role) -> str:

@@ -327,13 +327,6 @@ USERS = "draftmill:users"
 """Set: users who have jobs that run."""
 
 
-def turns_key(pair: str) -> str:
-    """Sorted set: `<priority>:<user>` that has queued jobs of the pair -> when its next one is due, in virtual time.
-    Behind a further colon and such a name: batch of that user and priority -> when its next one is due.
-    """
-    return f"draftmill:turns:{WIRE}:{slug(pair)}"
-
-
 def alone_key(pair: str) -> str:
     """List of the pair's jobs that must run alone, the head first."""
     return f"draftmill:alone:{WIRE}:{slug(pair)}"
