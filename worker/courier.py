@@ -1,10 +1,11 @@
-"""The thread that talks to Redis while the engine runs: it fetches jobs and delivers outcomes."""
+"""The threads that talk to Redis while the engine runs: one fetches jobs and delivers outcomes, one waits for jobs."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import redis as redis_py
 
@@ -15,8 +16,12 @@ from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")
 
-SHORTEST_SLEEP, LONGEST_SLEEP = 0.05, 0.25
-"""Seconds between two looks at an empty queue."""
+SOON, LATER = 0.05, 1.0
+"""Seconds until the next look at the queue: after one that found jobs, and while only rows that are taken could have
+more waiting behind them."""
+LISTEN_SECONDS = 3.0
+"""For how long a worker with a free row waits to be called before it looks by itself: jobs can become ready without a
+call, as when a limit is raised or `rq resume` is run."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
 """Seconds until the next attempt when Redis does not answer."""
 STATES = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOAUTH", "WRONGPASS")
@@ -30,6 +35,31 @@ def passes(error: redis_py.RedisError) -> bool:
     if not isinstance(error, redis_py.ResponseError) or denied(error):
         return True
     return any(state in str(error) for state in STATES)
+
+
+class Listener(threading.Thread):
+    """Waits for Redis to call this worker, on a connection of its own, while `wants` is set.
+
+    Args:
+        heard: called when it is time to look for jobs; then it waits until `wants` is set again.
+    """
+
+    def __init__(self, queue: JobQueue, heard: Callable[[], None]) -> None:
+        super().__init__(name="listener", daemon=True)
+        self._queue, self._heard = queue, heard
+        self.wants = threading.Event()
+
+    def run(self) -> None:
+        while True:
+            self.wants.wait()
+            try:
+                if self._queue.wait(LISTEN_SECONDS) and not self.wants.is_set():
+                    self._queue.pass_on()
+            except redis_py.RedisError:  # the courier says so when it looks
+                self.wants.clear()
+                time.sleep(FIRST_BACKOFF)
+            self.wants.clear()
+            self._heard()
 
 
 class Courier(threading.Thread):
@@ -48,6 +78,7 @@ class Courier(threading.Thread):
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._aborted = threading.Event()
+        self._listener = Listener(queue, self._wake.set)
         self._room = self._ahead = 0
         self._unread: list[Claimed] = []
         self._jobs: list[Claimed] = []
@@ -104,7 +135,8 @@ class Courier(threading.Thread):
     # The thread's side.
 
     def run(self) -> None:
-        sleep, backoff = SHORTEST_SLEEP, FIRST_BACKOFF
+        self._listener.start()
+        backoff = FIRST_BACKOFF
         while not self._aborted.is_set():
             self._wake.clear()
             try:
@@ -121,8 +153,25 @@ class Courier(threading.Thread):
             backoff = FIRST_BACKOFF
             if self._closing.is_set() and not self.pending:
                 return
-            sleep = SHORTEST_SLEEP if found else min(1.5 * sleep, LONGEST_SLEEP)
-            self._wake.wait(sleep)
+            self._rest(found)
+
+    def _rest(self, found: bool) -> None:
+        """Wait until there is something to do: an outcome, more room, or jobs."""
+        if found:
+            self._wake.wait(SOON)
+        elif self._has_free_row:
+            self._listener.wants.set()
+            self._wake.wait(2 * LISTEN_SECONDS)
+            self._listener.wants.clear()
+        else:
+            self._wake.wait(LATER)
+
+    @property
+    def _has_free_row(self) -> bool:
+        """Whether a job that comes now could run now."""
+        with self._lock:
+            alone = any(job.alone for job in self._held.values())
+            return self._room > self._ahead and not alone and not self._closing.is_set()
 
     @property
     def pending(self) -> int:

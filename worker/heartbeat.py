@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from queue import SimpleQueue
 from typing import Any
 
 import orjson
 import redis as redis_py
 from redis.client import PubSub
-from rq import worker_registration
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..producer.queue import wire
 from ..producer.queue.fleet import Orders
 from ..producer.queue.leases import BEAT, Claimed, Drop, JobQueue
-from ..producer.queue.scripts import rq_now
+from ..producer.queue.scripts import run
 from .metrics import Metrics
 
 log = logging.getLogger("draftmill.worker")
@@ -95,24 +94,20 @@ class Heartbeat(threading.Thread):
         for drop in self.queue.renew(held):
             self.drops.put(drop)
         self.worker.last_heartbeat = now()
-        state = {"state": "busy" if held else "idle"}
-        with self.queue.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self.worker.key, mapping=self.worker.serialize() | state)
-            pipe.expire(self.worker.key, DEAD_AFTER)
-            worker_registration.register(self.worker, pipe)
-            pipe.sadd("rq:queues", *(queue.key for queue in self.worker.queues))  # else `rq info` shows no worker
-            report = [part for field in self.report().items() for part in field]
-            head = (rq_now(), wire.RESULT_TTL, REPORT_TTL, self.worker.name)
-            pipe.eval(BEAT, 0, *head, len(self._order_fields), *self._order_fields, *report)
-            orders = pipe.execute()[-1]
+        known = self.worker.serialize() | {"state": "busy" if held else "idle"}
+        orders = run(
+            self.queue.redis,
+            BEAT,
+            *(REPORT_TTL, self.worker.name, wire.pair_queue(self.queue.pair), DEAD_AFTER),
+            *(len(known), *_flat(known)),
+            *(len(self._order_fields), *self._order_fields, *_flat(self.report())),
+        )
         try:
             self.on_orders(Orders.read(orders))
         except ValueError:
             log.error("what operators ask of this worker makes no sense: HGETALL %s", wire.FLEET)
 
     def _reap(self) -> None:
-        for queue in self.worker.queues:
-            worker_registration.clean_worker_registry(queue)
         reaped = self.queue.reap()
         self.metrics.observe_reaped(reaped)
         if any(reaped):
@@ -145,3 +140,7 @@ class Heartbeat(threading.Thread):
         if self._commands is not None:
             self._commands.close()
             self._commands = None
+
+
+def _flat(fields: Mapping[str, Any]) -> Iterator[Any]:
+    return (part for field in fields.items() for part in field)

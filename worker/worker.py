@@ -1,4 +1,4 @@
-"""The worker: joins an engine to a queue. The engine runs on this thread, Redis on two others."""
+"""The worker: joins an engine to a queue. The engine runs on this thread, Redis on others."""
 
 from __future__ import annotations
 

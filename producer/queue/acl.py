@@ -7,7 +7,7 @@ which has none, a user has all commands of its grants on all their keys.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 ANYBODY = "auth hello ping info time select client|setname client|info multi exec discard"
@@ -49,9 +49,12 @@ HOW_FAR = (
 )
 """What says how far batches are."""
 
+RINGS = (Grant("expire llen rpush", "~draftmill:bell:*"), Grant("zcard", "%R~draftmill:workers"))
+"""What wakes workers."""
+
 ROLES = {
     "producer": Role(  # submit, status, cancel; reads no prompt and no result, writes none, and can take outcomes back
-        "eval time",
+        "eval evalsha time",
         (
             *HOW_FAR,
             Grant("exists ttl hget hmget hexists hset hsetnx hdel hincrby persist", "~draftmill:batch:*"),
@@ -65,22 +68,26 @@ ROLES = {
             Grant("exists hset del", "%W~rq:job:*"),
             Grant("exists rpush", "%W~rq:queue:draftmill.*"),
             Grant("sadd", "%W~rq:queues"),
+            *RINGS,
+            Grant("get zrange zscore", "%R~draftmill:clock:* %R~draftmill:parked:*"),
         ),
     ),
     "worker": Role(  # claims, commits, reaps; cannot read results back
-        "eval time publish subscribe unsubscribe",
+        "eval evalsha time publish subscribe unsubscribe",
         (
             *HOW_FAR,
             Grant(
                 "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hscan "
-                "lindex llen lpop lpush lrange lrem sadd srem sismember smembers srandmember scard "
+                "lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
                 "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
                 "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
-                "~draftmill:turns:* ~draftmill:alone:* ~draftmill:drains:* ~draftmill:leases:* ~draftmill:later:* "
-                "~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
+                "~draftmill:turns:* ~draftmill:parked:* ~draftmill:clock:* ~draftmill:alone:* ~draftmill:drains:* "
+                "~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
+            *RINGS,
+            Grant("blpop", "~draftmill:bell:*"),
             Grant("hget", "%R~draftmill:limits"),
             Grant("xadd expire", "%W~draftmill:results:* %W~draftmill:failed"),
             Grant("expire", "%W~draftmill:handed:* %W~draftmill:bad:*"),
@@ -88,7 +95,7 @@ ROLES = {
         "&rq:pubsub:*",
     ),
     "collector": Role(  # status, collect, forget; cannot queue anything
-        "eval time unwatch",
+        "eval evalsha time unwatch",
         (
             *HOW_FAR,
             Grant("exists hget hmget hsetnx", "~draftmill:batch:*"),
@@ -122,7 +129,7 @@ ROLES = {
     ),
 }
 ROLES["server"] = Role(  # `draftmill serve`, which submits and collects for its users
-    "eval time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
+    "eval evalsha time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
 )
 ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and cancelling: its lines are ended by workers
     "",
@@ -137,7 +144,7 @@ ROLES["operator"] = Role(  # `draftmill workers` and `draftmill limit`: sees num
     (*ROLES["metrics"].grants, Grant("hset hdel", "%W~draftmill:fleet %W~draftmill:limits")),
 )
 ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submits, and collects if results are written
-    "eval time unwatch",
+    "eval evalsha time unwatch",
     (
         *ROLES["server"].grants,
         Grant(
@@ -148,18 +155,29 @@ ROLES["scheduler"] = Role(  # `draftmill cron`: keeps and runs schedules, submit
 )
 
 
-def users(passwords: dict[str, str], version: tuple[int, ...]) -> Iterator[str]:
+def users(
+    passwords: Mapping[str, str], version: tuple[int, ...], kept: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Lines of an ACL file for a Redis of this version: the roles, `admin`, and `default` switched off.
 
-    `passwords` has one for each role and for `admin`; the file has only their SHA-256.
+    A user that is among the `kept` ones has what is said there of state and passwords, see `credentials`; the others
+    are on, each with that of `passwords`. The file has only the SHA-256 of these.
     """
+    known = {name: f"on {_hashed(password)}" for name, password in passwords.items()} | dict(kept or {})
     yield "user default off resetpass resetkeys resetchannels -@all"
-    yield f"user admin on {_hashed(passwords['admin'])} ~* &* +@all"
+    yield f"user admin {known['admin']} ~* &* +@all"
     for name, role in ROLES.items():
         rules = _with_selectors(role) if version >= (7, 0) else _flat(role)
         if version >= (7, 2):  # the first that knows it; clients send it and can do without
             rules = f"+client|setinfo {rules}"
-        yield f"user {name} on {_hashed(passwords[name])} resetkeys resetchannels -@all {rules}"
+        yield f"user {name} {known[name]} resetkeys resetchannels -@all {rules}"
+
+
+def credentials(line: str) -> tuple[str, str]:
+    """The user of a line of an ACL file, and of its rules the state and the passwords: `on #5e88…`."""
+    _, name, *rules = line.split()
+    state = "off" if "off" in rules else "on"
+    return name, " ".join([state, *(rule for rule in rules if rule[0] in "#>" or rule == "nopass")])
 
 
 def _with_selectors(role: Role) -> str:

@@ -5,7 +5,6 @@ Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import redis as redis_py
 from rq.job import Job, JobStatus
 
 from . import fleet, wire
+from .connect import bearable
 from .ending import sweep
 from .scripts import run, script
 
@@ -313,8 +313,7 @@ def read(redis: redis_py.Redis, batch: str, after: str = "0-0", count: int = 500
 
     Waits up to `block` seconds for the first, and never for longer than half of what a command may take.
     """
-    longest = redis.connection_pool.connection_kwargs.get("socket_timeout") or math.inf
-    milliseconds = int(1000 * min(block, longest / 2))
+    milliseconds = int(1000 * bearable(redis, block))
     found: Any = redis.xread({wire.results_key(batch): after}, count, milliseconds or None)
     return [
         Result(entry.decode(), fields[b"line"], int(fields.get(b"n", 0)), fields.get(b"job", b"").decode())

@@ -6,6 +6,7 @@ import fcntl
 import getpass
 import hashlib
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -124,6 +125,11 @@ def _check(client: redis.Redis, where: str) -> None:
             "run CONFIG SET maxmemory-policy noeviction",
             NO_REDIS,
         )
+
+
+def bearable(client: redis.Redis, seconds: float) -> float:
+    """As many of these seconds as a command of the client may wait in Redis without looking like a lost server."""
+    return min(seconds, (client.connection_pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
 
 
 def plain(client: redis.Redis, connected: Callable[[], object]) -> redis.Redis:

@@ -1,4 +1,4 @@
-"""How lines of a batch end that no worker is to run: cancelled, bad, or because a file has them already."""
+"""How lines of a batch end that no worker is to run: cancelled, bad, taken by RQ's tools, or in a file already."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from . import wire
 from .errors import denied
 from .scripts import run, script
 
-SWEEP, DROP = script("cancel"), script("drop")
+SWEEP, DROP, REPAIR = script("cancel"), script("drop"), script("repair")
 
 CANCELLED = "batch_cancelled"
 """Error code of lines that ended because their batch was cancelled."""
 
 STRETCH, SHORT_STRETCH = 1000, 200
 """Jobs that one call ends, so that it never holds Redis up for long; fewer if it looks for each in the queue."""
+
+MOST_COMPARED = 200_000
+"""Entries of a queue with which one call compares jobs."""
 
 
 class Open(NamedTuple):
@@ -44,6 +47,32 @@ def sweep(redis: redis_py.Redis, batch: str) -> int | None:
         if not denied(error):
             raise
         return None
+
+
+def repair(redis: redis_py.Redis, batch: str) -> tuple[int, int]:
+    """Goes through the open jobs of a batch of which not all are to be found: queues again those that only their queue
+    has lost, ends those that RQ's tools cancelled or deleted, and returns how many of each.
+
+    What it reads may change meanwhile; the script looks again, at some jobs in each call.
+    """
+    names: Any = redis.hget(wire.batch_key(batch), "queue")
+    queued: set[bytes] = set()
+    for name in (names or b"").split():
+        place, page = 0, True
+        while page:
+            page: Any = redis.lrange(b"rq:queue:" + name, place, place + STRETCH - 1)
+            queued.update(page)
+            place += STRETCH
+    lost = [job for job, _ in redis.hscan_iter(wire.open_key(batch), count=STRETCH) if job not in queued]
+    size = max(1, min(SHORT_STRETCH, MOST_COMPARED // (len(queued) + 1)))
+    requeued = taken = 0
+    for first in range(0, len(lost), size):
+        more_requeued, more_taken, missing = run(redis, REPAIR, batch, *lost[first : first + size])
+        requeued, taken = requeued + more_requeued, taken + more_taken
+        if missing <= 0:
+            break
+    redis.hdel(wire.batch_key(batch), "repairing")
+    return requeued, taken
 
 
 def open_jobs(redis: redis_py.Redis, batch: str) -> Iterator[Open]:

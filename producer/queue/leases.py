@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 import redis as redis_py
 
 from . import wire
-from .ending import sweep
-from .scripts import rq_now, run, script
+from .connect import bearable
+from .ending import repair, sweep
+from .scripts import Script, run, run_all, script
 
 CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
     script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "beat")
@@ -74,6 +75,9 @@ class Reaped(NamedTuple):
     poisoned: int
     taken: int = 0
 
+    def plus(self, other: Reaped) -> Reaped:
+        return Reaped(*map(sum, zip(self, other, strict=True)))
+
 
 class JobQueue:
     """The queues of one pair: each batch has one, and they take turns.
@@ -96,7 +100,7 @@ class JobQueue:
         """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already."""
         first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
         counts = (first, n, ahead, held)
-        found = self._eval(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair))
+        found = self._run(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair))
         return [
             Claimed(
                 id.decode(),
@@ -111,13 +115,24 @@ class JobQueue:
             for id, data, token, batch, custom_id, waited_ms, alone, keep in found
         ]
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until Redis calls this worker to look for jobs; False if it did not within `seconds`."""
+        return self.redis.blpop([wire.bell_key(self.pair)], bearable(self.redis, seconds)) is not None
+
+    def pass_on(self) -> None:
+        """Let another worker have a call that this one has no use for."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(wire.bell_key(self.pair), "")
+            pipe.expire(wire.bell_key(self.pair), wire.BELL_SECONDS)
+            pipe.execute()
+
     def blame(self, starting: Iterable[Claimed], waiting: Iterable[Claimed] = ()) -> None:
         """Say that `starting` are about to be in a row, and `waiting` are not: the leases of those count, if lost."""
         states = [
             part for jobs, state in ((starting, 1), (waiting, 0)) for job in jobs for part in (*_pair(job), state)
         ]
         if states:
-            self._eval(BLAME, *states)
+            self._run(BLAME, *states)
 
     def renew(self, jobs: Iterable[Claimed]) -> list[Drop]:
         """Extend the leases of `jobs`; returns those that are lost or cancelled. Call it also without jobs: it notes
@@ -125,7 +140,7 @@ class JobQueue:
         """
         tokens = {job.id: job.token for job in jobs}
         pairs = [part for pair in tokens.items() for part in pair]
-        found = [(id.decode(), why.decode()) for id, why in self._eval(RENEW, self._lease_ms, *pairs)]
+        found = [(id.decode(), why.decode()) for id, why in self._run(RENEW, self._lease_ms, *pairs)]
         return [Drop(id, why, tokens[id]) for id, why in found]
 
     def commit(self, outcomes: Sequence[Outcome]) -> list[bool | redis_py.RedisError]:
@@ -134,40 +149,42 @@ class JobQueue:
         Raises:
             RedisError: the connection failed; any of them may be recorded, so send them again.
         """
-        with self.redis.pipeline(transaction=False) as pipe:
-            for end in outcomes:
-                head = (rq_now(), str(wire.RESULT_TTL), self.worker, end.job.id, end.job.token)
-                if end.status == "returned":
-                    pipe.eval(RELEASE, 0, *head[:2], end.job.id, end.job.token)
-                elif end.status == "retry":
-                    pipe.eval(RETRY, 0, *head, end.reason, str(int(RETRY_SECONDS * 1000)))
-                else:
-                    counts = (str(end.prompt_tokens), str(end.completion_tokens))
-                    pipe.eval(COMMIT, 0, *head, end.status, end.line, *counts, end.reason)
-            replies = pipe.execute(raise_on_error=False)
+        replies = run_all(self.redis, [self._ending(end) for end in outcomes])
         return [r if isinstance(r, redis_py.RedisError) else r in (b"recorded", 1) for r in replies]
+
+    def _ending(self, end: Outcome) -> tuple[Script, tuple[Any, ...]]:
+        lease = end.job.id, end.job.token
+        if end.status == "returned":
+            return RELEASE, lease
+        if end.status == "retry":
+            return RETRY, (self.worker, *lease, end.reason, str(int(RETRY_SECONDS * 1000)))
+        counts = str(end.prompt_tokens), str(end.completion_tokens)
+        return COMMIT, (self.worker, *lease, end.status, end.line, *counts, end.reason)
 
     def release(self, jobs: Iterable[Claimed]) -> int:
         """Hand unfinished jobs back to the front of their queue."""
         pairs = [part for job in jobs for part in _pair(job)]
-        return self._eval(RELEASE, *pairs) if pairs else 0
+        return self._run(RELEASE, *pairs) if pairs else 0
 
     def reap(self) -> Reaped:
         """Take back expired leases, whoever held them; queue what waited for its next try; end what is cancelled."""
         reaped, found = Reaped(0, 0), MOST_REAPED
         while found >= MOST_REAPED:  # there may be more
-            *counts, cancelled = self._eval(REAP, MOST_REAPED, MOST_BATCHES)
+            *counts, cancelled, broken = self._run(REAP, MOST_REAPED, MOST_BATCHES, wire.pair_queue(self.pair))
             for batch in cancelled:  # by a producer who may not end its lines
                 sweep(self.redis, batch.decode())
-            reaped, found = Reaped(*map(sum, zip(reaped, counts, strict=True))), sum(counts)
+            reaped, found = reaped.plus(Reaped(*counts)), sum(counts)
+            for batch in broken:
+                requeued, taken = repair(self.redis, batch.decode())
+                reaped = reaped.plus(Reaped(requeued, 0, taken))
         return reaped
 
     @property
     def _lease_ms(self) -> int:
         return int(self.lease * 1000)
 
-    def _eval(self, text: str, *arguments: Any) -> Any:
-        return run(self.redis, text, *arguments)
+    def _run(self, script: Script, *arguments: Any) -> Any:
+        return run(self.redis, script, *arguments)
 
 
 def _pair(job: Claimed) -> tuple[str, str]:

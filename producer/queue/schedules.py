@@ -14,10 +14,10 @@ from redis.client import Pipeline
 
 from . import errors
 from .errors import UserError
-from .scripts import LUA
+from .scripts import call, lone_script
 
 CRON, NEXT, BATCH, LAST = "draftmill:cron", "draftmill:cron:next", "draftmill:cron:batch", "draftmill:cron:last"
-LOOK = (LUA / "cron.lua").read_text("utf-8")
+LOOK = lone_script("cron")
 
 
 class Slot(NamedTuple):
@@ -157,7 +157,7 @@ def look(
     for name, json, next, after, slot in random.sample(due, len(due)):  # so that none waits behind another's backlog
         takes += [name, json, next, after, "" if slot is None else Slot(name, slot).key]
     arguments = [int(lease * 1000), room, len(ends) // 2, *ends, len(holds), *holds, len(due), *takes]
-    reply: Any = redis.eval(LOOK, 0, scheduler, *arguments)
+    reply: Any = call(redis, LOOK, scheduler, *arguments)
     lost, taken = ({Slot.parse(key) for key in keys} for keys in reply)
     batches: Any = redis.hmget(BATCH, [slot.key for slot in taken]) if taken else []
     return Looked({slot: (batch or b"").decode() for slot, batch in zip(taken, batches, strict=True)}, lost)

@@ -62,6 +62,9 @@ LEAST_TOP_P = 1e-6
 """A smaller top_p means this one. Either leaves the likeliest token alone, as long as a vocabulary is below a million
 tokens; but float32 takes the smallest ones for 0, which leaves none."""
 
+BELL_SECONDS = 60
+"""How long a call to look for jobs stands for workers that do not wait yet."""
+
 RESULT_TTL = 14 * 24 * 3600
 """Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
 
@@ -244,7 +247,7 @@ def queue_name(pair: str, batch: str) -> str:
     return f"{pair_queue(pair)}:{batch}"
 
 
-# Keys that Python reads or writes. All keys, each with its type and owner, stand in `lua/record.lua`.
+# Keys that Python reads or writes. All keys, each with its type and owner, stand in `lua/shared/record.lua`.
 
 BATCHES = "draftmill:batches"
 """Sorted set: batch id -> submission time (Unix seconds)."""
@@ -254,7 +257,7 @@ def batch_key(batch: str) -> str:
     """Hash: pairs (JSON), the first of them as pair, queue (those of its pairs, spaces between), priority, user,
     source, parameters, total, created, cancelled_at, collected_at, generation, wire; counters for people to read:
     failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since <slug of a pair>`: when the job that is next
-    in its queue was queued, Redis TIME in ms.
+    in its queue was queued, and `repairing`: since when a worker looks for lost jobs, Redis TIME in ms.
     """
     return f"draftmill:batch:{batch}"
 
@@ -324,16 +327,14 @@ USERS = "draftmill:users"
 """Set: users who have jobs that run."""
 
 
-def turns_key(pair: str) -> str:
-    """Sorted set: `<priority>:<user>` that has queued jobs of the pair -> when its next one is due, in virtual time.
-    Behind a further colon and such a name: batch of that user and priority -> when its next one is due.
-    """
-    return f"draftmill:turns:{WIRE}:{slug(pair)}"
-
-
 def alone_key(pair: str) -> str:
     """List of the pair's jobs that must run alone, the head first."""
     return f"draftmill:alone:{WIRE}:{slug(pair)}"
+
+
+def bell_key(pair: str) -> str:
+    """List with an entry for each worker that is to wake and look for jobs of the pair; expires."""
+    return f"draftmill:bell:{WIRE}:{slug(pair)}"
 
 
 WORKERS = "draftmill:workers"

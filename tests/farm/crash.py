@@ -41,12 +41,12 @@ class CrashingQueue(JobQueue):
         self.fuse("after commit")
         return replies
 
-    def _eval(self, text: str, *arguments: Any) -> Any:
-        if text is leases.CLAIM and self.unread:
+    def _run(self, script: scripts.Script, *arguments: Any) -> Any:
+        if script is leases.CLAIM and self.unread:
             connection = self.redis.connection_pool.get_connection()
-            connection.send_command("EVAL", text, 0, scripts.rq_now(), "1209600", *arguments)
+            connection.send_command("EVAL", script.text, 0, scripts.rq_now(), "1209600", *arguments)
             self.fuse("pop")
-        return super()._eval(text, *arguments)
+        return super()._run(script, *arguments)
 
 
 def crash_at(worker: MillWorker, step: str, after: int) -> None:

@@ -355,3 +355,26 @@ def test_the_command_prints_a_file_that_the_server_takes_and_passwords_that_fit(
             assert redis_py.Redis(unix_socket_path=str(server.socket), username=name, password=password).ping()
         server.kill()
         assert passwords.keys() == PASSWORDS.keys()
+
+
+def test_a_file_made_anew_keeps_passwords_and_other_users(shell: Shell) -> None:
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        earlier = [*acl.users(PASSWORDS, (7, 2)), "user guest on nopass ~guest:* +get"]
+        earlier = [line.replace("on ", "off ", 1) if line.startswith("user metrics") else line for line in earlier]
+        file = shell.folder / "earlier.acl"
+        file.write_text("\n".join(line.replace("+evalsha", "") for line in earlier) + "\n")
+        made = shell("redis", "acl", "--redis-url", server.url, "--keep", str(file), "--renew", "worker")
+        same = shell("redis", "acl", "--redis-url", server.url, "--keep", str(file))
+        file.write_text("")
+        emptied = shell("redis", "acl", "--redis-url", server.url, "--keep", str(file))
+        server.kill()
+    assert same.stdout.splitlines() == earlier
+    assert same.stderr == ""
+    changed = {line.split()[1] for line in set(made.stdout.splitlines()) ^ set(earlier)}
+    assert changed == {"worker"}
+    assert "redis://worker:" in made.stderr
+    assert len(made.stderr.splitlines()) == 1
+    assert (emptied.returncode, emptied.stdout) == (2, "")
+    assert "has none of draftmill's users" in emptied.stderr

@@ -8,8 +8,9 @@
 -- Users take turns, and the batches of a user among themselves (virtual clock). What takes turns is a flow: all batches of
 -- one user and one priority. The next job is that of the flow whose next job is due first, and then the one after it comes
 -- due later by what the priority costs. So users share alike, however many batches each has; a high priority gets 16
--- jobs for each of a normal one, and a low one is served too. Inside a flow, batches share alike. A user's flows wait
--- while as many jobs of that user run as the limit allows.
+-- jobs for each of a normal one, and a low one is served too. Inside a flow, batches share alike. A user's flows are
+-- parked while as many jobs of that user run as the limit allows. A claim reads the flows and batches that it takes from,
+-- however many there are.
 --
 -- Jobs that would wait are taken from full queues only, a quarter of what is there: so a row that ends is filled
 -- without a trip to Redis, and yet the last jobs of a batch go to the workers that have a row free.
@@ -21,37 +22,15 @@
 
 local worker, lease, number, wanted = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local ahead, held, pair = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
-local TURNS, ALONE = 'draftmill:turns:' .. WIRE .. ':' .. pair, 'draftmill:alone:' .. WIRE .. ':' .. pair
-local DRAINS = 'draftmill:drains:' .. WIRE .. ':' .. pair
-local MOST_LOOKED_AT, PATIENCE = 1000, 5
+local TURNS, PARKED, ALONE, DRAINS =
+  of_pair('turns', pair), of_pair('parked', pair), of_pair('alone', pair), of_pair('drains', pair)
+local MOST_LOOKED_AT, MOST_ALONE, MOST_UNPARKED, PATIENCE = 1000, 100, 16, 5
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {} end
-
-local flows = {}
-local scores = redis.call('ZRANGE', TURNS, 0, -1, 'WITHSCORES')
-for i = 1, #scores, 2 do
-  local name, due = scores[i], tonumber(scores[i + 1])
-  local priority, user = string.match(name, '^(%a+):(.*)$')
-  flows[#flows + 1] =
-    { name = name, key = TURNS .. ':' .. name, user = user or '', cost = COST[priority] or COST.low, due = due, was = due }
-end
 
 -- A batch's queue of this pair.
 local function queue_of(batch)
   return 'draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch
 end
-
--- Jobs that are queued, counted as far as it matters.
-local function count_queued(enough)
-  local there = 0
-  for _, flow in ipairs(flows) do
-    for _, batch in ipairs(redis.call('ZRANGE', flow.key, 0, enough)) do
-      there = there + redis.call('LLEN', 'rq:queue:' .. queue_of(batch))
-      if there >= enough then return there end
-    end
-  end
-  return there
-end
-wanted = wanted - ahead + math.min(ahead, math.floor(count_queued(4 * ahead) / 4))
 
 -- How many more jobs of a user may run.
 local allowances = {}
@@ -63,33 +42,81 @@ local function allowance(user)
   return allowances[user]
 end
 
-local clock = 0
-local function next_flow()
-  local best
-  for _, flow in ipairs(flows) do
-    if not flow.over and (not best or flow.due < best.due) then
-      flow.capped = allowance(flow.user) <= 0
-      if not flow.capped then best = flow end
+local function user_of(flow)
+  return string.match(flow, '^%a+:(.*)$') or ''
+end
+
+-- A job that ends unparks the flows of its user; this is for limits that were raised, a few at a time.
+for _, flow in ipairs(redis.call('ZRANDMEMBER', PARKED, MOST_UNPARKED)) do
+  if allowance(user_of(flow)) > 0 then unpark(pair, flow, user_of(flow)) end
+end
+
+-- Jobs that are queued, counted as far as it matters.
+local function count_queued(enough)
+  local there, looks = 0, 0
+  for _, turns in ipairs({ TURNS, PARKED }) do
+    for _, flow in ipairs(redis.call('ZRANGE', turns, 0, enough)) do
+      for _, batch in ipairs(redis.call('ZRANGE', TURNS .. ':' .. flow, 0, enough)) do
+        there = there + redis.call('LLEN', 'rq:queue:' .. queue_of(batch))
+        looks = looks + 1
+        if there >= enough or looks >= MOST_LOOKED_AT then return there end
+      end
     end
   end
-  if best then clock = best.due end
-  return best
+  return there
+end
+if ahead > 0 then wanted = wanted - ahead + math.min(ahead, math.floor(count_queued(4 * ahead) / 4)) end
+
+-- Flows are read one by one, in the order in which they are due, and stay in the turns as they were until the end: those
+-- that were read are the first of them. Of two that are due at one time the one that was read first is first.
+local flows, read, looked_at, clock = {}, 0, 0, 0
+local function read_flow()
+  local found = redis.call('ZRANGE', TURNS, read, read, 'WITHSCORES')
+  local name, due = found[1], tonumber(found[2])
+  if not name then return nil end
+  read = read + 1
+  local cost = COST[string.match(name, '^(%a+):') or ''] or COST.low
+  return { name = name, key = TURNS .. ':' .. name, user = user_of(name), cost = cost, due = due, was = due }
+end
+
+local function leave(flow)
+  flow.left, read = true, read - 1
+end
+
+local ahead_of_all = read_flow()
+local function next_flow()
+  while looked_at < MOST_LOOKED_AT do
+    local best
+    for _, flow in ipairs(flows) do
+      if not flow.left and (not best or flow.due < best.due) then best = flow end
+    end
+    if ahead_of_all and (not best or ahead_of_all.due < best.due) then
+      best = ahead_of_all
+      flows[#flows + 1] = best
+      ahead_of_all = read_flow()
+    end
+    if not best or allowance(best.user) > 0 then
+      if best then clock = best.due end
+      return best
+    end
+    looked_at = looked_at + 1
+    park(pair, best.name, best.user, best.due)
+    leave(best)
+  end
 end
 
 -- The queue of the flow's next batch, that batch, and when it was due; nothing once the flow has no more.
 local function next_batch(flow)
-  while true do
-    local found = redis.call('ZRANGE', flow.key, 0, 0, 'WITHSCORES')
-    local batch = found[1]
+  while looked_at < MOST_LOOKED_AT do
+    looked_at = looked_at + 1
+    local batch, due = first_of(flow.key)
     if not batch then
-      flow.over = true
       redis.call('ZREM', TURNS, flow.name)
+      leave(flow)
       return nil
     end
     local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at')
-    if about[1] and not about[3] and about[1] .. ':' .. about[2] == flow.name then
-      return queue_of(batch), batch, tonumber(found[2])
-    end
+    if about[1] and not about[3] and about[1] .. ':' .. about[2] == flow.name then return queue_of(batch), batch, due end
     redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, or of another priority by now
   end
 end
@@ -113,7 +140,8 @@ local function claim(job, alone)
   redis.call('SADD', 'draftmill:running:user:' .. job.user, job.id)
   redis.call('SADD', 'draftmill:users', job.user)
   allowances[job.user] = allowance(job.user) - 1
-  claimed[#claimed + 1] = { job.id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, alone, job.keep }
+  claimed[#claimed + 1] = { job.id, redis.call('HGET', job.key, 'data'), token, job.batch, job.custom_id,
+    NOW - job.enqueued, alone, kept_of(job) }
 end
 
 -- Whether a job that was taken from a list may run; settles what is to become of it if not.
@@ -140,7 +168,7 @@ end
 
 -- Leases one job that must run alone, if there is one whose user is not at the limit.
 local function claim_alone()
-  for _ = 1, redis.call('LLEN', ALONE) do
+  for _ = 1, math.min(MOST_ALONE, redis.call('LLEN', ALONE)) do
     local id = redis.call('LPOP', ALONE)
     local job = read_job(id)
     if may_run(job, id) then
@@ -172,13 +200,12 @@ if drains() then
   if held > 0 or #claimed > 0 then return claimed end
 end
 
-local served, looked_at = {}, 0
+local served = {}
 while #claimed < wanted and looked_at < MOST_LOOKED_AT do
   local flow = next_flow()
   if not flow then break end
   local queue, batch, due = next_batch(flow)
   local id = queue and redis.call('LPOP', 'rq:queue:' .. queue)
-  looked_at = looked_at + 1
   if queue and not id then
     redis.call('ZREM', flow.key, batch)
   elseif id and string.match(id, '^[%w_.-]+$') then
@@ -194,9 +221,9 @@ end
 if #claimed == 0 and held == 0 then claim_alone() end
 
 for _, flow in ipairs(flows) do
-  if flow.capped then flow.due = math.max(flow.due, clock) end -- it saves nothing up meanwhile
   if flow.due ~= flow.was then redis.call('ZADD', TURNS, 'XX', flow.due, flow.name) end
 end
+if clock > 0 and redis.call('EXISTS', PARKED) == 1 then redis.call('SET', of_pair('clock', pair), clock) end
 for batch, queue in pairs(served) do -- since when the next job of each waits
   local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
   local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')

@@ -63,5 +63,6 @@ if new > 0 then
   redis.call('ZADD', UNENDED, 'NX', NOW, batch)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
   take_turns(batch)
+  ring(pair_of(queue), new)
 end
 return { new, waiting, ended, retried }

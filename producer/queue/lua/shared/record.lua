@@ -1,6 +1,6 @@
 -- What every script shares: reading a job, where it lies, giving up its lease, and recording its one outcome.
--- This file stands in front of each other script of the queue, behind the constants WIRE and MOST_LEASES; cron.lua,
--- about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
+-- This file stands in front of each other script of the queue, behind some constants and turns.lua;
+-- cron.lua, about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
 -- RQ's own keys. Each batch has a queue of its own for each pair that its lines run on, `draftmill.<w>.<pair>:<batch>`;
 -- with the batch go its keys.
@@ -47,6 +47,11 @@
 --   draftmill:unended:<w>          zset    batch that is not complete -> when reap.lua last looked at it
 --   draftmill:turns:<w>:<pair>     zset    `<priority>:<user>`, a flow -> when its next job is due, in virtual time
 --   draftmill:turns:<w>:<pair>:<flow>  zset  batch of the flow that has queued jobs -> when its next one is due
+--   draftmill:parked:<w>:<pair>    zset    flow whose user is at the limit -> when its next job was due. It is not among
+--                                          the turns meanwhile, so that a claim need not pass it
+--   draftmill:parked:user:<w>:<user>  set  `<pair>:<flow>` of the user's flows that are parked
+--   draftmill:clock:<w>:<pair>     string  the latest time at which a job came due since a flow was parked
+--   draftmill:bell:<w>:<pair>      list    as many entries as workers are to wake and look for jobs; expires
 --   draftmill:alone:<w>:<pair>     list    jobs on their last lease, which must run alone; the head is the oldest
 --   draftmill:drains:<w>:<pair>    string  worker that drains to run one of these, `-` once it did; expires
 --   draftmill:leases:<w>           zset    running job -> lease expiry, Redis TIME in ms
@@ -82,19 +87,25 @@ local function place(n)
   return string.format('%.0f', n >= 0 and n < 2 ^ 32 and math.floor(n) or 0)
 end
 
--- A job as a table, or nil if its hash is gone or is no hash.
+-- A job as a table, or nil if its hash is gone, is no hash, or has no body. Only claim.lua reads the body, `data`, which
+-- may have megabytes, and only who writes an outcome reads what the outcome hands back: see kept_of.
 local function read_job(id)
-  local field = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'origin', 'draftmill_batch', 'draftmill_user',
-    'draftmill_custom_id', 'draftmill_n', 'draftmill_keep', 'draftmill_generation', 'draftmill_enqueued',
-    'draftmill_lease', 'draftmill_lease_ms', 'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status')
-  if not field[1] then return nil end
+  local key = 'rq:job:' .. id
+  if redis.pcall('HEXISTS', key, 'data') ~= 1 then return nil end
+  local field = redis.call('HMGET', key, 'origin', 'draftmill_batch', 'draftmill_user', 'draftmill_custom_id',
+    'draftmill_n', 'draftmill_generation', 'draftmill_enqueued', 'draftmill_lease', 'draftmill_lease_ms',
+    'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status')
   return {
-    id = id, key = 'rq:job:' .. id, data = field[1], queue = field[2] or '', batch = field[3] or '',
-    user = field[4] or '', custom_id = field[5] or '', n = place(field[6]), keep = field[7] or '',
-    generation = string.match(field[8] or '', '^%d+$') or '0', enqueued = tonumber(field[9]) or NOW, token = field[10] or '',
-    lease_ms = tonumber(field[11]) or 0, blamed = field[12] or '', leases = tonumber(field[13]) or 0,
-    worker = field[14] or '', status = field[15] or '',
+    id = id, key = key, queue = field[1] or '', batch = field[2] or '', user = field[3] or '',
+    custom_id = field[4] or '', n = place(field[5]), generation = string.match(field[6] or '', '^%d+$') or '0',
+    enqueued = tonumber(field[7]) or NOW, token = field[8] or '', lease_ms = tonumber(field[9]) or 0,
+    blamed = field[10] or '', leases = tonumber(field[11]) or 0, worker = field[12] or '', status = field[13] or '',
   }
+end
+
+-- What a job's result hands back: a JSON object, or ''.
+local function kept_of(job)
+  return job.key and redis.call('HGET', job.key, 'draftmill_keep') or ''
 end
 
 -- Whether a job has no outcome yet.
@@ -111,17 +122,8 @@ local function read_ghost(id)
   local user = redis.call('HGET', 'draftmill:batch:' .. batch, 'user') or ''
   return {
     id = id, gone = true, batch = batch, n = place(n), custom_id = custom_id, queue = '', user = user, token = '',
-    blamed = '', leases = 0, worker = '', keep = '',
+    blamed = '', leases = 0, worker = '',
   }
-end
-
--- The queues of a batch, or none if it is not there.
-local function queues_of(batch)
-  local queues = {}
-  for queue in string.gmatch(redis.call('HGET', 'draftmill:batch:' .. batch, 'queue') or '', '%S+') do
-    queues[#queues + 1] = queue
-  end
-  return queues
 end
 
 -- Those in which a job may be: of one whose hash is gone nobody knows in which it was.
@@ -135,11 +137,6 @@ end
 
 local function leased(job)
   return redis.call('ZSCORE', LEASES, job.id)
-end
-
--- The pair in the name of a queue.
-local function pair_of(queue)
-  return string.match(queue, '^draftmill%.' .. WIRE .. '%.(.+):[^:]+$') or ''
 end
 
 -- Leases that count: those under which the job was in a row. They are what makes poison of it.
@@ -180,7 +177,15 @@ local function drop_lease(job)
   if redis.call('EXISTS', 'draftmill:running:user:' .. job.user) == 0 then
     redis.call('SREM', 'draftmill:users', job.user)
   end
+  unpark_user(job.user)
   return true
+end
+
+-- How many open jobs of a batch are where they should be: in its queues, running, or set aside.
+local function count_known(batch, queues)
+  local known = redis.call('SCARD', 'draftmill:running:batch:' .. batch) + redis.call('SCARD', 'draftmill:aside:' .. batch)
+  for _, queue in ipairs(queues) do known = known + redis.call('LLEN', 'rq:queue:' .. queue) end
+  return known
 end
 
 -- Notes that a job waits elsewhere than in its queue.
@@ -198,27 +203,6 @@ local function take_up(job)
   end
 end
 
--- What a job of a priority costs its flow; claim.lua says how flows and batches take turns.
-local COST = { high = 1, normal = 16, low = 256 }
-
--- Lets a flow or a batch take turns: its first job comes due after the job that is next.
-local function enter(turns, member, cost)
-  local next = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')[2] or 0
-  redis.call('ZADD', turns, 'NX', next + cost, member)
-end
-
--- Lets a batch take turns in each pair for which it has queued jobs.
-local function take_turns(batch)
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user')
-  for _, queue in ipairs(queues_of(batch)) do
-    if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then
-      local turns, flow = 'draftmill:turns:' .. WIRE .. ':' .. pair_of(queue), about[1] .. ':' .. about[2]
-      enter(turns .. ':' .. flow, batch, 1)
-      enter(turns, flow, COST[about[1]] or COST.low)
-    end
-  end
-end
-
 -- Notes since when the job waits that is next in a queue of a batch.
 local function note_wait(batch, queue, since)
   redis.call('HSET', 'draftmill:batch:' .. batch, 'waiting_since ' .. pair_of(queue), since)
@@ -231,10 +215,12 @@ local function requeue(job)
   if job.leases >= MOST_LEASES - 1 then
     set_aside(job)
     redis.call('RPUSH', 'draftmill:alone:' .. WIRE .. ':' .. pair_of(job.queue), job.id)
+    ring(pair_of(job.queue), math.huge) -- only who holds nothing may take it
     return
   end
   if redis.call('LPUSH', 'rq:queue:' .. job.queue, job.id) == 1 then note_wait(job.batch, job.queue, NOW) end
   take_turns(job.batch)
+  ring(pair_of(job.queue), 1)
 end
 
 local STATUS = { done = 'finished', failed = 'failed', cancelled = 'canceled' }
@@ -293,9 +279,10 @@ end
 
 -- The output line of a job that ends without a completion.
 local function error_line(job, code, message)
+  local keep = kept_of(job)
   return '{"id":"batch_req_' .. job.id .. '","custom_id":' .. cjson.encode(job.custom_id)
     .. ',"response":null,"error":{"code":' .. cjson.encode(code) .. ',"message":' .. cjson.encode(message) .. '}'
-    .. (job.keep ~= '' and ',"keep":' .. job.keep or '') .. '}'
+    .. (keep ~= '' and ',"keep":' .. keep or '') .. '}'
 end
 
 -- Says why a job ended that `record` has ended; if it failed, among the latest failures, too.

@@ -1,0 +1,147 @@
+"""What workers and producers send: scripts by their hash, calls to those who wait, and bodies only when claimed."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from draftmill.producer.queue import batches, scripts, wire
+from draftmill.producer.queue.ending import repair
+from draftmill.producer.queue.leases import Outcome
+from tests.producer.queue.helpers import lapse, outcome, queue
+from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
+
+
+def sent(mill: Mill, act: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that Redis received and sent meanwhile."""
+    names = ("total_net_input_bytes", "total_net_output_bytes")
+    before: Any = mill.redis.info("stats")
+    act()
+    after: Any = mill.redis.info("stats")
+    received, answered = (after[name] - before[name] for name in names)
+    return received, answered
+
+
+def test_scripts_go_by_their_hash_and_whole_after_redis_lost_them(mill: Mill) -> None:
+    mill.submit(4)
+    w = queue(mill, "w")
+    w.renew([])
+    assert sent(mill, lambda: w.renew([]))[0] < 300
+    mill.redis.script_flush()
+    first, second, *others = w.claim(4)
+    mill.redis.script_flush()
+    ends = [outcome(first), Outcome(second, "returned", b""), *map(outcome, others)]
+    assert w.commit(ends) == [True] * 4
+    assert (mill.status().done, mill.status().queued) == (3, 1)
+    mill.server.kill()
+    mill.server.start()
+    assert [job.custom_id for job in w.claim(4)] == [second.custom_id]
+
+
+def test_an_error_of_one_call_among_many_is_its_own(mill: Mill) -> None:
+    fine, ill = scripts.Script("return 7"), scripts.Script("return redis.call('NONSENSE')")
+    for _ in range(2):
+        first, error, last = scripts.run_all(mill.redis, [(fine, ()), (ill, ()), (fine, ())])
+        assert (first, last) == (7, 7)
+        assert isinstance(error, ResponseError)
+
+
+def test_what_is_sent_has_no_comments() -> None:
+    for file in scripts.LUA.glob("*.lua"):
+        assert "--" not in scripts.script(file.stem).text
+
+
+def test_bodies_go_to_those_who_claim_only(mill: Mill) -> None:
+    text = random.Random(0).randbytes(200_000).hex()
+    mill.submit(8, prompt=text)
+    w = queue(mill, "w")
+    before: Any = mill.redis.info("commandstats")
+    jobs = w.claim(8)
+    assert sum(len(job.data) for job in jobs) > 8 * 200_000
+    for act in (lambda: w.renew(jobs), lambda: w.blame(jobs), lambda: w.release(jobs)):
+        assert sent(mill, act)[1] < 4000
+    after: Any = mill.redis.info("commandstats")
+    assert after["cmdstat_hget"]["calls"] - before.get("cmdstat_hget", {"calls": 0})["calls"] <= 40
+
+
+def test_a_worker_that_waits_is_called_when_there_are_jobs(mill: Mill) -> None:
+    w = queue(mill, "w")
+    mill.redis.zadd(wire.WORKERS, {"w": time.time()})
+    for act in (
+        lambda: mill.submit(1),
+        lambda: w.release(w.claim(1)),
+        lambda: (lapse(mill, *w.claim(1)), w.reap()),
+    ):
+        timer = threading.Timer(0.1, act)
+        begin = time.monotonic()
+        timer.start()
+        assert w.wait(4)
+        assert time.monotonic() - begin < 4
+        timer.join()
+        assert mill.redis.llen(wire.bell_key(PAIR)) == 0
+    assert not w.wait(0.1)
+
+
+def test_one_job_calls_one_worker_and_many_jobs_no_more_than_there_are(mill: Mill) -> None:
+    mill.redis.zadd(wire.WORKERS, {f"w-{n}": time.time() for n in range(3)})
+    mill.submit(1)
+    assert mill.redis.llen(wire.bell_key(PAIR)) == 1
+    mill.submit(500)
+    assert mill.redis.llen(wire.bell_key(PAIR)) == 3
+    assert 0 < mill.redis.ttl(wire.bell_key(PAIR)) <= wire.BELL_SECONDS
+    queue(mill, "w").wait(1)
+    queue(mill, "w").pass_on()
+    assert mill.redis.llen(wire.bell_key(PAIR)) == 3
+
+
+def test_a_user_at_the_limit_returns_to_the_turns_when_a_job_ends(mill: Mill) -> None:
+    mill.redis.zadd(wire.WORKERS, {"w": time.time()})
+    mill.redis.hset(wire.LIMITS, "*", 1)
+    for number in range(40):
+        mill.submit(3, batch=f"b-{number}", user=f"u-{number}")
+    w = queue(mill, "w")
+    jobs = w.claim(64)
+    assert len(jobs) == 40
+    assert w.claim(64) == []
+    assert mill.redis.zcard(f"draftmill:parked:{wire.WIRE}:{PAIR}") == 40
+    mill.redis.delete(wire.bell_key(PAIR))
+    w.commit([outcome(jobs[7])])
+    assert mill.redis.llen(wire.bell_key(PAIR)) == 1
+    assert [job.batch for job in w.claim(64)] == [jobs[7].batch]
+    mill.redis.delete(wire.LIMITS)  # by hand: it is noticed within a few claims
+    found = [job for _ in range(6) for job in w.claim(64)]
+    assert len(found) == 79
+    assert mill.redis.keys("draftmill:parked:*") == []
+
+
+def test_lost_lines_of_a_long_queue_are_found_a_stretch_at_a_time(mill: Mill) -> None:
+    mill.submit(2500)
+    list_key = f"rq:queue:{wire.queue_name(PAIR, 'b')}"
+    lost: Any = mill.redis.lrange(list_key, 1000, 1009)
+    for id in lost:
+        mill.redis.lrem(list_key, 1, id)
+    mill.redis.delete(*(b"rq:job:" + id for id in lost[:4]))
+    assert repair(mill.redis, "b") == (6, 4)
+    assert repair(mill.redis, "b") == (0, 0)
+    assert (mill.status().queued, mill.status().cancelled) == (2496, 4)
+    assert batches.cancel(mill.redis, "b") == 2496
+    assert mill.status().complete
+
+
+@pytest.mark.parametrize("resumed", ["suspended", "limited"])
+def test_jobs_that_become_ready_without_a_call_are_found_within_seconds(mill: Mill, resumed: str) -> None:
+    mill.redis.hset(wire.LIMITS, "ann", 0) if resumed == "limited" else mill.redis.set("rq:suspended", 1)
+    worker = mill.start()
+    mill.submit(1, user="ann")
+    time.sleep(0.5)
+    assert mill.status().done == 0
+    mill.redis.delete(wire.LIMITS, "rq:suspended")
+    mill.wait(lambda status: status.done == 1, 20)
+    assert mill.stop(worker)[0] == 0
