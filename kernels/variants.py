@@ -157,7 +157,7 @@ def _rotate(shape: RotaryShape, operations: Operations) -> Sequence[mx.array]:
     layout, weight = shape.layout, mx.ones(shape.layout.dim, shape.dtype)
     norms = None if layout.epsilon is None else (weight, weight)
     turns = mx.zeros((1, 2, layout.rotated // 2))
-    pool = operations.pool(1, layout.kv_heads, layout.dim, shape.dtype)
+    pool = operations.pool(1, layout.kv_heads or 1, layout.dim, shape.dtype)
     places = _packing((1,), 0).places
     queries = operations.rotate(mx.zeros((1, layout.width), shape.dtype), turns, norms, layout, pool, places)
     return [queries, pool.written]

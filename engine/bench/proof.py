@@ -82,7 +82,7 @@ def flaw_of(engine: Engine, row: Row) -> str | None:
         for first, end in groups(errors.size):
             if not (median := float(mx.median(errors[first:end]))) <= excused:
                 return f"{own.name} {first} to {end - 1} are off by {median:.2g}, {excused:.2g} is excused"
-        most = FOREIGN if None in engine.target.gates else min(FOREIGN, OUTLIER * excused)
+        most = FOREIGN if engine.target.expert_layers else min(FOREIGN, OUTLIER * excused)
         if not float(errors.max()) <= most:
             return f"{own.name} {int(mx.argmax(errors))} are off by {float(errors.max()):.2g}"
     return None

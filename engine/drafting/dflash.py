@@ -24,6 +24,7 @@ from ...kernels.race.contestants import AttentionShape, OperationShape, RotarySh
 from ..models.folder import ModelError
 from ..models.layers import swiglu, turns
 from ..models.linear import Beside, apply, join, products
+from ..state.kv_pool import Heads
 
 ARCHITECTURE = "DFlashDraftModel"
 STOCK_OPERATIONS = Operations()
@@ -163,6 +164,11 @@ class DFlashDraft(nn.Module):
         config = self.config
         heads = config.num_attention_heads, config.num_key_value_heads
         return Layout(*heads, config.head_dim, config.head_dim, epsilon=config.rms_norm_eps)
+
+    @property
+    def heads(self) -> list[Heads]:
+        """The heads of each layer's keys."""
+        return [(self.config.num_key_value_heads, self.config.head_dim)] * len(self.layers)
 
     def join(self) -> None:
         """Join projections that read the same input, so that a layer takes few launches; not to be trained after it."""

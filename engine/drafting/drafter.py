@@ -51,16 +51,14 @@ class Drafter:
         self.draft, self.target = draft, target
         self.tapped = draft.config.target_layer_ids
         self.block = draft.config.block_size
-        heads = draft.config.num_key_value_heads, draft.config.head_dim
-        self.pool = KVPool(len(draft.layers), pages, *heads, draft.dtype, target.operations)
+        self.pool = KVPool(draft.heads, pages, draft.dtype, target.operations)
         scales = [layer.self_attn.scale for layer in draft.layers]
         self.manners = [Manner(scale, draft.window(index)) for index, scale in enumerate(scales)]
 
     @staticmethod
     def bytes_per_page(draft: DFlashDraft) -> int:
         """Memory of the context in one page."""
-        heads = draft.config.num_key_value_heads, draft.config.head_dim
-        return KVPool.bytes_per_page(len(draft.layers), *heads, draft.dtype)
+        return KVPool.bytes_per_page(draft.heads, draft.dtype)
 
     @staticmethod
     def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:
@@ -96,10 +94,10 @@ class Drafter:
             queries = operations.rotate(projected, turns, norms, layout, pool, packing.places)
             return operations.attention(queries, pool, packing, self.manners[layer])
 
-        embedded = self.target.embed(tokens).astype(self.draft.dtype)
+        embedded = self.target.embed_drafts(tokens).astype(self.draft.dtype)
         hidden = self.draft(embedded, positions, attend, operations)
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
-        logits = self.target.head(hidden[wanted].astype(self.target.dtype))
+        logits = self.target.score_drafts(hidden[wanted].astype(self.target.dtype))
         return self.draft.finish(logits), positions[wanted]
 
     def extend(self, taps: mx.array, places: Places) -> list[mx.array]:

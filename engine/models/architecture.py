@@ -9,6 +9,7 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 WRAPPERS = {
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
     "lfm2-vl": "lfm2",
     "mistral3": "llama",
     "pixtral": "llama",

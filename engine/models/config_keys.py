@@ -42,12 +42,33 @@ RECURRENT = {
 }
 
 CONVOLUTIONS = {"conv_L_cache", "conv_bias", "full_attn_idxs", "layer_types", "norm_eps", "rope_parameters"}
+GEMMA4 = {
+    "attention_k_eq_v",
+    "enable_moe_block",
+    "final_logit_softcapping",
+    "global_head_dim",
+    "hidden_size_per_layer_input",
+    "layer_types",
+    "moe_intermediate_size",
+    "num_experts",
+    "num_global_key_value_heads",
+    "num_kv_shared_layers",
+    "pad_token_id",  # which nothing reads
+    "rope_parameters",
+    "rope_traditional",
+    "sliding_window",
+    "sliding_window_pattern",
+    "top_k_experts",
+    "use_double_wide_mlp",
+    "vocab_size_per_layer_input",
+}
 
 HONOURED: dict[str, set[str]] = {
     "gemma2": EVERYWHERE
     | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_traditional"},
     "gemma3_text": EVERYWHERE
     | {"query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window", "sliding_window_pattern"},
+    "gemma4_text": EVERYWHERE | GEMMA4,
     "gpt_oss": EVERYWHERE
     | {"layer_types", "num_experts_per_tok", "num_local_experts", "rope_scaling", "sliding_window"},
     "lfm2": EVERYWHERE
@@ -76,6 +97,7 @@ CHANGING: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (1,),
     "embedding_multiplier": (1,),
     "final_logit_softcapping": (0,),
+    "global_partial_rotary_factor": (0.25,),
     "hidden_act": ("silu", "swish"),
     "hidden_activation": ("silu", "swish"),
     "logit_scale": (1,),
@@ -106,6 +128,11 @@ GELU = ("gelu_pytorch_tanh",)
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "gemma2": {"hidden_act": GELU, "hidden_activation": GELU},
     "gemma3_text": {"hidden_act": GELU, "hidden_activation": GELU},
+    "gemma4_text": {
+        "hidden_act": GELU,
+        "hidden_activation": GELU,
+        "use_bidirectional_attention": (False, "vision"),
+    },
     "gpt_oss": {"attention_bias": (True,), "swiglu_limit": (7,)},
 }
 """Of families for which other values of these keys change nothing, those values."""
@@ -115,6 +142,7 @@ THETA = {"gemma3_text": 1e6, "gpt_oss": 150000, "qwen2": 1e6}
 
 LAYERS = {
     "gemma2": ("full_attention", "sliding_attention"),
+    "gemma4_text": ("full_attention", "sliding_attention"),
     "gpt_oss": ("full_attention", "sliding_attention"),
     "lfm2": ("full_attention", "conv"),
     "lfm2_moe": ("full_attention", "conv"),
@@ -180,8 +208,11 @@ def _layers(family: str, given: Mapping[str, Any]) -> str | None:
 def _rope(family: str, given: Mapping[str, Any]) -> str | None:
     """What is wrong with the rotation."""
     scaling, parameters = (given.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
-    if kind := next((kind for kind in map(_kind, (scaling, parameters)) if kind == "dynamic"), None):
+    own = [parameters.get(kind) or {} for kind in LAYERS[family]] if family == "gemma4_text" else []
+    if kind := next((kind for kind in map(_kind, (scaling, parameters, *own)) if kind == "dynamic"), None):
         return f"rope type {kind!r}, of which a token's rotation depends on how long its text will be"
+    if part := next((part for part in map(_ignored_part, own) if part), None):
+        return f"partial_rotary_factor = {part} for a rope that is not 'proportional', which mlx-lm does not read there"
     scales = "rope_scaling" in HONOURED[family]
     if not scales and _kind(scaling) != "default":
         return f"rope_scaling of type {_kind(scaling)!r}, which is not honoured in models of type {family}"
@@ -203,6 +234,12 @@ def _unread(parameters: Mapping[str, Any], theta: float, scaling: Mapping[str, A
     if _kind(parameters) not in ("default", _kind(scaling)):
         return f"rope type {_kind(parameters)!r} only in rope_parameters, which mlx-lm does not read there"
     return None
+
+
+def _ignored_part(parameters: Mapping[str, Any]) -> float | None:
+    """The part of a head that is to turn, where a rope turns all of it."""
+    part = parameters.get("partial_rotary_factor")
+    return None if part in (None, 1) or _kind(parameters) == "proportional" else part
 
 
 def _kind(scaling: Mapping[str, Any]) -> str:

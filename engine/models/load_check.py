@@ -198,7 +198,7 @@ class Reference:
         except Exception as error:  # whatever a compiler or driver objects to
             return Verdict(inf, (str(error) or type(error).__name__).splitlines()[0][:200], excused)
         # With experts, a near tie may send some tokens through others: then the lower quarter speaks for all.
-        share = 4 if None in target.gates else 2
+        share = 4 if target.expert_layers else 2
         worst = {where: sorted(distances)[(len(distances) - 1) // share] for where, distances in errors.items()}
         where = max(worst, key=lambda where: inf if isnan(worst[where]) else worst[where])
         return Verdict(worst[where], where, excused)

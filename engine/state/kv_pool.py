@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from ...kernels.operations import Operations
 from ...kernels.pages.pool import LayerPool
 from ...kernels.pages.sizes import PAGE
 
+Heads = tuple[int, int]
+"""How many, and their dimensions."""
+
 
 class KVPool:
-    """Keys and values of `layers` attention layers, which all have the same pages."""
+    """Keys and values of attention layers, which all have the same pages.
 
-    def __init__(self, layers: int, pages: int, heads: int, dim: int, dtype: mx.Dtype, operations: Operations):
-        self.layers = [operations.pool(pages, heads, dim, dtype) for _ in range(layers)]
+    Args:
+        heads: of each layer how many heads of keys it has, and their dimensions.
+    """
+
+    def __init__(self, heads: Sequence[Heads], pages: int, dtype: mx.Dtype, operations: Operations):
+        self.layers = [operations.pool(pages, count, dim, dtype) for count, dim in heads]
 
     def renew(self) -> None:
         """Begin with empty pages; also after a round that failed: what it was to write cannot be read."""
@@ -21,8 +30,8 @@ class KVPool:
             layer.renew()
 
     @staticmethod
-    def bytes_per_page(layers: int, heads: int, dim: int, dtype: mx.Dtype) -> int:
-        return 2 * layers * PAGE * heads * dim * dtype.size
+    def bytes_per_page(heads: Sequence[Heads], dtype: mx.Dtype) -> int:
+        return 2 * PAGE * dtype.size * sum(count * dim for count, dim in heads)
 
     def __getitem__(self, layer: int) -> LayerPool:
         return self.layers[layer]

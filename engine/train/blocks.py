@@ -85,9 +85,9 @@ def block_logits(
         )
         return mixed.transpose(0, 2, 1, 3).reshape(batch * count, -1)
 
-    hidden = draft(target.embed(inputs), positions, attend)
+    hidden = draft(target.embed_drafts(inputs), positions, attend)
     hidden = hidden.reshape(*anchors.shape, block, -1)[:, :, 1:]
-    logits = draft.finish(target.head(hidden.reshape(-1, hidden.shape[-1])))
+    logits = draft.finish(target.score_drafts(hidden.reshape(-1, hidden.shape[-1])))
     return logits.reshape(*anchors.shape, block - 1, -1)
 
 

@@ -2,8 +2,9 @@
 // to its token's position; keys and values go into a pool, in place. A simdgroup takes one head of one token; a lane
 // holds every 32nd element, so that the two of a pair are with one lane.
 //
-// Constants: the type T; HEADS and KV_HEADS of DIM; STRIDE, from one head of queries to the next; WIDTH of the
-// projection; ROTATED, how many dimensions turn, a multiple of 64; NORMED; PAGE, slots of a page.
+// Constants: the type T; HEADS and KV_HEADS of DIM, of which KV_HEADS may be 0; STRIDE, from one head of queries to the
+// next; WIDTH of the projection; VALUES, where values begin in it, which may be where keys begin; ROTATED, how many
+// dimensions turn, a multiple of 64; NORMED; VALUES_NORMED, without weights; PAGE, slots of a page.
 
 kernel void rotate(
     const device T* projected,       // [N, WIDTH]: heads of queries, STRIDE apart, then those of keys and of values
@@ -31,7 +32,8 @@ kernel void rotate(
     const int head = unit % ALL;
     const bool asks = head < HEADS;
     const bool turning = head < HEADS + KV_HEADS;
-    const long from = token * WIDTH + (asks ? head * STRIDE : HEADS * STRIDE + (head - HEADS) * DIM);
+    const int own = asks ? head : turning ? head - HEADS : head - HEADS - KV_HEADS;
+    const long from = token * WIDTH + (asks ? own * STRIDE : (turning ? HEADS * STRIDE : VALUES) + own * DIM);
     float value[EACH];
     float squares = 0.0f;
 #pragma unroll
@@ -39,12 +41,12 @@ kernel void rotate(
       value[i] = float(projected[from + lane + 32 * i]);
       squares += value[i] * value[i];
     }
-    if (NORMED && turning) {
+    if (turning ? NORMED : VALUES_NORMED) {
       const float factor = rsqrt(simd_sum(squares) / float(DIM) + epsilon[0]);
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         const float weight = float(asks ? query_weight[lane + 32 * i] : key_weight[lane + 32 * i]);
-        value[i] *= factor * weight;
+        value[i] *= turning ? factor * weight : factor;
       }
     }
     if (turning) {
@@ -68,7 +70,6 @@ kernel void rotate(
     } else {
       const int position = positions[token];
       const long slot = long(table[starts[token] + position / PAGE]) * PAGE + position % PAGE;
-      const int own = turning ? head - HEADS : head - HEADS - KV_HEADS;
       const long at = (slot * KV_HEADS + own) * DIM + lane;
 #pragma unroll
       for (int i = 0; i < EACH; i++) {

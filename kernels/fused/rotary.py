@@ -24,7 +24,8 @@ class Layout:
     """What a token's projection holds: `heads` of queries, `stride` apart, then `kv_heads` of keys, then values.
 
     The first `rotated` of a head's `dim` dimensions turn, in pairs half of them apart, or of `neighbours`. Queries and
-    keys are normed with `epsilon`, if that is not None.
+    keys are normed with `epsilon`, if that is not None; with `values_normed` values are, too, without weights. With
+    `keys_as_values` there are no values: they are the keys as they come. Without `kv_heads` there are only queries.
     """
 
     heads: int
@@ -34,6 +35,8 @@ class Layout:
     epsilon: float | None = None
     stride: int = 0
     neighbours: bool = False
+    values_normed: bool = False
+    keys_as_values: bool = False
 
     @property
     def step(self) -> int:
@@ -41,9 +44,14 @@ class Layout:
         return self.stride or self.dim
 
     @property
+    def keys(self) -> int:
+        """Where the keys begin."""
+        return self.heads * self.step
+
+    @property
     def values(self) -> int:
         """Where the values begin."""
-        return self.heads * self.step + self.kv_heads * self.dim
+        return self.keys if self.keys_as_values else self.keys + self.kv_heads * self.dim
 
     @property
     def width(self) -> int:
@@ -68,19 +76,32 @@ def split(
         turns: cosines and sines of each token's position [N, 2, rotated / 2] float32.
         norms: given if the layout has an epsilon.
     """
-    count = projected.shape[0]
-    queries = projected[:, : layout.heads * layout.step].reshape(count, layout.heads, -1)[..., : layout.dim]
-    keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, -1)
+    heads = projected.shape[0], layout.kv_heads, layout.dim
+    keys, values = (
+        projected[:, begin : begin + layout.kv_heads * layout.dim].reshape(heads)
+        for begin in (layout.keys, layout.values)
+    )
     if layout.epsilon is not None and norms:
-        queries, keys = (mx.fast.rms_norm(x, w, layout.epsilon) for x, w in zip((queries, keys), norms, strict=True))
-    queries, keys = (_turned(x, turns, layout) for x in (queries, keys))
-    return queries, keys, projected[:, layout.values :].reshape(keys.shape)
+        keys = mx.fast.rms_norm(keys, norms[1], layout.epsilon)
+    if layout.epsilon is not None and layout.values_normed:
+        values = mx.fast.rms_norm(values, None, layout.epsilon)
+    return asked(projected, turns, norms, layout), _turned(keys, turns, layout), values
+
+
+def asked(projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout) -> mx.array:
+    """The queries of `split`."""
+    queries = projected[:, : layout.keys].reshape(projected.shape[0], layout.heads, -1)[..., : layout.dim]
+    if layout.epsilon is not None and norms:
+        queries = mx.fast.rms_norm(queries, norms[0], layout.epsilon)
+    return _turned(queries, turns, layout)
 
 
 def rotate(
     projected: mx.array, turns: mx.array, norms: Norms | None, layout: Layout, pool: LayerPool, places: Places
 ) -> mx.array:
     """Queries by `split`; keys and values go into the pool."""
+    if not layout.kv_heads:
+        return asked(projected, turns, norms, layout)
     queries, keys, values = split(projected, turns, norms, layout)
     pool.write(places, keys, values)
     return queries
@@ -101,8 +122,10 @@ def rotate_by_kernel(
         "DIM": layout.dim,
         "STRIDE": layout.step,
         "WIDTH": layout.width,
+        "VALUES": layout.values,
         "ROTATED": layout.rotated,
         "NORMED": norms is not None,
+        "VALUES_NORMED": layout.values_normed,
         "PAGE": PAGE,
     }
     inputs = [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), *pool.memory]

@@ -213,7 +213,7 @@ def _rotary_forms(shape: RotaryShape, launch: Launch) -> Mapping[str, Form]:
     turns = mx.random.uniform(-1, 1, (TOKENS, 2, layout.rotated // 2))
     weight = mx.random.uniform(0.5, 1.5, (layout.dim,)).astype(dtype)
     norms = None if layout.epsilon is None else (weight, weight)
-    pool = LayerPool(1, layout.kv_heads, layout.dim, dtype, launch)
+    pool = LayerPool(1, layout.kv_heads or 1, layout.dim, dtype, launch)  # another layer's, if it has no keys
     packing = Packing.of([Span(0, TOKENS, (0,), TOKENS)], mx.arange(TOKENS, dtype=mx.int32))
     mx.eval(projected, turns, weight)
     forms: dict[str, Callable[..., mx.array]] = {STOCK: rotate}

@@ -26,11 +26,13 @@ def attention_key(queries: mx.array, kv_heads: int, packing: Packing, sinks: boo
 
 
 def rotary_key(layout: Layout, dtype: mx.Dtype) -> Key:
-    """Likewise: heads, their size, how much of it turns, from one head to the next, whether normed, type."""
+    """Likewise: heads, their size, how much of it turns, from one head to the next, what is normed, type; how pairs
+    lie, and whether keys are values, too.
+    """
     normed = "normed" if layout.epsilon is not None else "plain"
     heads = layout.heads, layout.kv_heads, layout.dim, layout.rotated, layout.step
-    pairs = ("neighbours",) if layout.neighbours else ()
-    return ("rotary", *heads, *pairs, normed, _name(dtype))
+    more = ("neighbours", layout.neighbours), ("values", layout.values_normed), ("keys", layout.keys_as_values)
+    return ("rotary", *heads, *(name for name, given in more if given), normed, _name(dtype))
 
 
 def norm_key(size: int, dtype: mx.Dtype) -> Key:

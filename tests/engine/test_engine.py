@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from draftmill.engine.request import Request, RequestError, Sampling
+from tests.engine.models.gemma4 import gemma4_large_model, gemma4_model, gemma4_moe_model
 
 from .small import (
     VOCABULARY,
@@ -59,6 +60,9 @@ VARIANTS = {
     "llama-own-head-size": lambda: llama_model(hidden_size=128, head_dim=None, num_key_value_heads=None),
     "gemma2": gemma2_model,
     "gemma3": gemma3_model,
+    "gemma4": gemma4_model,
+    "gemma4-large": gemma4_large_model,
+    "gemma4-moe": gemma4_moe_model,
     "gpt-oss": gpt_oss_model,
     "qwen2": qwen2_model,
     "qwen2-quantised": lambda: quantised(qwen2_model(tie_word_embeddings=False)),

@@ -9,6 +9,7 @@ from ..boxed import ModelError
 from ..config_keys import refuse_unknown
 from .gemma2 import Gemma2
 from .gemma3 import Gemma3
+from .gemma4 import Gemma4
 from .gpt_oss import GptOss
 from .lfm2 import Lfm2
 from .llama import Llama
@@ -22,6 +23,7 @@ from .transformer import Transformer
 FAMILIES: dict[str, type[Transformer]] = {
     "gemma2": Gemma2,
     "gemma3_text": Gemma3,
+    "gemma4_text": Gemma4,
     "gpt_oss": GptOss,
     "lfm2": Lfm2,
     "lfm2_moe": Lfm2,

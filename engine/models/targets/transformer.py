@@ -15,7 +15,7 @@ from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.operations import Operations
 from ....kernels.packing import Packing
 from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape, OperationShape, RotaryShape
-from ...state.kv_pool import KVPool
+from ...state.kv_pool import Heads, KVPool
 from ...state.state import State
 from ..layers import gated, swiglu, turns
 from ..linear import Chosen, apply, join, known, product, products, width
@@ -30,13 +30,15 @@ class Pass(NamedTuple):
     """What one pass of packed tokens through the layers needs: where they lie, what they keep, and how they turn.
 
     `turns` are cosines and sines of the tokens' positions [N, 2, rotated / 2], by kind of rope. `chosen` are the LoRA
-    adapters of the tokens, if any has one.
+    adapters of the tokens, if any has one. `beside` is what enters each layer beside its input [N, layers, size], where
+    a family has such.
     """
 
     packing: Packing
     state: State
     turns: Mapping[Hashable, mx.array]
     chosen: Chosen | None = None
+    beside: mx.array | None = None
 
 
 class Transformer(ABC):
@@ -79,7 +81,27 @@ class Transformer(ABC):
     @cached_property
     @abstractmethod
     def layout(self) -> Layout:
-        """Queries, keys and values in the joint projection of an attention layer."""
+        """Queries, keys and values in the joint projection of an attention layer; of the first, where they differ."""
+
+    @cached_property
+    def layouts(self) -> list[Layout]:
+        """The layouts of the layers that attend, in order."""
+        return [self.layout] * len(self.attending)
+
+    @cached_property
+    def pools(self) -> list[int]:
+        """Which pool has the keys and values of each layer that attends: its own, or one of an earlier layer."""
+        return list(range(len(self.attending)))
+
+    @property
+    def kept(self) -> list[Layout]:
+        """The layouts of the layers that have a pool of their own."""
+        return [layout for layout in self.layouts if layout.kv_heads]
+
+    @property
+    def heads(self) -> list[Heads]:
+        """The heads of each pool."""
+        return [(layout.kv_heads, layout.dim) for layout in self.kept]
 
     @cached_property
     def attending(self) -> list[int]:
@@ -99,8 +121,7 @@ class Transformer(ABC):
     @property
     def bytes_per_page(self) -> int:
         """Memory of the keys and values in one page."""
-        layout = self.layout
-        return KVPool.bytes_per_page(len(self.attention_layers), layout.kv_heads, layout.dim, self.dtype)
+        return KVPool.bytes_per_page(self.heads, self.dtype)
 
     def bytes_per_row(self, block: int) -> int:
         """Memory of one row beside its pages, with up to `block` tokens of it in a round of drafts."""
@@ -114,9 +135,14 @@ class Transformer(ABC):
         """
         linears = [*self.joint, *filter(None, self.gates), *self.outputs]
         widths = sum(map(width, linears)) + ACTIVATIONS * len(self.layers) * self.hidden_size
-        experts = sum(self.expert_width for gate in self.gates if gate is None)
+        experts = self.expert_layers * self.expert_width if self.expert_layers else 0
         held = tokens * (widths + experts) + LOGITS * slots * self.vocabulary
         return self.dtype.size * held + self.operations.bytes_to_choose(slots, self.vocabulary, self.dtype)
+
+    @property
+    def expert_layers(self) -> int:
+        """How many layers have experts."""
+        return self.gates.count(None)
 
     @property
     def expert_width(self) -> int:
@@ -126,21 +152,21 @@ class Transformer(ABC):
 
     def make_state(self, pages: int) -> State:
         """The state of rows that share so many pages."""
-        heads = self.layout.kv_heads, self.layout.dim
-        return State(KVPool(len(self.attention_layers), pages, *heads, self.dtype, self.operations))
+        return State(KVPool(self.heads, pages, self.dtype, self.operations))
 
     @property
     def shapes(self) -> list[OperationShape]:
         """What its operations work on."""
-        layout = self.layout
-        heads = layout.heads, layout.kv_heads, layout.dim
-        attention = AttentionShape(*heads, self.dtype, sinks=self.manners[0].sinks is not None, cap=self.cap)
+        sinks = self.manners[0].sinks is not None
+        kinds = {(layout.heads, layout.kv_heads, layout.dim): None for layout in self.kept}
+        attention = [AttentionShape(*heads, self.dtype, sinks=sinks, cap=self.cap) for heads in kinds]
+        rotary = [RotaryShape(layout, self.dtype) for layout in dict.fromkeys(self.layouts)]
         linears = [*self.joint, *filter(None, self.gates), *self.outputs, self.unembed, *filter(None, self.downs)]
-        others = [RotaryShape(layout, self.dtype), NormShape(self.hidden_size, self.dtype)]
+        norm = NormShape(self.hidden_size, self.dtype)
         choices = [ChoiceShape(self.vocabulary, self.dtype)]
         if self.dtype != mx.float32:  # as logits are that rows change; a few at a time
             choices.append(ChoiceShape(self.vocabulary, mx.float32, most=16))
-        return [attention, *others, *products(linears, self.dtype), *choices]
+        return [*attention, *rotary, norm, *products(linears, self.dtype), *choices]
 
     def projections(self, layer: Any) -> list[nn.Module]:
         """The linear layers that read what enters a layer's attention."""
@@ -210,21 +236,38 @@ class Transformer(ABC):
         the layers in `tapped`, in their order.
         """
         state.begin(packing)
-        through = Pass(packing, state, self.turns(packing.positions), chosen)
         x = self.enter(tokens)
+        through = Pass(packing, state, self.turns(packing.positions), chosen, self.enter_beside(tokens, x))
         y = self.before[0][0](x)
         taps: dict[int, mx.array] = {}
         following = [*(first for first, _ in self.before[1:]), self.norm]
-        for index, (layer, (_, middle), norm) in enumerate(zip(self.layers, self.before, following, strict=True)):
-            x, y = self._add_norm(x, self.mix(index, layer, y, through), middle)
-            x, y = self._add_norm(x, self.feed(index, layer, y, through), norm)
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            x, y = self.run_layer(index, layer, x, y, norm, through)
             if index in tapped:
                 taps[index] = x
         return y, [taps[index] for index in tapped]
 
     def enter(self, tokens: mx.array) -> mx.array:
-        """What enters the first layer [N, hidden] for tokens [N]. A draft takes the embedding itself."""
+        """What enters the first layer [N, hidden] for tokens [N]."""
         return self.embed(tokens)
+
+    def enter_beside(self, tokens: mx.array, x: mx.array) -> mx.array | None:
+        """What enters every layer beside its input [N, layers, size], for tokens [N] of which `x` enters the first."""
+        return None
+
+    def embed_drafts(self, tokens: mx.array) -> mx.array:
+        """What enters a draft [N, hidden] for tokens [N]: the embedding, unless a family's drafts are made for more."""
+        return self.embed(tokens)
+
+    def run_layer(
+        self, index: int, layer: Any, x: mx.array, y: mx.array, norm: nn.RMSNorm, through: Pass
+    ) -> tuple[mx.array, mx.array]:
+        """The layer `index` over the residual stream x [N, hidden], which is y when normed; gives both after it, of
+        which `norm` is the next layer's.
+        """
+        _, middle = self.before[index]
+        x, y = self._add_norm(x, self.mix(index, layer, y, through), middle)
+        return self._add_norm(x, self.feed(index, layer, y, through), norm)
 
     def mix(self, index: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Mix tokens [N, hidden] with the others of their rows, in the layer `index`."""
@@ -232,9 +275,9 @@ class Transformer(ABC):
 
     def attend(self, index: int, place: int, layer: Any, x: mx.array, through: Pass) -> mx.array:
         """Attention of the layer `index`, whose place is `place` among those that attend."""
-        attn, layout, (packing, state, *_) = layer.self_attn, self.layout, through
+        attn, layout, (packing, state, *_) = layer.self_attn, self.layouts[place], through
         projected = apply(self.joint[index], x, self.operations, through.chosen)
-        pool = state.pool[place]
+        pool = state.pool[self.pools[place]]
         turns = through.turns[self.rope_kind(attn)]
         queries = self.operations.rotate(projected, turns, self.head_norms[place], layout, pool, packing.places)
         mixed = self.operations.attention(queries, pool, packing, self.manners[place])
@@ -266,14 +309,19 @@ class Transformer(ABC):
             return apply(self.model.lm_head, hidden, self.operations)
         return product(self.embed, hidden, self.operations) if known(self.embed) else self.embed.as_linear(hidden)
 
+    def score_drafts(self, hidden: mx.array) -> mx.array:
+        """Logits [M, vocabulary] of hidden states [M, hidden] of a draft, which may scale and cap them itself."""
+        return self.head(hidden)
+
     def turns(self, positions: mx.array) -> dict[Hashable, mx.array]:
         """Cosines and sines [N, 2, rotated / 2] of positions [N] by kind of rope, from the model's own ropes."""
-        return {kind: turns(rope, self.layout, positions) for kind, rope in self._ropes.items()}
+        return {kind: turns(rope, layout, positions) for kind, (rope, layout) in self._ropes.items()}
 
     @cached_property
-    def _ropes(self) -> dict[Hashable, Any]:
-        """A rope of each kind."""
-        return {self.rope_kind(attn): attn.rope for attn in self.attention_layers}
+    def _ropes(self) -> dict[Hashable, tuple[Any, Layout]]:
+        """A rope of each kind, and the layout of a layer that has it."""
+        attending = zip(self.attention_layers, self.layouts, strict=True)
+        return {self.rope_kind(attn): (attn.rope, layout) for attn, layout in attending}
 
     def _add_norm(self, x: mx.array, y: mx.array, norm: nn.RMSNorm) -> tuple[mx.array, mx.array]:
         return self.operations.add_norm(x, y, norm.weight, norm.eps)

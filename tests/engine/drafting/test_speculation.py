@@ -19,6 +19,7 @@ from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.engine.schedule.row import Row
+from tests.engine.models.gemma4 import gemma4_large_model, gemma4_model, gemma4_moe_model
 from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
@@ -58,6 +59,9 @@ BUILDERS = {
 OTHERS = {
     "gemma2": gemma2_model,
     "gemma3": gemma3_model,
+    "gemma4": gemma4_model,
+    "gemma4-large": gemma4_large_model,
+    "gemma4-moe": gemma4_moe_model,
     "gpt-oss": gpt_oss_model,
     "lfm2": lfm2_model,
     "qwen2": qwen2_model,

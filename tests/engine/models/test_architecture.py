@@ -16,6 +16,7 @@ from mlx_lm.utils import _get_classes
 from draftmill.engine.models.architecture import architecture
 from draftmill.engine.models.folder import load
 from draftmill.engine.models.targets import FAMILIES, MODEL_TYPES, adapt
+from tests.engine.models.gemma4 import gemma4_model
 from tests.engine.small import (
     VOCABULARY,
     gemma3_model,
@@ -65,6 +66,8 @@ TEXT = dict(
     block_auto_adjust_ff_dim=False,
     use_expert_bias=False,
     num_dense_layers=1,
+    num_kv_shared_layers=1,
+    hidden_size_per_layer_input=0,
     rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
 )
 """Whatever any family asks for."""
@@ -105,8 +108,13 @@ def test_a_mistral_is_a_llama(saved: Any, tmp_path: Path) -> None:
     assert [list(done[request.id].tokens) for request in asked] == [reference(model, request) for request in asked]
 
 
-@pytest.mark.parametrize(("model_type", "build"), [("gemma3", gemma3_model), ("qwen2_5_vl", qwen2_model)])
-def test_a_model_that_sees_runs_its_text_model(model_type: str, build: Any, saved: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "build", "context"),
+    [("gemma3", gemma3_model, 32768), ("gemma4_unified", gemma4_model, 131072), ("qwen2_5_vl", qwen2_model, 32768)],
+)
+def test_a_model_that_sees_runs_its_text_model(
+    model_type: str, build: Any, context: int, saved: Any, tmp_path: Path
+) -> None:
     """From a checkpoint with a vision tower, as Hugging Face's and mlx-vlm's name the weights."""
     model, asked = build(), requests(2)
     weights = {f"language_model.{name}": array for name, array in dict(tree_flatten(model.parameters())).items()}
@@ -115,7 +123,7 @@ def test_a_model_that_sees_runs_its_text_model(model_type: str, build: Any, save
     loaded = load(
         str(saved({"model_type": model_type, "vocab_size": VOCABULARY, "text_config": text}, weights)), tmp_path
     )
-    assert loaded.context_length == 32768  # as mlx-lm says, where the configuration does not
+    assert loaded.context_length == context  # as mlx-lm says, where the configuration does not
     done = run(small_engine(loaded.model), asked)
     assert [list(done[request.id].tokens) for request in asked] == [reference(model, request) for request in asked]
 

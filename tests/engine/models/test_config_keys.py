@@ -9,6 +9,7 @@ import pytest
 from mlx_lm.models import (
     gemma2,
     gemma3_text,
+    gemma4_text,
     gpt_oss,
     lfm2,
     lfm2_moe,
@@ -28,6 +29,7 @@ from draftmill.engine.models.targets import FAMILIES
 ARGUMENTS: dict[str, Any] = {
     "gemma2": gemma2.ModelArgs,
     "gemma3_text": gemma3_text.ModelArgs,
+    "gemma4_text": gemma4_text.ModelArgs,
     "gpt_oss": gpt_oss.ModelArgs,
     "lfm2": lfm2.ModelArgs,
     "lfm2_moe": lfm2_moe.ModelArgs,
@@ -40,7 +42,11 @@ ARGUMENTS: dict[str, Any] = {
     "smollm3": smollm3.ModelArgs,
 }
 
-UNUSED = {"qwen3_moe": {"rope_scaling"}, "qwen3_5": {"decoder_sparse_step"}}
+UNUSED = {
+    "gemma4_text": {"global_partial_rotary_factor", "partial_rotary_factor"},
+    "qwen3_moe": {"rope_scaling"},
+    "qwen3_5": {"decoder_sparse_step"},
+}
 """Arguments that mlx-lm reads and does nothing with."""
 
 
@@ -126,6 +132,22 @@ def test_rotations_of_both_kinds_of_layers() -> None:
     assert "rope_theta = 10000.0 only in" in problem(
         "gemma3_text", rope_parameters=nested, rope_scaling=full, rope_local_base_freq=5000.0
     )
+
+
+def test_rotations_of_each_kind_of_layers() -> None:
+    full = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+    sliding = {"rope_type": "default", "partial_rotary_factor": 1.0, "rope_theta": 1e4}
+    nested = {"full_attention": full, "sliding_attention": sliding}
+    refuse_unheeded({"model_type": "gemma4_unified", "text_config": {"rope_parameters": nested}}, "x")
+    full["rope_type"] = "dynamic"
+    assert "'dynamic'" in problem("gemma4", text_config={"rope_parameters": nested})
+    full["rope_type"] = "default"
+    assert "partial_rotary_factor = 0.25 for a rope" in problem("gemma4_text", rope_parameters=nested)
+
+
+def test_images_that_see_forward_do_not_matter_to_text() -> None:
+    refuse_unheeded({"model_type": "gemma4", "text_config": {"use_bidirectional_attention": "vision"}}, "x")
+    assert "'all'" in problem("gemma4", text_config={"use_bidirectional_attention": "all"})
 
 
 @dataclass

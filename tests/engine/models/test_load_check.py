@@ -20,6 +20,7 @@ from draftmill.kernels.gpu.source import Kernel, Launch
 from draftmill.kernels.operations import KERNEL, Operations
 from draftmill.kernels.race.contestants import contests
 from draftmill.kernels.variants import Recorder
+from tests.engine.models.gemma4 import gemma4_large_model, gemma4_model, gemma4_moe_model
 from tests.kernels.emulator import compiler, on_cpu
 
 from ..planted import ShiftedMask, ahead, one_place
@@ -46,6 +47,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "gemma2": gemma2_model,
     "gemma3": gemma3_model,
+    "gemma4": gemma4_model,
+    "gemma4-large": gemma4_large_model,
+    "gemma4-moe": gemma4_moe_model,
     "gpt-oss": gpt_oss_model,
     "lfm2": lfm2_model,
     "qwen2": qwen2_model,

@@ -14,6 +14,7 @@ from draftmill.engine.models.targets import UnsupportedModel, adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.engine.state.state import State
 from draftmill.kernels.packing import Packing, Span
+from tests.engine.models.gemma4 import gemma4_model, gemma4_moe_model
 from tests.engine.small import (
     VOCABULARY,
     gemma3_model,
@@ -63,8 +64,12 @@ HYBRIDS = {
 
 # A quantised layer is longer than one group: with a single one, MLX's products on CUDA give zeros.
 OTHERS = {
+    "gemma4": gemma4_model,
     "qwen3_moe": qwen3_moe_model,
     "qwen3_moe-quantised": lambda: quantised(qwen3_moe_model()),
+    "gemma4-quantised": lambda: quantised(gemma4_model(intermediate_size=64)),
+    "gemma4-moe-quantised": lambda: quantised(gemma4_moe_model(intermediate_size=64)),
+    "gemma4-traditional-rope": lambda: gemma4_model(rope_traditional=True, final_logit_softcapping=None),
     "gpt_oss-quantised": lambda: quantised(gpt_oss_model(intermediate_size=64)),
     "llama-quantised": lambda: quantised(llama_model()),
     "llama-quantised-biases": lambda: quantised(llama_model(attention_bias=True, mlp_bias=True)),
@@ -115,7 +120,7 @@ def guess(chance: random.Random, count: int) -> list[int]:
     return [chance.randrange(VOCABULARY) for _ in range(count)]
 
 
-@pytest.mark.parametrize("family", [*HYBRIDS, "qwen3_moe"])
+@pytest.mark.parametrize("family", [*HYBRIDS, "gemma4", "qwen3_moe"])
 def test_speculation_leaves_hidden_states_as_they_are(family: str) -> None:
     """Wrong tokens are written ahead, n of them accepted; rows idle, begin anew and prefill beside others."""
     model = {**HYBRIDS, **OTHERS}[family]()

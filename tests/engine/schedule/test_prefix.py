@@ -15,6 +15,7 @@ from draftmill.engine.schedule.pages import Pages
 from draftmill.engine.schedule.prefix import PrefixCache
 from draftmill.engine.schedule.prefix_tree import PrefixTree
 from tests.engine.drafting.test_speculation import engine_with_draft, random_draft, replaying
+from tests.engine.models.gemma4 import gemma4_model
 from tests.engine.small import (
     VOCABULARY,
     lfm2_model,
@@ -35,8 +36,8 @@ BUILDERS = {
     "qwen3.5": qwen3_5_model,
 }
 
-OTHERS = {"lfm2": lfm2_model}
-"""Families that differ from one of these only in what is saved with a prefix."""
+OTHERS = {"gemma4": gemma4_model, "lfm2": lfm2_model}
+"""Families that differ from one of these only in what is kept of a prefix."""
 
 
 @cache

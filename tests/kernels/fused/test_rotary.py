@@ -10,7 +10,7 @@ import mlx.nn as nn
 import pytest
 
 from draftmill.engine.models.layers import turns
-from draftmill.kernels.fused.rotary import Layout, Norms, fits, rotate_by_kernel, split
+from draftmill.kernels.fused.rotary import Layout, Norms, fits, rotate, rotate_by_kernel, split
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.pages.pool import LayerPool
 from tests.kernels.forms import EXACTLY, IN_HALF_PRECISION, Form
@@ -19,6 +19,8 @@ LAYOUTS = {
     "plain": Layout(4, 2, 64, 64),
     "normed": Layout(3, 1, 128, 128, epsilon=1e-6),
     "partial, gated": Layout(2, 2, 256, 64, epsilon=1e-5, stride=512),
+    "values normed": Layout(4, 2, 64, 64, epsilon=1e-6, values_normed=True),
+    "keys as values": Layout(4, 1, 512, 512, epsilon=1e-6, values_normed=True, keys_as_values=True),
 }
 
 
@@ -43,13 +45,17 @@ def test_the_reference_is_a_norm_and_a_rope(layout: Layout) -> None:
         [mx.ones((count, 1, 1, layout.rotated // 2)), mx.zeros((count, 1, 1, layout.rotated // 2))], -1
     )
     turns = rope(units, offset=positions).reshape(count, 2, -1)
-    queries = projected[:, : layout.heads * layout.step].reshape(count, layout.heads, layout.step)[..., : layout.dim]
-    keys = projected[:, layout.heads * layout.step : layout.values].reshape(count, layout.kv_heads, layout.dim)
-    for states, rotated, i in zip((queries, keys), split(projected, turns, norms, layout), (0, 1), strict=False):
+    queries = projected[:, : layout.keys].reshape(count, layout.heads, layout.step)[..., : layout.dim]
+    keys, *values = projected[:, layout.keys :].reshape(count, -1, layout.kv_heads, layout.dim).swapaxes(0, 1)
+    found = split(projected, turns, norms, layout)
+    for states, rotated, i in zip((queries, keys), found, (0, 1), strict=False):
         normed = mx.fast.rms_norm(states, norms[i], layout.epsilon) if norms and layout.epsilon else states
         expected = rope(normed[:, :, None], offset=positions)[:, :, 0]
         assert rotated.shape == expected.shape
         assert mx.allclose(rotated, expected, 1e-5, 1e-5)
+    as_they_are = values[0] if values else keys
+    expected = nn.RMSNorm(layout.dim, 1e-6)(as_they_are) if layout.values_normed else as_they_are
+    assert mx.allclose(found[2], expected, 1e-5, 1e-5)
 
 
 def check(form: Form, layout: Layout, count: int) -> None:
@@ -88,6 +94,25 @@ def test_the_reference_turns_neighbours(rotated: int) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_kernel_agrees(form: Form, layout: Layout, count: int) -> None:
     check(form, layout, count)
+
+
+@EXACTLY
+@pytest.mark.parametrize("count", [1, 7, 33])
+def test_queries_alone_leave_the_pool_as_it_is(form: Form, count: int) -> None:
+    """Of a layer that takes the keys and values of another one."""
+    whole = LAYOUTS["normed"]
+    layout = replace(whole, kv_heads=0)
+    projected, turns, norms = given(whole, count, form.dtype)
+    own = projected[:, : layout.width]
+    pool = LayerPool(1, whole.kv_heads, whole.dim, form.dtype, form.launch)
+    packing = Packing.of([Span(0, count, (0,), count)], mx.arange(count, dtype=mx.int32))
+    assert fits(layout, form.dtype)
+    queries = rotate_by_kernel(own, turns, norms, layout, pool, packing.places)
+    expected, _, _ = split(projected, turns, norms, whole)
+    assert mx.array_equal(rotate(own, turns, norms, layout, pool, packing.places), expected)
+    error = mx.abs(queries - expected).max().astype(mx.float32) / mx.abs(expected).max().astype(mx.float32)
+    assert float(error) < 2 * form.bound
+    assert not mx.concatenate([*pool.gather(packing.rows, count, {})]).any()
 
 
 @IN_HALF_PRECISION
