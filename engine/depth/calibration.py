@@ -86,21 +86,22 @@ def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) 
     rounds: list[Point] = []
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
-    rounds_most, drafts_most = (max(shape.tokens for shape in shapes if shape.draft == draft) for draft in (False, True))
-    sizes = Sizes(rounds_most), Sizes(drafts_most)
+    of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft))
+    of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0))
     left, left_for_firsts = SECONDS, FIRSTS
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
     for shape in shapes:
         if len(rounds) > 2 and len(drafts) > 1 and min(left, left_for_firsts) < 0:
             break
-        if not sizes[shape.draft].wants(shape.tokens):
+        sizes = of_drafts if shape.draft else of_rounds
+        if not sizes.wants(shape.tokens):
             continue
         run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
         first, again = _seconds(run)
         left -= REPEATS * again
         left_for_firsts -= first
-        sizes[shape.draft].took(shape.tokens, first, again)
+        sizes.took(shape.tokens, first, again)
         points = drafts if shape.draft else rounds
         points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
         if not shape.draft:
