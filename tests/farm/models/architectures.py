@@ -35,7 +35,7 @@ from .folders import CHARACTERS, NAMES
 AT_ONCE = 3
 """Architectures that are tried side by side, since most of a run waits for the leases of the killed worker."""
 
-LONG, ENDLESS = 1200, 3000
+LONG, ENDLESS = 1000, 3000
 """Tokens of the line that runs when the worker is killed, and of those that are cancelled."""
 
 NEAR = 1e-5
@@ -66,7 +66,10 @@ class Trial:
 
 
 def architectures(full: bool) -> Figure:
-    """Every architecture that is tried at all; at small size one of those that have an adapter."""
+    """Every architecture that is tried at all; at small size one of those that have an adapter.
+
+    A table of them goes to stderr: the suite's own is on stdout.
+    """
     names = NAMES if full else ["qwen3"]
     with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as place:
         folder = Path(place)
@@ -75,8 +78,9 @@ def architectures(full: bool) -> Figure:
         endless = [line | {"body": line["body"] | {"max_tokens": ENDLESS, "ignore_eos": True}} for line in asked[:3]]
         (folder / "cancelled.jsonl").write_bytes(b"\n".join(orjson.dumps(line) for line in endless))
         with ThreadPoolExecutor(AT_ONCE) as pool, _expected(folder, names) as answers:
+            print("| architecture | engine | rows | equal | others | seconds |", file=sys.stderr)
+            print("|---|---|---|---|---|---|", file=sys.stderr, flush=True)
             trials = list(pool.map(lambda answer: _try(folder, **answer), answers))
-    _tell(trials)
     wrong = [trial.name for trial in trials if trial.wrong]
     rows, ties = (sum(getattr(trial, name) for trial in trials) for name in ("rows", "ties"))
     text = f"{len(trials)} architectures, {rows} rows, {ties} left mlx-lm's tokens at a near tie"
@@ -105,6 +109,12 @@ def _expected(folder: Path, names: list[str]) -> Iterator[Iterator[dict[str, Any
 
 
 def _try(folder: Path, name: str, answers: list[dict[str, Any]]) -> Trial:
+    trial = _tried(folder, name, answers)
+    print(trial.row, file=sys.stderr, flush=True)
+    return trial
+
+
+def _tried(folder: Path, name: str, answers: list[dict[str, Any]]) -> Trial:
     begin = time.monotonic()
     try:
         engine, got = _generate(folder, name)
@@ -200,10 +210,3 @@ def _said(done: subprocess.CompletedProcess[str], code: int) -> subprocess.Compl
     if done.returncode != code:
         raise Trouble(f"{done.args[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     return done
-
-
-def _tell(trials: list[Trial]) -> None:
-    """The table of them, to stderr: the suite's own table is on stdout."""
-    print("| architecture | engine | rows | equal | others | seconds |\n|---|---|---|---|---|---|", file=sys.stderr)
-    for trial in trials:
-        print(trial.row, file=sys.stderr)
