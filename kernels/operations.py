@@ -18,16 +18,19 @@ from .gpu.source import Launch
 from .packing import Packing
 from .pages.places import Places
 from .pages.pool import LayerPool
+from .products.experts import Through, experts, experts_in_other_order
 from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
 from .race.keys import (
     KERNEL,
+    OTHER_ORDER,
     SIMDGROUPS,
     STOCK,
     TOGETHER,
     Key,
     attention_key,
     choice_key,
+    experts_key,
     norm_key,
     product_key,
     recurrence_key,
@@ -141,6 +144,12 @@ class Operations:
         if form == SIMDGROUPS:
             return quantized_matmul_by_simdgroups(x, w, scales, biases, group_size, bits, self.launch)
         return quantized_matmul(x, w, scales, biases, group_size, bits)
+
+    def experts(self, x: mx.array, chosen: mx.array, through: Through, kind: tuple[int | str, ...]) -> mx.array:
+        """As `experts.experts`, of experts whose `kind` is that of their race."""
+        key = experts_key(*chosen.shape, kind, x.dtype)
+        form = experts_in_other_order if self.winners.get(key, STOCK) == OTHER_ORDER else experts
+        return form(x, chosen, through)
 
     def choose(self, logits: mx.array, settings: Sequence[Setting], positions: mx.array) -> mx.array:
         """As `choose.choose`."""

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,8 +29,15 @@ from ..state.state import State
 from .round_cost import Cost, Point, RoundShape, shapes_to_time
 
 SECONDS = 8.0
-"""Longest to measure; the cost of larger rounds is then extrapolated. The first run of a shape does not count: a GPU
-may have to compile for it, for seconds.
+"""Longest to time; the cost of larger rounds is then extrapolated. First runs do not count here."""
+
+FIRSTS = 24.0
+"""Longest for the first runs of shapes, in which a GPU may have to compile."""
+
+SLOW_FIRST, STRIDE = 1.0, 8
+"""Where the first run of a size takes so many seconds more than the next one, as with quantised experts on CUDA, only
+sizes that are so many times as large as the last one are timed from there on; the curve interpolates between them. So
+`FIRSTS` lasts for the whole range. The very first size does not tell: with it, what all sizes share is compiled.
 """
 
 REPEATS = 3
@@ -84,24 +92,50 @@ def measure(target: Transformer, draft: DFlashDraft | None, pages: int, max_rows
     rounds: list[Point] = []
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
-    left = SECONDS
+    of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft))
+    of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0))
+    left, left_for_firsts = SECONDS, FIRSTS
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
     for shape in shapes:
-        if len(rounds) > 2 and (len(drafts) > 1 or not drafter) and left < 0:
+        if len(rounds) > 2 and (len(drafts) > 1 or not drafter) and min(left, left_for_firsts) < 0:
             break
+        sizes = of_drafts if shape.draft else of_rounds
+        if not sizes.wants(shape.tokens):
+            continue
         if shape.draft and drafter:
             run = _draft_pass(shape, drafter, max_rows)
         else:
             run = _round(shape, target, width, drafter.tapped if drafter else (), state)
         first, again = _seconds(run)
         left -= REPEATS * again
+        left_for_firsts -= first
+        sizes.took(shape.tokens, first, again)
         points = drafts if shape.draft else rounds
         points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
         if not shape.draft:
             firsts.setdefault(shape.tokens, first - again)
     workspace = mx.get_peak_memory() - kept
     return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace)
+
+
+@dataclass
+class Sizes:
+    """Which numbers of tokens to time, up to `most`, smallest first: all, unless new ones take long to compile for."""
+
+    most: int
+    last: int = 0
+    stride: int = 1
+
+    def wants(self, tokens: int) -> bool:
+        return tokens in (self.last, self.most) or tokens >= self.stride * self.last
+
+    def took(self, tokens: int, first: float, again: float) -> None:
+        """A first run of a shape with so many tokens took `first` seconds, and others `again`."""
+        # Where even a round takes that long, as on a CPU, a slow first one is no sign of compiling.
+        if self.last and tokens > self.last and first - again > max(SLOW_FIRST, again):
+            self.stride = STRIDE
+        self.last = tokens
 
 
 ROWS, PAGES = 64, 512

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,6 +31,9 @@ __all__ = ["LoadedModel", "ModelError", "load"]
 
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 """What is fetched of a hub repository: everything a model needs except code."""
+
+TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "*vocab*")
+"""Files of which a tokenizer has one at least. Without, transformers makes an empty one of some types."""
 
 CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -88,10 +92,11 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
             f"cannot load the model in {folder}: mlx-lm needs another package for models of its type; install that"
         ) from error
     except Exception as error:  # a broken folder can fail anywhere in the loader
+        reason = missing_weights(folder) or first_line(error)
         if adapter:
-            raise ModelError(f"cannot load the model in {folder} with {adapter}: {first_line(error)}") from error
+            raise ModelError(f"cannot load the model in {folder} with {adapter}: {reason}") from error
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
-        raise ModelError(f"cannot load the model in {folder}: {first_line(error)}; {remedy}") from error
+        raise ModelError(f"cannot load the model in {folder}: {reason}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
 
 
@@ -145,15 +150,31 @@ def refuse_unusable(folder: Path) -> None:
     config = read_json(folder / "config.json")
     if architecture(config) in FAMILIES:
         refuse_unheeded(config, folder / "config.json")
-    elif not known_to_mlx_lm(family := config.get("model_type")):
+    elif (family := config.get("model_type")) is None:
+        raise ModelError(f"{folder / 'config.json'} has no model_type: fetch or convert the model again")
+    elif not known_to_mlx_lm(family):
         raise ModelError(
             f"{folder} holds model type {family!r}, which mlx-lm {version('mlx-lm')} does not know: "
             "choose another model, or try a newer mlx-lm"
         )
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} has no model*.safetensors: convert the model with `mlx_lm.convert`")
+    if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
+        raise ModelError(f"{folder} has no tokenizer: fetch the model's tokenizer.json and tokenizer_config.json, too")
     if code := config.get("model_file"):
         raise ModelError(f"{folder} has its forward in Python code of its own ({code}), which is never run")
+
+
+def missing_weights(folder: Path) -> str:
+    """Which file of a folder's weights is not there, although its index or a link names it; nothing if all are.
+
+    mlx-lm reads what there is, and an index may be older than the files: only a failure makes this the reason.
+    """
+    named = {file.name for file in folder.glob("model*.safetensors")}
+    with suppress(ModelError, AttributeError):
+        named |= {*read_json(folder / "model.safetensors.index.json")["weight_map"].values()}
+    missing = sorted(name for name in named if not (folder / name).is_file())
+    return f"{missing[0]} is missing" if missing else ""
 
 
 def known_to_mlx_lm(family: Any) -> bool:
@@ -196,4 +217,8 @@ def context_length(config: dict[str, Any], folder: Path, model: Any) -> int:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
+    """What an error says in its first line; if that only announces a list, with the first of it."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if others and first.rstrip().endswith(":"):
+        first = f"{first.rstrip()} {others[0].strip().rstrip(',')}{', …' if others[1:] else ''}"
+    return first.rstrip(".: ")[:200]

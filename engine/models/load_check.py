@@ -143,9 +143,11 @@ def settle(target: Transformer) -> Verdict:
     """Check a target; if its logits are wrong, find the operations that make them so and leave these to stock MLX.
 
     Raises:
-        ModelError: its logits are wrong with stock operations, too.
+        ModelError: its logits are wrong with stock operations, too, or mlx-lm's own are not numbers.
     """
     reference = Reference.of(target)
+    if isnan(reference.noise):
+        raise ModelError("mlx-lm's own logits of this model are not numbers: fetch or convert the model again")
     verdict = reference.check(target)
     if verdict.good:
         return verdict
@@ -278,6 +280,6 @@ def distances(logits: mx.array, expected: mx.array) -> list[float]:
 
 def fingerprint(folder: Path) -> str:
     """Stands for the weights and configuration in a model's folder, without reading them."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
+    files = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".json") and file.is_file())
     facts = [f"{file.name} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]

@@ -55,7 +55,8 @@ def find_ways(model: Any) -> Ways:
     expected: dict[Step, mx.array] = {}
     for row, text in enumerate(texts):
         expected.update(_alone(model, row, text))
-    mx.eval(list(expected.values()))
+    if bool(mx.isnan(mx.stack(list(expected.values()))).any(axis=-1).all()):
+        raise ValueError("its logits are not numbers")
     dtype, whole = number_type(model), model(mx.array(texts[:1]), cache=make_prompt_cache(model))[0]
     excused = excused_error(dtype, noise(model, texts[0], whole))
     batched = _flaw(lambda: _together(model, texts), expected, excused, dtype)

@@ -33,6 +33,7 @@ from ..recurrent.plan import Steps
 from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from ..recurrent.recurrence import fits as recurrence_fits
 from .attention_checks import Check, checks
+from .experts import ExpertsShape, expert_contests
 from .keys import (
     KERNEL,
     SIMDGROUPS,
@@ -111,7 +112,7 @@ class ChoiceShape:
     most: int = 512
 
 
-OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ChoiceShape
+OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ExpertsShape | ChoiceShape
 
 
 def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Iterator[Contest]:
@@ -128,6 +129,8 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield from _recurrent(shape, launch)
             case ProductShape():
                 yield from _products(shape, launch)
+            case ExpertsShape():
+                yield from expert_contests(shape)
             case ChoiceShape(vocabulary, dtype, most):
                 for slots, drawn in ((16, False), (512, False), (16, True)):
                     if slots <= most:

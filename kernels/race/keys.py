@@ -13,6 +13,7 @@ from ..recurrent.plan import Steps
 Key = tuple[str | int, ...]
 
 STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "simdgroups"
+OTHER_ORDER = "other order"
 """Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
 
 
@@ -51,6 +52,15 @@ def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
     """Likewise, for a product of x [N, K] with a weight of so many lines; one row is left to stock."""
     rows = next((rows for rows, most in ((1, 1), (4, 5), (16, 24)) if x.shape[0] <= most), 64)
     return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x.dtype), rows)
+
+
+def experts_key(tokens: int, chosen: int, kind: tuple[int | str, ...], dtype: mx.Dtype) -> Key:
+    """Likewise, for so many tokens through experts: their `kind`, how many a token chose, type, tokens.
+
+    With fewer tokens than the raced ones there is little to sort, and with more, as of prompts, mlx-lm's order stays.
+    """
+    raced = next((raced for raced, most in ((0, 7), (16, 24), (64, 96)) if tokens <= most), 0)
+    return ("experts", *kind, chosen, _name(dtype), raced)
 
 
 def choice_key(slots: int, vocabulary: int, dtype: mx.Dtype, drawn: bool) -> Key:

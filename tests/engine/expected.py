@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -207,6 +207,6 @@ def expected(completion: Completion) -> Expected:
     return Expected(completion.tokens, completion.finish_reason == "stop")
 
 
-def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many first tokens of both are the same."""
+def common(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many first tokens, or characters, of both are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

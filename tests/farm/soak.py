@@ -1,7 +1,7 @@
 """The fault suite at full size, as a table: `make soak`, or `python -m tests.farm.soak [--small] [NAME…]`.
 
 Every fault runs against a real server and real worker processes, whose engine is replaced by one of set speed; the
-engine itself has a row of its own, `tokens`.
+engine itself has rows of its own: `tokens`, and `architectures` behind the whole command.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from tests.farm import dying, generation, load, own_disk, redis_faults
 from tests.farm.figure import Fault
 from tests.farm.files import datasets, outputs
+from tests.farm.models.architectures import architectures
 from tests.farm.sharing import fairness, neighbours
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
@@ -45,6 +46,7 @@ FAULTS = (
     Fault("frozen", f"a server that answers after the leases: {NOTHING}", redis_faults.frozen),
     Fault("script-flush", f"SCRIPT FLUSH all the time: {NOTHING}", redis_faults.script_flush),
     Fault("tokens", "200 seeds of random load: every row the tokens of mlx-lm in float32", generation.tokens),
+    Fault("architectures", "each one through `run`, killed once: every row the tokens of mlx-lm", architectures),
 )
 
 

@@ -17,6 +17,7 @@ from ....kernels.packing import Packing
 from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape, OperationShape, RotaryShape
 from ...state.kv_pool import Heads, KVPool
 from ...state.state import State
+from ..experts import expert_shapes, ordered
 from ..layers import gated, swiglu, turns
 from ..linear import Chosen, apply, join, known, product, products, width
 
@@ -64,6 +65,10 @@ class Transformer(ABC):
         self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
         self.gates: list[Any] = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
         self.downs: list[Any] = [mlp.down if mlp else None for mlp in self.mlps]
+        self.mixtures: list[Any] = [
+            None if mlp else ordered(self.mlp(layer), lambda: self.operations)
+            for layer, mlp in zip(self.layers, self.mlps, strict=True)
+        ]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -166,7 +171,10 @@ class Transformer(ABC):
         choices = [ChoiceShape(self.vocabulary, self.dtype)]
         if self.dtype != mx.float32:  # as logits are that rows change; a few at a time
             choices.append(ChoiceShape(self.vocabulary, mx.float32, most=16))
-        return [*attention, *rotary, norm, *products(linears, self.dtype), *choices]
+        mixtures = [block for block in self.mixtures if block is not None]
+        chosen = self.model.args.num_experts_per_tok if mixtures else 0
+        experts = expert_shapes(mixtures, chosen, self.dtype)
+        return [*attention, *rotary, norm, *products(linears, self.dtype), *experts, *choices]
 
     def projections(self, layer: Any) -> list[nn.Module]:
         """The linear layers that read what enters a layer's attention."""
@@ -290,7 +298,7 @@ class Transformer(ABC):
         """The MLP of a layer, or its experts."""
         both = self.gates[index]
         if both is None:
-            return self.mlp(layer)(x)
+            return self.mixtures[index](x)
         hidden = self.activate(*mx.split(apply(both, x, self.operations, through.chosen), 2, axis=-1))
         return apply(self.downs[index], hidden, self.operations, through.chosen)
 

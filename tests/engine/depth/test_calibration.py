@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,35 @@ def test_a_mixture_of_experts_is_timed_with_as_many_experts_as_it_reads() -> Non
     assert noting.noted[1] == 2  # a token's own
     assert noting.noted[8] > 6
     assert noting.noted[max(noting.noted)] > 12
+
+
+class CompilingExperts(NotingExperts):
+    """Experts for which a device compiles whenever so many tokens come for the first time."""
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        if x.shape[0] not in self.noted:
+            time.sleep(0.3)
+        return super().__call__(x, chosen)
+
+
+def measured_sizes(experts: type[NotingExperts]) -> list[int]:
+    """The numbers of tokens that are timed with a mixture of such experts."""
+    model = qwen3_moe_model()
+    engine = engine_with_draft(model)
+    for layer in (model.layers[0], model.layers[2]):
+        layer.mlp.switch_mlp = noting = experts(layer.mlp.switch_mlp)
+    assert engine.drafter
+    cost = measure(engine.target, engine.drafter.draft, 64, 8)
+    assert list(cost.round.knots) == sorted(noting.noted)
+    return sorted(noting.noted)
+
+
+def test_where_new_sizes_are_slow_few_are_timed_up_to_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {1, 2, 3, 4, 6, 8, 9} <= {*measured_sizes(NotingExperts)}
+    monkeypatch.setattr("draftmill.engine.depth.calibration.SLOW_FIRST", 0.3)
+    assert measured_sizes(CompilingExperts) == [1, 2, 16, 8 * BLOCK]
+
+
+def test_first_runs_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.depth.calibration.FIRSTS", 1.0)
+    assert measured_sizes(CompilingExperts)[-1] < 8 * BLOCK

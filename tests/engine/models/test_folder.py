@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from draftmill.engine.models import boxed
 from draftmill.engine.models.folder import RECURRENT_CONTEXT, ModelError, context_length, load
+from draftmill.engine.models.load_check import fingerprint
 from tests.engine.plain.architectures import tiny
 
 
@@ -68,10 +69,15 @@ def test_a_broken_config(folder: Path, tmp_path: Path, content: str):
 
 
 def test_an_architecture_that_nobody_knows(folder: Path, tmp_path: Path):
-    for unknown in ("lstm", "../llama", "os.path", None):
+    for unknown in ("lstm", "../llama", "os.path", 7):
         edit(folder / "config.json", model_type=unknown)
         reason = f"holds model type {unknown!r}, which mlx-lm {version('mlx-lm')} does not know: choose another model"
         assert reason in failure(folder, tmp_path)
+
+
+def test_a_config_without_a_type(folder: Path, tmp_path: Path):
+    edit(folder / "config.json", model_type=None)
+    assert f"{folder / 'config.json'} has no model_type" in failure(folder, tmp_path)
 
 
 def test_a_module_of_mlx_lm_that_ends_the_process(folder: Path, tmp_path: Path):
@@ -97,7 +103,35 @@ def test_missing_weights(folder: Path, tmp_path: Path):
     assert isinstance(weights, dict)
     kept = {name: array for name, array in weights.items() if ".layers.7." not in name}
     mx.save_safetensors(str(folder / "model.safetensors"), kept)
-    assert "fetch or convert the model again" in failure(folder, tmp_path)
+    said = failure(folder, tmp_path)
+    assert "parameters: model.layers.7." in said
+    assert said.endswith(", …; fetch or convert the model again")
+
+
+def test_a_missing_shard(folder: Path, tmp_path: Path):
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{n}-of-00002.safetensors": [*weights][n - 1 :: 2] for n in (1, 2)}
+    for part, names in parts.items():
+        mx.save_safetensors(str(folder / part), {name: weights[name] for name in names}, {"format": "mlx"})
+    places = {name: part for part, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    load(str(folder), tmp_path)
+    missing = folder / [*parts][1]
+    missing.unlink()
+    assert f"{missing.name} is missing; fetch or convert the model again" in failure(folder, tmp_path)
+    missing.symlink_to(tmp_path / "blob")  # as an interrupted download leaves them
+    assert f"{missing.name} is missing; fetch or convert the model again" in failure(folder, tmp_path)
+    assert fingerprint(folder)
+
+
+def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):
+    """Of some types transformers makes a tokenizer that knows no token at all."""
+    for file in folder.glob("token*"):
+        file.unlink()
+    edit(folder / "config.json", model_type="qwen2")
+    assert f"{folder} has no tokenizer: fetch the model's tokenizer.json" in failure(folder, tmp_path)
 
 
 def test_a_config_without_a_context_length(folder: Path, tmp_path: Path):

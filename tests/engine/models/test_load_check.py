@@ -168,6 +168,13 @@ def with_kernels(operation: str, wrong: str) -> tuple[Transformer, set[str]]:
     return target, launched
 
 
+def test_logits_that_are_not_numbers_are_the_models_own_fault() -> None:
+    model = llama_model()
+    model.model.norm.weight = mx.full(64, float("nan"))
+    with pytest.raises(ModelError, match="mlx-lm's own logits of this model are not numbers"):
+        settle(adapt(model))
+
+
 def test_what_was_found_is_remembered_by_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = adapt(llama_model())
     verdict = assure(target, "tiny", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -58,7 +59,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": dict(**LATENT, **EXPERTS, first_k_dense_replace=1),
     "dots1": dict(**EXPERTS, first_k_dense_replace=1),
     "ernie4_5_moe": dict(use_bias=False, moe_num_experts=4, moe_k=2),
-    "exaone4": dict(rope_scaling=None, sliding_window=16, sliding_window_pattern="LG"),
+    "exaone4": dict(
+        rope_scaling=None,
+        sliding_window=16,
+        sliding_window_pattern="LG",
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "falcon_h1": dict(
         mamba_d_conv=4, mamba_d_head=16, mamba_d_ssm=64, mamba_d_state=8, mamba_n_heads=4, mamba_chunk_size=16
     ),
@@ -74,7 +80,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **GRANITE,
         layer_types=["mamba", "attention"],
         mamba_n_heads=4,
-        mamba_d_head=16,
+        mamba_d_head=64,
         mamba_proj_bias=False,
         mamba_d_state=8,
         mamba_d_conv=4,
@@ -119,7 +125,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         )
     ),
     "mamba": MAMBA,
-    "mamba2": dict(**MAMBA, num_heads=8, head_dim=16, n_groups=1, time_step_limit=(0.0, 100.0)),
+    "mamba2": dict(**MAMBA, expand=1, num_heads=8, head_dim=16, n_groups=1, time_step_limit=(0.0, 100.0)),
     "minicpm3": dict(
         rope_scaling=dict(
             type="longrope", original_max_position_embeddings=512, short_factor=[1.0] * 16, long_factor=[1.0] * 16
@@ -187,12 +193,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Architectures by name, each with what it has beside the common arguments."""
 
 
-def tiny(architecture: str, seed: int = 0) -> Any:
+def configuration(architecture: str, context: int = 512) -> dict[str, Any]:
+    """The configuration of an architecture of the table, for texts of so many tokens."""
+    config = deepcopy({**COMMON, **ARCHITECTURES[architecture], "model_type": architecture})
+    parts = [config, *([config["text_config"]] if "text_config" in config else [])]
+    longest = ("max_position_embeddings", "n_ctx", "n_positions")
+    for part in parts:
+        part.update({key: context for key in longest if key in part})
+    return config
+
+
+def tiny(architecture: str, seed: int = 0, context: int = 512) -> Any:
     """A model of an architecture of the table."""
     mx.random.seed(seed)
     module: Any = import_module(f"mlx_lm.models.{architecture}")
-    args = {**COMMON, **ARCHITECTURES[architecture], "model_type": architecture}
-    model = module.Model(module.ModelArgs.from_dict(args))
+    model = module.Model(module.ModelArgs.from_dict(configuration(architecture, context)))
     model.set_dtype(mx.float32)
     return spread(model)
 

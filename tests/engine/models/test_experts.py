@@ -1,0 +1,102 @@
+"""Quantised experts give mlx-lm's logits in either order, and the race tries both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx_lm.models.switch_layers import SwitchGLU
+
+from draftmill.engine.models.kernels_for import shapes
+from draftmill.engine.models.load_check import Reference, settle
+from draftmill.engine.models.targets import adapt
+from draftmill.kernels.operations import Operations
+from draftmill.kernels.products import experts
+from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.experts import ExpertsShape
+from draftmill.kernels.race.keys import OTHER_ORDER, STOCK, Key, experts_key
+from draftmill.kernels.race.race import run
+
+from ..small import gpt_oss_model, lfm2_moe_model, quantised, qwen3_5_moe_model, qwen3_moe_model, qwen3_next_model
+
+
+def mxfp4(model: Any) -> Any:
+    """Experts as gpt-oss publishes them."""
+    nn.quantize(model, 32, 4, mode="mxfp4", class_predicate=lambda path, layer: hasattr(layer, "num_experts"))
+    mx.eval(model.parameters())
+    return model
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "qwen3_moe": lambda: quantised(qwen3_moe_model()),
+    "qwen3_5_moe": lambda: quantised(qwen3_5_moe_model()),
+    "qwen3_next": lambda: quantised(qwen3_next_model()),
+    "lfm2_moe": lambda: quantised(lfm2_moe_model(), bits=8),
+    "gpt_oss": lambda: mxfp4(gpt_oss_model(intermediate_size=64)),
+}
+
+
+def keys(target: Any) -> list[Key]:
+    """Those of the contests of a target's experts."""
+    found = [shape for shape in shapes(target, None) if isinstance(shape, ExpertsShape)]
+    assert len(found) == 1
+    return [contest.key for contest in contests(found)]
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_either_order_gives_the_logits_of_mlx_lm(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = adapt(MODELS[family]())
+    raced, orders = keys(target), []
+
+    def noting(name: str, form: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        def noted(x: mx.array, chosen: mx.array, through: experts.Through) -> mx.array:
+            orders.append((chosen.size, name))
+            return form(x, chosen, through)
+
+        return noted
+
+    for name in ("as_chosen", "by_expert"):
+        monkeypatch.setattr(experts, name, noting(name, getattr(experts, name)))
+    reference = Reference.of(target)
+    for winner in (STOCK, OTHER_ORDER):
+        orders.clear()
+        target.operations = Operations(dict.fromkeys(raced, winner))
+        assert reference.check(target).good
+        other = {order for order in orders if (order[1] == "by_expert") != (order[0] >= 64)}
+        assert bool(other) == (winner == OTHER_ORDER)
+        assert len(orders) > len(other)
+
+
+def test_the_model_stays_as_mlx_lm_runs_it() -> None:
+    model = MODELS["qwen3_moe"]()
+    target = adapt(model)
+    assert type(model.layers[0].mlp.switch_mlp) is SwitchGLU
+    assert target.mixtures[0] is not model.layers[0].mlp
+    assert target.mixtures[1] is None  # a dense MLP
+
+
+def test_an_order_that_is_wrong_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = adapt(MODELS["qwen3_moe"]())
+    forms = "draftmill.kernels.operations.experts_in_other_order"
+    monkeypatch.setattr(forms, lambda x, chosen, through: experts.experts(x, chosen[:, ::-1], through))
+    target.operations = Operations(dict.fromkeys(keys(target), OTHER_ORDER))
+    assert settle(target).dropped == ("experts",)
+    assert set(target.operations.winners.values()) <= {STOCK}
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("affine", 4), ("affine", 8), ("mxfp4", 4)])
+def test_the_race_tries_both_orders(mode: str, bits: int) -> None:
+    shape = ExpertsShape(64, 32, 6, 32, bits, mode, 2, mx.float32)
+    for contest in contests([shape]):
+        result = run(contest)
+        assert set(result.milliseconds) == {STOCK, OTHER_ORDER}
+        assert result.dropped == {}
+
+
+def test_rounds_take_the_winner_of_the_nearest_race() -> None:
+    kind = (64, 32, 6, 32, 4, "affine")
+    raced = [experts_key(tokens, 2, kind, mx.float32)[-1] for tokens in (1, 7, 8, 24, 25, 96, 97, 512)]
+    assert raced == [0, 0, 16, 16, 64, 64, 0, 0]
