@@ -147,7 +147,8 @@ class Operations:
 
     def experts(self, x: mx.array, chosen: mx.array, through: Through, kind: tuple[int | str, ...]) -> mx.array:
         """As `experts.experts`, of experts whose `kind` is that of their race."""
-        key = experts_key(*chosen.shape, kind, x.dtype)
+        tokens, each = chosen.shape
+        key = experts_key(tokens, each, kind, x.dtype)
         form = experts_in_other_order if self.winners.get(key, STOCK) == OTHER_ORDER else experts
         return form(x, chosen, through)
 

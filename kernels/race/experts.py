@@ -70,6 +70,6 @@ def _weights(shape: ExpertsShape, lines: int, length: int) -> list[mx.array]:
         mx.quantize(noise(lines, length, dtype=shape.dtype) / length**0.5, shape.group_size, shape.bits, shape.mode)
         for _ in range(shape.experts)
     ]
-    stacked = [mx.stack(parts) for parts in zip(*each, strict=True)]
+    stacked = [mx.stack(list(parts)) for parts in zip(*each, strict=True)]
     mx.eval(stacked)
     return stacked

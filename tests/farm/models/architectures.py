@@ -35,13 +35,16 @@ from .folders import CHARACTERS, NAMES
 AT_ONCE = 3
 """Architectures that are tried side by side, since most of a run waits for the leases of the killed worker."""
 
-LONG, ENDLESS = 1000, 3000
+LONG, ENDLESS = 700, 3000
 """Tokens of the line that runs when the worker is killed, and of those that are cancelled."""
 
 NEAR = 1e-5
 """Two choices of so small a margin may change places: float32 adds in another order beside other rows."""
 
 TIE = "near tie"
+PATIENCE = 900.0
+"""Seconds that each step may take on a machine that does other work as well."""
+
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 """The models are so small that a second thread only waits."""
 
@@ -157,13 +160,13 @@ def _generate(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
         shell.environment |= {"DRAFTMILL_CACHE": str(Path(home, "cache")), **ONE_THREAD}
         command = ("run", "in.jsonl", "-o", str(out), "--pair", str(folder / name))
         try:
-            other = _said(shell("submit", "cancelled.jsonl", "--pair", str(folder / name)), 0).stdout.strip()
+            other = _said(shell, "submit", "cancelled.jsonl", "--pair", str(folder / name)).strip()
             with redis_py.Redis(unix_socket_path=str(Path(home, "redis", "redis.sock"))) as redis:
                 said = _killed(shell.start(*command), redis, other)
-                _said(shell(*command), 0)
+                _said(shell, *command)
                 state = batches.status(redis, other)
         finally:
-            shell("redis", "stop")
+            _said(shell, "redis", "stop")
         lines = [orjson.loads(line) for line in out.read_bytes().splitlines()]
     if not state or state.cancelled < state.total:
         raise Trouble(f"of the other batch, {state.cancelled if state else 0} lines are cancelled")
@@ -181,7 +184,7 @@ def _killed(process: subprocess.Popen[str], redis: redis_py.Redis, other: str) -
         return next((each for each in batches.list_batches(redis) if (each.id != other) == mine), None)
 
     def wait(what: str, until: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + PATIENCE
         while not until():
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
@@ -198,15 +201,22 @@ def _killed(process: subprocess.Popen[str], redis: redis_py.Redis, other: str) -
     wait("a line ran", lambda: (ours := state(mine=True)) is not None and ours.running > 0)
     keys: Any = redis.smembers("rq:workers")
     for key in keys:
-        os.kill(int(redis.hget(key, "pid") or 0), signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
+        pid: Any = redis.hget(key, "pid")
+        os.kill(int(pid), signal.SIGKILL)
+    _, said = process.communicate(timeout=PATIENCE)
     if process.returncode != BUG:
         raise Trouble(f"run whose worker was killed ended with {process.returncode}: {said.strip()[-300:]}")
     return said
 
 
-def _said(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
-    """The same; raises Trouble if it ended with another exit code."""
-    if done.returncode != code:
-        raise Trouble(f"{done.args[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    return done
+def _said(shell: Shell, *arguments: str) -> str:
+    """What a command writes to its output; raises Trouble if it does not end well."""
+    process = shell.start(*arguments)
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise Trouble(f"{arguments[0]} takes longer than {PATIENCE:.0f} s") from None
+    if process.returncode:
+        raise Trouble(f"{arguments[0]} ended with {process.returncode}: {err.strip()[-300:]}")
+    return out

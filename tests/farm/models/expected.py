@@ -29,14 +29,14 @@ def answer(model: Any, tokenizer: Any, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "tokens": tokens[:-1] if reason == "stop" else tokens,
         "reason": reason,
-        "margins": [margin(step.logprobs) for step in steps],
+        "margins": margins(mx.stack([step.logprobs for step in steps])),
     }
 
 
-def margin(logprobs: mx.array) -> float:
-    """The distance between the two likeliest tokens, as a part of that between the likeliest and the unlikeliest."""
-    ordered: Any = mx.sort(logprobs.astype(mx.float32))
-    return float((ordered[-1] - ordered[-2]) / (ordered[-1] - ordered[0]))
+def margins(logprobs: mx.array) -> Any:
+    """How far the two likeliest tokens are apart, as a part of the distance to the unlikeliest: of each [T, V], [T]."""
+    ordered = mx.sort(logprobs.astype(mx.float32))
+    return ((ordered[:, -1] - ordered[:, -2]) / (ordered[:, -1] - ordered[:, 0])).tolist()
 
 
 def main(folder: Path, lines: Path, names: list[str]) -> None:
