@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from draftmill.engine.drafting.dflash import DFlashDraft, load_draft
+from draftmill.engine.drafting.checkpoint import load_draft
+from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.load import LoadedPair, draft_for, holds
 from draftmill.engine.engine import Engine
 from draftmill.engine.load import load_engine
