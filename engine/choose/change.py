@@ -89,7 +89,7 @@ def choose_changed(
 
 
 def best_changed(logits: mx.array, positions: mx.array, slots: Sequence[Slot], count: int) -> tuple[mx.array, mx.array]:
-    """The `count` likeliest tokens [S, count] of slots that change their logits first, in no order, and their logits."""
+    """The `count` likeliest tokens [S, count] of each slot, in no order, and their logits as slots change them."""
     tokens, values = best(logits, count)
     values = values.astype(mx.float32)
     changing = [s for s, slot in enumerate(slots) if slot.change or slot.mask]

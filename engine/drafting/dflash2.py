@@ -24,8 +24,8 @@ ELSEWHERE = {"causal", "rope_theta", "rope_parameters", "rope_scaling"}
 
 @dataclass(frozen=True)
 class DFlash2Config(DraftConfig):
-    """As `DraftConfig`. A convolution has `conv_kernel_size` taps, and `conv_group_size` channels share those that depend
-    on the input; the selector has codes of `selector_rank` numbers and `selector_top_k` candidates.
+    """As `DraftConfig`. A convolution has `conv_kernel_size` taps, of which `conv_group_size` channels share what comes
+    of the input. The selector has codes of `selector_rank` numbers, and `selector_top_k` candidates.
     """
 
     conv_kernel_size: int = 0
@@ -116,10 +116,12 @@ class DFlash2Draft(DFlashDraft):
 
     def attention(self, index: int, y: mx.array, attend: Attend, turned: mx.array, operations: Operations) -> mx.array:
         plain = partial(super().attention, index, attend=attend, turned=turned, operations=operations)
-        return self.layers[index].attention_conv(plain, y)
+        layer: Any = self.layers[index]
+        return layer.attention_conv(plain, y)
 
     def mlp(self, index: int, y: mx.array, operations: Operations) -> mx.array:
-        return self.layers[index].mlp_conv(partial(super().mlp, index, operations=operations), y)
+        layer: Any = self.layers[index]
+        return layer.mlp_conv(partial(super().mlp, index, operations=operations), y)
 
     def choose(self, wanted: Wanted, operations: Operations = STOCK_OPERATIONS) -> mx.array:
         """The drafts [F]: a chain of candidates for each row, with the random numbers that the target will have."""

@@ -26,7 +26,6 @@ from .checkpoint import load_draft
 from .dflash import DFlashDraft
 from .drafter import Drafter, DraftRow
 
-
 TYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -78,10 +77,10 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
 
 
 def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str) -> DFlashDraft:
-    """A draft in its target's type, but float16 only if that holds it: else bfloat16, or float32 where the chip emulates
-    that, where a bfloat16 target's draft is tried in float16, too.
+    """A draft in its target's type; or in float16 where the chip emulates bfloat16.
 
-    What was found is remembered for the `subject`.
+    Where float16 does not hold it, it runs in bfloat16, or in float32 where that is emulated. What was found is
+    remembered for the `subject`.
     """
     emulated = emulates_bfloat16(chip)
 

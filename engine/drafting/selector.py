@@ -1,8 +1,8 @@
 """DFlash 2's candidate selector: of the likeliest tokens of each mask slot, a chain in which each suits the one before.
 
 Each slot's k likeliest tokens are its candidates. How well a candidate b suits the token a before it is a product of
-the two tokens' codes, weighted by the slot's hidden state h: the sum of A[a] (W h) B[b]. That is added to b's logit, and
-the chain is walked from the anchor on, greedily: each slot takes the best candidate after the one that was taken before.
+the two tokens' codes, weighted by the slot's hidden state h: the sum of A[a] (W h) B[b]. It is added to the logit of b.
+Then a chain is walked greedily from the anchor on: each slot takes the best candidate after the one taken before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ...kernels.choose.choose import Setting
 from ...kernels.choose.noise import gumbel_of
 from ..choose.change import best_changed
 from ..choose.sampling import setting
-from ..request import Sampling
 from .dflash import Wanted
 
 
@@ -73,7 +72,7 @@ class CandidateSelector(nn.Module):
 
 
 def rectangle(depths: Sequence[int]) -> list[list[int]]:
-    """Where the slots of each row are among those of all rows: [M, D]; those past a depth, of 1 or more, repeat its last."""
+    """Where each row's slots are among all: [M, D]. Those past its depth, which is 1 or more, repeat its last one."""
     begins = accumulate(depths, initial=0)
     return [
         [begin + min(j, depth - 1) for j in range(max(depths))] for begin, depth in zip(begins, depths, strict=False)
@@ -97,7 +96,7 @@ def drawn(
 
 
 def truncated(scores: mx.array, settings: Sequence[Setting]) -> mx.array:
-    """Scores [M, D, k, k] of candidates, the largest of which is 0, without those that the row's sampling leaves out."""
+    """Scores [M, D, k, k] of candidates, the largest of which is 0, without those that a row's sampling leaves out."""
     if all(one.top_p >= 1 and not one.top_k and not one.min_p for one in settings):
         return scores
     count = scores.shape[-1]

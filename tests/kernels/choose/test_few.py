@@ -38,4 +38,4 @@ def test_the_best_are_those_that_a_sort_puts_last(vocabulary: int, dtype: mx.Dty
 @pytest.mark.parametrize("value", [-mx.inf, mx.nan])
 def test_of_what_is_no_number_the_best_are_tokens_all_the_same(value: float) -> None:
     tokens, _ = best(mx.full((2, 20 * CHUNK - 5), value), 16)
-    assert 0 <= tokens.min().item() <= tokens.max().item() < 20 * CHUNK - 5
+    assert 0 <= np.array(tokens).min() <= np.array(tokens).max() < 20 * CHUNK - 5
