@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ...kernels.choose.best import best
 from ...kernels.operations import Operations
 from ..request import Sampling
 from .masks import masked
@@ -85,6 +86,21 @@ def choose_changed(
         x = _changed(x[rows], [slots[s] for s in portion], positions[rows], drafts)
         tokens[rows] = choose(x, [samplings[s] for s in portion], positions[rows], operations)
     return tokens
+
+
+def best_changed(logits: mx.array, positions: mx.array, slots: Sequence[Slot], count: int) -> tuple[mx.array, mx.array]:
+    """The `count` likeliest tokens [S, count] of each slot, in no order, and their logits as slots change them."""
+    tokens, values = best(logits, count)
+    values = values.astype(mx.float32)
+    changing = [s for s, slot in enumerate(slots) if slot.change or slot.mask]
+    step = at_once(len(changing), logits.shape[-1])
+    for begin in range(0, len(changing), step):
+        portion = changing[begin : begin + step]
+        rows = mx.array(portion)
+        x, tokens = mx.depends([logits, tokens], [tokens])
+        x = _changed(x[rows], [slots[s] for s in portion], positions[rows], None)
+        tokens[rows], values[rows] = best(x, count)
+    return tokens, values
 
 
 def at_once(slots: int, vocabulary: int) -> int:

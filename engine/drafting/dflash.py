@@ -7,11 +7,9 @@ tokens at once.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,9 +19,11 @@ from mlx_lm.models.rope_utils import initialize_rope
 from ...kernels.fused.rotary import Layout, Norms
 from ...kernels.operations import Operations
 from ...kernels.race.contestants import AttentionShape, OperationShape, RotaryShape
+from ..choose.change import Slot, choose_changed
 from ..models.folder import ModelError
 from ..models.layers import swiglu, turns
 from ..models.linear import Beside, apply, join, products
+from ..request import Sampling
 from ..state.kv_pool import Heads
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -60,15 +60,12 @@ class DraftConfig:
     output_multiplier: float = 1.0
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> DraftConfig:
+    def from_dict(cls, config: dict[str, Any]) -> Self:
         """Read a checkpoint's configuration; `dflash_config` wins over the top level.
 
         Raises:
-            ModelError: another architecture, or a field without which nothing can be done is missing.
+            ModelError: a field without which nothing can be done is missing, or has a value that is not supported.
         """
-        architectures = config.get("architectures") or [ARCHITECTURE]
-        if ARCHITECTURE not in architectures:
-            raise ModelError(f"draft architecture {architectures[0]} is not supported; supported: {ARCHITECTURE}")
         nested = config.get("dflash_config") or {}
         merged = {**config, **nested}
         if merged.get("is_causal") is None:
@@ -79,7 +76,7 @@ class DraftConfig:
         merged["rope_scaling"] = (
             scaling if scaling.get("rope_type", scaling.get("type", "default")) != "default" else None
         )
-        if not merged.get("final_logit_softcapping"):
+        if (merged.get("final_logit_softcapping") or 0) <= 0:
             merged["final_logit_softcapping"] = None
         try:
             layers, target_layers = merged["num_hidden_layers"], merged["num_target_layers"]
@@ -89,6 +86,10 @@ class DraftConfig:
             draft = cls(**{f.name: merged[f.name] for f in fields(cls) if merged.get(f.name) is not None})
         except (KeyError, TypeError) as error:
             raise ModelError(f"draft config.json lacks a field: {error}") from error
+        if len(draft.layer_types) != draft.num_hidden_layers:
+            raise ModelError(
+                f"draft config.json has {len(draft.layer_types)} layer_types, but {draft.num_hidden_layers} layers"
+            )
         if unknown := set(draft.layer_types) - {"full_attention", "sliding_attention"}:
             raise ModelError(f"draft config.json has layer types that are not supported: {', '.join(sorted(unknown))}")
         if "sliding_attention" in draft.layer_types and draft.sliding_window is None:
@@ -101,6 +102,24 @@ def default_taps(layers: int, target_layers: int) -> tuple[int, ...]:
     if layers == 1:
         return (target_layers // 2,)
     return tuple(round(1 + i * (target_layers - 4) / (layers - 1)) for i in range(layers))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The F mask slots of a round's blocks that become drafts: `depths` of each of M rows, row after row.
+
+    `hidden` [F, hidden] is the draft's, normed; `logits` [F, vocabulary] are the target head's, finished; `positions`
+    [F] and `samplings` are the drafts'. Slots change their logits, or there are none at all. `anchors` [M] are the
+    tokens before each row's first draft.
+    """
+
+    hidden: mx.array
+    logits: mx.array
+    positions: mx.array
+    samplings: Sequence[Sampling]
+    slots: Sequence[Slot]
+    depths: Sequence[int]
+    anchors: mx.array
 
 
 class DraftAttention(nn.Module):
@@ -142,12 +161,16 @@ class DraftLayer(nn.Module):
 class DFlashDraft(nn.Module):
     """The draft. Tokens are packed: every method takes N tokens with their absolute positions [N]."""
 
+    architecture = ARCHITECTURE
+    configuration: type[DraftConfig] = DraftConfig
+    layer: type[DraftLayer] = DraftLayer
+
     def __init__(self, config: DraftConfig):
         super().__init__()
         self.config = config
         self.fc = nn.Linear(len(config.target_layer_ids) * config.hidden_size, config.hidden_size, bias=False)
         self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.layers = [DraftLayer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [self.layer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rope: Any = initialize_rope(
             config.head_dim,
@@ -193,22 +216,31 @@ class DFlashDraft(nn.Module):
     def __call__(
         self, x: mx.array, positions: mx.array, attend: Attend, operations: Operations = STOCK_OPERATIONS
     ) -> mx.array:
-        """Hidden states [N, hidden], normed for the target's head, of embedded block tokens x [N, hidden]."""
+        """Hidden states [N, hidden], normed for the target's head, of embedded tokens x [N, hidden] of whole blocks."""
         turned = turns(self.rope, self.layout, positions)
         if self.config.input_embedding_scale != 1:
             x = x * self.config.input_embedding_scale
         y = self.layers[0].input_layernorm(x)
         following = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
         for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
-            attn, after = layer.self_attn, layer.post_attention_layernorm
-            projected, gates = self._projections(index)
-            heads, norms = apply(projected, y, operations), (attn.q_norm.weight, attn.k_norm.weight)
-            mixed = apply(attn.o_proj, attend(index, heads, turned, norms), operations)
+            after = layer.post_attention_layernorm
+            mixed = self.attention(index, y, attend, turned, operations)
             x, y = operations.add_norm(x, mixed, after.weight, after.eps)
-            hidden = swiglu(*mx.split(apply(gates, y, operations), 2, axis=-1))
-            fed = apply(layer.mlp.down_proj, hidden, operations)
-            x, y = operations.add_norm(x, fed, norm.weight, norm.eps)
+            x, y = operations.add_norm(x, self.mlp(index, y, operations), norm.weight, norm.eps)
         return y
+
+    def attention(self, index: int, y: mx.array, attend: Attend, turned: mx.array, operations: Operations) -> mx.array:
+        """What a layer's attention adds to normed states y [N, hidden]."""
+        attn, (projected, _) = self.layers[index].self_attn, self._projections(index)
+        norms = attn.q_norm.weight, attn.k_norm.weight
+        mixed = attend(index, apply(projected, y, operations), turned, norms)
+        return apply(attn.o_proj, mixed, operations)
+
+    def mlp(self, index: int, y: mx.array, operations: Operations) -> mx.array:
+        """What a layer's MLP adds to normed states y [N, hidden]."""
+        _, gates = self._projections(index)
+        hidden = swiglu(*mx.split(apply(gates, y, operations), 2, axis=-1))
+        return apply(self.layers[index].mlp.down_proj, hidden, operations)
 
     def _projections(self, index: int) -> tuple[nn.Module, nn.Module]:
         """What makes queries, keys and values of a layer, and the two halves of its MLP."""
@@ -219,9 +251,17 @@ class DFlashDraft(nn.Module):
 
     def finish(self, logits: mx.array) -> mx.array:
         """The draft's own scaling of the target head's logits."""
-        logits = logits * self.config.output_multiplier
+        if self.config.output_multiplier != 1:
+            logits = logits * self.config.output_multiplier
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * mx.tanh(logits / cap)
+
+    def choose(self, wanted: Wanted, operations: Operations = STOCK_OPERATIONS) -> mx.array:
+        """The drafts [F]: each row's by its own sampling, with the random numbers that the target will have."""
+        # With top-p and top-k, as the target draws. Without, the text would be the same and the draw cheaper, but fewer
+        # drafts are accepted: SmolLM2 and itself with 16 tokens of context, temperature 0.7, top-p 0.8, top-k 20, agree
+        # in 62 % of draws, and in 59 % if the draft's are not truncated; with 4 tokens of context in 39 and in 35 %.
+        return choose_changed(wanted.logits, wanted.samplings, wanted.positions, wanted.slots, None, operations)
 
     def window(self, layer: int) -> int | None:
         """The layer's sliding window in tokens, None where it sees the whole context."""
@@ -252,47 +292,6 @@ class DFlashDraft(nn.Module):
         context = [part for attn in attns for part in (attn.k_proj, attn.v_proj)]
         outputs = [*(attn.o_proj for attn in attns), *(mlp.down_proj for mlp in mlps)]
         return [self.fc, *context, *outputs, *(part for pair in pairs for part in pair)]
-
-
-def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
-    """Load a draft checkpoint from a folder.
-
-    Args:
-        folder: `config.json` and one or more `*.safetensors`.
-        quantize_bits: quantise the linear layers at load, in groups of 64.
-
-    Raises:
-        ModelError: unreadable or incomplete, an architecture that is not DFlash's, weights that do not fit or are NaN.
-    """
-    try:
-        raw = json.loads((folder / "config.json").read_bytes())
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ModelError(f"draft {folder}: no *.safetensors file; download it again")
-        stored: list[Any] = [mx.load(str(file)) for file in files]
-        weights = {name: array for part in stored for name, array in part.items()}
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"draft {folder}: {error}; download it again") from error
-    draft = DFlashDraft(DraftConfig.from_dict(raw))
-    weights = {name.removeprefix("model."): array for name, array in weights.items()}
-    if quantization := raw.get("quantization"):
-        nn.quantize(draft, group_size=quantization["group_size"], bits=quantization["bits"])
-    expected = {name: array.shape for name, array in arrays(draft)}
-    for name, shape in expected.items():
-        if name not in weights:
-            raise ModelError(f"draft {folder}: weight {name} is missing; download it again")
-        if weights[name].shape != shape:
-            raise ModelError(f"draft {folder}: weight {name} is {weights[name].shape}, config.json says {shape}")
-    draft.load_weights([(name, weights[name]) for name in expected])
-    for name, array in arrays(draft):
-        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            raise ModelError(f"draft {folder}: weight {name} holds NaN or infinity; download it again")
-    if quantize_bits:
-        nn.quantize(draft, group_size=64, bits=quantize_bits)
-    draft.eval()
-    return draft
 
 
 def arrays(draft: DFlashDraft) -> list[tuple[str, mx.array]]:

@@ -11,12 +11,12 @@ from ...kernels.attention.manner import Manner
 from ...kernels.fused.rotary import Norms
 from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places
-from ..choose.change import Change, Slot, choose_changed
+from ..choose.change import Change, Slot
 from ..models.folder import ModelError
 from ..models.targets.transformer import Transformer
 from ..request import Request
 from ..state.kv_pool import KVPool
-from .dflash import DFlashDraft
+from .dflash import DFlashDraft, Wanted
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,10 @@ class Drafter:
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
         """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""
-        logits, positions = self.score(rows, anchors, cursors)
-        # With top-p and top-k, as the target draws. Without, the text would be the same and the draw cheaper, but fewer
-        # drafts are accepted: SmolLM2 and itself with 16 tokens of context, temperature 0.7, top-p 0.8, top-k 20, agree
-        # in 62 % of draws, and in 59 % if the draft's are not truncated; with 4 tokens of context in 39 and in 35 %.
-        samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
-        # The target's changes, too, but for what earlier drafts of the block add to the history.
-        slots = [Slot(row.change) for row in rows for _ in range(row.depth)] if any(row.change for row in rows) else ()
-        return choose_changed(logits, samplings, positions, slots, None, self.target.operations)
+        return self.draft.choose(self.score(rows, anchors, cursors), self.target.operations)
 
-    def score(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> tuple[mx.array, mx.array]:
-        """Logits [F, vocabulary] of the tokens to draft, and their positions [F]."""
+    def score(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Wanted:
+        """Logits of the tokens to draft, and what else chooses them."""
         block, count = self.block, len(rows)
         places = mx.array([row.slot for row in rows])
         mask = mx.full((count, block - 1), self.draft.config.mask_token_id, mx.int32)
@@ -97,8 +90,13 @@ class Drafter:
         embedded = self.target.embed_drafts(tokens).astype(self.draft.dtype)
         hidden = self.draft(embedded, positions, attend, operations)
         wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
-        logits = self.target.score_drafts(hidden[wanted].astype(self.target.dtype))
-        return self.draft.finish(logits), positions[wanted]
+        hidden = hidden[wanted]
+        logits = self.draft.finish(self.target.score_drafts(hidden.astype(self.target.dtype)))
+        samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
+        # The target's changes, too, but for what earlier drafts of the block add to the history.
+        slots = [Slot(row.change) for row in rows for _ in range(row.depth)] if any(row.change for row in rows) else ()
+        depths = [row.depth for row in rows]
+        return Wanted(hidden, logits, positions[wanted], samplings, slots, depths, anchors[places])
 
     def extend(self, taps: mx.array, places: Places) -> list[mx.array]:
         """Write the context of tokens at these places, with taps [N, taps * hidden].

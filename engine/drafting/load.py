@@ -22,8 +22,11 @@ from ..models.targets.transformer import Transformer
 from ..request import Request
 from ..state.memory import stay_resident
 from ..verdict import Verdict
-from .dflash import DFlashDraft, load_draft
+from .checkpoint import load_draft
+from .dflash import DFlashDraft
 from .drafter import Drafter, DraftRow
+
+TYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -74,27 +77,30 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
 
 
 def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str) -> DFlashDraft:
-    """A draft in its target's type; where the chip emulates bfloat16, in float16 if that holds it, else in float32.
+    """A draft in its target's type; or in float16 where the chip emulates bfloat16.
 
-    What was found is remembered for the `subject`.
+    Where float16 does not hold it, it runs in bfloat16, or in float32 where that is emulated. What was found is
+    remembered for the `subject`.
     """
+    emulated = emulates_bfloat16(chip)
 
     def made(dtype: mx.Dtype) -> DFlashDraft:
         draft = load_draft(folder, bits)
         draft.set_dtype(dtype)
         return draft
 
-    if target.dtype == mx.float32 or not emulates_bfloat16(chip):
+    if target.dtype == mx.float32 or (target.dtype == mx.bfloat16 and not emulated):
         return made(target.dtype)
     precision = known_precisions(cache).get(subject)
     if precision is None:
         if holds(made(mx.float16), target):
-            precision = Precision("float16", f"because {chip} emulates bfloat16")
+            precision = Precision("float16", f"because {chip} emulates bfloat16" if emulated else "as its target is")
         else:
-            precision = Precision("float32", "because in float16 its logits are not finite")
+            wider = "float32" if emulated else "bfloat16"
+            precision = Precision(wider, "because in float16 its logits are not finite")
         mx.clear_cache()
         remember(subject, precision, cache)
-    return made(mx.float16 if precision.dtype == "float16" else mx.float32)
+    return made(TYPES.get(precision.dtype, mx.float32))
 
 
 def holds(draft: DFlashDraft, target: Transformer) -> bool:
@@ -109,8 +115,7 @@ def holds(draft: DFlashDraft, target: Transformer) -> bool:
     table, _ = tabled([pages])
     drafter.extend(mx.concatenate(taps, axis=-1), Places(table, mx.zeros(count, mx.int32), positions))
     row = DraftRow(Request("", (0,)), 0, pages, count, True, depth)
-    logits, _ = drafter.score([row], mx.array(text[:1]), mx.array([count], mx.int32))
-    return finite(logits)
+    return finite(drafter.score([row], mx.array(text[:1]), mx.array([count], mx.int32)).logits)
 
 
 def type_name(dtype: mx.Dtype) -> str:

@@ -18,6 +18,7 @@ KNOWN = (
     "qwen3.5-397b-a17b",
     "qwen3.6-27b",
     "qwen3.6-35b-a3b",
+    "qwen3.8-27b",
     "qwen3-coder-30b-a3b",
     "qwen3-coder-next",
     "gpt-oss-20b",

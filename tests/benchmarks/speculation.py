@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx_lm.utils import dequantize_model
 
 from draftmill.engine.chat import ChatPrompt
-from draftmill.engine.drafting.dflash import load_draft
+from draftmill.engine.drafting.checkpoint import load_draft
 from draftmill.engine.engine import Engine
 from draftmill.engine.models import folder
 from draftmill.engine.models.pairs import Pair, resolve

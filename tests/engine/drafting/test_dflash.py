@@ -10,7 +10,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from draftmill.engine.drafting.dflash import ARCHITECTURE, DFlashDraft, DraftConfig, default_taps, load_draft
+from draftmill.engine.drafting.checkpoint import load_draft
+from draftmill.engine.drafting.dflash import ARCHITECTURE, DFlashDraft, DraftConfig, default_taps
 from draftmill.engine.drafting.drafter import Drafter, DraftRow
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.folder import ModelError

@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from draftmill.engine.drafting.dflash import DFlashDraft, load_draft
+from draftmill.engine.drafting.checkpoint import load_draft
+from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.drafting.load import LoadedPair, draft_for, holds
 from draftmill.engine.engine import Engine
 from draftmill.engine.load import load_engine
@@ -22,6 +23,7 @@ from draftmill.engine.verdict import Verdict
 
 from ..plain.architectures import tiny
 from ..small import NumberTokenizer, llama_model, memory_for, requests, run, small_engine
+from . import dflash2
 from .test_dflash import write
 
 M1 = "Apple M1"
@@ -68,7 +70,7 @@ def test_one_that_it_does_not_hold_runs_in_float32(
 
 @pytest.mark.parametrize(
     ("dtype", "chip"),
-    [(mx.float16, "Apple M3"), (mx.bfloat16, "Apple M3"), (mx.bfloat16, ""), (mx.float32, "Apple M1")],
+    [(mx.bfloat16, "Apple M3"), (mx.bfloat16, ""), (mx.float32, "Apple M1")],
 )
 def test_elsewhere_it_has_its_target_s_type_untried(
     dtype: mx.Dtype, chip: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +78,38 @@ def test_elsewhere_it_has_its_target_s_type_untried(
     monkeypatch.setattr("draftmill.engine.drafting.load.holds", lambda *_: pytest.fail("tried"))
     assert draft_for(target_in(dtype), large, None, "draft", tmp_path, chip).dtype == dtype
     assert known_precisions(tmp_path) == {}
+
+
+@pytest.fixture
+def convolved(tmp_path: Path) -> Path:
+    """A DFlash 2 draft whose convolutions go beyond what float16 can hold."""
+    folder = dflash2.write(tmp_path / "convolved")
+    weights: Any = mx.load(str(folder / "model.safetensors"))
+    weights["layers.0.attention_conv.base_kernel"] *= 1e4
+    weights["layers.1.mlp_conv.base_kernel"] *= 1e4
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    return folder
+
+
+@pytest.mark.parametrize(("chip", "dtype"), [("Apple M1", mx.float32), ("Apple M3", mx.bfloat16), ("", mx.bfloat16)])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_float16_target_s_draft_is_tried_everywhere(
+    chip: str, dtype: mx.Dtype, bits: int | None, convolved: Path, tmp_path: Path
+) -> None:
+    target = target_in(mx.float16)
+    draft = draft_for(target, convolved, bits, "draft", tmp_path, chip)
+    assert draft.dtype == dtype
+    assert str(known_precisions(tmp_path)["draft"]).endswith("because in float16 its logits are not finite")
+    assert draft_for(target, convolved, bits, "draft", tmp_path, chip).dtype == dtype
+    asked = requests(3, max_tokens=8)
+    engine = engine_with(target, draft)
+    done, plain = run(engine, asked), run(small_engine(target.model), asked)
+    assert engine.stats.drafted > 0
+    assert {id: it.tokens for id, it in done.items()} == {id: it.tokens for id, it in plain.items()}
+
+
+def test_one_that_float16_holds_stays_in_it(folder: Path, tmp_path: Path) -> None:
+    assert draft_for(target_in(mx.float16), folder, None, "draft", tmp_path, "Apple M3").dtype == mx.float16
 
 
 def engine_with(target: Transformer, draft: DFlashDraft) -> Engine:

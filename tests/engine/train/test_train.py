@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from draftmill.engine.drafting.dflash import DFlashDraft, load_draft
+from draftmill.engine.drafting.checkpoint import load_draft
+from draftmill.engine.drafting.dflash import DFlashDraft
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.train import responses as store
