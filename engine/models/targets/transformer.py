@@ -209,9 +209,14 @@ class Transformer(ABC):
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
         the layers in `tapped`, in their order.
         """
+        return self.run(self.enter(tokens), packing, state, tapped, chosen)
+
+    def run(
+        self, x: mx.array, packing: Packing, state: State, tapped: Collection[int] = (), chosen: Chosen | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
+        """As `forward`, from what enters the first layer [N, hidden]."""
         state.begin(packing)
         through = Pass(packing, state, self.turns(packing.positions), chosen)
-        x = self.enter(tokens)
         y = self.before[0][0](x)
         taps: dict[int, mx.array] = {}
         following = [*(first for first, _ in self.before[1:]), self.norm]
