@@ -12,20 +12,21 @@ import mlx.core as mx
 from ..kernels.packing import Packing
 from ..kernels.pages.sizes import PAGE
 from .base_engine import BaseEngine
+from .choose.constrained import Choice
 from .depth.budget import Budget
 from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
-from .drafting.context import ContextWrite, WaitingContext
-from .drafting.dflash import DFlashDraft
-from .drafting.drafter import Drafter, DraftRow
+from .drafting.context import Seen
+from .drafting.drafter import DraftRow
 from .drafting.load import load_pair, type_name
+from .drafting.sources import Draft, block_of, context_for, drafter_for
 from .models.folder import ModelError
 from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
 from .request import NO_ADAPTERS, Adapters, RequestError
-from .rounds import Round, adapters_of, chosen, pack, settle, with_forced
+from .rounds import Emitted, Round, adapters_of, chosen, pack, settle, with_forced
 from .schedule.row import Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
@@ -68,13 +69,13 @@ class Engine(BaseEngine):
         context_length: int,
         max_rows: int = MAX_ROWS,
         memory: int | None = None,
-        draft: DFlashDraft | None = None,
+        draft: Draft | None = None,
         depth: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
     ):
         super().__init__(Text(tokenizer, target.vocabulary), context_length, target.vocabulary, max_rows, adapters)
         self.target, self.context_length = target, context_length
-        block = draft.config.block_size if draft else 0
+        block = block_of(draft) if draft else 0
         most = max(0, block - 1)
         if depth is not None and depth > most:
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
@@ -86,8 +87,8 @@ class Engine(BaseEngine):
         self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most if draft else FORCED)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
-        self.drafter = Drafter(draft, target, self.pool.pages) if draft else None
-        self._context = WaitingContext(shares.late)
+        self.drafter = drafter_for(draft, target, self.pool.pages, max_rows) if draft else None
+        self._context = context_for(draft, shares.late)
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
@@ -114,16 +115,16 @@ class Engine(BaseEngine):
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
         loras = read(adapters)  # what is wrong with them comes to light at once
-        parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits)
+        parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits, own_draft=depth != 0)
         target, tokenizer = parts.target, parts.loaded.tokenizer
         lay(loras, target, parts.loaded.model)
         engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth, adapters)
         engine.verdict, engine.precision = parts.verdict, parts.precision
         if parts.draft and depth is None:
             types = " and ".join(dict.fromkeys(map(type_name, (target.dtype, parts.draft.dtype))))
-            name = f"{pair.target}, {pair.draft}, {draft_bits or 16} bits, {max_rows} rows, {types}"
+            name = f"{pair.target}, {pair.draft or 'its MTP head'}, {draft_bits or 16} bits, {max_rows} rows, {types}"
             cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
-            engine.spend(Budget(cost, parts.draft.config.block_size))
+            engine.spend(Budget(cost, block_of(parts.draft)))
         return engine
 
     def _enqueue(self, row: Row) -> None:
@@ -193,9 +194,11 @@ class Engine(BaseEngine):
         tokens, packing = pack(segments, drafted, self._ends)
         tapped = self.drafter.tapped if self.drafter else ()
         hidden, taps = self.target.forward(tokens, packing, self.state, tapped, adapters_of(segments))
+        launched = self._verify(hidden, packing, segments, drafted)
         pending = [hidden]
         if self.drafter:
-            self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
+            emitted = launched.accepted.emitted
+            self._context.hold(Seen(hidden, taps, packing.positions, segments, launched.yielding, emitted))
             # Not later: the next round may have another token at the place of a rejected one.
             pending += self._extend(self._context.take([segment.row for segment in verifying]))
             pending += self._extend(self._context.take_if_full())
@@ -206,7 +209,6 @@ class Engine(BaseEngine):
                     s.keep.memory = memory = self.state.recurrent.save(s.slot)
                     pending += memory.arrays
                 s.keep.ready = True
-        launched = self._verify(hidden, packing, segments, drafted)
         if self.budget:
             launched = replace(launched, forecast=self.budget.forecast)
         # Attention reads what the round wrote, so this evaluates the pools, too.
@@ -236,7 +238,7 @@ class Engine(BaseEngine):
         drafts = self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
         return with_forced(segments, drafts) if any(s.forced for s in segments) else drafts
 
-    def _extend(self, late: ContextWrite | None) -> list[mx.array]:
+    def _extend(self, late: tuple[Any, ...] | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
         return self.drafter.extend(*late) if self.drafter and late else []
 
@@ -268,6 +270,11 @@ class Engine(BaseEngine):
         self._read_at = now if launched else None
         if self.budget and launched and before is not None and not read.late and not launched.late:
             self.budget.ran(read.forecast, launched.forecast, now - before)
+
+    def _take(self, emitted: Emitted | Choice) -> None:
+        if isinstance(emitted, Choice):
+            self._context.settle(emitted.segment.row, emitted.tokens)
+        super()._take(emitted)
 
     def _count(self, segment: Segment, depth: int, accepted: int) -> None:
         super()._count(segment, depth, accepted)

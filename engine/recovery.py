@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .drafting.drafter import Drafter
+from .drafting.sources import DraftSource
 from .models.folder import first_line
 from .models.load_check import try_out
 from .models.targets.transformer import Transformer
@@ -38,7 +38,7 @@ def rewind(rows: Sequence[Row], matcher: Callable[[Request], Matcher | None]) ->
                 row.matcher.advance(row.generated)
 
 
-def renew(target: Transformer, state: State, drafter: Drafter | None, failure: Failure) -> None:
+def renew(target: Transformer, state: State, drafter: DraftSource | None, failure: Failure) -> None:
     """Give the engine empty memory, and see whether it runs.
 
     Raises:
@@ -48,7 +48,7 @@ def renew(target: Transformer, state: State, drafter: Drafter | None, failure: F
     def anew() -> None:
         state.renew()
         if drafter:
-            drafter.pool.renew()
+            drafter.renew()
         try_out(target)
 
     prove(anew, failure)

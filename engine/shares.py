@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from ..kernels.pages.sizes import PAGE, pages_for
 from .choose.history import Histories
-from .drafting.dflash import DFlashDraft
-from .drafting.drafter import Drafter
+from .drafting.sources import Draft, block_of, bytes_per_page, most_waiting
 from .models.folder import ModelError
 from .models.targets.transformer import Transformer
 from .schedule.prefix import MOST
@@ -33,20 +32,18 @@ class Shares:
     workspace: int
 
     @staticmethod
-    def of(
-        target: Transformer, draft: DFlashDraft | None, max_rows: int, context_length: int, memory: int | None
-    ) -> Shares:
+    def of(target: Transformer, draft: Draft | None, max_rows: int, context_length: int, memory: int | None) -> Shares:
         """For so many rows of such a context, out of so many bytes; by default of what the machine can spare.
 
         Raises:
             ModelError: not even one page.
         """
-        block = draft.config.block_size if draft else 0
+        block = block_of(draft) if draft else 0
         most = block or 1 + FORCED
         workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
         workspace += Histories.workspace(max_rows, target.vocabulary)
         budget = default_budget(workspace) if memory is None else memory
-        per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft) if draft else 0)
+        per_page = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
         per_row, per_prefix = target.bytes_per_row(most), target.bytes_per_row(0)
         prefixes = budget // PREFIXES if per_prefix else 0
         late = budget // LATE if draft else 0
@@ -60,6 +57,6 @@ class Shares:
         return Shares(
             min(room, max_rows * pages_for(context_length + block)),
             min(MOST, prefixes // per_prefix) if per_prefix else MOST,
-            late // Drafter.bytes_of_taps(draft, target) if draft else 0,
+            most_waiting(draft, target, late) if draft else 0,
             workspace,
         )

@@ -10,7 +10,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places, tabled
 from ...kernels.pages.sizes import pages_for
 from ...kernels.race import measurements
-from ..drafting.dflash import DFlashDraft
-from ..drafting.drafter import Drafter, DraftRow
+from ..drafting.context import ContextWrite
+from ..drafting.drafter import DraftRow
+from ..drafting.mtp_drafter import MTPDrafter
+from ..drafting.mtp_entries import EntryWrite
+from ..drafting.sources import Draft, DraftSource, block_of, drafter_for
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from ..state.state import State
@@ -38,7 +41,7 @@ TOKENS = "random tokens"
 """What is timed; costs that were measured with others are not used."""
 
 
-def calibrated(name: str, cache: Path, target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
+def calibrated(name: str, cache: Path, target: Transformer, draft: Draft, pages: int, max_rows: int) -> Cost:
     """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
     known = known_costs(cache)
     if name not in known:
@@ -70,11 +73,12 @@ def _here() -> str:
     return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
-def measure(target: Transformer, draft: DFlashDraft, pages: int, max_rows: int) -> Cost:
+def measure(target: Transformer, draft: Draft, pages: int, max_rows: int) -> Cost:
     """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
-    shapes = shapes_to_time(max_rows, draft.config.block_size, pages)
-    room = max(shape.rows * pages_for(shape.context + draft.config.block_size) for shape in shapes)
-    drafter, state = Drafter(draft, target, room), target.make_state(room)
+    block = block_of(draft)
+    shapes = shapes_to_time(max_rows, block, pages)
+    room = max(shape.rows * pages_for(shape.context + block) for shape in shapes)
+    drafter, state = drafter_for(draft, target, room, max_rows), target.make_state(room)
     rounds: list[Point] = []
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
@@ -99,7 +103,7 @@ ROWS, PAGES = 64, 512
 """Of a measurement that is not for one engine."""
 
 
-def measure_alone(target: Transformer, draft: DFlashDraft) -> Cost:
+def measure_alone(target: Transformer, draft: Draft) -> Cost:
     """As `measure`, for no engine in particular."""
     return measure(target, draft, PAGES, ROWS)
 
@@ -123,7 +127,7 @@ def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
     return first, statistics.median(times)
 
 
-def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: State) -> Callable[[], list[mx.array]]:
+def _round(shape: RoundShape, target: Transformer, drafter: DraftSource, state: State) -> Callable[[], list[mx.array]]:
     """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
     room = pages_for(shape.context + drafter.block)
     counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
@@ -145,24 +149,39 @@ def _round(shape: RoundShape, target: Transformer, drafter: Drafter, state: Stat
     return run
 
 
-def _draft_pass(shape: RoundShape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
+def _draft_pass(shape: RoundShape, drafter: DraftSource, max_rows: int) -> Callable[[], list[mx.array]]:
     """Whole blocks drafted for some rows, once the context of as many tokens is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
     room, depth = pages_for(shape.context + drafter.block), drafter.block - 1
     rows = [DraftRow(request, row, _pages(row, room), shape.context, False, depth) for row in range(shape.rows)]
     anchors, cursors = _random_tokens(max_rows, drafter.target), mx.full(max_rows, shape.context, mx.int32)
-    table, firsts = tabled([row.pages for row in rows])
-    ahead = mx.arange(drafter.block, dtype=mx.int32)
-    starts = mx.repeat(mx.array(firsts, mx.int32), drafter.block)
-    places = Places(table, starts, mx.tile(ahead, shape.rows))
-    target = drafter.target
-    taps = mx.zeros((starts.size, len(drafter.tapped) * target.hidden_size), target.dtype)
+    context = _entries(rows, drafter) if isinstance(drafter, MTPDrafter) else _taps(rows, drafter)
 
     def run() -> list[mx.array]:
-        drafter.extend(taps, places)
+        drafter.extend(*context)
         return [drafter.draft_blocks(rows, anchors, cursors)]
 
     return run
+
+
+def _taps(rows: Sequence[DraftRow], drafter: DraftSource) -> ContextWrite:
+    """The taps of a block of each row, at its beginning."""
+    table, firsts = tabled([row.pages for row in rows])
+    ahead = mx.arange(drafter.block, dtype=mx.int32)
+    starts = mx.repeat(mx.array(firsts, mx.int32), drafter.block)
+    places = Places(table, starts, mx.tile(ahead, len(rows)))
+    target = drafter.target
+    return ContextWrite(mx.zeros((starts.size, len(drafter.tapped) * target.hidden_size), target.dtype), places)
+
+
+def _entries(rows: Sequence[DraftRow], drafter: DraftSource) -> EntryWrite:
+    """The entries of a block of each row, of which all are verified, behind its context."""
+    target, block = drafter.target, drafter.block
+    spans = [Span(i * block, block, row.pages, row.bound, row.exact, row.slot) for i, row in enumerate(rows)]
+    positions = mx.concatenate([row.bound - block + mx.arange(block, dtype=mx.int32) for row in rows])
+    hidden = mx.zeros((positions.size, target.hidden_size), target.dtype)
+    tokens = _random_tokens(positions.size, target)
+    return EntryWrite(hidden, tokens, Packing.of(spans, positions), mx.full(len(rows), block, mx.int32))
 
 
 def _pages(row: int, room: int) -> range:

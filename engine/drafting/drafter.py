@@ -51,6 +51,7 @@ class Drafter:
         self.draft, self.target = draft, target
         self.tapped = draft.config.target_layer_ids
         self.block = draft.config.block_size
+        self.about = f"blocks of {self.block}"
         heads = draft.config.num_key_value_heads, draft.config.head_dim
         self.pool = KVPool(len(draft.layers), pages, *heads, draft.dtype, target.operations)
         scales = [layer.self_attn.scale for layer in draft.layers]
@@ -66,6 +67,10 @@ class Drafter:
     def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:
         """Memory of one token's taps."""
         return len(draft.config.target_layer_ids) * target.hidden_size * target.dtype.size
+
+    def renew(self) -> None:
+        """Begin with empty pages, also after a round that failed."""
+        self.pool.renew()
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
         """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""

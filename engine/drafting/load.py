@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mlx_lm.utils import dequantize_model
 from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places, tabled
 from ...kernels.pages.sizes import pages_for
-from ..models.folder import LoadedModel, load, locate
+from ..models.folder import LoadedModel, ModelError, load, locate
 from ..models.kernels_for import choose_kernels
 from ..models.load_check import assure, fingerprint, fixed_texts
 from ..models.pairs import Pair
@@ -24,6 +25,11 @@ from ..state.memory import stay_resident
 from ..verdict import Verdict
 from .dflash import DFlashDraft, load_draft
 from .drafter import Drafter, DraftRow
+from .mtp import MTP
+from .mtp_load import is_head, own_head, separate_head
+from .sources import Draft
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class LoadedPair:
 
     loaded: LoadedModel
     target: Transformer
-    draft: DFlashDraft | None
+    draft: Draft | None
     verdict: Verdict
 
     @property
@@ -47,8 +53,8 @@ class LoadedPair:
         return "; ".join(said) or None
 
 
-def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedPair:
-    """Load a target and, if the pair has one, its draft.
+def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None, own_draft: bool = False) -> LoadedPair:
+    """Load a target and, if the pair has one, its draft; else the target's own MTP head if `own_draft` and it has one.
 
     `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
@@ -62,15 +68,28 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
     loaded = suited(lambda: load(pair.target, cache), subject, cache, here)
     target = adapt(loaded.model)
     draft: Any = None
-    if pair.draft:
-        folder = locate(pair.draft, cache)
+    folder = locate(pair.draft, cache) if pair.draft else None
+    if folder and is_head(folder):
+        draft = separate_head(target, folder, draft_bits)
+    elif folder:
         whose = f"{pair.draft}, weights {fingerprint(folder)}, {draft_bits or 16} bits, for {subject}"
         draft = draft_for(target, folder, draft_bits, whose, cache, here)
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
+    elif own_draft:
+        draft = own_or_none(target, locate(pair.target, cache), draft_bits)
     choose_kernels(target, draft, cache)
     verdict = assure(target, subject, cache)
     return LoadedPair(loaded, target, draft, verdict)
+
+
+def own_or_none(target: Transformer, folder: Path, bits: int | None) -> MTP | None:
+    """The target's own MTP head. Nobody asked for it, so one that cannot be used is no reason not to serve."""
+    try:
+        return own_head(target, folder, bits)
+    except ModelError as error:
+        log.warning("decoding without drafts: %s", error)
+        return None
 
 
 def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str) -> DFlashDraft:

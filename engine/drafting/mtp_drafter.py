@@ -14,20 +14,25 @@ from .drafter import DraftRow
 from .mtp import MTP
 
 DEPTH = 3
-"""Most tokens of a row that are drafted in a round: each takes a pass, and fewer are accepted than of the one before."""
+"""Most tokens of a row that are drafted in a round: each takes a pass, and is accepted less often than the last one."""
 
 
 class MTPDrafter:
-    """A head bound to its target, with the entries of all rows, and what the next draft of each begins with.
+    """A head bound to its target, with the entries of all rows, and what the first draft of each is made of.
 
     Keys and values of entries lie in the same pages as the target's, the entry of position p at p. They follow the same
-    rule: what a round writes at the cursor and past it is invisible, and is overwritten once the target has verified it.
+    rule: what a round writes at the cursor and past it is invisible, and is overwritten.
+
+    The last entry of a prefix that rows share has the token that came next in the row that was read first. It is
+    another one only where prompts part exactly at the end of a page. That can cost an accepted draft and changes no text.
     """
 
     def __init__(self, mtp: MTP, target: Transformer, pages: int, max_rows: int):
         mtp.operations = target.operations
-        self.mtp, self.target = mtp, target
+        self.draft, self.target = mtp, target
+        self.tapped = ()
         self.block = DEPTH + 1
+        self.about = f"MTP head, blocks of {self.block}"
         self.state = mtp.make_state(pages)
         self.pool = self.state.pool
         self.begins = mx.zeros((max_rows, mtp.hidden_size), mtp.dtype)
@@ -46,7 +51,7 @@ class MTPDrafter:
 
         Returns what to evaluate with the round if nothing in it drafts from these entries.
         """
-        ahead = self.mtp.predict(hidden, tokens, packing, self.state)
+        ahead = self.draft.predict(hidden, tokens, packing, self.state)
         slots, firsts = (mx.array(column) for column in zip(*((s.row, s.query) for s in packing.spans), strict=True))
         self.begins[slots] = ahead[firsts + counts - 1]
         return [*self.pool.written, self.begins]
@@ -76,7 +81,7 @@ class MTPDrafter:
     def _onward(self, rows: Sequence[DraftRow], ahead: mx.array, drafts: mx.array, cursor: mx.array, step: int):
         """What the head returns [M, hidden] for one more entry of each row, `step` behind the one before its anchor."""
         spans = [Span(i, 1, row.pages, row.bound + step, row.exact) for i, row in enumerate(rows)]
-        return self.mtp.predict(ahead, drafts, Packing.of(spans, cursor + step - 1), self.state)
+        return self.draft.predict(ahead, drafts, Packing.of(spans, cursor + step - 1), self.state)
 
     def _choose(self, rows: Sequence[DraftRow], logits: mx.array, positions: mx.array) -> mx.array:
         """The rows' drafts [M] for these positions. What earlier drafts add to a row's history is left out."""

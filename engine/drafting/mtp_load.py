@@ -29,7 +29,7 @@ PREFIX = "mtp."
 """What stands before a head's names in a model's own checkpoint, perhaps behind another prefix."""
 
 OWN_FILES, BESIDE = "model*.safetensors", ("mtp*.safetensors", "mtp/*.safetensors")
-"""Where a model's own head may be: among its weights, or in files of the head alone, whose names may lack the prefix."""
+"""Where a model's own head may be: among its weights, or in files of its own, where names may lack the prefix."""
 
 NEAR_ONE = ("input_layernorm", "post_attention_layernorm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
 """Norms whose weights are near 1, or near 0 where they are stored less 1."""
@@ -156,7 +156,7 @@ def _experts_together(weights: Weights) -> Weights:
 
 
 def _quantise_as_stored(head: MTPHead, weights: Weights, folder: Path) -> None:
-    """Quantise the layers that are stored so. Bits and groups are seen from the arrays: they need not be the target's."""
+    """Quantise the layers that are stored so. Bits and groups are seen from arrays: they need not be the target's."""
     config = read_json(folder / "config.json")
     said: Any = config.get("quantization") or config.get("quantization_config") or {}
 

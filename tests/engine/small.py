@@ -25,8 +25,7 @@ from mlx_lm.models import (
     smollm3,
 )
 
-from draftmill.engine.drafting.dflash import DFlashDraft
-from draftmill.engine.drafting.drafter import Drafter
+from draftmill.engine.drafting.sources import Draft, block_of, bytes_per_page
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
@@ -312,10 +311,10 @@ def small_engine(
     return Engine(target, NumberTokenizer(end), context, max_rows, memory_for(target, None, slots, max_rows))
 
 
-def memory_for(target: Transformer, draft: DFlashDraft | None, slots: int, max_rows: int) -> int:
+def memory_for(target: Transformer, draft: Draft | None, slots: int, max_rows: int) -> int:
     """Bytes for an engine whose pools should have so many slots."""
-    block = draft.config.block_size if draft else 1 + FORCED
-    pages = target.bytes_per_page + (Drafter.bytes_per_page(draft) if draft else 0)
+    block = block_of(draft) if draft else 1 + FORCED
+    pages = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
     memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
     parts = (1 / PREFIXES if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)
     return int(memory / (1 - parts)) + 1

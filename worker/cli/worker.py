@@ -205,7 +205,7 @@ def worker(
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
     if engine.drafter and models.advice:
         log.warning(models.advice)
-    drafting = f"blocks of {engine.drafter.block}" if engine.drafter else engine.remark or "no draft, plain decoding"
+    drafting = engine.drafter.about if engine.drafter else engine.remark or "no draft, plain decoding"
     loras = f"LoRA adapters {', '.join(served.folders)}, " if served.folders else ""
     numbers = f", {engine.precision}" if engine.precision else ""
     ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {engine.max_rows} rows{numbers}"

@@ -82,7 +82,9 @@ class Formulas:
 
     def mlp(self, x: mx.array, at: str, expert: int | None = None) -> mx.array:
         gate, up, down = (
-            self.weights[f"{at}.{name}_proj.weight"] if expert is None else self.weights[f"{at}.{name}_proj.weight"][expert]
+            self.weights[f"{at}.{name}_proj.weight"]
+            if expert is None
+            else self.weights[f"{at}.{name}_proj.weight"][expert]
             for name in ("gate", "up", "down")
         )
         inside = gate @ x

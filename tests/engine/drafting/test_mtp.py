@@ -1,4 +1,4 @@
-"""MTP heads: entries and drafts of packed rows against formulas of one row, and every form in which heads are stored."""
+"""MTP heads: entries and drafts of packed rows against formulas of one row; every form in which heads are stored."""
 
 from __future__ import annotations
 
@@ -106,11 +106,13 @@ def test_drafts_after_rounds_of_which_a_part_was_accepted_equal_the_formulas(bui
     case.extend([(0, 20, 4), (1, 8, 1), (2, 36, 4)], [1, 1, 2], exact=False)
     cursors = mx.array([length - 1 for length in lengths], mx.int32)
     asked = [
-        DraftRow(Request("", (0,), samplings[i]), i, case.pages(i), 50, False, depths[i]) for i in (1, 2, 0) if depths[i]
+        DraftRow(Request("", (0,), samplings[i]), i, case.pages(i), 50, False, depths[i])
+        for i in (1, 2, 0)
+        if depths[i]
     ]
     found = case.drafter.draft_blocks(asked, mx.zeros(3, mx.int32), cursors).tolist()
     expected = [case.expected(row, depths[row], samplings[row], lengths[row])[1] for row in (2, 0)]
-    assert found == sum(expected, [])
+    assert found == [*expected[0], *expected[1]]
     again = case.drafter.draft_blocks(asked, mx.zeros(3, mx.int32), cursors).tolist()
     assert again == found
 
