@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
 from .drafting.context import Seen
 from .drafting.drafter import DraftRow
+from .drafting.kinds import Draft, block_of, context_for, drafter_for
 from .drafting.load import load_pair, type_name
-from .drafting.sources import Draft, block_of, context_for, drafter_for
+from .drafting.lookup import Lookup
+from .drafting.source import SOURCES, Source, SourceName
+from .drafting.suffix import MOST as COPIED
+from .drafting.suffix import Suffix
 from .models.folder import ModelError
 from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
 from .request import NO_ADAPTERS, Adapters, RequestError
-from .rounds import Emitted, Round, adapters_of, chosen, pack, settle, with_forced
-from .schedule.row import Row
+from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
+from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
@@ -55,6 +60,7 @@ class Engine(BaseEngine):
         depth: drafted tokens of a row to verify in a round; by default all of its block, unless a budget chooses. At
             depth 0 the draft is not used at all: it takes no memory and no time.
         adapters: the LoRA adapters that are laid over the target.
+        copying: whether rows may draft from their own text, as a budget chooses.
 
     Raises:
         ModelError: no memory for a single row, a draft that does not fit, a depth beyond its block.
@@ -72,6 +78,7 @@ class Engine(BaseEngine):
         draft: Draft | None = None,
         depth: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
+        copying: bool = False,
     ):
         super().__init__(Text(tokenizer, target.vocabulary), context_length, target.vocabulary, max_rows, adapters)
         self.target, self.context_length = target, context_length
@@ -81,13 +88,16 @@ class Engine(BaseEngine):
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
         if depth == 0:
             draft, block, most = None, 0, 0
-        shares = Shares.of(target, draft, max_rows, context_length, memory)
+        shares = Shares.of(target, draft, copying, max_rows, context_length, memory)
         self.workspace = shares.workspace
         depths = fixed(most if depth is None else depth)
-        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most if draft else FORCED)
+        most = max(most, COPIED if copying else 0)
+        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = drafter_for(draft, target, self.pool.pages, max_rows) if draft else None
+        self.lookup = Lookup(self.pool.pages) if copying else None
+        self._suffixes: dict[Row, Suffix] = {}
         self._context = context_for(draft, shares.late)
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
@@ -106,25 +116,30 @@ class Engine(BaseEngine):
         depth: int | None = None,
         draft_bits: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
+        drafts: Collection[SourceName] = SOURCES,
     ) -> Engine:
-        """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here.
+        """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here,
+        and each row drafts from whatever is worth most to it of the sources named in `drafts`.
 
-        At depth 0 the draft is not loaded.
+        At depth 0 the draft is not loaded. With any other depth it is the only source.
 
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
         loras = read(adapters)  # what is wrong with them comes to light at once
-        parts = load_pair(replace(pair, draft=None) if depth == 0 else pair, cache, draft_bits, own_draft=depth != 0)
-        target, tokenizer = parts.target, parts.loaded.tokenizer
+        parts = load_pair(pair, cache, draft_bits, () if depth == 0 else drafts)
+        target, draft, length = parts.target, parts.draft, parts.loaded.context_length
         lay(loras, target, parts.loaded.model)
-        engine = cls(target, tokenizer, parts.loaded.context_length, max_rows, memory, parts.draft, depth, adapters)
+        copying = depth is None and "lookup" in drafts
+        engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
-        if parts.draft and depth is None:
-            types = " and ".join(dict.fromkeys(map(type_name, (target.dtype, parts.draft.dtype))))
-            name = f"{pair.target}, {pair.draft or 'its MTP head'}, {draft_bits or 16} bits, {max_rows} rows, {types}"
-            cost = calibrated(name, cache, target, parts.draft, engine.scheduler.pages.most, max_rows)
-            engine.spend(Budget(cost, block_of(parts.draft)))
+        if depth is None and (draft or copying):
+            block, width = block_of(draft) if draft else 1, 1 + COPIED if copying else 0
+            types = " and ".join(dict.fromkeys(type_name(model.dtype) for model in (target, draft) if model))
+            numbers = f"{draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
+            name = f"{pair.target}, {parts.draft_name}, {numbers}"
+            cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
+            engine.spend(Budget(cost, block, copying))
         return engine
 
     def _enqueue(self, row: Row) -> None:
@@ -137,10 +152,25 @@ class Engine(BaseEngine):
 
     def spend(self, budget: Budget) -> None:
         """Let a row budget choose depths from now on."""
-        self.budget = budget
-        self.scheduler.depths = lambda rows, prompt: budget.depths(
-            [Candidate(row.request.id, row.left, row.bound) for row in rows], prompt
-        )
+
+        def depths(rows: Sequence[Row], prompt: int) -> list[int]:
+            candidates = [Candidate(row.request.id, row.left, row.bound, self._match(row)) for row in rows]
+            chosen = budget.depths(candidates, prompt)
+            for row, kind in zip(rows, budget.kinds, strict=True):
+                row.kind = kind
+            return chosen
+
+        self.budget, self.scheduler.depths = budget, depths
+
+    def _match(self, row: Row) -> int:
+        """How many of a row's last tokens, as the host knows them, stand in its text before; 0 if it may not copy."""
+        if not self.lookup:
+            return 0
+        suffix = self._suffixes.get(row)
+        if suffix is None:
+            suffix = self._suffixes[row] = Suffix(row.request.tokens)
+        suffix.extend(row.generated[len(suffix) - len(row.request.tokens) :])
+        return suffix.match
 
     def _run_round(self) -> None:
         if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
@@ -168,7 +198,7 @@ class Engine(BaseEngine):
         return rows, sent_back
 
     def _renew(self, failure: Failure) -> None:
-        renew(self.target, self.state, self.drafter, failure)
+        renew(self.target, self.state, self.drafter, self.lookup, failure)
 
     @property
     def _pools(self) -> list[KVPool]:
@@ -196,6 +226,9 @@ class Engine(BaseEngine):
         hidden, taps = self.target.forward(tokens, packing, self.state, tapped, adapters_of(segments))
         launched = self._verify(hidden, packing, segments, drafted)
         pending = [hidden]
+        if self.lookup:
+            self.lookup.write(tokens, packing.places)
+            pending.append(self.lookup.tokens)
         if self.drafter:
             emitted = launched.accepted.emitted
             self._context.hold(Seen(hidden, taps, packing.positions, segments, launched.yielding, emitted))
@@ -224,19 +257,29 @@ class Engine(BaseEngine):
             mx.synchronize()  # what is in flight would hold the pools that are to be replaced
             for pool in self._pools:
                 pool.grow(pages)
+            if self.lookup:
+                self.lookup.grow(pages)
 
     def _draft(self, segments: list[Segment]) -> mx.array:
-        """The drafts of segments; where they are all forced, the draft is not asked."""
+        """The drafts of segments, each kind from its source; where all of a kind are forced, it is not asked."""
         asking = [s for s in segments if (s.depth or 0) > len(s.forced)]
-        if not self.drafter or not asking:
-            return with_forced(segments, None)
-        self._extend(self._context.take([s.row for s in asking]))
+        writing = [s for s in asking if s.kind == FROM_DRAFT]
+        copying = [s for s in asking if s.kind != FROM_DRAFT]
+        drafts: list[mx.array] = []
+        if self.drafter and writing:
+            self._extend(self._context.take([s.row for s in writing]))
+            drafts.append(self._drafted(self.drafter, writing))
+        if self.lookup and copying:
+            drafts.append(self._drafted(self.lookup, copying))
+        return in_order(segments, [*writing, *copying], drafts)
+
+    def _drafted(self, source: Source, segments: list[Segment]) -> mx.array:
         change = self._histories.of
         rows = [
-            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row)) for s in asking
+            DraftRow(s.row.request, s.slot, s.row.pages, s.first, s.exact, s.depth or 0, change(s.row))
+            for s in segments
         ]
-        drafts = self.drafter.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
-        return with_forced(segments, drafts) if any(s.forced for s in segments) else drafts
+        return source.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
 
     def _extend(self, late: tuple[Any, ...] | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
@@ -279,10 +322,11 @@ class Engine(BaseEngine):
     def _count(self, segment: Segment, depth: int, accepted: int) -> None:
         super()._count(segment, depth, accepted)
         if self.budget and not segment.forced:
-            self.budget.observe(segment.row.request.id, depth, accepted)
+            self.budget.observe(segment.row.request.id, depth, accepted, segment.kind)
 
     def _remove(self, row: Row) -> None:
         self._context.drop(row)
+        self._suffixes.pop(row, None)
         if self.budget:
             self.budget.forget(row.request.id)
         self.scheduler.remove(row)

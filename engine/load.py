@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..kernels.race import measurements
+from .drafting.source import SOURCES, SourceName
 from .engine import MAX_ROWS, Engine
 from .models.architecture import architecture
 from .models.folder import ModelError, load, locate, read_json
@@ -30,6 +32,7 @@ def load_engine(
     depth: int | None = None,
     draft_bits: int | None = None,
     adapters: Adapters = NO_ADAPTERS,
+    drafts: Collection[SourceName] = SOURCES,
 ) -> Engine | PlainEngine:
     """The engine of a pair, as `Engine.load` has it. A target without an adapter takes the plain one, which says so.
 
@@ -39,7 +42,7 @@ def load_engine(
     """
     config = read_json(locate(pair.target, cache) / "config.json")
     if architecture(config) in FAMILIES:
-        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits, adapters)
+        return Engine.load(pair, cache, max_rows, memory, depth, draft_bits, adapters, drafts)
     one = adapters.default
     if adapters.folders and one is None:
         raise ModelError(

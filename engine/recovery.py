@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .drafting.sources import DraftSource
+from .drafting.kinds import ModelSource
+from .drafting.lookup import Lookup
 from .models.folder import first_line
 from .models.load_check import try_out
 from .models.targets.transformer import Transformer
@@ -38,7 +39,9 @@ def rewind(rows: Sequence[Row], matcher: Callable[[Request], Matcher | None]) ->
                 row.matcher.advance(row.generated)
 
 
-def renew(target: Transformer, state: State, drafter: DraftSource | None, failure: Failure) -> None:
+def renew(
+    target: Transformer, state: State, drafter: ModelSource | None, lookup: Lookup | None, failure: Failure
+) -> None:
     """Give the engine empty memory, and see whether it runs.
 
     Raises:
@@ -49,6 +52,8 @@ def renew(target: Transformer, state: State, drafter: DraftSource | None, failur
         state.renew()
         if drafter:
             drafter.renew()
+        if lookup:
+            lookup.renew()
         try_out(target)
 
     prove(anew, failure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import mlx.core as mx
@@ -129,20 +129,21 @@ def settle(
             histories.put(row, choice.tokens)
 
 
-def with_forced(segments: list[Segment], drafts: mx.array | None) -> mx.array:
-    """All drafts [F] of segments: what is forced, then those [D] of the draft, which has drafted where that is less."""
-    forced: list[int] = []
-    source: list[int] = []  # in the draft's, followed by the forced ones
-    size, next_draft = 0 if drafts is None else drafts.size, 0
+def in_order(segments: list[Segment], asked: list[Segment], drafts: list[mx.array]) -> mx.array:
+    """All drafts [F] of segments: of each what is forced, then what was drafted for it, where it was `asked` for: one
+    segment after another in that order, in `drafts` that follow each other.
+    """
+    if len(drafts) == 1 and asked == segments and not any(s.forced for s in segments):
+        return drafts[0]
+    begins = dict(zip((s.slot for s in asked), accumulate((s.depth or 0 for s in asked), initial=0), strict=False))
+    drafted, forced = sum(s.depth or 0 for s in asked), list[int]()
+    source: list[int] = []  # of each draft, in all that was drafted, followed by what is forced
     for s in segments:
-        depth = s.depth or 0
-        known = len(s.forced)
-        source.extend(range(size + len(forced), size + len(forced) + known))
-        source.extend(range(next_draft + known, next_draft + depth))
+        known, begin = len(s.forced), begins.get(s.slot, 0)
+        source.extend(range(drafted + len(forced), drafted + len(forced) + known))
+        source.extend(range(begin + known, begin + (s.depth or 0)))
         forced.extend(s.forced)
-        next_draft += depth if depth > known else 0
-    host = mx.array(forced, mx.int32)
-    return host if drafts is None else mx.concatenate([drafts, host])[mx.array(source)]
+    return mx.concatenate([*drafts, mx.array(forced, mx.int32)])[mx.array(source)]
 
 
 def adapters_of(segments: list[Segment]) -> Chosen | None:

@@ -25,7 +25,7 @@ SPREAD_RATE = 0.01
 """Weight of one row's round in the variance between rows."""
 
 UNKNOWN = 2.0
-"""Variance of a position's log-odds before it is judged; the first guess is even odds, or the position before it."""
+"""Variance of a position's log-odds before it is judged; the first guess is the prior, or the position before it."""
 
 DRIFT = 0.001
 """What a round adds to the variance of a position's log-odds."""
@@ -70,10 +70,12 @@ class Acceptance:
 
     Args:
         positions: most drafted tokens of a row in a round.
+        prior: first guess of the log-odds of rejection.
     """
 
-    def __init__(self, positions: int):
-        self._positions = [Rating(0.0, UNKNOWN) for _ in range(positions)]
+    def __init__(self, positions: int, prior: float = 0.0):
+        self._prior = prior
+        self._positions = [Rating(prior, UNKNOWN) for _ in range(positions)]
         self._odds = [1.0] * positions
         self._hoped = [1.0] * positions
         self._rows: dict[str, Rating] = {}
@@ -83,7 +85,7 @@ class Acceptance:
     def next_round(self) -> None:
         """A round begins: the positions learn from all rows that were observed since the last one."""
         self._round += 1
-        before = 0.0
+        before = self._prior
         for place, rating in enumerate(self._positions):
             if rating.information:
                 if not rating.judged:

@@ -22,9 +22,9 @@ from ...kernels.pages.sizes import pages_for
 from ...kernels.race import measurements
 from ..drafting.context import ContextWrite
 from ..drafting.drafter import DraftRow
+from ..drafting.kinds import Draft, ModelSource, block_of, drafter_for
 from ..drafting.mtp_drafter import MTPDrafter
 from ..drafting.mtp_entries import EntryWrite
-from ..drafting.sources import Draft, DraftSource, block_of, drafter_for
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from ..state.state import State
@@ -41,11 +41,15 @@ TOKENS = "random tokens"
 """What is timed; costs that were measured with others are not used."""
 
 
-def calibrated(name: str, cache: Path, target: Transformer, draft: Draft, pages: int, max_rows: int) -> Cost:
-    """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now."""
+def calibrated(
+    name: str, cache: Path, target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0
+) -> Cost:
+    """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now. A row has up to
+    `width` tokens in a round, or as many as the draft's block if that is more.
+    """
     known = known_costs(cache)
     if name not in known:
-        known[name] = measure(target, draft, pages, max_rows)
+        known[name] = measure(target, draft, pages, max_rows, width)
         mx.clear_cache()  # the pools that rows need come next
         measurements.write(_file(cache), _here(), {name: cost.to_dict() for name, cost in known.items()})
     return known[name]
@@ -73,12 +77,13 @@ def _here() -> str:
     return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
-def measure(target: Transformer, draft: Draft, pages: int, max_rows: int) -> Cost:
+def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0) -> Cost:
     """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
-    block = block_of(draft)
-    shapes = shapes_to_time(max_rows, block, pages)
-    room = max(shape.rows * pages_for(shape.context + block) for shape in shapes)
-    drafter, state = drafter_for(draft, target, room, max_rows), target.make_state(room)
+    block = block_of(draft) if draft else 1
+    width = max(block, width)
+    shapes = shapes_to_time(max_rows, block, pages, width)
+    room = max(shape.rows * pages_for(shape.context + width) for shape in shapes)
+    drafter, state = drafter_for(draft, target, room, max_rows) if draft else None, target.make_state(room)
     rounds: list[Point] = []
     drafts: list[Point] = []
     firsts: dict[int, float] = {}
@@ -86,9 +91,12 @@ def measure(target: Transformer, draft: Draft, pages: int, max_rows: int) -> Cos
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
     for shape in shapes:
-        if len(rounds) > 2 and len(drafts) > 1 and left < 0:
+        if len(rounds) > 2 and (len(drafts) > 1 or not drafter) and left < 0:
             break
-        run = _draft_pass(shape, drafter, max_rows) if shape.draft else _round(shape, target, drafter, state)
+        if shape.draft and drafter:
+            run = _draft_pass(shape, drafter, max_rows)
+        else:
+            run = _round(shape, target, width, drafter.tapped if drafter else (), state)
         first, again = _seconds(run)
         left -= REPEATS * again
         points = drafts if shape.draft else rounds
@@ -127,9 +135,11 @@ def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
     return first, statistics.median(times)
 
 
-def _round(shape: RoundShape, target: Transformer, drafter: DraftSource, state: State) -> Callable[[], list[mx.array]]:
+def _round(
+    shape: RoundShape, target: Transformer, width: int, tapped: Sequence[int], state: State
+) -> Callable[[], list[mx.array]]:
     """A round whose tokens are shared among its rows as evenly as they can be; all of them are verified."""
-    room = pages_for(shape.context + drafter.block)
+    room = pages_for(shape.context + width)
     counts = [shape.tokens // shape.rows + (i < shape.tokens % shape.rows) for i in range(shape.rows)]
     places = [(row, shape.context + i) for row, count in enumerate(counts) for i in range(count)]
     begins = [sum(counts[:row]) for row in range(shape.rows)]
@@ -143,13 +153,13 @@ def _round(shape: RoundShape, target: Transformer, drafter: DraftSource, state: 
 
     def run() -> list[mx.array]:
         packing = Packing.of(spans, positions, replay)
-        hidden, taps = target.forward(tokens, packing, state, drafter.tapped)
+        hidden, taps = target.forward(tokens, packing, state, tapped)
         return [mx.argmax(target.head(hidden), axis=-1), *taps]
 
     return run
 
 
-def _draft_pass(shape: RoundShape, drafter: DraftSource, max_rows: int) -> Callable[[], list[mx.array]]:
+def _draft_pass(shape: RoundShape, drafter: ModelSource, max_rows: int) -> Callable[[], list[mx.array]]:
     """Whole blocks drafted for some rows, once the context of as many tokens is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
     room, depth = pages_for(shape.context + drafter.block), drafter.block - 1
@@ -164,7 +174,7 @@ def _draft_pass(shape: RoundShape, drafter: DraftSource, max_rows: int) -> Calla
     return run
 
 
-def _taps(rows: Sequence[DraftRow], drafter: DraftSource) -> ContextWrite:
+def _taps(rows: Sequence[DraftRow], drafter: ModelSource) -> ContextWrite:
     """The taps of a block of each row, at its beginning."""
     table, firsts = tabled([row.pages for row in rows])
     ahead = mx.arange(drafter.block, dtype=mx.int32)
@@ -174,7 +184,7 @@ def _taps(rows: Sequence[DraftRow], drafter: DraftSource) -> ContextWrite:
     return ContextWrite(mx.zeros((starts.size, len(drafter.tapped) * target.hidden_size), target.dtype), places)
 
 
-def _entries(rows: Sequence[DraftRow], drafter: DraftSource) -> EntryWrite:
+def _entries(rows: Sequence[DraftRow], drafter: ModelSource) -> EntryWrite:
     """The entries of a block of each row, of which all are verified, behind its context."""
     target, block = drafter.target, drafter.block
     spans = [Span(i * block, block, row.pages, row.bound, row.exact, row.slot) for i, row in enumerate(rows)]

@@ -16,11 +16,14 @@ PROMISING = 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """A decoding row: how many tokens it may still emit, at most, and how many it has behind it."""
+    """A decoding row: how many tokens it may still emit, at most, how many it has behind it, and how many of its last
+    ones stood in its text before, as far as that is known.
+    """
 
     key: str
     left: int
     context: int
+    match: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class DepthChoice:
             any case: it is left out of prices, but a round with many of them is past its knee.
         extra: seconds by which a round of 0, 1, 2, … packed tokens is dearer, as far as any is.
         timed: likewise, of 0, 1, 2, … drafted tokens.
+        passing: which rows' drafts take a pass of the draft; by default all do.
     """
 
     def __init__(
@@ -59,12 +63,15 @@ class DepthChoice:
         prompt: int = 0,
         extra: Sequence[float] = (),
         timed: Sequence[float] = (),
+        passing: Sequence[bool] | None = None,
     ):
         self.block, self.rows, self.chances = block, rows, chances
+        self.passing = [True] * len(rows) if passing is None else passing
         self._rising = [list(map(neg, own)) for own in chances]  # negative, as bisection wants them rising
         count, context = len(rows), sum(row.context for row in rows)
+        width = max(block, 1 + max(map(len, chances)))
         begin, reach = count + prompt, 1 + count * max(map(len, chances))
-        self._curve, self._extra, self._timed = cost.rounds(count * block + prompt), extra, timed
+        self._curve, self._extra, self._timed = cost.rounds(count * width + prompt), extra, timed
         self._begin, self._per_token = begin, cost.round.per_pair * context / count  # of a row with average context
         fixed = self._curve[count] - self._curve[begin] + cost.round.per_row * count
         fixed += (cost.round.per_context + cost.round.per_pair) * context  # the anchors' pairs
@@ -82,10 +89,10 @@ class DepthChoice:
                 rounds = list(map(add, rounds, more))
         return rounds
 
-    def seconds(self, tokens: int, drafting: int) -> float:
-        """Of a round with so many drafted tokens, of so many rows."""
+    def seconds(self, tokens: int, passes: int) -> float:
+        """Of a round with so many drafted tokens, where the draft's pass has so many rows."""
         rounds = self.rounds[tokens] if tokens < len(self.rounds) else self._rounds(tokens, tokens + 1)[0]
-        return rounds + self.drafts[drafting]
+        return rounds + self.drafts[passes]
 
     @property
     def plain(self) -> Chosen:
@@ -96,8 +103,8 @@ class DepthChoice:
         """The depths that yield most tokens a second.
 
         Tokens are bought in falling order of their chances, and every prefix of that order is priced, because a
-        round's price has a knee and steps. Because each row that drafts also pays for its whole block, this is done
-        for a few numbers of the best rows.
+        round's price has a knee and steps. Because each row of the draft's pass also pays for its whole block, this
+        is done for a few numbers of the best rows.
         """
         count, chosen = len(self.rows), self.plain
         worth = list(map(sum, self.chances))
@@ -111,9 +118,10 @@ class DepthChoice:
         """The most promising numbers of rows from the head of the order, as if their depths were the same."""
         highest: dict[int, float] = {}
         gains = [float(len(self.rows))] * len(order)  # with the first 1, 2, … rows drafting
+        drafts = [self.drafts[passes] for passes in accumulate(self.passing[row] for row in order)]
         for depth, column in enumerate(zip_longest(*[self.chances[row] for row in order], fillvalue=0.0), 1):
             gains = list(map(add, gains, accumulate(column)))
-            rates = list(map(truediv, gains, map(add, self.rounds[depth::depth], self.drafts[1:])))
+            rates = list(map(truediv, gains, map(add, self.rounds[depth::depth], drafts)))
             most = max(rates)
             drafting = rates.index(most) + 1
             highest[drafting] = max(most, highest.get(drafting, 0.0))
@@ -123,11 +131,14 @@ class DepthChoice:
         """The best prefix of these rows' drafted tokens in falling order of their chances; at least one token."""
         values = sorted(chain.from_iterable([self._rising[row] for row in order]))
         gains = list(accumulate(values, sub, initial=float(len(self.rows))))
-        starts = [bisect_left(values, first) for first in sorted([self._rising[row][0] for row in order])]
+        firsts = sorted([(self._rising[row][0], self.passing[row]) for row in order])
+        starts = [bisect_left(values, first) for first, _ in firsts]
         starts.append(len(values))
         drafts: list[float] = []  # of each prefix: a row drafts from where its first token is bought
-        for drafting in range(len(order)):
-            drafts += [self.drafts[drafting + 1]] * (starts[drafting + 1] - starts[drafting])
+        passes = 0
+        for place, (_, passing) in enumerate(firsts):
+            passes += passing
+            drafts += [self.drafts[passes]] * (starts[place + 1] - starts[place])
         prices = list(map(add, self.rounds[1:], drafts))
         rates = list(map(truediv, gains[1:], prices))
         bought = rates.index(max(rates)) + 1

@@ -18,7 +18,7 @@ LONGEST = 4.0
 
 
 class Exploration:
-    """Lets a few rows draft now and then while no row does.
+    """Lets the draft write for a few rows now and then while no row drafts.
 
     A share of each round's time goes into a purse, and probes are paid from it. What their accepted tokens were worth
     flows back. So a probe that pays can be repeated at once, until the estimates have followed; while probes do not
@@ -34,7 +34,7 @@ class Exploration:
 
     def add(self, choice: DepthChoice, chosen: Chosen) -> list[int]:
         """The chosen depths, with a probe if none of its rows drafts and the purse allows."""
-        rows = [row for row, candidate in enumerate(choice.rows) if candidate.left > 1]
+        rows = [row for row, candidate in enumerate(choice.rows) if candidate.left > 1 and choice.passing[row]]
         if any(chosen.depths) or self._pending or not rows:
             return chosen.depths
         worth = chosen.seconds / chosen.tokens

@@ -53,30 +53,32 @@ class Point:
         return self.tokens * self.context / self.rows
 
 
-def shapes_to_time(max_rows: int, block: int, pages: int = 1 << 24) -> list[RoundShape]:
-    """What to time, cheapest first: whoever times may stop when it takes too long, the curve goes on beyond.
+def shapes_to_time(max_rows: int, block: int, pages: int = 1 << 24, width: int = 0) -> list[RoundShape]:
+    """What to time where a draft's block has so many tokens, and a row in a round up to `width` if these are more;
+    cheapest first: whoever times may stop when it takes too long, the curve goes on beyond.
 
     Each shape should run once for its kernels to be built, then a few times: of points at the same shape the median
     counts. Packed tokens double or grow by half, with one more past each tile; each number is tried with as few rows
     as can hold it and with as many, which tells rows from tokens; long contexts are tried at both ends, with one token
     of a row and with whole blocks, as far as they fit in so many pages.
     """
-    block, most = max(1, block), max_rows * max(1, block)
+    block, width = max(1, block), max(1, block, width)
+    most = max_rows * width
     short, long = CONTEXTS
     sizes = {1, most, *(tile + 1 for tile in TILES)}
     for power in range(1, most.bit_length()):
         sizes |= {1 << power, 3 << power}
     shapes: set[RoundShape] = set()
     for tokens in (size for size in sizes if size <= most):
-        few, many = -(-tokens // block), min(tokens, max_rows)
+        few, many = -(-tokens // width), min(tokens, max_rows)
         shapes |= {RoundShape(few, tokens, short), RoundShape(many, tokens, short)}
-    ends = {1, max(1, min(max_rows, pages // pages_for(long + block)))}
-    shapes |= {RoundShape(rows, rows * each, long) for rows in ends for each in (1, block)}
+    ends = {1, max(1, min(max_rows, pages // pages_for(long + width)))}
+    shapes |= {RoundShape(rows, rows * each, long) for rows in ends for each in (1, width)}
     if block > 1:
         rows = {max_rows, *(1 << power for power in range(max_rows.bit_length()))}
         shapes |= {RoundShape(count, count * block, short, draft=True) for count in rows}
         shapes |= {RoundShape(count, count * block, long, draft=True) for count in ends}
-    shapes = {shape for shape in shapes if shape.rows * pages_for(shape.context + block) <= pages}
+    shapes = {shape for shape in shapes if shape.rows * pages_for(shape.context + width) <= pages}
     return sorted(shapes, key=lambda shape: (shape.tokens, shape.rows, shape.context, shape.draft))
 
 
@@ -132,6 +134,9 @@ class Curve:
         return seconds[right - 1] + share * (seconds[right] - seconds[right - 1])
 
 
+NOTHING = Curve((1,), (0.0,), 0.0, 0.0, 0.0, 0.0)
+
+
 class Cost:
     """Predicted seconds of rounds and draft passes.
 
@@ -149,7 +154,9 @@ class Cost:
 
     @classmethod
     def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point], first: float = 0.0, workspace: int = 0) -> Cost:
-        return cls(Curve.fit(rounds), Curve.fit(drafts), first, workspace)
+        """Without a draft there are no `drafts`, and passes cost nothing."""
+        points = list(drafts)
+        return cls(Curve.fit(rounds), Curve.fit(points) if points else NOTHING, first, workspace)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Cost:

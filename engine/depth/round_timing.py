@@ -114,11 +114,13 @@ class RoundTiming:
         """Of a round of so many packed tokens."""
         return self._line(drafting, tokens, tokens + 1)[0]
 
-    def listed(self, rows: int, drafted: int) -> list[float]:
-        """Of rounds in which so many rows decode, with 0, 1, 2, … up to `drafted` drafted tokens."""
+    def listed(self, rows: int, drafted: int, drafting: bool = True) -> list[float]:
+        """Of rounds in which so many rows decode, with 0, 1, 2, … up to `drafted` drafted tokens, which a draft writes
+        if it is `drafting`.
+        """
         if not any(self._known.values()):
             return []
-        return [self.of(False, rows), *self._line(True, rows + 1, rows + drafted + 1)]
+        return [self.of(False, rows), *self._line(drafting, rows + 1, rows + drafted + 1)]
 
     def _line(self, drafting: bool, begin: int, end: int) -> list[float]:
         """Of rounds of `begin`, `begin` + 1, … packed tokens."""

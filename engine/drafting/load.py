@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from ..state.memory import stay_resident
 from ..verdict import Verdict
 from .dflash import DFlashDraft, load_draft
 from .drafter import Drafter, DraftRow
+from .kinds import Draft
 from .mtp import MTP
 from .mtp_load import is_head, own_head, separate_head
-from .sources import Draft
+from .source import SourceName
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +38,14 @@ log = logging.getLogger(__name__)
 class LoadedPair:
     """A pair ready to generate: the adapter over the `loaded` target, and the draft, if there is one.
 
-    `verdict` says how near the target's logits are to mlx-lm's on this machine.
+    `verdict` says how near the target's logits are to mlx-lm's on this machine; `draft_name` which draft it is.
     """
 
     loaded: LoadedModel
     target: Transformer
     draft: Draft | None
     verdict: Verdict
+    draft_name: str | None = None
 
     @property
     def precision(self) -> str | None:
@@ -53,8 +56,11 @@ class LoadedPair:
         return "; ".join(said) or None
 
 
-def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None, own_draft: bool = False) -> LoadedPair:
-    """Load a target and, if the pair has one, its draft; else the target's own MTP head if `own_draft` and it has one.
+def load_pair(
+    pair: Pair, cache: Path, draft_bits: int | None = None, sources: Collection[SourceName] = ("dflash",)
+) -> LoadedPair:
+    """Load a target and the draft of its pair, as far as it is among the `sources`; without one, the target's own MTP
+    head if that is among them and in its checkpoint.
 
     `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
@@ -68,7 +74,8 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None, own_draft:
     loaded = suited(lambda: load(pair.target, cache), subject, cache, here)
     target = adapt(loaded.model)
     draft: Any = None
-    folder = locate(pair.draft, cache) if pair.draft else None
+    name = named(pair.draft, sources)
+    folder = locate(name, cache) if name else None
     if folder and is_head(folder):
         draft = separate_head(target, folder, draft_bits)
     elif folder:
@@ -76,11 +83,17 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None, own_draft:
         draft = draft_for(target, folder, draft_bits, whose, cache, here)
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
-    elif own_draft:
-        draft = own_or_none(target, locate(pair.target, cache), draft_bits)
+    elif "mtp" in sources and (draft := own_or_none(target, locate(pair.target, cache), draft_bits)):
+        name = "its own MTP head"
     choose_kernels(target, draft, cache)
     verdict = assure(target, subject, cache)
-    return LoadedPair(loaded, target, draft, verdict)
+    return LoadedPair(loaded, target, draft, verdict, name)
+
+
+def named(draft: str | None, sources: Collection[SourceName]) -> str | None:
+    """The draft that a pair names, unless it is of a kind that is not wanted: MTP heads go by their names."""
+    wanted: SourceName = "mtp" if draft and "mtp" in Path(draft).name.lower() else "dflash"
+    return draft if wanted in sources else None
 
 
 def own_or_none(target: Transformer, folder: Path, bits: int | None) -> MTP | None:

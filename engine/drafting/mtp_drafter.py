@@ -24,7 +24,7 @@ class MTPDrafter:
     rule: what a round writes at the cursor and past it is invisible, and is overwritten.
 
     The last entry of a prefix that rows share has the token that came next in the row that was read first. It is
-    another one only where prompts part exactly at the end of a page. That can cost an accepted draft and changes no text.
+    another one only where prompts part exactly at the end of a page. That may cost an accepted draft.
     """
 
     def __init__(self, mtp: MTP, target: Transformer, pages: int, max_rows: int):

@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 from ..request import NO_ADAPTER, Completion, FinishReason, Request, TokenLogprob
 from .prefix import Prefix
 
+FROM_DRAFT = 0
+"""The kind of drafts that a pair's draft writes; other kinds are copied from the row's own text."""
+
 RELIEF = 8
 """Rounds after which one that failed no longer speaks against a row that took part in it."""
 
@@ -67,7 +70,8 @@ class Row:
 
     `cached` prompt tokens were not prefilled but shared; `prefixes` are those that its prefill will reach and that are
     to be kept, shortest first. With a `matcher`, tokens obey what it says: it is always behind those generated. If the
-    request asks for them, these have `logprobs`. `adapter` is the place of its LoRA adapter, or NO_ADAPTER.
+    request asks for them, these have `logprobs`. `adapter` is the place of its LoRA adapter, or NO_ADAPTER. Its next
+    round drafts tokens of this `kind`.
 
     So many `failures` of rounds that it took part in followed each other closely. At the last of them it had generated
     `failed_at` tokens, in `failed_after` rounds.
@@ -79,6 +83,7 @@ class Row:
     ends: frozenset[int] = frozenset()
     banned: tuple[int, ...] = ()
     adapter: int = NO_ADAPTER
+    kind: int = FROM_DRAFT
     generated: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     feed: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ...kernels.pages.sizes import PAGE, pages_for
 from .pages import Pages
 from .prefix import MOST, Prefix, PrefixCache
-from .row import Row
+from .row import FROM_DRAFT, Row
 from .waiting import OVERTAKING, Waiting
 
 PREFILL_TOKENS = 512
@@ -27,8 +27,8 @@ class Segment:
     in flight. A prompt chunk has depth None, and yields a token if it ends its prompt; other segments are an anchor
     and `depth` drafted tokens, and always yield.
 
-    The first drafted tokens are those that are `forced`, if any. A `late` segment's tokens are constrained, so they are
-    chosen once the round has run.
+    The first drafted tokens are those that are `forced`, if any; the others are of this `kind`. A `late` segment's
+    tokens are constrained, so they are chosen once the round has run.
 
     A row goes on from the prefix `cached`, whose pages are its own first ones. With `keep` the chunk ends a prefix that
     others will go on from.
@@ -43,6 +43,7 @@ class Segment:
     yields: bool
     forced: tuple[int, ...] = ()
     late: bool = False
+    kind: int = FROM_DRAFT
     cached: Prefix | None = None
     keep: Prefix | None = None
 
@@ -178,7 +179,7 @@ class Scheduler:
 
     def _decode(self, row: Row, depth: int) -> Segment:
         late, forced = row.free < depth + 1, row.forced[:depth]
-        segment = Segment(row, row.slot, row.bound, depth + 1, row.exact, depth, True, forced, late)
+        segment = Segment(row, row.slot, row.bound, depth + 1, row.exact, depth, True, forced, late, row.kind)
         row.in_flight.append(depth + 1)
         return segment
 
@@ -192,7 +193,7 @@ class Scheduler:
         yields, late = not row.prefilling, row.free < 1
         if yields:
             row.in_flight.append(0)  # yields a token without moving the cursor
-        return Segment(row, row.slot, first, count, True, None, yields, (), late, cached, keep)
+        return Segment(row, row.slot, first, count, True, None, yields, (), late, cached=cached, keep=keep)
 
     def _admit(self) -> tuple[Row, Prefix | None] | None:
         """Start the next waiting row if a place and pages are free; it goes on from the longest prefix kept.

@@ -25,7 +25,7 @@ from mlx_lm.models import (
     smollm3,
 )
 
-from draftmill.engine.drafting.sources import Draft, block_of, bytes_per_page
+from draftmill.engine.drafting.kinds import Draft, block_of, bytes_per_page
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer

@@ -12,10 +12,11 @@ from ..schedule.scheduler import PREFILL_TOKENS
 from ..state.kv_pool import KVPool
 from .context import WaitingContext
 from .dflash import DFlashDraft
-from .drafter import Drafter, DraftRow
+from .drafter import Drafter
 from .mtp import MTP
 from .mtp_drafter import DEPTH, MTPDrafter
 from .mtp_entries import WaitingEntries
+from .source import Source
 
 ENTRIES = 4 * PREFILL_TOKENS
 """Most entries of an MTP head that wait: one pass takes them all."""
@@ -23,7 +24,7 @@ ENTRIES = 4 * PREFILL_TOKENS
 Draft = DFlashDraft | MTP
 
 
-class DraftSource(Protocol):
+class ModelSource(Source, Protocol):
     """A draft bound to its target, with what it keeps of all rows in the same pages as the target's keys and values."""
 
     draft: Any
@@ -42,10 +43,6 @@ class DraftSource(Protocol):
         """Write what `WaitingContext.take` gives; returns what to evaluate if nothing in the round drafts from it."""
         ...
 
-    def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
-        """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""
-        ...
-
     def renew(self) -> None:
         """Begin with empty pages, also after a round that failed."""
         ...
@@ -56,7 +53,7 @@ def block_of(draft: Draft) -> int:
     return DEPTH + 1 if isinstance(draft, MTP) else draft.config.block_size
 
 
-def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) -> DraftSource:
+def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) -> ModelSource:
     """The draft bound to its target. Raises ModelError if it does not fit."""
     return MTPDrafter(draft, target, pages, max_rows) if isinstance(draft, MTP) else Drafter(draft, target, pages)
 
