@@ -13,10 +13,10 @@ from .recovery import Failure, log, rewind
 from .request import Adapters, Completion, FinishReason, Request, RequestError
 from .rounds import Emitted, Round
 from .schedule.blame import blame
-from .schedule.row import Row
+from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
-from .stats import Stats
+from .stats import Source, Stats
 from .text import Text
 from .verdict import Verdict
 
@@ -134,13 +134,29 @@ class BaseEngine(ABC):
         if reason:
             self._finish(row, reason)
 
+    @property
+    def draft_source(self) -> Source:
+        """What the drafts come from that a model writes."""
+        return "dflash"
+
     def _count(self, segment: Segment, depth: int, accepted: int) -> None:
         """Of the drafted tokens of a segment so many were accepted."""
-        for counters in (segment.row, self.stats):
+        row, stats = segment.row, self.stats
+        for counters in (row, stats):
             counters.drafted += depth
             counters.accepted += accepted
-        segment.row.rounds += 1
-        self.stats.row_rounds += 1
+        source: Source = self.draft_source if segment.kind == FROM_DRAFT else "lookup"
+        forced = min(len(segment.forced), depth)
+        for own, drafted, kept in (
+            ("grammar", forced, min(forced, accepted)),
+            (source, depth - forced, max(0, accepted - forced)),
+        ):
+            if drafted:
+                stats.drafted_by[own] += drafted
+                stats.accepted_by[own] += kept
+                row.accepted_by[own] += kept
+        row.rounds += 1
+        stats.row_rounds += 1
         for position in range(min(accepted, len(self.stats.accepted_per_position))):
             self.stats.accepted_per_position[position] += 1
 

@@ -22,7 +22,7 @@ from .drafting.drafter import DraftRow
 from .drafting.kinds import Draft, block_of, context_for, drafter_for
 from .drafting.load import load_pair, type_name
 from .drafting.lookup import Lookup
-from .drafting.source import SOURCES, Source, SourceName
+from .drafting.source import SOURCES, Source
 from .drafting.suffix import MOST as COPIED
 from .drafting.suffix import Suffix
 from .models.folder import ModelError
@@ -36,6 +36,7 @@ from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
+from .stats import Source as StatsSource
 from .text import Text
 
 MAX_ROWS = 32
@@ -116,10 +117,10 @@ class Engine(BaseEngine):
         depth: int | None = None,
         draft_bits: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
-        drafts: Collection[SourceName] = SOURCES,
+        drafts: Collection[str] | None = None,
     ) -> Engine:
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here,
-        and each row drafts from whatever is worth most to it of the sources named in `drafts`.
+        and each row drafts from whatever is worth most to it: of the sources named in `drafts`, or of all.
 
         At depth 0 the draft is not loaded. With any other depth it is the only source.
 
@@ -127,10 +128,13 @@ class Engine(BaseEngine):
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
         loras = read(adapters)  # what is wrong with them comes to light at once
-        parts = load_pair(pair, cache, draft_bits, () if depth == 0 else drafts)
+        sources = () if depth == 0 else SOURCES if drafts is None else drafts
+        parts = load_pair(pair, cache, draft_bits, sources)
         target, draft, length = parts.target, parts.draft, parts.loaded.context_length
         lay(loras, target, parts.loaded.model)
-        copying = depth is None and "lookup" in drafts
+        copying = depth is None and "lookup" in sources
+        if drafts and "mtp" in drafts and not draft:
+            raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
         if depth is None and (draft or copying):
@@ -141,6 +145,16 @@ class Engine(BaseEngine):
             cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
             engine.spend(Budget(cost, block, copying))
         return engine
+
+    @property
+    def drafting(self) -> str:
+        """Where drafts come from, in a few words."""
+        sources = [self.drafter.about] if self.drafter else []
+        return " and ".join([*sources, *(["copies of own text"] if self.lookup else [])]) or "no drafts, plain decoding"
+
+    @property
+    def draft_source(self) -> StatsSource:
+        return self.drafter.source if self.drafter else "dflash"
 
     def _enqueue(self, row: Row) -> None:
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):

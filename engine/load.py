@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.race import measurements
-from .drafting.source import SOURCES, SourceName
 from .engine import MAX_ROWS, Engine
 from .models.architecture import architecture
 from .models.folder import ModelError, load, locate, read_json
@@ -32,7 +31,7 @@ def load_engine(
     depth: int | None = None,
     draft_bits: int | None = None,
     adapters: Adapters = NO_ADAPTERS,
-    drafts: Collection[SourceName] = SOURCES,
+    drafts: Collection[str] | None = None,
 ) -> Engine | PlainEngine:
     """The engine of a pair, as `Engine.load` has it. A target without an adapter takes the plain one, which says so.
 
@@ -50,6 +49,7 @@ def load_engine(
             "most: give --adapter instead of --adapters"
         )
     asked = {f"draft {pair.draft}": pair.draft, f"--depth {depth}": depth, f"--draft-bits {draft_bits}": draft_bits}
+    asked |= {f"--drafts {','.join(drafts)}": drafts} if drafts else {}
     if vain := [name for name, value in asked.items() if value]:
         raise ModelError(
             f"{pair.target} is a model of type {config.get('model_type')}, "

@@ -134,9 +134,10 @@ class Completion:
     `tokens` are the generated tokens without the end token; `text` is cut before a stop string.
     Of the prompt's tokens `cached_tokens` were copied from another request's instead of prefilled.
     `rounds` counts the verify rounds that produced the tokens; `drafted` and `accepted` count draft tokens verified
-    and accepted in them, also those that a grammar forced, which need no draft. Of a row that could not go on, and so
-    ended with "error", `error` says in one line why; so it does of one that ended with "failed", because rounds with it
-    alone fail on this machine.
+    and accepted in them, `accepted_by` by their source: "dflash" for the draft's, "lookup" for those copied from the
+    row's own text, "grammar" for those that were forced. Of a row that could not go on, and so ended with "error",
+    `error` says in one line why; so it does of one that ended with "failed", because rounds with it alone fail on this
+    machine.
     `logprobs` are those of `tokens`, if they were asked for.
     """
 
@@ -149,6 +150,7 @@ class Completion:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    accepted_by: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Source = Literal["dflash", "mtp", "lookup", "grammar"]
+"""Where a drafted token comes from: the pair's draft, an MTP head, the row's own text, or a grammar."""
+
+SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass
@@ -12,8 +19,8 @@ class Stats:
     Of the `prompt_tokens` of finished requests `cached_tokens` were copied from other requests' prefixes;
     `prefilled_tokens` went through the target, those of a preempted row again when it came back.
     `rows` sums the rows of all rounds; `row_rounds` those of them that decoded. `drafted` and `accepted` count the
-    draft tokens verified and accepted in these, forced ones among them; `accepted_per_position` by their place in the
-    block, if there is a draft.
+    draft tokens verified and accepted in these; `drafted_by` and `accepted_by` by their source, `accepted_per_position`
+    by their place in the round, if rows draft.
     """
 
     rounds: int = 0
@@ -25,4 +32,6 @@ class Stats:
     row_rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    drafted_by: Counter[str] = field(default_factory=Counter)
+    accepted_by: Counter[str] = field(default_factory=Counter)
     accepted_per_position: list[int] = field(default_factory=list)

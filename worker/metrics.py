@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 import prometheus_client as prometheus
 
-from ..engine.stats import Stats
+from ..engine.stats import SOURCES, Stats
 from ..engine.verdict import Verdict
 from ..producer.queue.leases import Outcome, Reaped
 
@@ -39,8 +40,8 @@ class Counts(NamedTuple):
     cached: int
     prefilled: int
     row_rounds: int
-    drafted: int
-    accepted: int
+    drafted: Counter[str]
+    accepted: Counter[str]
     positions: tuple[int, ...]
 
     @classmethod
@@ -53,8 +54,8 @@ class Counts(NamedTuple):
             stats.cached_tokens,
             stats.prefilled_tokens,
             stats.row_rounds,
-            stats.drafted,
-            stats.accepted,
+            stats.drafted_by.copy(),
+            stats.accepted_by.copy(),
             tuple(stats.accepted_per_position),
         )
 
@@ -85,8 +86,8 @@ class Metrics:
         self.cached = counter("draftmill_cached_tokens", "Prompt tokens of ended requests that were not prefilled.")
         self.rounds = counter("draftmill_rounds", "Rounds of the engine.")
         self.spec_rounds = counter("draftmill_spec_rounds", "Decoding rounds, counted for each row.")
-        self.spec_drafted = counter("draftmill_spec_draft_tokens", "Draft tokens verified.")
-        self.spec_accepted = counter("draftmill_spec_accepted_tokens", "Draft tokens accepted.")
+        self.spec_drafted = counter("draftmill_spec_draft_tokens", "Draft tokens verified, by source.", ["source"])
+        self.spec_accepted = counter("draftmill_spec_accepted_tokens", "Draft tokens accepted, by source.", ["source"])
         self.spec_positions = counter(
             "draftmill_spec_accepted_tokens_per_position",
             "Draft tokens accepted, by their place in the block.",
@@ -122,6 +123,9 @@ class Metrics:
             self.failures.labels(reason)
         for kind in KINDS:
             self.result_tokens.labels(kind)
+        for source in SOURCES:
+            self.spec_drafted.labels(source)
+            self.spec_accepted.labels(source)
         self._energy: prometheus.Counter | None = None
         self._seen = Counts.of(Stats())
 
@@ -156,8 +160,9 @@ class Metrics:
         self.prompt.inc(now.prompt - before.prompt)
         self.cached.inc(now.cached - before.cached)
         self.spec_rounds.inc(now.row_rounds - before.row_rounds)
-        self.spec_drafted.inc(now.drafted - before.drafted)
-        self.spec_accepted.inc(now.accepted - before.accepted)
+        for source in SOURCES:
+            self.spec_drafted.labels(source).inc(now.drafted[source] - before.drafted[source])
+            self.spec_accepted.labels(source).inc(now.accepted[source] - before.accepted[source])
         for position, (new, old) in enumerate(zip_longest(now.positions, before.positions, fillvalue=0)):
             if new > old:
                 self.spec_positions.labels(position).inc(new - old)

@@ -9,6 +9,7 @@ of the request could not be done.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,6 +119,9 @@ def _usage(
     if drafted:
         details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
         usage["tokens_per_round"] = round(accepted / rounds + 1, 3)
+    kept = sum((Counter(completion.accepted_by) for completion in completions), Counter[str]())
+    if kept:
+        usage["accepted_tokens_by_source"] = dict(sorted(kept.items()))
     return usage | ({"completion_tokens_details": details} if details else {})
 
 

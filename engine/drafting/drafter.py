@@ -16,6 +16,7 @@ from ..models.folder import ModelError
 from ..models.targets.transformer import Transformer
 from ..request import Request
 from ..state.kv_pool import KVPool
+from ..stats import Source
 from .dflash import DFlashDraft
 
 
@@ -44,6 +45,8 @@ class Drafter:
     Raises:
         ModelError: the draft does not fit the target.
     """
+
+    source: Source = "dflash"
 
     def __init__(self, draft: DFlashDraft, target: Transformer, pages: int):
         check_fit(draft, target)

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..models.targets.transformer import Transformer
 from ..schedule.scheduler import PREFILL_TOKENS
 from ..state.kv_pool import KVPool
+from ..stats import Source as Named
 from .context import WaitingContext
 from .dflash import DFlashDraft
 from .drafter import Drafter
@@ -31,6 +32,7 @@ class ModelSource(Source, Protocol):
     target: Transformer
     block: int
     about: str
+    source: Named
     pool: KVPool
 
     @property

@@ -29,7 +29,6 @@ from .drafter import Drafter, DraftRow
 from .kinds import Draft
 from .mtp import MTP
 from .mtp_load import is_head, own_head, separate_head
-from .source import SourceName
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class LoadedPair:
 
 
 def load_pair(
-    pair: Pair, cache: Path, draft_bits: int | None = None, sources: Collection[SourceName] = ("dflash",)
+    pair: Pair, cache: Path, draft_bits: int | None = None, sources: Collection[str] = ("dflash",)
 ) -> LoadedPair:
     """Load a target and the draft of its pair, as far as it is among the `sources`; without one, the target's own MTP
     head if that is among them and in its checkpoint.
@@ -90,9 +89,9 @@ def load_pair(
     return LoadedPair(loaded, target, draft, verdict, name)
 
 
-def named(draft: str | None, sources: Collection[SourceName]) -> str | None:
+def named(draft: str | None, sources: Collection[str]) -> str | None:
     """The draft that a pair names, unless it is of a kind that is not wanted: MTP heads go by their names."""
-    wanted: SourceName = "mtp" if draft and "mtp" in Path(draft).name.lower() else "dflash"
+    wanted = "mtp" if draft and "mtp" in Path(draft).name.lower() else "dflash"
     return draft if wanted in sources else None
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ...kernels.packing import Packing, Span
 from ..choose.change import Slot, choose_changed
 from ..models.targets.transformer import Transformer
+from ..stats import Source
 from .drafter import DraftRow
 from .mtp import MTP
 
@@ -26,6 +27,8 @@ class MTPDrafter:
     The last entry of a prefix that rows share has the token that came next in the row that was read first. It is
     another one only where prompts part exactly at the end of a page. That may cost an accepted draft.
     """
+
+    source: Source = "mtp"
 
     def __init__(self, mtp: MTP, target: Transformer, pages: int, max_rows: int):
         mtp.operations = target.operations

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
 from .drafter import DraftRow
 
-SourceName = Literal["dflash", "mtp", "lookup"]
-
-SOURCES: tuple[SourceName, ...] = ("dflash", "mtp", "lookup")
+SOURCES = ("dflash", "mtp", "lookup")
 """The pair's draft, else the MTP head of its target, and a row's own text."""
 
 

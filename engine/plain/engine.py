@@ -62,6 +62,11 @@ class PlainEngine(BaseEngine):
 
     drafter = None
 
+    @property
+    def drafting(self) -> str:
+        """Why there are no drafts, in a few words."""
+        return self.remark
+
     def __init__(
         self,
         model: Any,

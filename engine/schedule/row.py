@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -96,6 +96,7 @@ class Row:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    accepted_by: Counter[str] = field(default_factory=Counter)
     finish_reason: FinishReason | None = None
     error: str | None = None
     failures: int = 0
@@ -170,6 +171,7 @@ class Row:
             rounds=self.rounds,
             drafted=self.drafted,
             accepted=self.accepted,
+            accepted_by=dict(self.accepted_by),
             seconds=time.monotonic() - self.started,
             error=self.error,
             logprobs=tuple(self.logprobs),

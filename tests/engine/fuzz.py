@@ -16,10 +16,11 @@ from random import Random
 from typing import Any
 
 from draftmill.engine.drafting.dflash import DFlashDraft
+from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, Sampling
-from draftmill.engine.schedule.row import Row
+from draftmill.engine.schedule.row import FROM_DRAFT, Row
 
 from .choose import test_grammar
 from .choose.test_grammar import VOCABULARY
@@ -166,12 +167,13 @@ class Machine:
             tokenizer(),
             load.context,
             load.max_rows,
-            memory_for(self.target, draft, load.slots, load.max_rows),
+            memory_for(self.target, draft, load.slots, load.max_rows, load.copying),
             draft,
             depth,
+            copying=load.copying,
         )
         engine.scheduler.prefill_tokens = load.chunk
-        if draft and load.depths.startswith("of each"):
+        if (draft or load.copying) and load.depths.startswith("of each"):
             engine.scheduler.depths = changing(load)
         if engine.drafter and load.draft.startswith("right"):
             texts = {
@@ -205,6 +207,7 @@ class Machine:
         self.seen["tokens"] += len(completion.tokens)
         self.seen["cached tokens"] += completion.cached_tokens
         self.seen["accepted drafts"] += completion.accepted
+        self.seen["copied drafts"] += completion.accepted_by.get("lookup", 0)
         self.seen["cancelled"] += completion.finish_reason == "cancelled"
         self.seen["sampled"] += not request.sampling.greedy
         self.seen["constrained"] += request.grammar is not None
@@ -217,16 +220,26 @@ class Machine:
 
 
 def changing(load: Load) -> Callable[[Sequence[Row], int], list[int]]:
-    """Depths that change from row to row, from round to round, or both."""
+    """Depths that change from row to row, from round to round, or both; with them, whether a row copies."""
     draw = Random(load.seed)
-    own = {request.id: draw.randrange(BLOCK) for request in load.requests}
+    kinds = [*([FROM_DRAFT] if load.draft != "none" else []), *([FROM_DRAFT + 1] if load.copying else [])]
+
+    def drawn_depth() -> tuple[int, int]:
+        kind = draw.choice(kinds)
+        return kind, draw.randrange(BLOCK if kind == FROM_DRAFT else 1 + MOST)
+
+    own = {request.id: drawn_depth() for request in load.requests}
 
     def depths(rows: Sequence[Row], prompt: int) -> list[int]:
         if load.depths == "of each row":
-            return [own[row.request.id] for row in rows]
-        if load.depths == "of each round":
-            return [draw.randrange(BLOCK)] * len(rows)
-        return [draw.randrange(BLOCK) for _ in rows]
+            chosen = [own[row.request.id] for row in rows]
+        elif load.depths == "of each round":
+            chosen = [drawn_depth()] * len(rows)
+        else:
+            chosen = [drawn_depth() for _ in rows]
+        for row, (kind, _) in zip(rows, chosen, strict=True):
+            row.kind = kind
+        return [depth for _, depth in chosen]
 
     return depths
 

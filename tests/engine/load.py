@@ -74,7 +74,8 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Load:
-    """An engine and what it has to do. `slots` are those of its pools, `fixed` the depth where all have one.
+    """An engine and what it has to do. `slots` are those of its pools, `fixed` the depth where all have one; rows may
+    be `copying` from their own text.
 
     `last` comes when all others have gone: it needs nearly all of a tight pool.
     """
@@ -88,6 +89,7 @@ class Load:
     draft: str
     depths: str
     fixed: int
+    copying: bool
     arrivals: tuple[Arrival, ...]
     last: Request
 
@@ -96,7 +98,8 @@ class Load:
         return [*(arrival.request for arrival in self.arrivals), self.last]
 
     def __str__(self) -> str:
-        depths = f", depths {self.depths}" if self.draft != "none" else ""
+        depths = f", depths {self.depths}" if self.draft != "none" or self.copying else ""
+        depths += ", copying" if self.copying else ""
         return (
             f"{self.family}, {self.max_rows} rows, {self.slots} slots, chunks of {self.chunk}, "
             f"draft {self.draft}{depths}, {len(self.requests)} requests"
@@ -133,6 +136,7 @@ def drawn(seed: int, vocabulary: int, block: int, markers: Sequence[int]) -> Loa
         draft=draw.choice(DRAFTS),
         depths=draw.choice(DEPTHS),
         fixed=draw.randrange(block),
+        copying=draw.random() < 0.5,
         arrivals=tuple(replace(arrival, request=within(arrival.request, context)) for arrival in arrivals),
         last=Request("last", last, Sampling(room - len(last))),
     )

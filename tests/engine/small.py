@@ -26,6 +26,8 @@ from mlx_lm.models import (
 )
 
 from draftmill.engine.drafting.kinds import Draft, block_of, bytes_per_page
+from draftmill.engine.drafting.lookup import Lookup
+from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.models.targets.transformer import Transformer
@@ -311,10 +313,11 @@ def small_engine(
     return Engine(target, NumberTokenizer(end), context, max_rows, memory_for(target, None, slots, max_rows))
 
 
-def memory_for(target: Transformer, draft: Draft | None, slots: int, max_rows: int) -> int:
+def memory_for(target: Transformer, draft: Draft | None, slots: int, max_rows: int, copying: bool = False) -> int:
     """Bytes for an engine whose pools should have so many slots."""
-    block = block_of(draft) if draft else 1 + FORCED
+    block = max(block_of(draft) if draft else 1 + FORCED, 1 + MOST if copying else 0)
     pages = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
+    pages += Lookup.bytes_per_page() if copying else 0
     memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
     parts = (1 / PREFIXES if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)
     return int(memory / (1 - parts)) + 1

@@ -20,6 +20,7 @@ from .planted import ShiftedMask
 KINDS = (
     "cached tokens",
     "accepted drafts",
+    "copied drafts",
     "cancelled",
     "sampled",
     "constrained",

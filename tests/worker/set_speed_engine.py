@@ -155,5 +155,7 @@ class SetSpeedEngine:
         for counters in (row, self.stats):
             counters.drafted += self.depth
             counters.accepted += accepted
+        self.stats.drafted_by["dflash"] += self.depth
+        self.stats.accepted_by["dflash"] += accepted
         for position in range(accepted):
             self.stats.accepted_per_position[position] += 1

@@ -26,7 +26,12 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     metrics.serve("127.0.0.1", 0)
     metrics.observe_round(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
     metrics.observe_round(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7, cached_tokens=5))
-    speculated = Stats(row_rounds=4, drafted=12, accepted=6, accepted_per_position=[4, 2, 0])
+    speculated = Stats(
+        row_rounds=4,
+        drafted_by=Counter(dflash=9, lookup=3),
+        accepted_by=Counter(dflash=5, lookup=1),
+        accepted_per_position=[4, 2, 0],
+    )
     metrics.observe_round(
         0.02, replace(speculated, rounds=3, rows=20, generated_tokens=20, prompt_tokens=7, cached_tokens=5)
     )
@@ -38,8 +43,9 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     assert "draftmill_rounds_total 3.0" in text
     assert "draftmill_generated_tokens_total 20.0" in text
     assert "draftmill_spec_rounds_total 4.0" in text
-    assert "draftmill_spec_draft_tokens_total 12.0" in text
-    assert "draftmill_spec_accepted_tokens_total 6.0" in text
+    assert 'draftmill_spec_draft_tokens_total{source="dflash"} 9.0' in text
+    assert 'draftmill_spec_draft_tokens_total{source="grammar"} 0.0' in text
+    assert 'draftmill_spec_accepted_tokens_total{source="lookup"} 1.0' in text
     assert 'draftmill_spec_accepted_tokens_per_position_total{position="1"} 2.0' in text
     assert "draftmill_prompt_tokens_total 7.0" in text
     assert "draftmill_cached_tokens_total 5.0" in text
@@ -77,6 +83,7 @@ def test_the_real_engine_s_counters_are_the_sums_over_its_result_lines() -> None
                 sums["spec_draft"] += drafts["accepted_prediction_tokens"] + drafts["rejected_prediction_tokens"]
 
     def value(name: str, **labels: str) -> float | None:
+        labels |= {"source": "dflash"} if name.startswith("spec_") else {}
         return metrics.registry.get_sample_value(f"draftmill_{name}_tokens_total", labels)
 
     assert sums["spec_draft"] > sums["spec_accepted"] > 0

@@ -22,7 +22,8 @@ def pairs(fetch: str | None, as_json: bool) -> None:
     """List the known pairs of target and draft, and what of them is on this machine.
 
     Any quantisation of a target, by folder or hub id, takes the draft of its pair. Any other model that mlx-lm runs
-    is served without a draft; the worker says so: "plain: no adapter for ...".
+    is served without a draft; the worker says so: "plain: no adapter for ...". A Qwen3.5 without a draft drafts by its
+    own MTP head (mtp), if its checkpoint has one; the worker says so, too.
 
     \b
     Examples:
@@ -35,7 +36,14 @@ def pairs(fetch: str | None, as_json: bool) -> None:
     if as_json:
         return print_json(
             [
-                {"pair": p.name, "target": p.target, "draft": p.draft, "here": here(p), "advice": p.advice}
+                {
+                    "pair": p.name,
+                    "target": p.target,
+                    "draft": p.draft,
+                    "drafts": sources(p),
+                    "here": here(p),
+                    "advice": p.advice,
+                }
                 for p in PAIRS.values()
             ]
         )
@@ -43,8 +51,8 @@ def pairs(fetch: str | None, as_json: bool) -> None:
     for pair in PAIRS.values():
         draft = pair.draft or "none"
         draft = "in the box" if Path(draft).is_absolute() else draft
-        rows.append((pair.name, pair.target, draft, " and ".join(here(pair))))
-    print_table(("PAIR", "TARGET", "DRAFT", "ON THIS MACHINE"), rows)
+        rows.append((pair.name, pair.target, draft, ", ".join(sources(pair)), " and ".join(here(pair))))
+    print_table(("PAIR", "TARGET", "DRAFT", "DRAFTS BY", "ON THIS MACHINE"), rows)
     for pair in PAIRS.values():
         if pair.advice:
             click.echo(f"{pair.name}: {pair.advice}")
@@ -60,6 +68,22 @@ def _fetch(name: str) -> None:
             click.echo(locate(model, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
+
+
+def sources(pair: Pair) -> list[str]:
+    """Where its drafts come from: `draftmill worker --drafts` can leave some out."""
+    return [*(["dflash"] if pair.draft else []), *(["mtp"] if has_head(pair.target) else []), "lookup"]
+
+
+def has_head(target: str) -> bool:
+    """Whether a target is here and its checkpoint has an MTP head."""
+    from ...engine.drafting.mtp_load import has_own_head
+    from ...engine.models.folder import ModelError, locate
+
+    try:
+        return present(target) and has_own_head(locate(target, cache_dir()))
+    except ModelError:
+        return False
 
 
 def here(pair: Pair) -> list[str]:

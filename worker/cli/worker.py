@@ -55,6 +55,24 @@ class Folders(click.ParamType):
         return folders
 
 
+SOURCES = ("dflash", "mtp", "lookup")
+"""Where drafts may come from; the engine has the same, and loading it here would take seconds."""
+
+
+class Drafts(click.ParamType):
+    """Sources of drafts, with a comma between two; or none."""
+
+    name = "drafts"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = [each.strip() for each in value.split(",")]
+        if names == ["none"]:
+            return ()
+        if wrong := [name for name in names if name not in SOURCES]:
+            self.fail(f"{wrong[0]!r} is no source of drafts: name some of {', '.join(SOURCES)}, or none", param, ctx)
+        return tuple(names)
+
+
 NAME = r"\w[\w.-]*"
 """Names of adapters: no comma, which stands between two, and no colon, which stands before one."""
 
@@ -67,6 +85,13 @@ NAME = r"\w[\w.-]*"
     "--depth",
     type=click.IntRange(0),
     help="Drafted tokens of a row to verify; 0 decodes plainly. [default: chosen each round]",
+)
+@click.option(
+    "--drafts",
+    type=Drafts(),
+    metavar="SOURCE,…",
+    help="Where drafts may come from: dflash (the pair's draft), mtp (without one, the target's own MTP head), lookup "
+    "(each row's own text), none. [default: all]",
 )
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
 @click.option("--adapter", metavar="PATH", help="LoRA adapter for all lines: a folder that mlx_lm.lora has written.")
@@ -108,6 +133,7 @@ def worker(
     target: str | None,
     draft: str | None,
     depth: int | None,
+    drafts: tuple[str, ...] | None,
     draft_bits: str | None,
     adapter: str | None,
     adapters: dict[str, Path] | None,
@@ -137,6 +163,7 @@ def worker(
       draftmill worker --pair qwen3-4b --redis-url redis://queue.local --metrics-port 9481
       draftmill worker --target mlx-community/Qwen3-4B-4bit --draft z-lab/Qwen3-4B-DFlash-b16
       draftmill worker --pair qwen3-4b --depth 0 --memory 8G          # plain decoding in 8 GiB
+      draftmill worker --pair qwen3-8b --drafts lookup                # copies from each text, without the draft
       draftmill worker --adapters sql=adapters/sql,notes=adapters/notes
       draftmill worker --pair auto --watts 65
     """
@@ -144,6 +171,8 @@ def worker(
         raise UserError("--pair names both models: give either --pair or --target and --draft")
     if draft and not target:
         raise UserError("--draft needs the --target that it was made for")
+    if depth is not None and drafts is not None:
+        raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
     if adapter and adapters:
         raise UserError("--adapter is for all lines: give either --adapter or --adapters")
 
@@ -180,13 +209,15 @@ def worker(
     name = canonical(pair or target or DEFAULT_PAIR)
     try:
         models = Pair(target, target, draft) if target else resolve(name)
+        if drafts and "dflash" in drafts and not models.draft:
+            raise UserError(f"{name} has no draft: name it with --draft, or leave dflash out of --drafts")
         bits = int(draft_bits) if draft_bits else None
         served = Adapters(adapters or {})
         if adapter:
             path = Path(adapter).expanduser()
             own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
             served = Adapters({own: path}, own)
-        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served)
+        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served, drafts)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
@@ -205,10 +236,9 @@ def worker(
             raise UserError(f"cannot serve metrics on {where}: {error.strerror}; choose another port") from error
     if engine.drafter and models.advice:
         log.warning(models.advice)
-    drafting = engine.drafter.about if engine.drafter else engine.remark or "no draft, plain decoding"
     loras = f"LoRA adapters {', '.join(served.folders)}, " if served.folders else ""
     numbers = f", {engine.precision}" if engine.precision else ""
-    ready = f"worker {mill.name} is ready: {name}, {loras}{drafting}, up to {engine.max_rows} rows{numbers}"
+    ready = f"worker {mill.name} is ready: {name}, {loras}{engine.drafting}, up to {engine.max_rows} rows{numbers}"
     click.echo(ready)
     sys.stdout.flush()
     log.info(ready)

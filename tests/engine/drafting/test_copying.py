@@ -36,7 +36,7 @@ def looping_model() -> Any:
 def engine_that_copies(model: Any, max_rows: int = 8, draft: bool = False, end: int = -1) -> Engine:
     target = adapt(model)
     drafting = random_draft(num_target_layers=len(target.layers), hidden_size=target.hidden_size) if draft else None
-    memory = 2 * memory_for(target, drafting, 2048, max_rows)
+    memory = memory_for(target, drafting, 2048, max_rows, copying=True)
     return Engine(target, NumberTokenizer((end,)), 512, max_rows, memory, drafting, copying=True)
 
 
@@ -113,7 +113,7 @@ def test_growth_and_preemption_do_not_change_tokens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
     asked = requests(6, max_tokens=60, longest=30)
     target = adapt(small_model("llama"))
-    engine = Engine(target, NumberTokenizer(), 512, 6, memory_for(target, None, 300, 6), copying=True)
+    engine = Engine(target, NumberTokenizer(), 512, 6, memory_for(target, None, 240, 6, copying=True), copying=True)
     engine.scheduler.depths = always(MOST)
     done = run(engine, asked)
     assert engine.scheduler.preempted > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -53,7 +54,7 @@ def test_copies_are_those_of_a_search_token_by_token() -> None:
         width = max(map(len, texts)) + draw.randint(0, 9)
         rubbish = [[*text[:-1], *(draw.randrange(3) for _ in range(width - len(text) + 1))] for text in texts]
         anchors, cursors = [text[-1] for text in texts], [len(text) - 1 for text in texts]
-        made = copies(mx.array(rubbish), mx.array(anchors), mx.array(cursors)).tolist()
+        made: Any = copies(mx.array(rubbish), mx.array(anchors), mx.array(cursors)).tolist()
         for text, drafts in zip(texts, made, strict=True):
             expected = copied(text)
             assert drafts == ([text[-1]] * MOST if expected is None else expected), text
