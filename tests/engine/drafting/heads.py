@@ -65,12 +65,11 @@ class Formulas:
         self.values.append((w[f"{at}.v_proj.weight"] @ x).reshape(args.num_key_value_heads, dim))
         queries = self.turned(self.norm(queries, f"{at}.q_norm"), position)
         share = args.num_attention_heads // args.num_key_value_heads
-        mixed = []
-        for head in range(args.num_attention_heads):
-            seen = mx.stack([keys[head // share] for keys in self.keys])
-            scores = mx.softmax(seen @ queries[head] * dim**-0.5)
-            mixed.append(scores @ mx.stack([values[head // share] for values in self.values]))
-        return w[f"{at}.o_proj.weight"] @ (mx.stack(mixed) * mx.sigmoid(gate)).flatten()
+        seen, held = (mx.repeat(mx.stack(every), share, axis=1) for every in (self.keys, self.values))  # [S, H, D]
+        scores = mx.softmax((seen * queries).sum(-1, keepdims=True) * dim**-0.5, axis=0)
+        mixed = (scores * held).sum(0)
+        mx.eval(mixed, self.keys[-1], self.values[-1])
+        return w[f"{at}.o_proj.weight"] @ (mixed * mx.sigmoid(gate)).flatten()
 
     def turned(self, x: mx.array, position: int) -> mx.array:
         """Heads [H, D] whose first dimensions are turned in pairs that lie half of them apart."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,8 +15,9 @@ from draftmill.engine.drafting.mtp import MTP
 from draftmill.engine.drafting.mtp_drafter import MTPDrafter
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import Row
+from tests.engine.choose import test_grammar as grammars
 from tests.engine.drafting.heads import Formulas, random_head, stored
 from tests.engine.small import (
     VOCABULARY,
@@ -77,10 +79,12 @@ def mtp_engine(
     rows: int = 8,
     slots: int = 2048,
     end: tuple[int, ...] = (),
+    tokenizer: Any = None,
 ) -> Engine:
     target = adapt(model)
     head = MTP(random_head(target.model.args), target)
-    engine = Engine(target, NumberTokenizer(end), 512, rows, memory_for(target, head, slots, rows), draft=head)
+    memory = memory_for(target, head, slots, rows)
+    engine = Engine(target, tokenizer or NumberTokenizer(end), 512, rows, memory, draft=head)
     engine.drafter = Noting(head, target, engine.pool.pages, rows).begin(
         {request.id: [*request.tokens, *reference(model, request)] for request in asked} if wrong else {}, wrong
     )
@@ -127,19 +131,35 @@ def test_drafts_are_those_of_a_head_that_saw_the_whole_text(builder: str, wrong:
     engine = mtp_engine(model, asked, wrong, rows=2)
     engine.scheduler.depths = mixed
     done = run(engine, asked)
-    weights, checked = stored(random_head(engine.target.model.args)), 0
-    for request in asked:
-        text = [*request.tokens, *done[request.id].tokens]
-        hidden = model.language_model.model(mx.array([text]))[0]
-        formulas = Formulas(weights, engine.target.model.args, engine.target.embed.weight)
-        for cursor in range(1, len(text)):
-            ahead = formulas.entry(hidden[cursor - 1], text[cursor])
-            for draft in (drafts := noted(engine).drafted.get((request.id, cursor), [])):
-                assert draft == mx.argmax(engine.target.head(ahead[None]), axis=-1).item()
-                ahead = formulas.entry(ahead, draft)
-            formulas.cut(cursor)
-            checked += bool(drafts)
-    assert checked > 6
+    assert sum(checked(engine, request, done[request.id]) for request in asked) > 6
+
+
+def checked(engine: Engine, request: Request, completion: Completion) -> int:
+    """Compares a row's drafts with those of the formulas; returns how often it drafted."""
+    text, drafted = [*request.tokens, *completion.tokens], noted(engine).drafted
+    hidden = engine.target.body(mx.array([text]))[0]
+    args = engine.target.model.args
+    formulas, rounds = Formulas(stored(random_head(args)), args, engine.target.embed.weight), 0
+    for cursor in range(1, len(text)):
+        ahead = formulas.entry(hidden[cursor - 1], text[cursor])
+        for draft in (drafts := drafted.get((request.id, cursor), [])):
+            assert draft == mx.argmax(engine.target.head(ahead[None]), axis=-1).item()
+            ahead = formulas.entry(ahead, draft)
+        formulas.cut(cursor)
+        rounds += bool(drafts)
+    return rounds
+
+
+def test_rows_with_a_grammar_draft_from_what_they_emit() -> None:
+    model = grammars.small_model("qwen3.5")
+    asked = [*grammars.asking(2), *(replace(own, id=f"free {own.id}", grammar=None) for own in grammars.asking(2))]
+    asked = [replace(own, sampling=replace(own.sampling, max_tokens=60 if own.grammar else 20)) for own in asked]
+    plain = run(grammars.engine("qwen3.5"), asked)
+    engine = mtp_engine(model, rows=3, tokenizer=grammars.tokenizer())
+    engine.scheduler.depths = mixed
+    done = run(engine, asked, every=2)
+    assert {id: own.tokens for id, own in done.items()} == {id: own.tokens for id, own in plain.items()}
+    assert all(checked(engine, request, done[request.id]) > 4 for request in asked)
 
 
 def test_sampled_output_does_not_depend_on_the_head() -> None:
