@@ -52,7 +52,7 @@ class Shares:
         most = max(block or 1 + FORCED, 1 + COPIED if copying else 0)
         workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
         workspace += Histories.workspace(max_rows, target.vocabulary)
-        workspace += Lookup.workspace(max_rows, context_length) if copying else 0
+        workspace += Lookup.workspace(context_length) if copying else 0
         budget = default_budget(workspace) if memory is None else memory
         per_page = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
         per_page += Lookup.bytes_per_page() if copying else 0

@@ -15,6 +15,9 @@ from ...kernels.pages.sizes import PAGE, pages_for
 from .drafter import DraftRow
 from .suffix import LEAST_MATCH, LONGEST_MATCH, MOST
 
+SEARCHED = 2**19
+"""Tokens that are searched at a time, unless a single row has more: many long rows come one after another."""
+
 
 class Lookup:
     """The tokens of all rows, in the same pages as their keys and values, and drafts from them.
@@ -36,9 +39,9 @@ class Lookup:
         return 2 * PAGE * mx.int32.size
 
     @staticmethod
-    def workspace(max_rows: int, context_length: int) -> int:
-        """Bytes that a search takes at most."""
-        return max_rows * context_length * (LONGEST_MATCH * 5 + 16)
+    def workspace(context_length: int) -> int:
+        """Bytes that a search takes at most; texts are padded to less than twice their length."""
+        return max(SEARCHED, 2 * context_length) * (LONGEST_MATCH * 5 + 16)
 
     def renew(self) -> None:
         """Forget all tokens."""
@@ -54,17 +57,19 @@ class Lookup:
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
         """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""
-        places = mx.array([row.slot for row in rows])
-        copied = copies(self._texts(rows), anchors[places], cursors[places])
-        wanted = mx.array([i * MOST + j for i, row in enumerate(rows) for j in range(row.depth)])
-        return copied.flatten()[wanted]
-
-    def _texts(self, rows: Sequence[DraftRow]) -> mx.array:
-        """What the rows' pages hold [M, C], each padded to the longest, of which there are few lengths."""
         pages = [row.pages[: pages_for(row.bound + 1)] for row in rows]
-        width = 1 << (max(map(len, pages)) - 1).bit_length()
+        width = 1 << (max(map(len, pages)) - 1).bit_length()  # so that few shapes occur
         table = mx.array([[*own, *[0] * (width - len(own))] for own in pages])
-        return self.tokens[table].reshape(len(rows), width * PAGE)
+        slots = mx.array([row.slot for row in rows])
+        anchors, cursors = anchors[slots], cursors[slots]
+        step = max(1, SEARCHED // (width * PAGE))
+        found: list[mx.array] = []
+        for begin in range(0, len(rows), step):
+            some = slice(begin, begin + step)
+            texts = self.tokens[table[some]].reshape(-1, width * PAGE)
+            found.append(copies(texts, anchors[some], cursors[some]))
+        wanted = mx.array([i * MOST + j for i, row in enumerate(rows) for j in range(row.depth)])
+        return mx.concatenate(found).flatten()[wanted]
 
 
 def copies(texts: mx.array, anchors: mx.array, cursors: mx.array) -> mx.array:

@@ -37,7 +37,7 @@ tokenizer = partial(test_grammar.tokenizer, "<think>", "</think>")
 READABLE = VOCABULARY - 8
 """Prompts have no end token, and none that the tokenizer does not know."""
 
-MARKERS = (*tokenizer().think_start_tokens, *tokenizer().think_end_tokens)
+MARKERS: Sequence[int] = tokenizer().convert_tokens_to_ids(["<think>", "</think>"])
 
 FLIPS = 0.02
 """The largest part of rows that may leave the expected tokens at a near-tie."""

@@ -10,9 +10,9 @@ from draftmill.engine.request import Request, RequestError, Sampling
 from tests.engine.choose.test_thoughts import END, START, engine, tokenizer
 from tests.engine.small import run
 
-TOKENS = {
-    "start": tokenizer().think_start_tokens[0],
-    "end": tokenizer().think_end_tokens[0],
+TOKENS: dict[Any, int] = {
+    "start": tokenizer().convert_tokens_to_ids(START),
+    "end": tokenizer().convert_tokens_to_ids(END),
     "newlines": tokenizer().encode("\n\n", add_special_tokens=False)[0],
 }
 

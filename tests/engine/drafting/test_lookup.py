@@ -62,7 +62,10 @@ def test_copies_are_those_of_a_search_token_by_token() -> None:
     assert found > 100
 
 
-def test_rows_of_ragged_depths_draft_from_their_own_pages() -> None:
+@pytest.mark.parametrize("searched", [1, 2**19])
+def test_rows_of_ragged_depths_draft_from_their_own_pages(searched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at a time, or one after another."""
+    monkeypatch.setattr("draftmill.engine.drafting.lookup.SEARCHED", searched)
     draw = Random(2)
     texts = [drawn(draw) for _ in range(5)]
     free = list(range(1, 40))
