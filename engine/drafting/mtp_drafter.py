@@ -81,7 +81,9 @@ class MTPDrafter:
         places = [begins[step] + ranks[i] for i in range(len(rows)) for step in range(rows[ranks[i]].depth)]
         return mx.concatenate(drafts)[mx.array(places)]
 
-    def _onward(self, rows: Sequence[DraftRow], ahead: mx.array, drafts: mx.array, cursor: mx.array, step: int):
+    def _onward(
+        self, rows: Sequence[DraftRow], ahead: mx.array, drafts: mx.array, cursor: mx.array, step: int
+    ) -> mx.array:
         """What the head returns [M, hidden] for one more entry of each row, `step` behind the one before its anchor."""
         spans = [Span(i, 1, row.pages, row.bound + step, row.exact) for i, row in enumerate(rows)]
         return self.draft.predict(ahead, drafts, Packing.of(spans, cursor + step - 1), self.state)

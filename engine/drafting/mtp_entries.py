@@ -39,26 +39,20 @@ class WaitingEntries(WaitingContext):
         self._counts = mx.zeros(0, mx.int32)  # of what it emits
 
     def hold(self, seen: Seen) -> None:
+        """Keep hidden states of a round, and the tokens behind them: of a prompt, or what is emitted."""
         places = {segment.row: m for m, segment in enumerate(seen.yielding)}
-        width = seen.emitted.shape[-1]
+        width, emitted_end = seen.emitted.shape[-1], 1 + seen.emitted.size
         host: list[int] = []
-        source: list[int] = []  # of each token, in all that is emitted, followed by what the host knows
+        source: list[int] = []  # of each token, in a 0, all that is emitted, and what the host knows
         for segment in seen.segments:
-            row, end = segment.row, segment.first + segment.count
-            m = places.get(row)
-            following = 1 if segment.yields else 0  # of the tokens behind a chunk
-            if segment.depth is None:
-                known = list(row.feed[segment.first + 1 : end + 1 - following])
-                source += range(seen.emitted.size + len(host), seen.emitted.size + len(host) + len(known))
-                host += known
-            else:
-                following = segment.count
-            if m is None:
-                source += [seen.emitted.size + len(host)] * following
-                host += [0] * min(1, following)
-            else:
-                source += range(m * width + 1, m * width + 1 + following)
-        tokens = mx.concatenate([seen.emitted.flatten(), mx.array(host, mx.int32)])[mx.array(source)]
+            first, m = segment.first + 1, places.get(segment.row)
+            known = segment.row.feed[first : first + segment.count] if segment.depth is None else ()
+            source += range(emitted_end + len(host), emitted_end + len(host) + len(known))
+            host += known
+            others = segment.count - len(known)  # what the segment emits, if that is known
+            source += [0] * others if m is None else range(1 + m * width + 1, 1 + m * width + 1 + others)
+        table = [mx.zeros(1, mx.int32), seen.emitted.flatten(), mx.array(host, mx.int32)]
+        tokens = mx.concatenate(table)[mx.array(source)]
         self._keep(RoundTaps([seen.hidden], seen.positions, len(seen.segments), tokens), seen.segments)
         self._last |= {segment.row: segment for segment in seen.segments}
         self._open |= {segment.row for segment in seen.segments if segment.late}
