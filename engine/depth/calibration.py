@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -36,6 +37,9 @@ may have to compile for it, for seconds.
 """
 
 REPEATS = 3
+
+LEAST = 1e-7
+"""Seconds that a pass for one more token takes at least, whatever the clock says."""
 
 TOKENS = "random tokens"
 """What is timed; costs that were measured with others are not used."""
@@ -86,7 +90,9 @@ def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int,
     drafter, state = drafter_for(draft, target, room, max_rows) if draft else None, target.make_state(room)
     rounds: list[Point] = []
     drafts: list[Point] = []
+    steps: list[Point] = []
     firsts: dict[int, float] = {}
+    stepping = isinstance(drafter, MTPDrafter)
     left = SECONDS
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -94,17 +100,22 @@ def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int,
         if len(rounds) > 2 and (len(drafts) > 1 or not drafter) and left < 0:
             break
         if shape.draft and drafter:
-            run = _draft_pass(shape, drafter, max_rows)
+            run = _draft_pass(shape, drafter, max_rows, 1 if stepping else block - 1)
         else:
             run = _round(shape, target, width, drafter.tapped if drafter else (), state)
         first, again = _seconds(run)
         left -= REPEATS * again
         points = drafts if shape.draft else rounds
         points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
+        if shape.draft and drafter and stepping:
+            _, whole = _seconds(_draft_pass(shape, drafter, max_rows, block - 1))
+            left -= REPEATS * whole
+            step = max(LEAST, (whole - again) / (block - 2))
+            steps.append(Point(shape.rows, shape.rows, shape.context * shape.rows, step))
         if not shape.draft:
             firsts.setdefault(shape.tokens, first - again)
     workspace = mx.get_peak_memory() - kept
-    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace)
+    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace, steps)
 
 
 ROWS, PAGES = 64, 512
@@ -159,13 +170,13 @@ def _round(
     return run
 
 
-def _draft_pass(shape: RoundShape, drafter: ModelSource, max_rows: int) -> Callable[[], list[mx.array]]:
-    """Whole blocks drafted for some rows, once the context of as many tokens is written."""
+def _draft_pass(shape: RoundShape, drafter: ModelSource, max_rows: int, depth: int) -> Callable[[], list[mx.array]]:
+    """So many tokens drafted for each of some rows, once the context of a block's is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
-    room, depth = pages_for(shape.context + drafter.block), drafter.block - 1
+    room = pages_for(shape.context + drafter.block)
     rows = [DraftRow(request, row, _pages(row, room), shape.context, False, depth) for row in range(shape.rows)]
     anchors, cursors = _random_tokens(max_rows, drafter.target), mx.full(max_rows, shape.context, mx.int32)
-    context = _entries(rows, drafter) if isinstance(drafter, MTPDrafter) else _taps(rows, drafter)
+    context: Any = _entries(rows, drafter) if isinstance(drafter, MTPDrafter) else _taps(rows, drafter)
 
     def run() -> list[mx.array]:
         drafter.extend(*context)

@@ -100,7 +100,7 @@ def _read(files: Iterable[Path]) -> Weights:
 
 def _less_one(weights: Mapping[str, mx.array]) -> bool:
     """Whether the weights of norms look as if 1 is to be added."""
-    means = [array.mean().item() for name, array in weights.items() if any(norm in name for norm in NEAR_ONE)]
+    means: Any = [array.mean().item() for name, array in weights.items() if any(norm in name for norm in NEAR_ONE)]
     return bool(means) and median(means) < 0.5
 
 
