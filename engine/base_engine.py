@@ -134,13 +134,18 @@ class BaseEngine(ABC):
         if reason:
             self._finish(row, reason)
 
+    @property
+    def draft_source(self) -> Source:
+        """What the drafts come from that a model writes."""
+        return "dflash"
+
     def _count(self, segment: Segment, depth: int, accepted: int) -> None:
         """Of the drafted tokens of a segment so many were accepted."""
         row, stats = segment.row, self.stats
         for counters in (row, stats):
             counters.drafted += depth
             counters.accepted += accepted
-        source: Source = "dflash" if segment.kind == FROM_DRAFT else "lookup"
+        source: Source = self.draft_source if segment.kind == FROM_DRAFT else "lookup"
         forced = min(len(segment.forced), depth)
         for own, drafted, kept in (
             ("grammar", forced, min(forced, accepted)),

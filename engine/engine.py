@@ -13,12 +13,13 @@ import mlx.core as mx
 from ..kernels.packing import Packing
 from ..kernels.pages.sizes import PAGE
 from .base_engine import BaseEngine
+from .choose.constrained import Choice
 from .depth.budget import Budget
 from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
-from .drafting.context import ContextWrite, WaitingContext
-from .drafting.dflash import DFlashDraft
-from .drafting.drafter import Drafter, DraftRow
+from .drafting.context import Seen
+from .drafting.drafter import DraftRow
+from .drafting.kinds import Draft, block_of, context_for, drafter_for
 from .drafting.load import load_pair, type_name
 from .drafting.lookup import Lookup
 from .drafting.source import SOURCES, Source
@@ -30,11 +31,12 @@ from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
 from .request import NO_ADAPTERS, Adapters, RequestError
-from .rounds import Round, adapters_of, chosen, in_order, pack, settle
+from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
+from .stats import Source as StatsSource
 from .text import Text
 
 MAX_ROWS = 32
@@ -74,14 +76,14 @@ class Engine(BaseEngine):
         context_length: int,
         max_rows: int = MAX_ROWS,
         memory: int | None = None,
-        draft: DFlashDraft | None = None,
+        draft: Draft | None = None,
         depth: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
         copying: bool = False,
     ):
         super().__init__(Text(tokenizer, target.vocabulary), context_length, target.vocabulary, max_rows, adapters)
         self.target, self.context_length = target, context_length
-        block = draft.config.block_size if draft else 0
+        block = block_of(draft) if draft else 0
         most = max(0, block - 1)
         if depth is not None and depth > most:
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
@@ -94,10 +96,10 @@ class Engine(BaseEngine):
         self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
-        self.drafter = Drafter(draft, target, self.pool.pages) if draft else None
+        self.drafter = drafter_for(draft, target, self.pool.pages, max_rows) if draft else None
         self.lookup = Lookup(self.pool.pages) if copying else None
         self._suffixes: dict[Row, Suffix] = {}
-        self._context = WaitingContext(shares.late)
+        self._context = context_for(draft, shares.late)
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
@@ -126,18 +128,20 @@ class Engine(BaseEngine):
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
         loras = read(adapters)  # what is wrong with them comes to light at once
-        drafts = SOURCES if drafts is None else drafts
-        asked = replace(pair, draft=None) if depth == 0 or "dflash" not in drafts else pair
-        parts = load_pair(asked, cache, draft_bits)
+        sources = () if depth == 0 else SOURCES if drafts is None else drafts
+        parts = load_pair(pair, cache, draft_bits, sources)
         target, draft, length = parts.target, parts.draft, parts.loaded.context_length
         lay(loras, target, parts.loaded.model)
-        copying = depth is None and "lookup" in drafts
+        copying = depth is None and "lookup" in sources
+        if drafts and "mtp" in drafts and not draft:
+            raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
         if depth is None and (draft or copying):
-            block, width = draft.config.block_size if draft else 1, 1 + COPIED if copying else 0
+            block, width = block_of(draft) if draft else 1, 1 + COPIED if copying else 0
             types = " and ".join(dict.fromkeys(type_name(model.dtype) for model in (target, draft) if model))
-            name = f"{pair.target}, {asked.draft}, {draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
+            numbers = f"{draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
+            name = f"{pair.target}, {parts.draft_name}, {numbers}"
             cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
             engine.spend(Budget(cost, block, copying))
         return engine
@@ -145,8 +149,12 @@ class Engine(BaseEngine):
     @property
     def drafting(self) -> str:
         """Where drafts come from, in a few words."""
-        sources = [f"blocks of {self.drafter.block}"] if self.drafter else []
+        sources = [self.drafter.about] if self.drafter else []
         return " and ".join([*sources, *(["copies of own text"] if self.lookup else [])]) or "no drafts, plain decoding"
+
+    @property
+    def draft_source(self) -> StatsSource:
+        return self.drafter.source if self.drafter else "dflash"
 
     def _enqueue(self, row: Row) -> None:
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
@@ -230,12 +238,14 @@ class Engine(BaseEngine):
         tokens, packing = pack(segments, drafted, self._ends)
         tapped = self.drafter.tapped if self.drafter else ()
         hidden, taps = self.target.forward(tokens, packing, self.state, tapped, adapters_of(segments))
+        launched = self._verify(hidden, packing, segments, drafted)
         pending = [hidden]
         if self.lookup:
             self.lookup.write(tokens, packing.places)
             pending.append(self.lookup.tokens)
         if self.drafter:
-            self._context.hold(taps, packing.positions, [(segment.row, segment.count) for segment in segments])
+            emitted = launched.accepted.emitted
+            self._context.hold(Seen(hidden, taps, packing.positions, segments, launched.yielding, emitted))
             # Not later: the next round may have another token at the place of a rejected one.
             pending += self._extend(self._context.take([segment.row for segment in verifying]))
             pending += self._extend(self._context.take_if_full())
@@ -246,7 +256,6 @@ class Engine(BaseEngine):
                     s.keep.memory = memory = self.state.recurrent.save(s.slot)
                     pending += memory.arrays
                 s.keep.ready = True
-        launched = self._verify(hidden, packing, segments, drafted)
         if self.budget:
             launched = replace(launched, forecast=self.budget.forecast)
         # Attention reads what the round wrote, so this evaluates the pools, too.
@@ -286,7 +295,7 @@ class Engine(BaseEngine):
         ]
         return source.draft_blocks(rows, self._ends.anchors, self._ends.cursors)
 
-    def _extend(self, late: ContextWrite | None) -> list[mx.array]:
+    def _extend(self, late: tuple[Any, ...] | None) -> list[mx.array]:
         """Write draft context; returns what to evaluate if nothing in the round reads it."""
         return self.drafter.extend(*late) if self.drafter and late else []
 
@@ -318,6 +327,11 @@ class Engine(BaseEngine):
         self._read_at = now if launched else None
         if self.budget and launched and before is not None and not read.late and not launched.late:
             self.budget.ran(read.forecast, launched.forecast, now - before)
+
+    def _take(self, emitted: Emitted | Choice) -> None:
+        if isinstance(emitted, Choice):
+            self._context.settle(emitted.segment.row, emitted.tokens)
+        super()._take(emitted)
 
     def _count(self, segment: Segment, depth: int, accepted: int) -> None:
         super()._count(segment, depth, accepted)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .drafting.drafter import Drafter
+from .drafting.kinds import ModelSource
 from .drafting.lookup import Lookup
 from .models.folder import first_line
 from .models.load_check import try_out
@@ -39,7 +39,9 @@ def rewind(rows: Sequence[Row], matcher: Callable[[Request], Matcher | None]) ->
                 row.matcher.advance(row.generated)
 
 
-def renew(target: Transformer, state: State, drafter: Drafter | None, lookup: Lookup | None, failure: Failure) -> None:
+def renew(
+    target: Transformer, state: State, drafter: ModelSource | None, lookup: Lookup | None, failure: Failure
+) -> None:
     """Give the engine empty memory, and see whether it runs.
 
     Raises:
@@ -49,7 +51,7 @@ def renew(target: Transformer, state: State, drafter: Drafter | None, lookup: Lo
     def anew() -> None:
         state.renew()
         if drafter:
-            drafter.pool.renew()
+            drafter.renew()
         if lookup:
             lookup.renew()
         try_out(target)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from ..kernels.pages.sizes import PAGE, pages_for
 from .choose.history import Histories
-from .drafting.dflash import DFlashDraft
-from .drafting.drafter import Drafter
+from .drafting.kinds import Draft, block_of, bytes_per_page, most_waiting
 from .drafting.lookup import Lookup
 from .drafting.suffix import MOST as COPIED
 from .models.folder import ModelError
@@ -37,7 +36,7 @@ class Shares:
     @staticmethod
     def of(
         target: Transformer,
-        draft: DFlashDraft | None,
+        draft: Draft | None,
         copying: bool,
         max_rows: int,
         context_length: int,
@@ -49,13 +48,13 @@ class Shares:
         Raises:
             ModelError: not even one page.
         """
-        block = draft.config.block_size if draft else 0
+        block = block_of(draft) if draft else 0
         most = max(block or 1 + FORCED, 1 + COPIED if copying else 0)
         workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
         workspace += Histories.workspace(max_rows, target.vocabulary)
         workspace += Lookup.workspace(context_length) if copying else 0
         budget = default_budget(workspace) if memory is None else memory
-        per_page = target.bytes_per_page + (Drafter.bytes_per_page(draft) if draft else 0)
+        per_page = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
         per_page += Lookup.bytes_per_page() if copying else 0
         per_row, per_prefix = target.bytes_per_row(most), target.bytes_per_row(0)
         prefixes = budget // PREFIXES if per_prefix else 0
@@ -70,6 +69,6 @@ class Shares:
         return Shares(
             min(room, max_rows * pages_for(context_length + block)),
             min(MOST, prefixes // per_prefix) if per_prefix else MOST,
-            late // Drafter.bytes_of_taps(draft, target) if draft else 0,
+            most_waiting(draft, target, late) if draft else 0,
             workspace,
         )

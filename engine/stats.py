@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Source = Literal["dflash", "lookup", "grammar"]
-"""Where a drafted token comes from: the pair's draft, the row's own text, or a grammar that leaves no choice."""
+Source = Literal["dflash", "mtp", "lookup", "grammar"]
+"""Where a drafted token comes from: the pair's draft, an MTP head, the row's own text, or a grammar."""
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 

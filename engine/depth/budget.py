@@ -109,7 +109,8 @@ class Budget:
         drafting = drafted > 0 and self.block > 1
         passes = sum(depth > 0 and passing for depth, passing in zip(depths, choice.passing, strict=True))
         share = self._extra[tokens] if self.cost.first else 0.0
-        seconds = choice.seconds(drafted, passes) - share
+        deepest = max((depth for depth, passing in zip(depths, choice.passing, strict=True) if passing), default=0)
+        seconds = choice.seconds(drafted, passes, deepest) - share
         seconds -= self.timing.of(drafting, tokens)
         return Forecast(tokens, drafting, depths != chosen.depths, seconds, choice.seconds(0, 0), REUSE * share)
 

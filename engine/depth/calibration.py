@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -21,8 +22,11 @@ from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places, tabled
 from ...kernels.pages.sizes import pages_for
 from ...kernels.race import measurements
-from ..drafting.dflash import DFlashDraft
-from ..drafting.drafter import Drafter, DraftRow
+from ..drafting.context import ContextWrite
+from ..drafting.drafter import DraftRow
+from ..drafting.kinds import Draft, ModelSource, block_of, drafter_for
+from ..drafting.mtp_drafter import MTPDrafter
+from ..drafting.mtp_entries import EntryWrite
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from ..state.state import State
@@ -42,12 +46,15 @@ sizes that are so many times as large as the last one are timed from there on; t
 
 REPEATS = 3
 
+LEAST = 1e-7
+"""Seconds that a pass for one more token takes at least, whatever the clock says."""
+
 TOKENS = "random tokens"
 """What is timed; costs that were measured with others are not used."""
 
 
 def calibrated(
-    name: str, cache: Path, target: Transformer, draft: DFlashDraft | None, pages: int, max_rows: int, width: int = 0
+    name: str, cache: Path, target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0
 ) -> Cost:
     """The cost of rounds of the pair called `name`: remembered from an earlier start, or measured now. A row has up to
     `width` tokens in a round, or as many as the draft's block if that is more.
@@ -82,18 +89,20 @@ def _here() -> str:
     return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
-def measure(target: Transformer, draft: DFlashDraft | None, pages: int, max_rows: int, width: int = 0) -> Cost:
+def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0) -> Cost:
     """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
-    block = draft.config.block_size if draft else 1
+    block = block_of(draft) if draft else 1
     width = max(block, width)
     shapes = shapes_to_time(max_rows, block, pages, width)
     room = max(shape.rows * pages_for(shape.context + width) for shape in shapes)
-    drafter, state = Drafter(draft, target, room) if draft else None, target.make_state(room)
+    drafter, state = drafter_for(draft, target, room, max_rows) if draft else None, target.make_state(room)
     rounds: list[Point] = []
     drafts: list[Point] = []
+    steps: list[Point] = []
     firsts: dict[int, float] = {}
     of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft))
     of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0))
+    stepping = isinstance(drafter, MTPDrafter)
     left, left_for_firsts = SECONDS, FIRSTS
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -104,7 +113,7 @@ def measure(target: Transformer, draft: DFlashDraft | None, pages: int, max_rows
         if not sizes.wants(shape.tokens):
             continue
         if shape.draft and drafter:
-            run = _draft_pass(shape, drafter, max_rows)
+            run = _draft_pass(shape, drafter, max_rows, 1 if stepping else block - 1)
         else:
             run = _round(shape, target, width, drafter.tapped if drafter else (), state)
         first, again = _seconds(run)
@@ -113,10 +122,15 @@ def measure(target: Transformer, draft: DFlashDraft | None, pages: int, max_rows
         sizes.took(shape.tokens, first, again)
         points = drafts if shape.draft else rounds
         points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
+        if shape.draft and drafter and stepping:
+            _, whole = _seconds(_draft_pass(shape, drafter, max_rows, block - 1))
+            left -= REPEATS * whole
+            step = max(LEAST, (whole - again) / (block - 2))
+            steps.append(Point(shape.rows, shape.rows, shape.context * shape.rows, step))
         if not shape.draft:
             firsts.setdefault(shape.tokens, first - again)
     workspace = mx.get_peak_memory() - kept
-    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace)
+    return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace, steps)
 
 
 @dataclass
@@ -142,7 +156,7 @@ ROWS, PAGES = 64, 512
 """Of a measurement that is not for one engine."""
 
 
-def measure_alone(target: Transformer, draft: DFlashDraft) -> Cost:
+def measure_alone(target: Transformer, draft: Draft) -> Cost:
     """As `measure`, for no engine in particular."""
     return measure(target, draft, PAGES, ROWS)
 
@@ -190,24 +204,39 @@ def _round(
     return run
 
 
-def _draft_pass(shape: RoundShape, drafter: Drafter, max_rows: int) -> Callable[[], list[mx.array]]:
-    """Whole blocks drafted for some rows, once the context of as many tokens is written."""
+def _draft_pass(shape: RoundShape, drafter: ModelSource, max_rows: int, depth: int) -> Callable[[], list[mx.array]]:
+    """So many tokens drafted for each of some rows, once the context of a block's is written."""
     request = Request("", (0,), Sampling(max_tokens=1))
-    room, depth = pages_for(shape.context + drafter.block), drafter.block - 1
+    room = pages_for(shape.context + drafter.block)
     rows = [DraftRow(request, row, _pages(row, room), shape.context, False, depth) for row in range(shape.rows)]
     anchors, cursors = _random_tokens(max_rows, drafter.target), mx.full(max_rows, shape.context, mx.int32)
-    table, firsts = tabled([row.pages for row in rows])
-    ahead = mx.arange(drafter.block, dtype=mx.int32)
-    starts = mx.repeat(mx.array(firsts, mx.int32), drafter.block)
-    places = Places(table, starts, mx.tile(ahead, shape.rows))
-    target = drafter.target
-    taps = mx.zeros((starts.size, len(drafter.tapped) * target.hidden_size), target.dtype)
+    context: Any = _entries(rows, drafter) if isinstance(drafter, MTPDrafter) else _taps(rows, drafter)
 
     def run() -> list[mx.array]:
-        drafter.extend(taps, places)
+        drafter.extend(*context)
         return [drafter.draft_blocks(rows, anchors, cursors)]
 
     return run
+
+
+def _taps(rows: Sequence[DraftRow], drafter: ModelSource) -> ContextWrite:
+    """The taps of a block of each row, at its beginning."""
+    table, firsts = tabled([row.pages for row in rows])
+    ahead = mx.arange(drafter.block, dtype=mx.int32)
+    starts = mx.repeat(mx.array(firsts, mx.int32), drafter.block)
+    places = Places(table, starts, mx.tile(ahead, len(rows)))
+    target = drafter.target
+    return ContextWrite(mx.zeros((starts.size, len(drafter.tapped) * target.hidden_size), target.dtype), places)
+
+
+def _entries(rows: Sequence[DraftRow], drafter: ModelSource) -> EntryWrite:
+    """The entries of a block of each row, of which all are verified, behind its context."""
+    target, block = drafter.target, drafter.block
+    spans = [Span(i * block, block, row.pages, row.bound, row.exact, row.slot) for i, row in enumerate(rows)]
+    positions = mx.concatenate([row.bound - block + mx.arange(block, dtype=mx.int32) for row in rows])
+    hidden = mx.zeros((positions.size, target.hidden_size), target.dtype)
+    tokens = _random_tokens(positions.size, target)
+    return EntryWrite(hidden, tokens, Packing.of(spans, positions), mx.full(len(rows), block, mx.int32))
 
 
 def _pages(row: int, room: int) -> range:

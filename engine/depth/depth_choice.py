@@ -79,6 +79,8 @@ class DepthChoice:
         per_draft = (cost.draft.per_context + cost.draft.per_pair * block) * context / count
         drafts = cost.drafts(count, block)
         self.drafts = [fixed + drafts[drafting] + per_draft * drafting for drafting in range(count + 1)]
+        per_step = (cost.step.per_context + cost.step.per_pair) * context / count
+        self.steps = [step + per_step * drafting for drafting, step in enumerate(cost.steps(count)[: count + 1])]
 
     def _rounds(self, first: int, end: int) -> list[float]:
         """What depends on the number of drafted tokens, from `first` of them on."""
@@ -89,10 +91,13 @@ class DepthChoice:
                 rounds = list(map(add, rounds, more))
         return rounds
 
-    def seconds(self, tokens: int, passes: int) -> float:
-        """Of a round with so many drafted tokens, where the draft's pass has so many rows."""
+    def seconds(self, tokens: int, passes: int, deepest: int = 0) -> float:
+        """Of a round with so many drafted tokens, where the draft's pass has so many rows, the `deepest` of this depth.
+
+        Where each token takes a pass, all these rows are taken to be in every one.
+        """
         rounds = self.rounds[tokens] if tokens < len(self.rounds) else self._rounds(tokens, tokens + 1)[0]
-        return rounds + self.drafts[passes]
+        return rounds + self.drafts[passes] + self.steps[passes] * max(0, deepest - 1)
 
     @property
     def plain(self) -> Chosen:
@@ -104,32 +109,40 @@ class DepthChoice:
 
         Tokens are bought in falling order of their chances, and every prefix of that order is priced, because a
         round's price has a knee and steps. Because each row of the draft's pass also pays for its whole block, this
-        is done for a few numbers of the best rows.
+        is done for a few numbers of the best rows; and where each token takes a pass, for each number of passes.
         """
         count, chosen = len(self.rows), self.plain
         worth = list(map(sum, self.chances))
         order = sorted((row for row in range(count) if worth[row]), key=worth.__getitem__, reverse=True)
         if not order:
             return chosen
-        found = (self._prefix(order[:drafting]) for drafting in self._counts(order))
+        limits = range(1, self.block) if any(self.steps) else (self.block,)
+        found = (self._prefix(order[:drafting], limit) for drafting in self._counts(order) for limit in limits)
         return max((chosen, *found), key=lambda depths: depths.rate)
 
     def _counts(self, order: Sequence[int]) -> set[int]:
         """The most promising numbers of rows from the head of the order, as if their depths were the same."""
         highest: dict[int, float] = {}
         gains = [float(len(self.rows))] * len(order)  # with the first 1, 2, … rows drafting
-        drafts = [self.drafts[passes] for passes in accumulate(self.passing[row] for row in order)]
+        passes = list(accumulate(self.passing[row] for row in order))
+        drafts, steps = ([prices[count] for count in passes] for prices in (self.drafts, self.steps))
         for depth, column in enumerate(zip_longest(*[self.chances[row] for row in order], fillvalue=0.0), 1):
             gains = list(map(add, gains, accumulate(column)))
             rates = list(map(truediv, gains, map(add, self.rounds[depth::depth], drafts)))
+            if depth < self.block - 1:  # deeper drafts are copied
+                drafts = list(map(add, drafts, steps))
             most = max(rates)
             drafting = rates.index(most) + 1
             highest[drafting] = max(most, highest.get(drafting, 0.0))
         return set(sorted(highest, key=highest.__getitem__, reverse=True)[:PROMISING])
 
-    def _prefix(self, order: Sequence[int]) -> Chosen:
-        """The best prefix of these rows' drafted tokens in falling order of their chances; at least one token."""
-        values = sorted(chain.from_iterable([self._rising[row] for row in order]))
+    def _prefix(self, order: Sequence[int], limit: int) -> Chosen:
+        """The best prefix of these rows' drafted tokens in falling order of their chances; at least one token.
+
+        Rows of the draft's pass draft so many tokens at most, and where each takes a pass, as many passes are paid.
+        """
+        rising = {row: self._rising[row][:limit] if self.passing[row] else self._rising[row] for row in order}
+        values = sorted(chain.from_iterable(rising.values()))
         gains = list(accumulate(values, sub, initial=float(len(self.rows))))
         firsts = sorted([(self._rising[row][0], self.passing[row]) for row in order])
         starts = [bisect_left(values, first) for first, _ in firsts]
@@ -138,17 +151,18 @@ class DepthChoice:
         passes = 0
         for place, (_, passing) in enumerate(firsts):
             passes += passing
-            drafts += [self.drafts[passes]] * (starts[place + 1] - starts[place])
+            price = self.drafts[passes] + self.steps[passes] * (limit - 1)
+            drafts += [price] * (starts[place + 1] - starts[place])
         prices = list(map(add, self.rounds[1:], drafts))
         rates = list(map(truediv, gains[1:], prices))
         bought = rates.index(max(rates)) + 1
         least = values[bought - 1]
         depths = [0] * len(self.rows)
         for row in order:
-            depths[row] = bisect_right(self._rising[row], least)
+            depths[row] = bisect_right(rising[row], least)
         surplus = sum(depths) - bought
         for row in reversed(order):  # of tokens that are worth the same, the last were not bought
-            while surplus and depths[row] and self._rising[row][depths[row] - 1] == least:
+            while surplus and depths[row] and rising[row][depths[row] - 1] == least:
                 depths[row] -= 1
                 surplus -= 1
         return Chosen(depths, gains[bought], prices[bought - 1])

@@ -44,7 +44,7 @@ class Exploration:
         known = list(accumulate(judged))
 
         def price(count: int, depth: int) -> float:
-            return choice.seconds(count * depth, count) - choice.seconds(0, 0)
+            return choice.seconds(count * depth, count, depth) - choice.seconds(0, 0)
 
         # What is left of the price of so many rows at such a depth after the tokens that are expected.
         losses = {

@@ -145,28 +145,36 @@ class Cost:
         draft: over tokens of all blocks, rows and summed context.
         first: what the first round with some number of tokens takes besides: on CUDA, MLX plans each size anew.
         workspace: bytes that rounds and draft passes took at most beside what rows keep.
+        step: of drafts that take a pass for each token of a row: over the rows of every pass but the first.
     """
 
-    def __init__(self, round: Curve, draft: Curve, first: float = 0.0, workspace: int = 0):
-        self.round, self.draft, self.first, self.workspace = round, draft, first, workspace
+    def __init__(self, round: Curve, draft: Curve, first: float = 0.0, workspace: int = 0, step: Curve = NOTHING):
+        self.round, self.draft, self.first, self.workspace, self.step = round, draft, first, workspace, step
         self._rounds: list[float] = []
         self._drafts: list[float] = []
+        self._steps: list[float] = []
 
     @classmethod
-    def fit(cls, rounds: Iterable[Point], drafts: Iterable[Point], first: float = 0.0, workspace: int = 0) -> Cost:
-        """Without a draft there are no `drafts`, and passes cost nothing."""
-        points = list(drafts)
-        return cls(Curve.fit(rounds), Curve.fit(points) if points else NOTHING, first, workspace)
+    def fit(
+        cls,
+        rounds: Iterable[Point],
+        drafts: Iterable[Point],
+        first: float = 0.0,
+        workspace: int = 0,
+        steps: Iterable[Point] = (),
+    ) -> Cost:
+        """Without a draft there are no `drafts`, and passes cost nothing; likewise without `steps`."""
+        draft, step = (Curve.fit(points) if points else NOTHING for points in (list(drafts), list(steps)))
+        return cls(Curve.fit(rounds), draft, first, workspace, step)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Cost:
         """The opposite of `to_dict`, also after a trip through JSON."""
-        return cls(
-            Curve.from_dict(fields["round"]), Curve.from_dict(fields["draft"]), fields["first"], fields["workspace"]
-        )
+        round, draft, step = (Curve.from_dict(fields[name]) for name in ("round", "draft", "step"))
+        return cls(round, draft, fields["first"], fields["workspace"], step)
 
     def to_dict(self) -> dict[str, Any]:
-        curves = {"round": asdict(self.round), "draft": asdict(self.draft)}
+        curves = {"round": asdict(self.round), "draft": asdict(self.draft), "step": asdict(self.step)}
         return {**curves, "first": self.first, "workspace": self.workspace}
 
     @property
@@ -186,6 +194,13 @@ class Cost:
             count = len(self._drafts)
             self._drafts.append(self.draft.at(count * block) + count * self.draft.per_row if count else 0.0)
         return self._drafts
+
+    def steps(self, rows: int) -> list[float]:
+        """Seconds of a pass for one more token of 0, 1, 2, … up to at least `rows` rows, without what context adds."""
+        while len(self._steps) <= rows:
+            count = len(self._steps)
+            self._steps.append(self.step.at(count) + count * self.step.per_row if count else 0.0)
+        return self._steps
 
 
 def _medians(points: Iterable[Point]) -> list[Point]:

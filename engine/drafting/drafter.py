@@ -16,6 +16,7 @@ from ..models.folder import ModelError
 from ..models.targets.transformer import Transformer
 from ..request import Request
 from ..state.kv_pool import KVPool
+from ..stats import Source
 from .dflash import DFlashDraft, Wanted
 
 
@@ -45,12 +46,15 @@ class Drafter:
         ModelError: the draft does not fit the target.
     """
 
+    source: Source = "dflash"
+
     def __init__(self, draft: DFlashDraft, target: Transformer, pages: int):
         check_fit(draft, target)
         draft.join()
         self.draft, self.target = draft, target
         self.tapped = draft.config.target_layer_ids
         self.block = draft.config.block_size
+        self.about = f"blocks of {self.block}"
         self.pool = KVPool(draft.heads, pages, draft.dtype, target.operations)
         scales = [layer.self_attn.scale for layer in draft.layers]
         self.manners = [Manner(scale, draft.window(index)) for index, scale in enumerate(scales)]
@@ -64,6 +68,10 @@ class Drafter:
     def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:
         """Memory of one token's taps."""
         return len(draft.config.target_layer_ids) * target.hidden_size * target.dtype.size
+
+    def renew(self) -> None:
+        """Begin with empty pages, also after a round that failed."""
+        self.pool.renew()
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
         """Draft `depth` tokens for each row [F], row after row, from anchors and cursors [max_rows] on the device."""

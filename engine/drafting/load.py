@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from mlx_lm.utils import dequantize_model
 from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places, tabled
 from ...kernels.pages.sizes import pages_for
-from ..models.folder import LoadedModel, load, locate
+from ..models.folder import LoadedModel, ModelError, load, locate
 from ..models.kernels_for import choose_kernels
 from ..models.load_check import assure, fingerprint, fixed_texts
 from ..models.pairs import Pair
@@ -25,6 +27,11 @@ from ..verdict import Verdict
 from .checkpoint import load_draft
 from .dflash import DFlashDraft
 from .drafter import Drafter, DraftRow
+from .kinds import Draft
+from .mtp import MTP
+from .mtp_load import is_head, own_head, separate_head
+
+log = logging.getLogger(__name__)
 
 TYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -33,13 +40,14 @@ TYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 class LoadedPair:
     """A pair ready to generate: the adapter over the `loaded` target, and the draft, if there is one.
 
-    `verdict` says how near the target's logits are to mlx-lm's on this machine.
+    `verdict` says how near the target's logits are to mlx-lm's on this machine; `draft_name` which draft it is.
     """
 
     loaded: LoadedModel
     target: Transformer
-    draft: DFlashDraft | None
+    draft: Draft | None
     verdict: Verdict
+    draft_name: str | None = None
 
     @property
     def precision(self) -> str | None:
@@ -50,8 +58,11 @@ class LoadedPair:
         return "; ".join(said) or None
 
 
-def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedPair:
-    """Load a target and, if the pair has one, its draft.
+def load_pair(
+    pair: Pair, cache: Path, draft_bits: int | None = None, sources: Collection[str] = ("dflash",)
+) -> LoadedPair:
+    """Load a target and the draft of its pair, as far as it is among the `sources`; without one, the target's own MTP
+    head if that is among them and in its checkpoint.
 
     `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
@@ -65,15 +76,35 @@ def load_pair(pair: Pair, cache: Path, draft_bits: int | None = None) -> LoadedP
     loaded = suited(lambda: load(pair.target, cache), subject, cache, here)
     target = adapt(loaded.model)
     draft: Any = None
-    if pair.draft:
-        folder = locate(pair.draft, cache)
+    name = named(pair.draft, sources)
+    folder = locate(name, cache) if name else None
+    if folder and is_head(folder):
+        draft = separate_head(target, folder, draft_bits)
+    elif folder:
         whose = f"{pair.draft}, weights {fingerprint(folder)}, {draft_bits or 16} bits, for {subject}"
         draft = draft_for(target, folder, draft_bits, whose, cache, here)
         if mx.default_device() == mx.cpu:  # where quantised weights crawl
             draft = dequantize_model(draft)
+    elif "mtp" in sources and (draft := own_or_none(target, locate(pair.target, cache), draft_bits)):
+        name = "its own MTP head"
     choose_kernels(target, draft, cache)
     verdict = assure(target, subject, cache)
-    return LoadedPair(loaded, target, draft, verdict)
+    return LoadedPair(loaded, target, draft, verdict, name)
+
+
+def named(draft: str | None, sources: Collection[str]) -> str | None:
+    """The draft that a pair names, unless it is of a kind that is not wanted: MTP heads go by their names."""
+    wanted = "mtp" if draft and "mtp" in Path(draft).name.lower() else "dflash"
+    return draft if wanted in sources else None
+
+
+def own_or_none(target: Transformer, folder: Path, bits: int | None) -> MTP | None:
+    """The target's own MTP head. Nobody asked for it, so one that cannot be used is no reason not to serve."""
+    try:
+        return own_head(target, folder, bits)
+    except ModelError as error:
+        log.warning("decoding without drafts: %s", error)
+        return None
 
 
 def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str) -> DFlashDraft:

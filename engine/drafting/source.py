@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from .drafter import DraftRow
 
-SOURCES = ("dflash", "lookup")
-"""The pair's draft, and a row's own text."""
+SOURCES = ("dflash", "mtp", "lookup")
+"""The pair's draft, else the MTP head of its target, and a row's own text."""
 
 
 class Source(Protocol):

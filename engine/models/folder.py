@@ -29,7 +29,7 @@ from .targets import FAMILIES
 
 __all__ = ["LoadedModel", "ModelError", "load"]
 
-HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+HUB_FILES = ["*.json", "model*.safetensors", "mtp*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 """What is fetched of a hub repository: everything a model needs except code."""
 
 TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "*vocab*")

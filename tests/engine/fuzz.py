@@ -15,15 +15,18 @@ from functools import cache, partial
 from random import Random
 from typing import Any
 
-from draftmill.engine.drafting.dflash import DFlashDraft
+from draftmill.engine.drafting.kinds import Draft, block_of
+from draftmill.engine.drafting.mtp import MTP
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
+from draftmill.engine.models.targets.qwen3_5 import Qwen35
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import FROM_DRAFT, Row
 
 from .choose import test_grammar
 from .choose.test_grammar import VOCABULARY
+from .drafting.heads import random_head
 from .drafting.test_speculation import BLOCK, Replay, random_draft
 from .expected import Expectations, Expected, Wrong, told
 from .load import CHANGES, FAMILIES, Load, drawn, with_stops
@@ -161,7 +164,7 @@ class Machine:
     def _engine(self, expected: dict[str, Expected]) -> Engine:
         load = self.load
         draft = self._draft()
-        depth = load.fixed if draft and load.depths == "fixed" else None
+        depth = min(load.fixed, block_of(draft) - 1) if draft and load.depths == "fixed" else None
         engine = Engine(
             self.target,
             tokenizer(),
@@ -185,9 +188,11 @@ class Machine:
             engine.drafter.replay(texts, lambda i: bool(every) and i % every == 0)
         return engine
 
-    def _draft(self) -> DFlashDraft | None:
+    def _draft(self) -> Draft | None:
         if self.load.draft == "none":
             return None
+        if self.load.draft == "an MTP head" and type(self.target) is Qwen35:  # other targets have another draft
+            return MTP(random_head(self.target.model.args), self.target)
         windows = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 12}
         changes = windows if self.load.draft.endswith("window") else {}
         return random_draft(num_target_layers=len(self.target.layers), vocab_size=VOCABULARY, **changes)

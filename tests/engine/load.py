@@ -28,7 +28,15 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "llama-window-100": lambda **changes: sliding(100, **changes),
 }
 
-DRAFTS = ("none", "random", "random with a window", "right", "right but for every third", "right but for every fifth")
+DRAFTS = (
+    "none",
+    "random",
+    "random with a window",
+    "right",
+    "right but for every third",
+    "right but for every fifth",
+    "an MTP head",
+)
 DEPTHS = ("whole block", "fixed", "of each row", "of each round", "of each row and round")
 
 CHANGES = (

@@ -7,12 +7,14 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
+from draftmill.engine.drafting.mtp import MTP
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.kernels.operations import Operations
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
+from .drafting.heads import random_head
 from .drafting.test_speculation import random_draft
 from .metal_rules import HeldEngine
 from .small import (
@@ -30,10 +32,15 @@ pytestmark = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="the doubl
 BUILDERS = {"llama": llama_model, "qwen3.5": qwen3_5_model}
 
 
-def held(family: str, draft: bool, in_place: bool) -> HeldEngine:
+KINDS = [*((family, draft) for family in BUILDERS for draft in (None, "DFlash")), ("qwen3.5", "MTP head")]
+
+
+def held(family: str, draft: str | None, in_place: bool) -> HeldEngine:
     target = adapt(BUILDERS[family]())
     target.operations = Operations(launch=on_cpu, in_place=in_place)
-    model = random_draft(num_target_layers=len(target.layers)) if draft else None
+    model = random_draft(num_target_layers=len(target.layers)) if draft == "DFlash" else None
+    if draft == "MTP head":
+        model = MTP(random_head(target.model.args), target)
     memory = memory_for(target, model, 640, 4)
     return HeldEngine(target, NumberTokenizer(), 512, 4, memory, model).begin()
 
@@ -46,9 +53,8 @@ def asked() -> list[Request]:
 
 
 @EMULATED
-@pytest.mark.parametrize("draft", [False, True])
-@pytest.mark.parametrize("family", BUILDERS)
-def test_kernels_write_in_place(family: str, draft: bool) -> None:
+@pytest.mark.parametrize(("family", "draft"), KINDS)
+def test_kernels_write_in_place(family: str, draft: str | None) -> None:
     engine = held(family, draft, in_place=True)
     done = run(engine, asked(), every=2)
     for request in asked():
@@ -57,9 +63,9 @@ def test_kernels_write_in_place(family: str, draft: bool) -> None:
     assert not engine.copied
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_where_kernels_cannot_the_next_round_waits(family: str) -> None:
-    engine = held(family, draft=True, in_place=False)
+@pytest.mark.parametrize(("family", "draft"), [kind for kind in KINDS if kind[1]])
+def test_where_kernels_cannot_the_next_round_waits(family: str, draft: str) -> None:
+    engine = held(family, draft, in_place=False)
     engine._waits = True
     done = run(engine, asked())
     for request in asked():
@@ -67,8 +73,8 @@ def test_where_kernels_cannot_the_next_round_waits(family: str) -> None:
     assert not engine.copied
 
 
-@pytest.mark.parametrize("draft", [False, True])
-def test_scattering_ahead_of_the_device_copies(draft: bool) -> None:
+@pytest.mark.parametrize("draft", [None, "DFlash"])
+def test_scattering_ahead_of_the_device_copies(draft: str | None) -> None:
     """The test of the test: this is what must not run on Metal."""
     engine = held("llama", draft, in_place=False)
     run(engine, asked())

@@ -22,7 +22,8 @@ def pairs(fetch: str | None, as_json: bool) -> None:
     """List the known pairs of target and draft, and what of them is on this machine.
 
     Any quantisation of a target, by folder or hub id, takes the draft of its pair. Any other model that mlx-lm runs
-    is served without a draft; the worker says so: "plain: no adapter for ...".
+    is served without a draft; the worker says so: "plain: no adapter for ...". A Qwen3.5 without a draft drafts by its
+    own MTP head (mtp), if its checkpoint has one; the worker says so, too.
 
     \b
     Examples:
@@ -71,7 +72,19 @@ def _fetch(name: str) -> None:
 
 def sources(pair: Pair) -> list[str]:
     """Where its drafts come from: `draftmill worker --drafts` can leave some out."""
-    return [*(["dflash"] if pair.draft else []), "lookup"]
+    return [*(["dflash"] if pair.draft else []), *(["mtp"] if has_head(pair.target) else []), "lookup"]
+
+
+def has_head(target: str) -> bool:
+    """Whether a target is here and its checkpoint has an MTP head. Nothing is fetched to find out."""
+    from ...engine.drafting.mtp_load import has_own_head
+    from ...engine.models.folder import ModelError
+
+    file = Path(target, "config.json") if Path(target).is_absolute() else try_to_load_from_cache(target, "config.json")
+    try:
+        return isinstance(file, str | Path) and has_own_head(Path(file).parent)
+    except ModelError:
+        return False
 
 
 def here(pair: Pair) -> list[str]:

@@ -55,6 +55,10 @@ class Folders(click.ParamType):
         return folders
 
 
+SOURCES = ("dflash", "mtp", "lookup")
+"""Where drafts may come from; the engine has the same, and loading it here would take seconds."""
+
+
 class Drafts(click.ParamType):
     """Sources of drafts, with a comma between two; or none."""
 
@@ -64,8 +68,8 @@ class Drafts(click.ParamType):
         names = [each.strip() for each in value.split(",")]
         if names == ["none"]:
             return ()
-        if wrong := [name for name in names if name not in ("dflash", "lookup")]:
-            self.fail(f"{wrong[0]!r} is no source of drafts: name dflash, lookup, both, or none", param, ctx)
+        if wrong := [name for name in names if name not in SOURCES]:
+            self.fail(f"{wrong[0]!r} is no source of drafts: name some of {', '.join(SOURCES)}, or none", param, ctx)
         return tuple(names)
 
 
@@ -86,7 +90,8 @@ NAME = r"\w[\w.-]*"
     "--drafts",
     type=Drafts(),
     metavar="SOURCE,…",
-    help="Where drafts may come from: dflash (the pair's draft), lookup (each row's own text), none. [default: all]",
+    help="Where drafts may come from: dflash (the pair's draft), mtp (without one, the target's own MTP head), lookup "
+    "(each row's own text), none. [default: all]",
 )
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
 @click.option("--adapter", metavar="PATH", help="LoRA adapter for all lines: a folder that mlx_lm.lora has written.")

@@ -243,9 +243,21 @@ class Transformer(ABC):
         Returns the hidden states [N, hidden] after the final norm, and the residual stream [N, hidden] after each of
         the layers in `tapped`, in their order.
         """
-        state.begin(packing)
         x = self.enter(tokens)
-        through = Pass(packing, state, self.turns(packing.positions), chosen, self.enter_beside(tokens, x))
+        return self.run(x, packing, state, tapped, chosen, self.enter_beside(tokens, x))
+
+    def run(
+        self,
+        x: mx.array,
+        packing: Packing,
+        state: State,
+        tapped: Collection[int] = (),
+        chosen: Chosen | None = None,
+        beside: mx.array | None = None,
+    ) -> tuple[mx.array, list[mx.array]]:
+        """As `forward`, from what enters the first layer [N, hidden], and what enters every layer beside its input."""
+        state.begin(packing)
+        through = Pass(packing, state, self.turns(packing.positions), chosen, beside)
         y = self.before[0][0](x)
         taps: dict[int, mx.array] = {}
         following = [*(first for first, _ in self.before[1:]), self.norm]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import pytest
 
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.depth_choice import Candidate, Chosen, DepthChoice
-from draftmill.engine.depth.round_cost import Cost
+from draftmill.engine.depth.round_cost import Cost, Curve
 
 from .simulation import (
     BLOCK,
@@ -124,6 +125,29 @@ def test_close_to_exhaustive_search(machine: Machine, rows: int):
         assert found.tokens == pytest.approx(tokens)
         assert found.rate <= tokens / here.seconds(sum(found.depths), drafting) + 1e-9
         assert found.rate > 0.98 * best
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_where_each_token_takes_a_pass_the_deepest_row_pays_for_all(machine: Machine, rows: int):
+    """Every combination of depths up to 3."""
+    source, cost = random.Random(rows), measured(machine, rows)
+    plain = cost.round.at(1)
+    for share in (0.02, 0.3):
+        step = Curve((1,), (share * plain,), 0.0, 0.0, 0.0, 0.0)
+        for _ in range(4):
+            odds = [source.uniform(0.2, 0.95) for _ in range(rows)]
+            chances = [[own**i for i in (1, 2, 3)] for own in odds]
+            candidates = [Candidate(str(i), 9, 256) for i in range(rows)]
+            here = DepthChoice(Cost(cost.round, cost.draft, step=step), 4, candidates, chances)
+
+            def rate(depths: Sequence[int], here: DepthChoice = here) -> float:
+                tokens = rows + sum(sum(own[:depth]) for own, depth in zip(here.chances, depths, strict=True))
+                return tokens / here.seconds(sum(depths), sum(depth > 0 for depth in depths), max(depths))
+
+            found = here.best()
+            assert found.rate == pytest.approx(rate(found.depths))
+            assert found.rate > 0.97 * max(map(rate, itertools.product(range(4), repeat=rows)))
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)

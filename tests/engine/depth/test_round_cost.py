@@ -58,6 +58,9 @@ def test_survives_json():
     assert again.to_dict() == cost.to_dict()
     assert again.rounds(100)[:101] == cost.rounds(100)[:101]
     assert again.drafts(4, BLOCK) == cost.drafts(4, BLOCK)
+    step = Curve.fit([Point(1, 1, 256, 0.01), Point(8, 8, 2048, 0.03)])
+    stepping = Cost(cost.round, cost.draft, step=step)
+    assert Cost.from_dict(json.loads(json.dumps(stepping.to_dict()))).steps(8) == stepping.steps(8)
 
 
 def test_there_are_long_contexts_however_few_pages():

@@ -1,0 +1,77 @@
+"""What the engine asks of a draft, whichever kind it is: DFlash's, or the MTP head of the target itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from ..models.targets.transformer import Transformer
+from ..schedule.scheduler import PREFILL_TOKENS
+from ..state.kv_pool import KVPool
+from ..stats import Source as Named
+from .context import WaitingContext
+from .dflash import DFlashDraft
+from .drafter import Drafter
+from .mtp import MTP
+from .mtp_drafter import DEPTH, MTPDrafter
+from .mtp_entries import WaitingEntries
+from .source import Source
+
+ENTRIES = 4 * PREFILL_TOKENS
+"""Most entries of an MTP head that wait: one pass takes them all."""
+
+Draft = DFlashDraft | MTP
+
+
+class ModelSource(Source, Protocol):
+    """A draft bound to its target, with what it keeps of all rows in the same pages as the target's keys and values."""
+
+    draft: Any
+    target: Transformer
+    block: int
+    about: str
+    source: Named
+    pool: KVPool
+
+    @property
+    def tapped(self) -> Sequence[int]:
+        """The layers of the target after which it needs the residual stream."""
+        ...
+
+    @property
+    def extend(self) -> Callable[..., list[mx.array]]:
+        """Write what `WaitingContext.take` gives; returns what to evaluate if nothing in the round drafts from it."""
+        ...
+
+    def renew(self) -> None:
+        """Begin with empty pages, also after a round that failed."""
+        ...
+
+
+def block_of(draft: Draft) -> int:
+    """Most tokens of a row in a round, its anchor among them."""
+    return DEPTH + 1 if isinstance(draft, MTP) else draft.config.block_size
+
+
+def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) -> ModelSource:
+    """The draft bound to its target. Raises ModelError if it does not fit."""
+    return MTPDrafter(draft, target, pages, max_rows) if isinstance(draft, MTP) else Drafter(draft, target, pages)
+
+
+def context_for(draft: Draft | None, most: int) -> WaitingContext:
+    """Where that of a draft waits which is not written yet, of so many tokens at most."""
+    return WaitingEntries(most) if isinstance(draft, MTP) else WaitingContext(most)
+
+
+def bytes_per_page(draft: Draft) -> int:
+    """Memory of what a draft keeps in one page."""
+    return draft.bytes_per_page if isinstance(draft, MTP) else Drafter.bytes_per_page(draft)
+
+
+def most_waiting(draft: Draft, target: Transformer, memory: int) -> int:
+    """Of how many tokens so many bytes hold what waits."""
+    if isinstance(draft, MTP):
+        return min(ENTRIES, memory // (target.hidden_size * target.dtype.size))
+    return memory // Drafter.bytes_of_taps(draft, target)

@@ -1,0 +1,86 @@
+"""Which pairs draft by an MTP head: one that their target's checkpoint carries, if they have no draft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.utils import save_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from draftmill.engine.drafting.load import named
+from draftmill.engine.engine import Engine
+from draftmill.engine.models.folder import ModelError
+from draftmill.engine.models.pairs import Pair
+from draftmill.engine.models.targets import adapt
+from tests.engine.drafting.heads import random_head, stored
+from tests.engine.small import VOCABULARY, qwen3_5_model, reference, requests, run
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A small Qwen3.5 as mlx-lm writes it, without a head."""
+    model, folder = qwen3_5_model(), tmp_path / "target"
+    save_model(folder, model)
+    text = vars(model.language_model.args) | {"max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_5", "text_config": text}))
+    tokenizer: Any = Tokenizer(models.WordLevel({f"{n}": n for n in range(VOCABULARY)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "1"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    return folder
+
+
+def load(target: Path, draft: Path | None = None, **options: Any) -> Engine:
+    pair = Pair(str(target), str(target), str(draft) if draft else None)
+    return Engine.load(pair, target.parent, max_rows=2, memory=2**25, **options)
+
+
+def add_head(folder: Path, target: Path, **config: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    file = "mtp.safetensors" if folder == target else "model.safetensors"
+    mx.save_safetensors(str(folder / file), stored(random_head(adapt(qwen3_5_model()).model.args)))
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_target_without_a_draft_takes_its_own_head(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.depth.calibration.SECONDS", 0.0)
+    add_head(target, target)
+    engine = load(target, drafts=("mtp",))
+    assert engine.budget
+    assert engine.drafting == "MTP head, blocks of 4"
+    engine.scheduler.depths = lambda rows, prompt: [3] * len(rows)
+    asked, model = requests(3, max_tokens=8), qwen3_5_model()
+    done = run(engine, asked)
+    for request in asked:
+        expected = reference(model, request)
+        assert list(done[request.id].tokens) == (expected[: expected.index(1)] if 1 in expected else expected)
+    assert set(engine.stats.drafted_by) == {"mtp"}
+
+
+def test_without_a_head_or_without_being_asked_it_does_not(target: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no MTP head that can be used: leave mtp out of --drafts"):
+        load(target, drafts=("mtp",))
+    add_head(target, target)
+    assert load(target, depth=0).drafter is None
+
+
+def test_a_head_in_a_folder_of_its_own_is_a_draft(target: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "target-MTP-4bit"
+    add_head(folder, target, model_type="qwen3_5_mtp")
+    engine = load(target, folder, depth=2)
+    assert engine.drafting == "MTP head, blocks of 4"
+
+
+def test_the_kind_of_a_draft_is_known_before_it_is_fetched() -> None:
+    head, draft = "mlx-community/Qwen3.5-9B-MTP-4bit", "z-lab/Qwen3.5-9B-DFlash"
+    assert named(head, ("mtp", "lookup")) == head
+    assert named(head, ("dflash",)) is None
+    assert named(draft, ("mtp",)) is None
+    assert named(draft, ("dflash", "mtp")) == draft
+    assert named(None, ("dflash", "mtp")) is None
