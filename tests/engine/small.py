@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from hashlib import sha256
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.models import (
     gemma2,
@@ -349,14 +350,29 @@ def run(engine: Engine | PlainEngine, requests: list[Request], every: int = 0) -
     raise AssertionError
 
 
-KNOWN: dict[tuple[int, tuple[int, ...]], tuple[Any, list[int]]] = {}
-"""The longest greedy continuation so far by model and prompt; holds the model, so that no other gets its id."""
+KNOWN: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+"""The longest greedy continuation so far by what the model is and by prompt."""
 
 
 def reference(model: Any, request: Request) -> list[int]:
-    """mlx-lm's own greedy continuation, computed once for a model and prompt."""
-    key, count = (id(model), request.tokens), request.sampling.max_tokens
-    if key not in KNOWN or len(KNOWN[key][1]) < count:
+    """mlx-lm's own greedy continuation, computed once for all models that are the same, and a prompt."""
+    key, count = (identity(model), request.tokens), request.sampling.max_tokens
+    if key not in KNOWN or len(KNOWN[key]) < count:
         steps = generate_step(mx.array(request.tokens), model, max_tokens=count)
-        KNOWN[key] = model, [int(token) for token, _ in steps]
-    return KNOWN[key][1][:count]
+        KNOWN[key] = [int(token) for token, _ in steps]
+    return KNOWN[key][:count]
+
+
+IDENTITIES: dict[int, tuple[Any, str]] = {}
+"""What models are, by id; holds the model, so that no other gets its id."""
+
+
+def identity(model: Any) -> str:
+    """Digest of all that a model's output depends on: its settings, its layers and their weights."""
+    if id(model) not in IDENTITIES:
+        digest = sha256(f"{model.args} {model}".encode())
+        for name, weight in tree_flatten(model.parameters()):
+            digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
+            digest.update(memoryview(mx.contiguous(weight).view(mx.uint8)))
+        IDENTITIES[id(model)] = model, digest.hexdigest()
+    return IDENTITIES[id(model)][1]
