@@ -42,41 +42,28 @@ VOCABULARY = 96
 # Heads turn in 32 dimensions at least: with fewer, MLX's CUDA rope asks for thread blocks that no device has.
 
 
-def llama_model(seed: int = 0, **changes: Any) -> Any:
-    mx.random.seed(seed)
-    args = dict(
-        model_type="llama",
-        hidden_size=64,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=False,
-    )
-    return spread(llama.Model(llama.ModelArgs(**{**args, **changes})))
+TEXT: dict[str, Any] = dict(
+    hidden_size=64,
+    num_hidden_layers=3,
+    intermediate_size=96,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    rms_norm_eps=1e-5,
+    vocab_size=VOCABULARY,
+)
+"""What nearly all families ask for."""
 
 
 def small_model(module: Any, seed: int = 0, **args: Any) -> Any:
     """A model of one of mlx-lm's modules, which is called as its type is."""
     mx.random.seed(seed)
-    args = (
-        dict(
-            model_type=module.__name__.rpartition(".")[2],
-            hidden_size=64,
-            num_hidden_layers=3,
-            intermediate_size=96,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            rms_norm_eps=1e-5,
-            vocab_size=VOCABULARY,
-        )
-        | args
-    )
+    args = {"model_type": module.__name__.rpartition(".")[2], **TEXT, **args}
     return spread(module.Model(module.ModelArgs.from_dict(args)))
+
+
+def llama_model(seed: int = 0, **changes: Any) -> Any:
+    return small_model(llama, seed, **{"tie_word_embeddings": False, **changes})
 
 
 def qwen2_model(seed: int = 0, **changes: Any) -> Any:
@@ -122,47 +109,24 @@ def gpt_oss_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:
-    mx.random.seed(seed)
-    args = dict(
-        model_type="qwen3",
-        hidden_size=64,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=512,
-        rope_theta=10000.0,
-        tie_word_embeddings=True,
-    )
-    return spread(qwen3.Model(qwen3.ModelArgs(**{**args, **changes})))
+    args = dict(max_position_embeddings=512, rope_theta=1e4, tie_word_embeddings=True)
+    return small_model(qwen3, seed, **{**args, **changes})
 
 
 def qwen3_moe_model(seed: int = 0, **changes: Any) -> Any:
-    mx.random.seed(seed)
+    """The second layer is dense."""
     args = dict(
-        model_type="qwen3_moe",
-        hidden_size=64,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
         num_experts=6,
         num_experts_per_tok=2,
         moe_intermediate_size=64,
         decoder_sparse_step=1,
         mlp_only_layers=[1],
         norm_topk_prob=True,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
         max_position_embeddings=512,
-        rope_theta=10000.0,
+        rope_theta=1e4,
         tie_word_embeddings=False,
     )
-    return spread(qwen3_moe.Model(qwen3_moe.ModelArgs(**{**args, **changes})))
+    return small_model(qwen3_moe, seed, **{**args, **changes})
 
 
 def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
@@ -170,15 +134,9 @@ def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
     mx.random.seed(seed)
     args = dict(
         model_type="qwen3_5_text",
-        hidden_size=64,
         num_hidden_layers=5,
         full_attention_interval=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=64,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
         max_position_embeddings=512,
         linear_num_value_heads=4,
         linear_num_key_heads=2,
@@ -190,7 +148,7 @@ def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
     )
     module: Any = qwen3_5_moe if changes.get("num_experts") else qwen3_5
     name = module.__name__.rsplit(".", 1)[-1]
-    model = module.Model(module.ModelArgs(model_type=name, text_config={**args, **changes}))
+    model = module.Model(module.ModelArgs(model_type=name, text_config={**TEXT, **args, **changes}))
     return spread(model)
 
 
