@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -49,7 +50,7 @@ def run(
         parent.connection.sendall(request)
     for each in theirs:
         os.close(each)
-    with open(writes, "w") as file:
+    with suppress(BrokenPipeError), open(writes, "w") as file:  # not every command reads its input
         file.write(stdin)
     out, err, code = _read((stdout[0], stderr[0], status[0]), arguments, seconds)
     return subprocess.CompletedProcess(arguments, int(code), out, err)
