@@ -329,8 +329,10 @@ def identity(model: Any) -> str:
     """Digest of all that a model's output depends on: its settings, its layers and their weights."""
     if id(model) not in IDENTITIES:
         digest = sha256(f"{model.args} {model}".encode())
-        for name, weight in tree_flatten(model.parameters()):
+        weights: Any = tree_flatten(model.parameters())
+        for name, weight in weights:
+            content: Any = mx.contiguous(weight).view(mx.uint8)
             digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
-            digest.update(memoryview(mx.contiguous(weight).view(mx.uint8)))
+            digest.update(memoryview(content))
         IDENTITIES[id(model)] = model, digest.hexdigest()
     return IDENTITIES[id(model)][1]
