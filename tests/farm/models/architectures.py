@@ -153,6 +153,10 @@ def _difference(expected: dict[str, Any], line: dict[str, Any] | None) -> str:
     return f"differs from token {place} of {len(tokens)} on (margin {margins[place]:.1e}), ends by {got[1]}"
 
 
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or ["nothing"])[-1]
+
+
 class Trouble(Exception):
     """A run did not go as it should; the message says how."""
 
@@ -192,7 +196,7 @@ def _killed(process: subprocess.Popen[str], redis: redis_py.Redis, other: str) -
         while not until():
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                raise Trouble(f"before {what}: {process.communicate()[1].strip()[-300:]}")
+                raise Trouble(f"before {what}: {_last_line(process.communicate()[1])}")
             time.sleep(0.02)
 
     def both_run() -> bool:
@@ -209,7 +213,7 @@ def _killed(process: subprocess.Popen[str], redis: redis_py.Redis, other: str) -
         os.kill(int(pid), signal.SIGKILL)
     _, said = process.communicate(timeout=PATIENCE)
     if process.returncode != BUG:
-        raise Trouble(f"run whose worker was killed ended with {process.returncode}: {said.strip()[-300:]}")
+        raise Trouble(f"run whose worker was killed ended with {process.returncode}: {_last_line(said)}")
     return said
 
 
@@ -222,5 +226,5 @@ def _said(shell: Shell, *arguments: str) -> str:
         process.kill()
         raise Trouble(f"{arguments[0]} takes longer than {PATIENCE:.0f} s") from None
     if process.returncode:
-        raise Trouble(f"{arguments[0]} ended with {process.returncode}: {err.strip()[-300:]}")
+        raise Trouble(f"{arguments[0]} ended with {process.returncode}: {_last_line(err)}")
     return out
