@@ -21,6 +21,8 @@ from .transformer import Pass, Transformer
 class Gemma4(Transformer):
     """Adapter over the text model of `mlx_lm.models.gemma4`, which is `gemma4_text`."""
 
+    trains_drafts = False  # its layers take more than the one before gives
+
     def __init__(self, model: Any):
         super().__init__(model)
         beside = self.layers if self.body.hidden_size_per_layer_input else []
