@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis as redis_py
@@ -23,12 +24,14 @@ QUICK_SECONDS = 15.0
 class LocalWorker:
     """A context manager around `draftmill worker`; its own session keeps the terminal's Ctrl-C from it."""
 
-    def __init__(self, redis: redis_py.Redis, redis_url: str, pair: str, batch: str) -> None:
+    def __init__(
+        self, redis: redis_py.Redis, redis_url: str, pair: str, batch: str, options: Sequence[str] = ()
+    ) -> None:
         self.pair = pair
         self._others = self._names(redis)
         self.log = data_dir() / "logs" / f"{batch}.log"
         command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair, "--lease", str(LEASE_SECONDS)]
-        command.append("--until-closed")  # its input, so that it ends with this process, even after a kill -9
+        command += [*options, "--until-closed"]  # its input, so that it ends with this process, even after a kill -9
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._start = self.log.stat().st_size if self.log.exists() else 0

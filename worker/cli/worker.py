@@ -10,12 +10,12 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import click
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ...producer.cli import options
 from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
 from ...producer.queue.errors import BUG, INTERRUPTED, RESTART, UserError, explain_file
@@ -38,6 +38,7 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+<<<<<<< HEAD
 class Folders(click.ParamType):
     """Folders by their names: NAME=PATH, with a comma between two."""
 
@@ -77,6 +78,8 @@ NAME = r"\w[\w.-]*"
 """Names of adapters: no comma, which stands between two, and no colon, which stands before one."""
 
 
+=======
+>>>>>>> gemma
 @click.command()
 @click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
@@ -94,8 +97,7 @@ NAME = r"\w[\w.-]*"
     "(each row's own text), none. [default: all]",
 )
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
-@click.option("--adapter", metavar="PATH", help="LoRA adapter for all lines: a folder that mlx_lm.lora has written.")
-@click.option("--adapters", type=Folders(), metavar="NAME=PATH,…", help="LoRA adapters for lines that name them.")
+@options.lora
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
@@ -135,8 +137,7 @@ def worker(
     depth: int | None,
     drafts: tuple[str, ...] | None,
     draft_bits: str | None,
-    adapter: str | None,
-    adapters: dict[str, Path] | None,
+    lora: options.Lora,
     redis_url: str | None,
     max_rows: int,
     memory: int | None,
@@ -171,10 +172,13 @@ def worker(
         raise UserError("--pair names both models: give either --pair or --target and --draft")
     if draft and not target:
         raise UserError("--draft needs the --target that it was made for")
+<<<<<<< HEAD
     if depth is not None and drafts is not None:
         raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
     if adapter and adapters:
         raise UserError("--adapter is for all lines: give either --adapter or --adapters")
+=======
+>>>>>>> gemma
 
     from ..blas import preload
 
@@ -212,12 +216,17 @@ def worker(
         if drafts and "dflash" in drafts and not models.draft:
             raise UserError(f"{name} has no draft: name it with --draft, or leave dflash out of --drafts")
         bits = int(draft_bits) if draft_bits else None
+<<<<<<< HEAD
         served = Adapters(adapters or {})
         if adapter:
             path = Path(adapter).expanduser()
             own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
             served = Adapters({own: path}, own)
         engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served, drafts)
+=======
+        served = Adapters(lora.folders, lora.default)
+        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served)
+>>>>>>> gemma
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error

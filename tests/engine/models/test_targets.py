@@ -14,7 +14,8 @@ from draftmill.engine.models.targets import UnsupportedModel, adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.engine.state.state import State
 from draftmill.kernels.packing import Packing, Span
-from tests.engine.models.gemma4 import gemma4_model, gemma4_moe_model
+from draftmill.kernels.pages.sizes import PAGE
+from tests.engine.models.gemma4 import gemma4_large_model, gemma4_model, gemma4_moe_model
 from tests.engine.small import (
     VOCABULARY,
     gemma3_model,
@@ -167,6 +168,31 @@ def test_taps_are_the_residual_stream_after_a_layer() -> None:
     assert mx.array_equal(target.norm(taps[1]), hidden)
     first = model.layers[0](model.model.embed_tokens(tokens)[None])[0]
     assert mx.allclose(taps[2], first, rtol=1e-4, atol=1e-5)
+
+
+def test_a_draft_of_gemma_4_has_scaled_embeddings_and_logits_without_the_cap() -> None:
+    """The target's cap is not the draft's, which has one of its own; taps are taken when a layer has scaled its sum."""
+    model = gemma4_large_model()
+    target, body, tokens = adapt(model), model.model, mx.arange(9)
+    packing = Packing.of([Span(0, 9, (0,), 9, fresh=True)], mx.arange(9, dtype=mx.int32))
+    hidden, taps = target.forward(tokens, packing, target.make_state(1), [0, 2])
+    embedded = body.embed_tokens(tokens) * body.embed_scale
+    assert mx.allclose(target.embed_drafts(tokens), embedded)
+    assert mx.allclose(target.score_drafts(hidden), body.embed_tokens.as_linear(hidden), rtol=1e-4, atol=1e-5)
+    assert mx.allclose(target.head(hidden), model(tokens[None])[0], rtol=1e-4, atol=1e-4)
+    assert mx.allclose(taps[0], body.layers[0](embedded[None], "causal")[0][0], rtol=1e-4, atol=1e-4)
+    assert mx.allclose(target.norm(taps[1]), hidden)
+
+
+def test_layers_of_gemma_4_have_pools_of_their_own_shapes_and_later_ones_have_none() -> None:
+    """As many as mlx-lm has caches, each as large as the keys and values in it."""
+    model = gemma4_model()
+    target, cache = adapt(model), model.make_cache()
+    model(mx.arange(5)[None], cache=cache)
+    held = [(each.keys.shape[1], each.keys.shape[3]) for each in cache]
+    assert [(pool.heads, pool.dim) for pool in target.make_state(3).pool.layers] == held
+    assert len(held) < len(target.layers)
+    assert target.bytes_per_page == sum(2 * 4 * PAGE * heads * dim for heads, dim in held)
 
 
 def test_a_sum_that_float16_cannot_hold_is_cut() -> None:
