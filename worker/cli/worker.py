@@ -38,24 +38,6 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-<<<<<<< HEAD
-class Folders(click.ParamType):
-    """Folders by their names: NAME=PATH, with a comma between two."""
-
-    name = "folders"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Path]:
-        folders: dict[str, Path] = {}
-        for each in value.split(","):
-            name, _, path = each.strip().partition("=")
-            if not re.fullmatch(NAME, name) or not path:
-                self.fail(f"{each!r} is not NAME=PATH; a name has letters, digits, '.', '_' and '-'", param, ctx)
-            if name in folders:
-                self.fail(f"{name!r} is named twice", param, ctx)
-            folders[name] = Path(path).expanduser()
-        return folders
-
-
 SOURCES = ("dflash", "mtp", "lookup")
 """Where drafts may come from; the engine has the same, and loading it here would take seconds."""
 
@@ -74,12 +56,6 @@ class Drafts(click.ParamType):
         return tuple(names)
 
 
-NAME = r"\w[\w.-]*"
-"""Names of adapters: no comma, which stands between two, and no colon, which stands before one."""
-
-
-=======
->>>>>>> gemma
 @click.command()
 @click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
@@ -172,13 +148,8 @@ def worker(
         raise UserError("--pair names both models: give either --pair or --target and --draft")
     if draft and not target:
         raise UserError("--draft needs the --target that it was made for")
-<<<<<<< HEAD
     if depth is not None and drafts is not None:
         raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
-    if adapter and adapters:
-        raise UserError("--adapter is for all lines: give either --adapter or --adapters")
-=======
->>>>>>> gemma
 
     from ..blas import preload
 
@@ -216,17 +187,8 @@ def worker(
         if drafts and "dflash" in drafts and not models.draft:
             raise UserError(f"{name} has no draft: name it with --draft, or leave dflash out of --drafts")
         bits = int(draft_bits) if draft_bits else None
-<<<<<<< HEAD
-        served = Adapters(adapters or {})
-        if adapter:
-            path = Path(adapter).expanduser()
-            own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
-            served = Adapters({own: path}, own)
-        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served, drafts)
-=======
         served = Adapters(lora.folders, lora.default)
-        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served)
->>>>>>> gemma
+        engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served, drafts)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
