@@ -12,7 +12,7 @@ from ..client import shares
 from ..client.collect import Collector
 from ..client.follower import Follower, current, known
 from ..client.patience import Patience
-from ..client.submission import WINDOW, Submission, plan, refuse_cancelled, submit
+from ..client.submission import Submission, plan, refuse_cancelled, submit
 from ..input import parameters
 from ..input.notes import of_answers
 from ..output.files import check_writable
@@ -92,7 +92,7 @@ def submit_command(
     else:
         options.say_notes(shares.notes(redis, submission))
         try:
-            sent = submit(Patience(redis, say), submission, Notice(), retry_failed)
+            sent = submit(Patience(redis, say), submission, full=Notice(), retry_failed=retry_failed)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
@@ -133,9 +133,9 @@ class Notice:
     said = False
 
     def __call__(self, state: BatchStatus) -> None:
-        if state.open > WINDOW and not self.said:
+        if not self.said:
             self.said = True
-            say(f"{WINDOW:,} lines are queued; the others follow as these finish")
+            say(f"{state.open:,} lines are queued; the others follow as these finish")
 
 
 @click.command("collect")

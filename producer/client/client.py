@@ -175,7 +175,7 @@ class Feeder(threading.Thread):
         self._stopped.set()
         self.join()
 
-    def _tick(self, _: BatchStatus) -> None:
+    def _tick(self) -> None:
         if self._stopped.is_set():
             raise _Stopped
 
