@@ -6,8 +6,8 @@
 -- with the batch go its keys.
 --   rq:queues                      set     the keys of all queues; a queue without a batch is forgotten by reap.lua
 --   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
---   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then until its
---                                          result is acknowledged, at most JOB_TTL seconds:
+--   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then without its
+--                                          body until its result is acknowledged, at most JOB_TTL seconds:
 --     draftmill_batch                      batch of the job
 --     draftmill_user                       who submitted it
 --     draftmill_custom_id                  its line's custom_id
@@ -257,11 +257,15 @@ local function file(job, status)
   redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
--- Ends an open job: mark, result line, counters, RQ's registries, expiry.
+-- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
 local function record(job, outcome, line, prompt_tokens, completion_tokens)
   drop_lease(job)
   take_up(job)
   file(job, STATUS[outcome])
+  if not job.gone then
+    redis.call('HSET', job.key, 'data', NO_BODY)
+    redis.call('HDEL', job.key, 'draftmill_keep')
+  end
   local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
   redis.call('HDEL', 'draftmill:open:' .. job.batch, job.id)
   redis.call('SETBIT', 'draftmill:ended:' .. job.batch, job.n, 1)
