@@ -15,7 +15,7 @@ from ..output.output import Output
 from ..queue import batches, ending, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.errors import UserError
-from ..queue.wire import PRIORITIES, JobBody
+from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES, JobBody
 from .patience import Patience
 
 WINDOW = 20_000
@@ -63,11 +63,18 @@ def plan(
     user: str,
     priority: str = PRIORITIES[1],
     parameters: Mapping[str, Any] | None = None,
+    kept_for: float | None = None,
 ) -> Submission:
-    """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user."""
+    """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user.
+
+    Complete, it is kept for so many seconds; None leaves that as it was.
+    """
     id = wire.batch_of(survey.identity, user)
     pair, *others = survey.pairs
-    info = BatchInfo(id, pair, priority, survey.good, dataset.name, user, parameters or {}, tuple(others))
+    seconds = None if kept_for is None else int(kept_for)
+    if seconds is not None and not LEAST_KEPT <= seconds <= MOST_KEPT:
+        raise UserError(f"results cannot be kept for {seconds} s; keep_results is {LEAST_KEPT} s to ten years")
+    info = BatchInfo(id, pair, priority, survey.good, dataset.name, user, parameters or {}, tuple(others), seconds)
     return Submission(dataset, survey, info)
 
 

@@ -192,6 +192,8 @@ def test_mistakes(url: str, tmp_path: Path) -> None:
             client.submit(["a"], temperature=3)
         with pytest.raises(UserError, match=r"line 2: has no prompt \(nor messages\) \(1 bad in all\)"):
             client.submit([{"prompt": "a"}, {"text": "b"}], strict=True)
+        with pytest.raises(UserError, match="results cannot be kept for 5 s; keep_results is 60 s to ten years"):
+            client.submit(["a"], keep_results=5)
         with pytest.raises(TypeError, match="no option max_token"):
             client.submit(["a"], **misspelt)
         with pytest.raises(UserError, match="no batch 'batch_x' here"):
