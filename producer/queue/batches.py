@@ -271,9 +271,9 @@ def list_batches(redis: redis_py.Redis) -> list[BatchStatus]:
     return statuses(redis, newest(redis))
 
 
-def newest(redis: redis_py.Redis) -> list[str]:
-    """The ids of all batches, newest first; Redis may have forgotten what some were."""
-    names: Any = redis.zrange(wire.BATCHES, 0, -1, desc=True)
+def newest(redis: redis_py.Redis, most: int | None = None) -> list[str]:
+    """The ids of all batches, or of so many, newest first; Redis may have forgotten what some were."""
+    names: Any = redis.zrange(wire.BATCHES, 0, -1 if most is None else most - 1, desc=True)
     return [name.decode() for name in names]
 
 
