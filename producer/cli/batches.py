@@ -118,7 +118,7 @@ def submit_command(
 
 
 def planned(user: str, input: str, priority: str, keep_results: float | None, **given: Any) -> Submission:
-    """What `user` would submit with these options, the `given` ones are those of `options.dataset`."""
+    """What `user` would submit with these options; those that are `given` are those of `options.dataset`."""
     dataset, survey = options.read(input, **given)
     return plan(dataset, survey, user, priority, parameters.of(given), keep_results)
 

@@ -226,6 +226,8 @@ class Client:
         id, bad, notes = submission.info.id, tuple(survey.bad_lines), tuple(survey.notes.lines())
         before, retry_failed = batches.status(self.redis, id), options.get("retry_failed", False)
         refuse_cancelled(before)
+        if before and before.complete and "keep_results" in options and not retry_failed:
+            notes += ("the batch is complete already; keep_results changes nothing",)
         if before and before.collected and not retry_failed:
             return Batch(id, self.redis, bad, notes=notes)
         submission.begin(self.redis)

@@ -60,6 +60,8 @@ def test_results_come_while_the_batch_runs(url: str, worker: object) -> None:
         assert [result.custom_id for result in client.batch(batch.id).results(results[-3].entry)] == [
             result.custom_id for result in results[-2:]
         ]
+        again = client.submit(rows(80), pair=PAIR, keep_results=3600)
+        assert again.notes[-1:] == ("the batch is complete already; keep_results changes nothing",)
         batch.forget()
         with pytest.raises(UserError, match="no batch"):
             batch.status()
