@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -78,7 +78,7 @@ class Feed:
         if event != before:
             self._events[name] = (version + 1, event)
 
-    async def stream(self, compressed: bool, over: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def stream(self, compressed: bool, over: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
         """All that there is, then whatever changes, until `over`. Compressed, a change is some dozens of bytes."""
         packer = zlib.compressobj(wbits=31) if compressed else None
         seen = {"sample": self._events["sample"][0]} if "sample" in self._events else {}

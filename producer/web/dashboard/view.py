@@ -15,7 +15,7 @@ from ...cli.report import batch_report
 from ...queue import fleet, wire
 from ...queue.batches import BatchStatus
 from ...queue.fleet import Report
-from ..batch_states import BatchStates
+from .batch_states import BatchStates
 
 MOST_BATCHES = 50
 MOST_WORKERS = 100

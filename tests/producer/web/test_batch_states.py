@@ -11,7 +11,7 @@ import redis as redis_py
 from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.batches import BatchInfo
 from draftmill.producer.queue.leases import JobQueue, Outcome
-from draftmill.producer.web.batch_states import LISTING, MOST_OPEN, ROUND, BatchStates
+from draftmill.producer.web.dashboard.batch_states import LISTING, MOST_OPEN, ROUND, BatchStates
 from draftmill.producer.web.dashboard.feed import Feed
 from draftmill.producer.web.dashboard.view import Observer, View
 from tests.worker.run_worker import PAIR
@@ -56,8 +56,9 @@ def test_a_look_reads_what_is_new_and_some_of_the_rest(redis: redis_py.Redis) ->
     batches.forget(redis, "newest")
     submit(redis, "late")
     redis.zadd(wire.BATCHES, {"late": 1})  # by a machine whose clock is slow
-    for _ in range(LISTING):
-        names = states.look()
+    for _ in range(LISTING - 1):
+        states.look()
+    names = states.look()
     assert names[-1] == "late"
     assert "newest" not in {*names, *states.open, *states.ended}
     assert len(states.open) == MOST_OPEN + 201
@@ -91,8 +92,8 @@ def test_while_nobody_watches_it_looks_as_often_as_the_charts_need(redis: redis_
         stream = feed.stream(False, lambda: False)
         while len(looks) < 3:
             await anext(stream)
-        assert looks[1] - begin < 1
-        assert looks[2] - looks[1] < 2.5
+        assert looks[1] - begin < 1.5
+        assert looks[2] - looks[1] < 4
         await stream.aclose()
         await asyncio.sleep(1.5)
         count = len(looks)

@@ -7,8 +7,8 @@ from itertools import islice
 
 import redis as redis_py
 
-from ..queue import batches
-from ..queue.batches import BatchStatus
+from ...queue import batches
+from ...queue.batches import BatchStatus
 
 MOST_OPEN, MOST_ENDED = 250, 100
 """Batches that a look reads again: of those that are open, and of those that have ended, whose failed lines may have
