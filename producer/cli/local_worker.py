@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import redis as redis_py
@@ -14,6 +16,7 @@ import redis as redis_py
 from ..queue import batches
 from ..queue.errors import BUG, NO_REDIS, USAGE, UserError, explain_file
 from ..queue.paths import data_dir
+from ..queue.wire import RESULT_TTL
 
 LEASE_SECONDS = 20
 """Should the worker crash, the next run waits no longer than this for the jobs that it held."""
@@ -34,6 +37,7 @@ class LocalWorker:
         command += [*options, "--until-closed"]  # its input, so that it ends with this process, even after a kill -9
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            _drop_old_logs(self.log.parent)
             self._start = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
@@ -90,3 +94,11 @@ class LocalWorker:
         with Path(self.log).open("rb") as log:
             log.seek(self._start)
             return [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _drop_old_logs(folder: Path) -> None:
+    """Each batch has a log of its own; of those that are over nobody reads it for long."""
+    for log in folder.glob("*.log"):
+        with suppress(FileNotFoundError):  # another command drops it, too
+            if time.time() - log.stat().st_mtime > RESULT_TTL:
+                log.unlink()
