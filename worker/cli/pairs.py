@@ -52,7 +52,7 @@ def pairs(fetch: str | None, as_json: bool) -> None:
         draft = pair.draft or "none"
         draft = "in the box" if Path(draft).is_absolute() else draft
         rows.append((pair.name, pair.target, draft, ", ".join(sources(pair)), " and ".join(here(pair))))
-    print_table(("PAIR", "TARGET", "DRAFT", "DRAFTS BY", "ON THIS MACHINE"), rows)
+    print_table(("PAIR", "TARGET", "DRAFT", "SOURCES", "ON THIS MACHINE"), rows)
     for pair in PAIRS.values():
         if pair.advice:
             click.echo(f"{pair.name}: {pair.advice}")

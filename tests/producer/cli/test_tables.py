@@ -71,7 +71,7 @@ def test_commands_print_them(shell: Shell) -> None:
     assert head.split() == ["BATCH", "STATE", "ENDED", "FAILED", "PAIR", "SOURCE"]
     assert head.index("SOURCE") == row.index("in.jsonl")
     pairs = [re.split(r"  +", line) for line in shell("pairs").stdout.splitlines()]
-    assert pairs[0] == ["PAIR", "TARGET", "DRAFT", "ON THIS MACHINE"]
+    assert pairs[0] == ["PAIR", "TARGET", "DRAFT", "SOURCES", "ON THIS MACHINE"]
     assert ["smollm2-135m", "smollm2-135m", "in the box"] in [row[:3] for row in pairs]
 
 
