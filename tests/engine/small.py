@@ -333,7 +333,7 @@ def identity(model: Any) -> str:
         digest = sha256(f"{model.args} {model}".encode())
         weights: Any = tree_flatten(model.parameters())
         for name, weight in weights:
-            content: Any = mx.contiguous(weight).view(mx.uint8)
+            content: Any = mx.contiguous(weight.flatten()).view(mx.uint8)
             digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
             digest.update(memoryview(content))
         IDENTITIES[id(model)] = model, digest.hexdigest()
