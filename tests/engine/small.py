@@ -330,7 +330,8 @@ IDENTITIES: dict[int, tuple[Any, str]] = {}
 def identity(model: Any) -> str:
     """Digest of all that a model's output depends on: its settings, its layers and their weights."""
     if id(model) not in IDENTITIES:
-        digest = sha256(f"{model.args} {model}".encode())
+        settings = getattr(model, "args", None) or model.config
+        digest = sha256(f"{settings} {model}".encode())
         weights: Any = tree_flatten(model.parameters())
         for name, weight in weights:
             content: Any = mx.contiguous(weight.flatten()).view(mx.uint8)
