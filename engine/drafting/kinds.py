@@ -14,9 +14,9 @@ from ..stats import Source as Named
 from .context import WaitingContext
 from .dflash import DFlashDraft
 from .drafter import Drafter
-from .mtp import MTP
-from .mtp_drafter import DEPTH, MTPDrafter
-from .mtp_entries import WaitingEntries
+from .mtp.drafter import DEPTH, MTPDrafter
+from .mtp.entries import WaitingEntries
+from .mtp.head import MTP
 from .source import Source
 
 ENTRIES = 4 * PREFILL_TOKENS

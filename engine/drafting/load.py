@@ -28,8 +28,8 @@ from .checkpoint import load_draft
 from .dflash import DFlashDraft
 from .drafter import Drafter, DraftRow
 from .kinds import Draft
-from .mtp import MTP
-from .mtp_load import is_head, own_head, separate_head
+from .mtp.head import MTP
+from .mtp.load import is_head, own_head, separate_head
 
 log = logging.getLogger(__name__)
 

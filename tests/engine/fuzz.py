@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from draftmill.engine.drafting.kinds import Draft, block_of
-from draftmill.engine.drafting.mtp import MTP
+from draftmill.engine.drafting.mtp.head import MTP
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt

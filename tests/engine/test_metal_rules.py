@@ -7,7 +7,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from draftmill.engine.drafting.mtp import MTP
+from draftmill.engine.drafting.mtp.head import MTP
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.kernels.operations import Operations

@@ -13,9 +13,9 @@ import pytest
 
 from draftmill.engine.choose.sampling import choose
 from draftmill.engine.drafting.drafter import DraftRow
-from draftmill.engine.drafting.mtp import MTP
-from draftmill.engine.drafting.mtp_drafter import MTPDrafter
-from draftmill.engine.drafting.mtp_load import arrays, has_own_head, is_head, own_head, separate_head
+from draftmill.engine.drafting.mtp.drafter import MTPDrafter
+from draftmill.engine.drafting.mtp.head import MTP
+from draftmill.engine.drafting.mtp.load import arrays, has_own_head, is_head, own_head, separate_head
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request, Sampling
