@@ -12,9 +12,11 @@ import mlx.nn as nn
 from ..models.folder import ModelError
 from .dflash import DFlashDraft, arrays
 from .dflash2 import DFlash2Draft
+from .dspark import DSparkDraft
+from .dspark_layouts import is_dspark
 
 DRAFTS: dict[str, type[DFlashDraft]] = {kind.architecture: kind for kind in (DFlashDraft, DFlash2Draft)}
-"""By architecture, as `config.json` names it."""
+"""By architecture, as `config.json` names it. DSpark's is recognised by more than that."""
 
 OTHER_LAYOUTS = ("speculators_model_type", "selector_vocab_size")
 """Keys of configurations that are written in another way than these architectures'."""
@@ -42,9 +44,13 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
             raise
         raise ModelError(f"draft {folder}: {error}; download it again") from error
     draft = draft_of(raw)
-    weights = {name.removeprefix("model."): array for name, array in weights.items()}
+    weights = draft.adopt({name.removeprefix("model."): array for name, array in weights.items()})
     if quantization := raw.get("quantization"):
-        nn.quantize(draft, group_size=quantization["group_size"], bits=quantization["bits"])
+
+        def quantised(path: str, module: nn.Module) -> bool:
+            return hasattr(module, "to_quantized") and f"{path}.scales" in weights
+
+        nn.quantize(draft, quantization["group_size"], quantization["bits"], class_predicate=quantised)
     expected = {name: array.shape for name, array in arrays(draft)}
     for name, shape in expected.items():
         if name not in weights:
@@ -72,10 +78,12 @@ def draft_of(config: dict[str, Any]) -> DFlashDraft:
     Raises:
         ModelError: an architecture, a layout or a value that is not supported.
     """
+    if is_dspark(config):
+        return DSparkDraft(DSparkDraft.configuration.from_dict(config))
     if layout := next((key for key in OTHER_LAYOUTS if config.get(key) is not None), None):
         raise ModelError(f"draft config.json has {layout}: this layout is not supported")
     named = config.get("architectures") or [DFlashDraft.architecture]
     kind = next((DRAFTS[name] for name in named if name in DRAFTS), None)
     if kind is None:
-        raise ModelError(f"draft architecture {named[0]} is not supported; supported: {', '.join(DRAFTS)}")
+        raise ModelError(f"draft architecture {named[0]} is not supported; supported: {', '.join(DRAFTS)}, DSpark's")
     return kind(kind.configuration.from_dict(config))

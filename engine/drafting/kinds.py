@@ -52,7 +52,7 @@ class ModelSource(Source, Protocol):
 
 def block_of(draft: Draft) -> int:
     """Most tokens of a row in a round, its anchor among them."""
-    return DEPTH + 1 if isinstance(draft, MTP) else draft.config.block_size
+    return DEPTH + 1 if isinstance(draft, MTP) else draft.block
 
 
 def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) -> ModelSource:

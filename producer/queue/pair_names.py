@@ -23,6 +23,7 @@ KNOWN = (
     "qwen3-coder-next",
     "gpt-oss-20b",
     "gpt-oss-120b",
+    "lfm2.5-2.6b",
     "llama-3.1-8b",
 )
 """The names of `engine/models/pairs.py`, which a producer does not import; a test compares them."""
