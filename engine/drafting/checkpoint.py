@@ -27,7 +27,7 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
 
     Args:
         folder: `config.json` and one or more `*.safetensors`.
-        quantize_bits: quantise the linear layers at load, in groups of 64.
+        quantize_bits: quantise linear layers and embeddings at load, in groups of 64.
 
     Raises:
         ModelError: unreadable or incomplete, another architecture, weights that are unknown, do not fit or are NaN.

@@ -68,12 +68,15 @@ ELSEWHERE = {
     "bos_token_id",
     "dtype",
     "eos_token_id",
+    "has_no_defaults_at_init",
     "model_type",
     "pad_token_id",
     "speculators_version",
     "tie_word_embeddings",
     "torch_dtype",
     "transformers_version",
+    "use_aux_hidden_state",
+    "use_cache",
 }
 """Keys of configurations of speculators that do not say what the draft computes."""
 
@@ -199,13 +202,10 @@ def _speculators(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first_slot(config: Mapping[str, Any], otherwise: int) -> int:
     """The slot of the first draft: 0 if the anchor's own slot gives it."""
-    anchor, bonus = (config.get(name) for name in ("sample_from_anchor", "dspark_bonus_anchor"))
-    slots = ({0 if anchor else 1} if anchor is not None else set()) | (
-        {1 if bonus else 0} if bonus is not None else set()
-    )
-    if len(slots) > 1:
+    anchor, bonus = config.get("sample_from_anchor"), config.get("dspark_bonus_anchor")
+    slot = otherwise if anchor is None else 1 - bool(anchor)
+    if bonus is not None and bool(bonus) != bool(slot):
         raise ModelError("draft config.json: sample_from_anchor and dspark_bonus_anchor contradict each other")
-    slot = slots.pop() if slots else otherwise
     if slot > 1:
         raise ModelError(
             f"draft config.json lacks sample_from_anchor, and {slot} of its block_size are no speculative_tokens: "

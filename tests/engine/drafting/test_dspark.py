@@ -98,7 +98,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
         {"kind": "rnn"},
     ),
     "Liquid AI": (LIQUID, {"interleaved": True}, 0, {}),
-    "causal": (nested(causal=True, dspark_bonus_anchor=True), {"is_causal": True}, 1, {"own": "embedding"}),
+    "causal": (
+        nested(causal=True, sample_from_anchor=False, dspark_bonus_anchor=True),
+        {"is_causal": True},
+        1,
+        {"own": "embedding"},
+    ),
     "speculators": (SPECULATORS, {**WINDOWS, "is_causal": True}, 0, {"own": "embedding, head", "outputs": FEWER}),
     "speculators, bidirectional, all tokens": (
         {**SPECULATORS, "sliding_window_non_causal": True, "draft_vocab_size": VOCABULARY},
@@ -312,7 +317,8 @@ def test_the_first_slot_follows_from_the_number_of_tokens_where_nothing_says_it(
         (nested(use_swa=True, swa_window_size=9), "has swa_window_size"),
         (nested(attention_sink_bias=True), "attention_sink_bias"),
         (nested(markov_head_type="fir"), "markov_head_type 'fir'"),
-        (nested(sample_from_anchor=True, dspark_bonus_anchor=True), "contradict"),
+        (nested(dspark_bonus_anchor=True), "contradict"),
+        (nested(sample_from_anchor=False, dspark_bonus_anchor=False), "contradict"),
         ({**NESTED, "use_sliding_window": True, "layer_types": None}, "contradict"),
         ({**NESTED, "rope_parameters": {**YARN, "rope_type": "dynamic"}}, "rope type 'dynamic'"),
         ({**NESTED, "rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor in rope_parameters"),
