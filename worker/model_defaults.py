@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from ..engine.models.folder import read_json
 from ..engine.request import RequestError
 from ..producer.queue.wire import JobBody, ModelDefault, Sampling
 
@@ -23,6 +22,8 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: the file is there, and cannot be read.
     """
+    from ..engine.models.folder import read_json  # loads mlx-lm, which applying defaults does not need
+
     file = folder / FILE
     config = read_json(file) if file.exists() else {}
     names = get_args(ModelDefault)

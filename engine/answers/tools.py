@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_lm.tool_parsers import json_tools
-
 from ..choose.notation import WHITESPACE
 from ..request import Grammar, RequestError
 from ..text import Text
@@ -64,7 +62,9 @@ def grammar(tools: Tools, text: Text) -> Grammar:
     if not _has_json_form(text):
         start = "start: call"
     else:
-        begin, end = (_marker(text, marker) for marker in (json_tools.tool_call_start, json_tools.tool_call_end))
+        begin, end = (
+            _marker(text, marker) for marker in (text.tokenizer.tool_call_start, text.tokenizer.tool_call_end)
+        )
         marked = f'{begin} "\\n" call "\\n" {end}'
         alone = tools.single or tools.named is not None
         start = f"start: {marked}" if alone else f'start: {marked} ("\\n" {marked})*'
@@ -98,7 +98,11 @@ def has_parser(text: Text) -> bool:
 
 def _has_json_form(text: Text) -> bool:
     """Whether the model's calls are objects of JSON between markers."""
-    return has_parser(text) and text.tokenizer.tool_parser is json_tools.parse_tool_call
+    if not has_parser(text):
+        return False
+    from mlx_lm.tool_parsers import json_tools  # seconds to load, and a worker reads no tools before it has a model
+
+    return text.tokenizer.tool_parser is json_tools.parse_tool_call
 
 
 def _marker(text: Text, marker: str) -> str:

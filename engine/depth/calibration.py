@@ -40,8 +40,8 @@ FIRSTS = 24.0
 
 SLOW_FIRST, STRIDE = 1.0, 8
 """Where the first run of a size takes so many seconds more than the next one, as with quantised experts on CUDA, only
-sizes that are so many times as large as the last one are timed from there on; the curve interpolates between them. So
-`FIRSTS` lasts for the whole range. The very first size does not tell: with it, what all sizes share is compiled.
+sizes that are so many times as large as the last one are timed from there on, and the largest, as far as `FIRSTS`
+lasts. The very first size does not tell: with it, what all sizes share is compiled.
 """
 
 REPEATS = 3

@@ -47,6 +47,8 @@ class Run:
 
 def train(run: Run, engine: Engine, report: Report) -> Story:
     """Do all of it; returns what the model card tells."""
+    if not engine.target.trains_drafts:
+        raise TrainingError(f"drafts of models such as {run.target} cannot be trained here; choose another --target")
     sources = collect_prompts(run, engine, report)
     prompts = [prompt for group in sources.values() for prompt in group]
     encoded = encode_prompts(engine, prompts)

@@ -12,7 +12,7 @@ from ..client import shares
 from ..client.collect import Collector
 from ..client.follower import Follower, current, known
 from ..client.patience import Patience
-from ..client.submission import WINDOW, Submission, plan, refuse_cancelled, submit
+from ..client.submission import Submission, plan, refuse_cancelled, submit
 from ..input import parameters
 from ..input.notes import of_answers
 from ..output.files import check_writable
@@ -24,7 +24,7 @@ from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
 from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError
-from ..queue.wire import PRIORITIES
+from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES
 from . import options
 from .dry_run import preview
 from .progress import BatchProgress
@@ -36,6 +36,13 @@ from .report import output_report, print_json
 @click.option(
     "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among all batches."
 )
+@click.option(
+    "--keep-results",
+    type=options.Duration(LEAST_KEPT, MOST_KEPT),
+    show_default="14d",
+    metavar="TIME",
+    help="How long results that nobody collects stay in Redis once the batch is complete.",
+)
 @options.retry_failed
 @options.dry_run
 @options.as_json
@@ -45,6 +52,7 @@ def submit_command(
     context: click.Context,
     input: str,
     priority: str,
+    keep_results: float | None,
     retry_failed: bool,
     dry_run: bool,
     as_json: bool,
@@ -73,7 +81,7 @@ def submit_command(
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
-    submission = planned(user_of(redis_url), input, priority, **given)
+    submission = planned(user_of(redis_url), input, priority, keep_results, **given)
     survey = submission.survey
     options.say_notes(survey.notes.lines())
     if dry_run:
@@ -86,13 +94,15 @@ def submit_command(
         click.echo(f"Bad {line}", err=True)
     if before is None and not given.get("slot"):
         _say_what_changed(redis, batch)
+    if before and before.complete and keep_results is not None and not retry_failed:
+        click.echo("Note: it is complete already; --keep-results changes nothing", err=True)
     sent = Submitted(done=survey.good)
     if before and before.collected and not retry_failed:
         click.echo(f"Note: it was collected already; draftmill forget {batch.id} lets it run anew", err=True)
     else:
         options.say_notes(shares.notes(redis, submission))
         try:
-            sent = submit(Patience(redis, say), submission, Notice(), retry_failed)
+            sent = submit(Patience(redis, say), submission, full=Notice(), retry_failed=retry_failed)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
@@ -107,10 +117,10 @@ def submit_command(
         context.exit(FAILED_ITEMS)
 
 
-def planned(user: str, input: str, priority: str, **given: Any) -> Submission:
-    """What `user` would submit with these options, which are those of `options.dataset`."""
+def planned(user: str, input: str, priority: str, keep_results: float | None, **given: Any) -> Submission:
+    """What `user` would submit with these options; those that are `given` are those of `options.dataset`."""
     dataset, survey = options.read(input, **given)
-    return plan(dataset, survey, user, priority, parameters.of(given))
+    return plan(dataset, survey, user, priority, parameters.of(given), keep_results)
 
 
 def _say_what_changed(redis: redis_py.Redis, batch: BatchInfo) -> None:
@@ -133,9 +143,9 @@ class Notice:
     said = False
 
     def __call__(self, state: BatchStatus) -> None:
-        if state.open > WINDOW and not self.said:
+        if not self.said:
             self.said = True
-            say(f"{WINDOW:,} lines are queued; the others follow as these finish")
+            say(f"{state.open:,} lines are queued; the others follow as these finish")
 
 
 @click.command("collect")

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import redis as redis_py
@@ -13,6 +16,7 @@ import redis as redis_py
 from ..queue import batches
 from ..queue.errors import BUG, NO_REDIS, USAGE, UserError, explain_file
 from ..queue.paths import data_dir
+from ..queue.wire import RESULT_TTL
 
 LEASE_SECONDS = 20
 """Should the worker crash, the next run waits no longer than this for the jobs that it held."""
@@ -23,14 +27,17 @@ QUICK_SECONDS = 15.0
 class LocalWorker:
     """A context manager around `draftmill worker`; its own session keeps the terminal's Ctrl-C from it."""
 
-    def __init__(self, redis: redis_py.Redis, redis_url: str, pair: str, batch: str) -> None:
+    def __init__(
+        self, redis: redis_py.Redis, redis_url: str, pair: str, batch: str, options: Sequence[str] = ()
+    ) -> None:
         self.pair = pair
         self._others = self._names(redis)
         self.log = data_dir() / "logs" / f"{batch}.log"
         command = [sys.executable, "-m", "draftmill", "worker", "--pair", pair, "--lease", str(LEASE_SECONDS)]
-        command.append("--until-closed")  # its input, so that it ends with this process, even after a kill -9
+        command += [*options, "--until-closed"]  # its input, so that it ends with this process, even after a kill -9
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            _drop_old_logs(self.log.parent)
             self._start = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
@@ -87,3 +94,11 @@ class LocalWorker:
         with Path(self.log).open("rb") as log:
             log.seek(self._start)
             return [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _drop_old_logs(folder: Path) -> None:
+    """Each batch has a log of its own; of those that are over nobody reads it for long."""
+    for log in folder.glob("*.log"):
+        with suppress(FileNotFoundError):  # another command drops it, too
+            if time.time() - log.stat().st_mtime > RESULT_TTL:
+                log.unlink()

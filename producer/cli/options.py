@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,63 @@ def batch(required: bool = True) -> Callable[[Command], Command]:
     """BATCH, which shells can complete."""
     metavar = "BATCH" if required else "[BATCH]"
     return click.argument("batch", metavar=metavar, required=required, shell_complete=batch_ids)
+
+
+ADAPTER = r"\w[\w.-]*"
+"""Names of adapters: no comma, which stands between two, and no colon, which stands before one."""
+
+
+class Folders(click.ParamType):
+    """Folders by their names: NAME=PATH, with a comma between two."""
+
+    name = "folders"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Path]:
+        folders: dict[str, Path] = {}
+        for each in value.split(","):
+            name, _, path = each.strip().partition("=")
+            if not re.fullmatch(ADAPTER, name) or not path:
+                self.fail(f"{each!r} is not NAME=PATH; a name has letters, digits, '.', '_' and '-'", param, ctx)
+            if name in folders:
+                self.fail(f"{name!r} is named twice", param, ctx)
+            folders[name] = Path(path).expanduser()
+        return folders
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA adapters by name, the `default` that lines have which name none, and the `options` that said so."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    default: str | None = None
+    options: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(adapter: str | None, adapters: Mapping[str, Path] | None) -> Lora:
+        """What `--adapter` or `--adapters` say; that of all lines is called as its folder is. Raises UserError."""
+        if adapter and adapters:
+            raise UserError("--adapter is for all lines: give either --adapter or --adapters")
+        if adapter:
+            path = Path(adapter).expanduser()
+            own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
+            return Lora({own: path}, own, ("--adapter", adapter))
+        if not adapters:
+            return Lora()
+        return Lora(adapters, None, ("--adapters", ",".join(f"{name}={path}" for name, path in adapters.items())))
+
+
+def lora(command: Command) -> Command:
+    """Gives a command the argument `lora`."""
+
+    @click.option(
+        "--adapter", metavar="PATH", help="LoRA adapter for all lines: a folder that mlx_lm.lora has written."
+    )
+    @click.option("--adapters", type=Folders(), metavar="NAME=PATH,…", help="LoRA adapters for lines that name them.")
+    @wraps(command)
+    def with_lora(*args: Any, adapter: str | None, adapters: dict[str, Path] | None, **given: Any) -> Any:
+        return command(*args, lora=Lora.of(adapter, adapters), **given)
+
+    return with_lora
 
 
 retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")

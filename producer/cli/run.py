@@ -62,6 +62,7 @@ class Run:
     output: Output
     in_order: bool
     retry_failed: bool
+    worker_options: tuple[str, ...] = ()
 
     @property
     def has_all(self) -> bool:
@@ -88,6 +89,7 @@ class Run:
 @options.dataset
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
 @click.option("--sorted", "in_order", is_flag=True, help="Write results in input order, not as they finish.")
+@options.lora
 @options.retry_failed
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
 @options.dry_run
@@ -104,11 +106,13 @@ def run(
     dry_run: bool,
     as_json: bool,
     redis_url: str | None,
+    lora: options.Lora,
     **given: Any,
 ) -> None:
     """Run the prompts of INPUT on this machine, and write the results to OUT.
 
-    Starts what it needs: a private Redis, and a worker that loads the model once.
+    Starts what it needs: a private Redis, and a worker that loads the model once. With --adapters the worker has LoRA
+    adapters, which lines name; with --adapter all lines have the one in that folder.
 
     INPUT is JSON lines, CSV (its first line names the columns), Parquet, a folder that Hugging Face's `datasets` saved
     (FOLDER/SPLIT if it has several splits), or a folder of text files (*.txt, or as 'FOLDER/*.md' says): a row for
@@ -133,12 +137,14 @@ def run(
       draftmill run prompts.jsonl -o results.jsonl --max-tokens 100
       draftmill run reviews.csv -o moods.csv --template 'Mood of this review? {{ text }}' --keep text --dry-run
       draftmill run prompts.jsonl -o results.csv --sorted
+      draftmill run prompts.jsonl -o results.jsonl --adapter adapters/sql
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
     """
     format_of(out)
     check_writable(out)
     check_apart(input, out, errors_of(out))
+    given["adapter"] = lora.default
     dataset, survey = options.read(input, **given)
     options.say_notes(survey.notes.lines())
     submission = plan(dataset, survey, user_of(redis_url), parameters=parameters.of(given))
@@ -153,7 +159,7 @@ def run(
         preview(submission, redis_url)
         return
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
-        job, generated = Run(submission, output, in_order, retry_failed), Generated()
+        job, generated = Run(submission, output, in_order, retry_failed, lora.options), Generated()
         if cancelled := output.errors.failed_with(ending.CANCELLED):
             _take_back(job, cancelled, redis_url)
         if job.is_done:
@@ -218,7 +224,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
             if job.has_all:
                 return Generated()
             began = time.monotonic()
-            with LocalWorker(redis, redis_url, batch.pair, batch.id) as worker:
+            with LocalWorker(redis, redis_url, batch.pair, batch.id, job.worker_options) as worker:
                 while not patience(worker.is_ready, patience.redis):
                     worker.check()
                     progress.say(f"loading {batch.pair}")

@@ -33,7 +33,7 @@ Source = str | PathLike[str] | Iterable[str | Mapping[str, Any]]
 
 
 class Options(TypedDict, total=False):
-    """What `draftmill submit --help` describes, by the same names."""
+    """What `draftmill submit --help` describes, by the same names; lengths of time are seconds."""
 
     pair: str
     models: Mapping[str, str]
@@ -71,10 +71,11 @@ class Options(TypedDict, total=False):
     format: str
     slot: str
     strict: bool
+    keep_results: float
     retry_failed: bool
 
 
-NOT_ABOUT_LINES = {"priority", "retry_failed"}
+NOT_ABOUT_LINES = {"priority", "keep_results", "retry_failed"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Batch:
 
         `after` is the `entry` of the last result that an earlier call gave: this one goes on behind it. If failed lines
         are queued again meanwhile, their new results follow. Reading changes nothing: results stay in Redis until
-        they are collected or forgotten, or for 14 days. It waits up to ten minutes for a Redis that is away.
+        they are collected or forgotten, or for `keep_results`. It waits up to ten minutes for a Redis that is away.
         """
         reader = Reader(self, after)
         while (page := reader.next()) is not None:
@@ -175,7 +176,7 @@ class Feeder(threading.Thread):
         self._stopped.set()
         self.join()
 
-    def _tick(self, _: BatchStatus) -> None:
+    def _tick(self) -> None:
         if self._stopped.is_set():
             raise _Stopped
 
@@ -221,10 +222,12 @@ class Client:
             raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all)")
         about = parameters.of({name: given[name] for name in given.keys() - NOT_ABOUT_LINES})
         priority, user = options.get("priority", "normal"), connect.user(self.redis)
-        submission = plan(dataset, survey, user, priority, about)
+        submission = plan(dataset, survey, user, priority, about, options.get("keep_results"))
         id, bad, notes = submission.info.id, tuple(survey.bad_lines), tuple(survey.notes.lines())
         before, retry_failed = batches.status(self.redis, id), options.get("retry_failed", False)
         refuse_cancelled(before)
+        if before and before.complete and "keep_results" in options and not retry_failed:
+            notes += ("the batch is complete already; keep_results changes nothing",)
         if before and before.collected and not retry_failed:
             return Batch(id, self.redis, bad, notes=notes)
         submission.begin(self.redis)

@@ -15,12 +15,14 @@ from ..output.output import Output
 from ..queue import batches, ending, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.errors import UserError
-from ..queue.wire import PRIORITIES, JobBody
+from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES, JobBody
 from .patience import Patience
 
 WINDOW = 20_000
 """Lines of a batch that may be in Redis without a result: about 60 MB. They are of all its pairs together, so the lines
 of one that nobody serves may fill it and hold up the others."""
+WINDOW_BYTES = 512 * 2**20
+"""Of long lines fewer: these bytes as JSON. Redis keeps them compressed."""
 POLL_SECONDS = 0.25
 """Between two looks for room, where results may not be read."""
 
@@ -61,16 +63,23 @@ def plan(
     user: str,
     priority: str = PRIORITIES[1],
     parameters: Mapping[str, Any] | None = None,
+    kept_for: float | None = None,
 ) -> Submission:
-    """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user."""
+    """What `user` makes of a dataset. The same lines with the same parameters are the same batch of that user.
+
+    Complete, it is kept for so many seconds; None leaves that as it was.
+    """
     id = wire.batch_of(survey.identity, user)
     pair, *others = survey.pairs
-    info = BatchInfo(id, pair, priority, survey.good, dataset.name, user, parameters or {}, tuple(others))
+    seconds = None if kept_for is None else int(kept_for)
+    if seconds is not None and not LEAST_KEPT <= seconds <= MOST_KEPT:
+        raise UserError(f"results cannot be kept for {seconds} s; keep_results is {LEAST_KEPT} s to ten years")
+    info = BatchInfo(id, pair, priority, survey.good, dataset.name, user, parameters or {}, tuple(others), seconds)
     return Submission(dataset, survey, info)
 
 
 class Feed:
-    """Queues the lines of a submission that have no result yet, a chunk at a time while less than WINDOW have none.
+    """Queues the lines of a submission that have no result yet, a chunk at a time while less than a window have none.
 
     Lines that `output` has are not queued; those that it lacks are, even if their results were handed over. With
     `retry_failed` lines that failed are queued again. After Redis was away all lines are looked at again, for it may
@@ -86,6 +95,7 @@ class Feed:
     ) -> None:
         self.submission = submission
         self._redis, self._patience, self._output, self._retry_failed = patience.redis, patience, output, retry_failed
+        self._bytes_per_line = 0.0
         self.restart()
 
     def begin(self) -> BatchStatus:
@@ -115,14 +125,15 @@ class Feed:
             return False
         if state.is_cancelled:
             raise Cancelled(f"{state.id} was cancelled while it was submitted")
-        if state.submitted - state.ended > WINDOW:
+        if self.is_full(state):
             return False
         chunk = next(self._chunks, None)
         if chunk is None:
             self.exhausted = True
             return False
+        self._bytes_per_line = chunk.size / len(chunk.jobs)
         batch = self.submission.info
-        lacking = [body.model_copy(update={"batch": batch.id}) for body in chunk if not self._ended(body)]
+        lacking = [body.model_copy(update={"batch": batch.id}) for body in chunk.jobs if not self._ended(body)]
         if lacking:
             missing, again = self._output is not None, self._retry_failed
             self.sent += batches.submit_chunk(
@@ -130,15 +141,26 @@ class Feed:
             )
         return True
 
+    def is_full(self, state: BatchStatus) -> bool:
+        """Whether the window is full, if its lines are as long as the latest ones."""
+        return state.open > WINDOW or state.open * self._bytes_per_line > WINDOW_BYTES
+
     def _ended(self, body: JobBody) -> bool:
         return self._output is not None and self._output.has(body.custom_id)
 
-    def to_end(self, tick: Callable[[BatchStatus], object] = lambda _: None) -> Submitted:
-        """Queues all lines; returns what became of them. `tick` sees each state; what it raises ends the submission."""
+    def to_end(
+        self,
+        tick: Callable[[], object] = lambda: None,
+        full: Callable[[BatchStatus], object] = lambda _: None,
+    ) -> Submitted:
+        """Queues all lines; returns what became of them. `tick` is called again and again, and `full` with the state
+        while the window is full; what they raise ends the submission.
+        """
         while not self.exhausted:
             state, advanced = self._patience(self._look)
-            if state:
-                tick(state)
+            tick()
+            if state and self.is_full(state):
+                full(state)
             if not advanced and not self.exhausted:
                 time.sleep(POLL_SECONDS)
         return self.sent
@@ -151,7 +173,8 @@ class Feed:
 def submit(
     patience: Patience,
     submission: Submission,
-    tick: Callable[[BatchStatus], object] = lambda _: None,
+    tick: Callable[[], object] = lambda: None,
+    full: Callable[[BatchStatus], object] = lambda _: None,
     retry_failed: bool = False,
 ) -> Submitted:
     """Queues every line that has no result yet; returns what became of all lines.
@@ -160,7 +183,12 @@ def submit(
     """
     feed = Feed(submission, patience, retry_failed=retry_failed)
     patience(feed.begin)
-    return feed.to_end(tick)
+    return feed.to_end(tick, full)
+
+
+def fits(survey: Survey) -> bool:
+    """Whether all lines of a dataset may be in Redis at once."""
+    return survey.good <= WINDOW and survey.size <= WINDOW_BYTES
 
 
 def refuse_cancelled(state: BatchStatus | None) -> None:

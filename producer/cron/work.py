@@ -15,7 +15,7 @@ from ..client import shares
 from ..client.collect import Collector, refuse_collected
 from ..client.follower import Follower
 from ..client.patience import Patience
-from ..client.submission import WINDOW, Feed, Submission, submit
+from ..client.submission import Feed, Submission, fits, submit
 from ..output.files import Busy, check_writable
 from ..output.formats import format_of
 from ..output.output import Output
@@ -98,7 +98,7 @@ class Work(threading.Thread):
         planned = self._plan() if state is None or state.submitted < state.total else None
         if not self._schedule.output:
             return self._submit(planned or self._plan())
-        if planned and planned.submission.survey.good <= WINDOW:
+        if planned and fits(planned.submission.survey):
             batch = self._submit(planned).batch
             self._remember(batch)
             return Waiting(batch)
@@ -128,7 +128,7 @@ class Work(threading.Thread):
     def _submit(self, planned: Planned) -> Ended:
         """Queues all lines; how the slot ends if nothing is to be written."""
         submission = planned.submission
-        submit(self._patience, submission, self._go_on, planned.retry_failed)
+        submit(self._patience, submission, self._go_on, retry_failed=planned.retry_failed)
         batch, bad = submission.info.id, submission.survey.bad
         return Ended(self._slot.at, FAILED_ITEMS if bad else DONE, f"submitted as {batch}", batch, bad=bad)
 

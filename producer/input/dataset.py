@@ -6,7 +6,6 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ from ..queue.errors import UserError
 from ..queue.pair_names import canonical
 from ..queue.wire import MOST_BODY_BYTES, MOST_LINES, JobBody
 from . import lines
+from .chunks import Chunk, Cutter
 from .defaults import Defaults
 from .notes import Notes
 from .request.faults import Fault, show
@@ -24,10 +24,6 @@ from .sources import open_source
 NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
 AT_FIRST = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
 """Sampling parameters of the first version."""
-
-CHUNK = 500
-"""Jobs that share a digest in a survey, and that are submitted together."""
-
 
 BAD_LINE = "invalid_line"
 """Error code of a line of the dataset that never reached the queue."""
@@ -73,13 +69,14 @@ class Survey:
 
     `content` is a name for the jobs and their pair: the same work has the same one wherever it is submitted, and
     whatever other lines stand between. `identity` derives from it and from the number of each line, by which the queue
-    knows lines. `digests` are those of each CHUNK jobs; `keys` stand for the custom_ids of all, and `pairs` has the
-    pairs of all, each once.
+    knows lines. `digests` are those of each chunk, and `size` is of all jobs together, as JSON; `keys` stand for the
+    custom_ids of all, and `pairs` has the pairs of all, each once.
     """
 
     content: str = ""
     identity: str = ""
     good: int = 0
+    size: int = 0
     bad_lines: list[BadLine] = field(default_factory=list[BadLine])
     digests: list[bytes] = field(default_factory=list[bytes])
     keys: array[int] = field(default_factory=lambda: array("Q"))
@@ -159,31 +156,29 @@ class Dataset:
 
         With a `slot` the same lines are other work for each one. How long a line may take is no part of its identity.
         """
-        survey = Survey()
-        content, chunk = hashlib.sha256(), hashlib.sha256()
+        survey, cutter, content = Survey(), Cutter(), hashlib.sha256()
         for item in self:
             if isinstance(item, BadLine):
                 survey.bad_lines.append(item)
-            else:
-                if item.pair not in survey.pairs:
-                    content.update(b"" if survey.pairs else item.pair.encode())
-                    survey.pairs.append(item.pair)
-                survey.good += 1
-                survey.keys.append(key_of(item.custom_id))
-                identity = _identity(item)
-                content.update(identity + b"\n")
-                chunk.update(_numbered(item, identity))
-                if survey.good % CHUNK == 0:
-                    survey.digests.append(chunk.digest())
-                    chunk = hashlib.sha256()
-        if survey.good % CHUNK:
-            survey.digests.append(chunk.digest())
-        if survey.good > MOST_LINES:
-            raise UserError(f"{self.name} has {survey.good:,} lines, a batch at most {MOST_LINES:,}; split the file")
+                continue
+            if item.pair not in survey.pairs:
+                content.update(b"" if survey.pairs else item.pair.encode())
+                survey.pairs.append(item.pair)
+            survey.good += 1
+            if survey.good > MOST_LINES:
+                raise UserError(f"{self.name} has more than {MOST_LINES:,} lines, the most of a batch; split the file")
+            survey.keys.append(key_of(item.custom_id))
+            identity = _identity(item)
+            content.update(identity + b"\n")
+            if digest := cutter.add(_numbered(item, identity)):
+                survey.digests.append(digest)
+        if digest := cutter.end():
+            survey.digests.append(digest)
+        survey.size = cutter.size
         survey.content = f"batch_{content.hexdigest()[:24]}"
         if slot is not None:
             survey.content = f"batch_{hashlib.sha256(f'{survey.content} {slot}'.encode()).hexdigest()[:24]}"
-        survey.identity = f"{survey.content} {hashlib.sha256(b''.join(survey.digests)).hexdigest()}"
+        survey.identity = f"{survey.content} {hashlib.sha256(b''.join(cutter.groups)).hexdigest()}"
         survey.notes = self.notes
         for name in self.defaults.models:
             if name not in self.notes.models:
@@ -192,17 +187,26 @@ class Dataset:
             self._refuse(survey)
         return survey
 
-    def chunks(self, survey: Survey) -> Iterator[list[JobBody]]:
-        """The jobs again, CHUNK at a time, each chunk exactly as it was surveyed; raises UserError if it is not."""
-        expected, jobs = iter(survey.digests), (item for item in self if isinstance(item, JobBody))
-        while chunk := list(islice(jobs, CHUNK)):
-            digest = hashlib.sha256()
-            for body in chunk:
-                digest.update(_numbered(body, _identity(body)))
-            if digest.digest() != next(expected, None):
-                raise self._changed()
-            yield chunk
-        if next(expected, None) is not None:
+    def chunks(self, survey: Survey) -> Iterator[Chunk]:
+        """The jobs again, each chunk exactly as it was surveyed; raises UserError if it is not."""
+        expected, cutter, jobs, size = iter(survey.digests), Cutter(), list[JobBody](), 0
+        for body in self:
+            if isinstance(body, BadLine):
+                continue
+            jobs.append(body)
+            if digest := cutter.add(_numbered(body, _identity(body))):
+                self._check(digest, expected)
+                yield Chunk(jobs, cutter.size - size)
+                jobs, size = [], cutter.size
+        if digest := cutter.end():
+            self._check(digest, expected)
+        self._check(None, expected)
+        if jobs:
+            yield Chunk(jobs, cutter.size - size)
+
+    def _check(self, digest: bytes | None, expected: Iterator[bytes]) -> None:
+        """Compares the digest of a chunk, or None at the end, with that of the survey."""
+        if digest != next(expected, None):
             raise self._changed()
 
     def _changed(self) -> UserError:

@@ -34,16 +34,17 @@ GRAMMARS: dict[str, Kind] = {
 class Defaults:
     """What applies where a line says nothing: sampling parameters by name, a system message, a grammar, and so on.
 
-    `template` is what the chat template is told, `trusted` whether messages may name control tokens. With
-    `model_defaults` the model's own generation defaults apply to what neither line nor `sampling` says. `models` has
-    the pairs of models that lines may name. `served` says that lines are requests to a server, which chose the pair by
-    their model.
+    `adapter` is a LoRA adapter's name, `template` what the chat template is told, `trusted` whether messages may name
+    control tokens. With `model_defaults` the model's own generation defaults apply to what neither line nor `sampling`
+    says. `models` has the pairs of models that lines may name. `served` says that lines are requests to a server, which
+    chose the pair by their model.
     """
 
     sampling: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     grammar: Grammar | None = None
     n: int = 1
+    adapter: str | None = None
     template: dict[str, Any] = field(default_factory=dict)
     trusted: bool = False
     model_defaults: bool = False
@@ -67,6 +68,7 @@ def defaults(given: Mapping[str, Any], called: Mapping[str, str] | None = None) 
         given.get("system"),
         _grammar(given, said),
         whole(said.get("n", "n"), given.get("n", 1), 1, MOST_CHOICES),
+        given.get("adapter"),
         _template(given, said),
         bool(given.get("control_tokens")),
         bool(given.get("model_defaults")),

@@ -88,7 +88,7 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
         grammar=obeyed,
         model_defaults=left,
         line=number,
-        adapter=_adapter(wanted, own),
+        adapter=_adapter(wanted, own) or defaults.adapter,
         **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen, n)),
     )
 

@@ -35,7 +35,7 @@ def _matters(name: str, value: Any) -> bool:
 def _kept(name: str, value: Any) -> Any:
     if isinstance(value, int) and abs(value) > LARGEST:
         return str(value)
-    if isinstance(value, (int, float)) or name == "pair":
+    if isinstance(value, (int, float)) or name in ("pair", "adapter"):
         return value
     if name == "keep":
         return list(value)

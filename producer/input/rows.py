@@ -6,13 +6,15 @@ import heapq
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import lines
-from .request.faults import Fault
+from .request.faults import Fault, column_names
 from .request.fields import KNOWN, NAMES
 from .sources import Source, Table
-from .templates import Condition, Sandbox, Template, column_names
+
+if TYPE_CHECKING:
+    from .templates import Condition, Template
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,22 @@ class Rows:
 
     def __init__(self, source: Source, options: RowOptions, system: str | None = None) -> None:
         self._source, self._options = source, options
-        sandbox = Sandbox()
-        self._template = None if options.template is None else Template(options.template, "template", sandbox)
-        self._system = None if system is None else Template(system, "system message", sandbox)
-        self._where = None if options.where is None else Condition(options.where, "condition", sandbox)
+        self._template: Template | None = None
+        self._system: Template | None = None
+        self._where: Condition | None = None
+        if not (options.template is system is options.where is None):
+            self._compile(options.template, system, options.where)
         self._used = self._asked_for()
         self._data = {*options.keep, options.id_column} - KNOWN
         self._sample: set[int] | None = None
+
+    def _compile(self, template: str | None, system: str | None, where: str | None) -> None:
+        from .templates import Condition, Sandbox, Template  # Jinja2 is slow to load, and most datasets need none of it
+
+        sandbox = Sandbox()
+        self._template = None if template is None else Template(template, "template", sandbox)
+        self._system = None if system is None else Template(system, "system message", sandbox)
+        self._where = None if where is None else Condition(where, "condition", sandbox)
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         if self._options.sample is None:

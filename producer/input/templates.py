@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..queue.errors import UserError
 from ..queue.wire import MOST_BODY_BYTES
-from .request.faults import Fault
+from .request.faults import Fault, column_names
 
 MOST_STEPS = 1_000_000
 """Passes through loops and calls of functions that one row may take."""
@@ -149,11 +149,6 @@ def _shown(value: Any) -> Any:
 def _json(value: Any, indent: int | None = None) -> str:
     """JSON as a model reads it; Jinja2's own filter escapes it for HTML."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def column_names(row: Row) -> str:
-    """The first of a row's columns, to show what there is."""
-    return ", ".join(list(row)[:12]) + (", …" if len(row) > 12 else "")
 
 
 JARGON = {

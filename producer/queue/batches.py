@@ -31,7 +31,8 @@ class BatchInfo:
     """What a batch is. `total` is how many lines it has, `source` where they came from, `user` who submits it.
 
     Its lines run on `pair`, or each on one of that and the `others`. `parameters` are those that its id derives from,
-    as `draftmill status` may show them (see `parameters.py`).
+    as `draftmill status` may show them (see `parameters.py`). `kept_for` says for how many seconds Redis keeps it once
+    it is complete; None leaves that as it was, at first RESULT_TTL.
     """
 
     id: str
@@ -42,6 +43,7 @@ class BatchInfo:
     user: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    kept_for: int | None = None
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -138,6 +140,8 @@ def create(redis: redis_py.Redis, batch: BatchInfo) -> BatchStatus:
         "source": batch.source,
         "parameters": orjson.dumps(dict(batch.parameters)),
     }
+    if batch.kept_for is not None:
+        what["kept_for"] = batch.kept_for
     run(redis, CREATE, batch.id, str(time.time()), *(part for field in what.items() for part in field))
     found = status(redis, batch.id)
     assert found  # it expires in days
@@ -267,9 +271,9 @@ def list_batches(redis: redis_py.Redis) -> list[BatchStatus]:
     return statuses(redis, newest(redis))
 
 
-def newest(redis: redis_py.Redis) -> list[str]:
-    """The ids of all batches, newest first; Redis may have forgotten what some were."""
-    names: Any = redis.zrange(wire.BATCHES, 0, -1, desc=True)
+def newest(redis: redis_py.Redis, most: int | None = None) -> list[str]:
+    """The ids of all batches, or of so many, newest first; Redis may have forgotten what some were."""
+    names: Any = redis.zrange(wire.BATCHES, 0, -1 if most is None else most - 1, desc=True)
     return [name.decode() for name in names]
 
 

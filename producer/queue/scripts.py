@@ -18,7 +18,7 @@ from typing import Any
 import redis as redis_py
 from redis.exceptions import NoScriptError
 
-from .wire import BELL_SECONDS, MAX_LEASES, RESULT_TTL, WIRE
+from .wire import BELL_SECONDS, FUNCTION, MAX_LEASES, RESULT_TTL, WIRE, JsonSerializer
 
 LUA = Path(__file__).parent / "lua"
 
@@ -36,7 +36,10 @@ class Script:
 
 def script(name: str) -> Script:
     """A script of the queue behind `turns.lua` and `record.lua`, where what all share is written once."""
-    constants = f"local WIRE, MOST_LEASES, BELL_SECONDS = '{WIRE}', {MAX_LEASES}, {BELL_SECONDS}\n"
+    constants = (
+        f"local WIRE, MOST_LEASES, BELL_SECONDS = '{WIRE}', {MAX_LEASES}, {BELL_SECONDS}\n"
+        f"local NO_BODY = '{JsonSerializer.dumps((FUNCTION, None, (), {})).decode()}'\n"
+    )
     return Script(constants + "".join(_code(part) for part in ("shared/turns", "shared/record", name)))
 
 

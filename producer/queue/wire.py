@@ -66,7 +66,10 @@ BELL_SECONDS = 60
 """How long a call to look for jobs stands for workers that do not wait yet."""
 
 RESULT_TTL = 14 * 24 * 3600
-"""Seconds that a complete batch is kept unless its results are collected; an incomplete batch does not expire."""
+"""Seconds that a complete batch is kept if nothing else was asked for; an incomplete batch does not expire."""
+
+LEAST_KEPT, MOST_KEPT = 60, 10 * 365 * 24 * 3600
+"""Seconds that may be asked for instead."""
 
 
 class JsonSerializer:
@@ -255,7 +258,8 @@ BATCHES = "draftmill:batches"
 
 def batch_key(batch: str) -> str:
     """Hash: pairs (JSON), the first of them as pair, queue (those of its pairs, spaces between), priority, user,
-    source, parameters, total, created, cancelled_at, collected_at, generation, wire; counters for people to read:
+    source, parameters, total, created, cancelled_at, collected_at, generation, wire; kept_for, if that is not
+    RESULT_TTL; counters for people to read:
     failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since <slug of a pair>`: when the job that is next
     in its queue was queued, and `repairing`: since when a worker looks for lost jobs, Redis TIME in ms.
     """

@@ -13,6 +13,7 @@ from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logi
 from draftmill.engine.choose.sampling import setting
 from draftmill.engine.request import Request, Sampling, TokenLogprob
 from draftmill.kernels.choose.noise import gumbel
+from tests.engine.small import identity
 
 ALL = 10**6
 """A context that has all tokens there are."""
@@ -67,13 +68,25 @@ def chosen(sampling: Sampling, logits: mx.array, position: int) -> int:
     return int(mx.argmax(x + gumbel(mx.array([setting(sampling).seed], mx.uint32), mx.array([position]), x.shape[-1])))
 
 
+KNOWN: dict[tuple[str, Request, frozenset[int]], tuple[list[int], list[TokenLogprob]]] = {}
+"""Continuations by what the model is, request and end tokens."""
+
+
 def continuation(
     model: Any, request: Request, ends: frozenset[int] = frozenset()
 ) -> tuple[list[int], list[TokenLogprob]]:
     """Tokens by mlx-lm's own model up to an end token, and the log-probabilities of these and of the likeliest ones.
 
-    Bad words are spelled with numbers.
+    Bad words are spelled with numbers. Each is computed once.
     """
+    key = identity(model), request, ends
+    if key not in KNOWN:
+        KNOWN[key] = _continued(model, request, ends)
+    tokens, given = KNOWN[key]
+    return list(tokens), list(given)
+
+
+def _continued(model: Any, request: Request, ends: frozenset[int]) -> tuple[list[int], list[TokenLogprob]]:
     words = [tuple(int(number) for number in word.split()) for word in request.sampling.bad_words]
     sampling, cache, feed = request.sampling, make_prompt_cache(model), request.tokens
     tokens: list[int] = []

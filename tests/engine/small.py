@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from hashlib import sha256
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.models import (
     gemma2,
@@ -42,41 +43,28 @@ VOCABULARY = 96
 # Heads turn in 32 dimensions at least: with fewer, MLX's CUDA rope asks for thread blocks that no device has.
 
 
-def llama_model(seed: int = 0, **changes: Any) -> Any:
-    mx.random.seed(seed)
-    args = dict(
-        model_type="llama",
-        hidden_size=64,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=False,
-    )
-    return spread(llama.Model(llama.ModelArgs(**{**args, **changes})))
+TEXT: dict[str, Any] = dict(
+    hidden_size=64,
+    num_hidden_layers=3,
+    intermediate_size=96,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    rms_norm_eps=1e-5,
+    vocab_size=VOCABULARY,
+)
+"""What nearly all families ask for."""
 
 
 def small_model(module: Any, seed: int = 0, **args: Any) -> Any:
     """A model of one of mlx-lm's modules, which is called as its type is."""
     mx.random.seed(seed)
-    args = (
-        dict(
-            model_type=module.__name__.rpartition(".")[2],
-            hidden_size=64,
-            num_hidden_layers=3,
-            intermediate_size=96,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            rms_norm_eps=1e-5,
-            vocab_size=VOCABULARY,
-        )
-        | args
-    )
+    args = {"model_type": module.__name__.rpartition(".")[2], **TEXT, **args}
     return spread(module.Model(module.ModelArgs.from_dict(args)))
+
+
+def llama_model(seed: int = 0, **changes: Any) -> Any:
+    return small_model(llama, seed, **{"tie_word_embeddings": False, **changes})
 
 
 def qwen2_model(seed: int = 0, **changes: Any) -> Any:
@@ -122,47 +110,24 @@ def gpt_oss_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:
-    mx.random.seed(seed)
-    args = dict(
-        model_type="qwen3",
-        hidden_size=64,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=512,
-        rope_theta=10000.0,
-        tie_word_embeddings=True,
-    )
-    return spread(qwen3.Model(qwen3.ModelArgs(**{**args, **changes})))
+    args = dict(max_position_embeddings=512, rope_theta=1e4, tie_word_embeddings=True)
+    return small_model(qwen3, seed, **{**args, **changes})
 
 
 def qwen3_moe_model(seed: int = 0, **changes: Any) -> Any:
-    mx.random.seed(seed)
+    """The second layer is dense."""
     args = dict(
-        model_type="qwen3_moe",
-        hidden_size=64,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
         num_experts=6,
         num_experts_per_tok=2,
         moe_intermediate_size=64,
         decoder_sparse_step=1,
         mlp_only_layers=[1],
         norm_topk_prob=True,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
         max_position_embeddings=512,
-        rope_theta=10000.0,
+        rope_theta=1e4,
         tie_word_embeddings=False,
     )
-    return spread(qwen3_moe.Model(qwen3_moe.ModelArgs(**{**args, **changes})))
+    return small_model(qwen3_moe, seed, **{**args, **changes})
 
 
 def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
@@ -170,15 +135,9 @@ def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
     mx.random.seed(seed)
     args = dict(
         model_type="qwen3_5_text",
-        hidden_size=64,
         num_hidden_layers=5,
         full_attention_interval=3,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=64,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
         max_position_embeddings=512,
         linear_num_value_heads=4,
         linear_num_key_heads=2,
@@ -190,7 +149,7 @@ def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
     )
     module: Any = qwen3_5_moe if changes.get("num_experts") else qwen3_5
     name = module.__name__.rsplit(".", 1)[-1]
-    model = module.Model(module.ModelArgs(model_type=name, text_config={**args, **changes}))
+    model = module.Model(module.ModelArgs(model_type=name, text_config={**TEXT, **args, **changes}))
     return spread(model)
 
 
@@ -351,14 +310,31 @@ def run(engine: Engine | PlainEngine, requests: list[Request], every: int = 0) -
     raise AssertionError
 
 
-KNOWN: dict[tuple[int, tuple[int, ...]], tuple[Any, list[int]]] = {}
-"""The longest greedy continuation so far by model and prompt; holds the model, so that no other gets its id."""
+KNOWN: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+"""The longest greedy continuation so far by what the model is and by prompt."""
 
 
 def reference(model: Any, request: Request) -> list[int]:
-    """mlx-lm's own greedy continuation, computed once for a model and prompt."""
-    key, count = (id(model), request.tokens), request.sampling.max_tokens
-    if key not in KNOWN or len(KNOWN[key][1]) < count:
+    """mlx-lm's own greedy continuation, computed once for all models that are the same, and a prompt."""
+    key, count = (identity(model), request.tokens), request.sampling.max_tokens
+    if key not in KNOWN or len(KNOWN[key]) < count:
         steps = generate_step(mx.array(request.tokens), model, max_tokens=count)
-        KNOWN[key] = model, [int(token) for token, _ in steps]
-    return KNOWN[key][1][:count]
+        KNOWN[key] = [int(token) for token, _ in steps]
+    return KNOWN[key][:count]
+
+
+IDENTITIES: dict[int, tuple[Any, str]] = {}
+"""What models are, by id; holds the model, so that no other gets its id."""
+
+
+def identity(model: Any) -> str:
+    """Digest of all that a model's output depends on: its settings, its layers and their weights."""
+    if id(model) not in IDENTITIES:
+        digest = sha256(f"{model.args} {model}".encode())
+        weights: Any = tree_flatten(model.parameters())
+        for name, weight in weights:
+            content: Any = mx.contiguous(weight).view(mx.uint8)
+            digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
+            digest.update(memoryview(content))
+        IDENTITIES[id(model)] = model, digest.hexdigest()
+    return IDENTITIES[id(model)][1]

@@ -21,6 +21,7 @@ from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
 from .drafting.test_speculation import changing, engine_with_draft, random_draft, replaying
+from .models.gemma4 import gemma4_model
 from .small import (
     gemma2_model,
     gpt_oss_model,
@@ -41,6 +42,7 @@ BUILDERS = {
     "llama": lambda: llama_model(head_dim=64),
     "qwen3-4bit": lambda: quantised(qwen3_model(head_dim=64, hidden_size=64)),
     "gemma2": lambda: gemma2_model(head_dim=64),
+    "gemma4": lambda: gemma4_model(head_dim=64, global_head_dim=128),
     "gpt-oss": lambda: gpt_oss_model(head_dim=64),
     "qwen3.5": lambda: qwen3_5_model(head_dim=256, linear_key_head_dim=32),  # of which half turns
 }
@@ -74,7 +76,7 @@ def test_greedy_equals_mlx_lm_with_kernels(family: str) -> None:
     assert (launched["quantized_matmul"] > 30) == (family == "qwen3-4bit")
 
 
-@pytest.mark.parametrize("family", ["llama-sliding", "qwen3-4bit", "qwen3.5"])
+@pytest.mark.parametrize("family", ["gemma4", "llama-sliding", "qwen3-4bit", "qwen3.5"])
 def test_no_kernel_is_compiled_while_requests_are_served(family: str) -> None:
     """Kernels run nothing here, so what is generated means nothing; but rounds are as varied as they can be."""
     model, loaded, serving = BUILDERS[family](), Recorder(), Recorder()

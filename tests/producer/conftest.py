@@ -13,6 +13,7 @@ from typing import IO
 import pytest
 import redis as redis_py
 
+from tests.producer import forker
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import Settings
 
@@ -59,6 +60,8 @@ class Shell:
         )
 
     def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        if forker.can_fork(self.environment, stdin):
+            return forker.run(arguments, self.folder, self.environment, stdin, seconds=120)
         process = self.start(*arguments)
         out, err = process.communicate(stdin, timeout=120)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)

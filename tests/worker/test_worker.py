@@ -377,3 +377,11 @@ def test_a_request_that_cannot_run_fails_by_itself(mill: Mill) -> None:
     assert job.is_failed
     mill.wait(all_done)
     assert mill.status().done == 2
+
+
+def test_a_worker_loads_mlx_lm_only_with_a_model() -> None:
+    code = """
+import sys, draftmill.worker.worker
+sys.exit(bool({"mlx_lm", "transformers", "numpy"} & sys.modules.keys()))
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

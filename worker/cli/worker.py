@@ -10,12 +10,12 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import click
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ...producer.cli import options
 from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
 from ...producer.queue.errors import BUG, INTERRUPTED, RESTART, UserError, explain_file
@@ -38,23 +38,6 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-class Folders(click.ParamType):
-    """Folders by their names: NAME=PATH, with a comma between two."""
-
-    name = "folders"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Path]:
-        folders: dict[str, Path] = {}
-        for each in value.split(","):
-            name, _, path = each.strip().partition("=")
-            if not re.fullmatch(NAME, name) or not path:
-                self.fail(f"{each!r} is not NAME=PATH; a name has letters, digits, '.', '_' and '-'", param, ctx)
-            if name in folders:
-                self.fail(f"{name!r} is named twice", param, ctx)
-            folders[name] = Path(path).expanduser()
-        return folders
-
-
 SOURCES = ("dflash", "mtp", "lookup")
 """Where drafts may come from; the engine has the same, and loading it here would take seconds."""
 
@@ -71,10 +54,6 @@ class Drafts(click.ParamType):
         if wrong := [name for name in names if name not in SOURCES]:
             self.fail(f"{wrong[0]!r} is no source of drafts: name some of {', '.join(SOURCES)}, or none", param, ctx)
         return tuple(names)
-
-
-NAME = r"\w[\w.-]*"
-"""Names of adapters: no comma, which stands between two, and no colon, which stands before one."""
 
 
 @click.command()
@@ -94,8 +73,7 @@ NAME = r"\w[\w.-]*"
     "(each row's own text), none. [default: all]",
 )
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
-@click.option("--adapter", metavar="PATH", help="LoRA adapter for all lines: a folder that mlx_lm.lora has written.")
-@click.option("--adapters", type=Folders(), metavar="NAME=PATH,…", help="LoRA adapters for lines that name them.")
+@options.lora
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
@@ -135,8 +113,7 @@ def worker(
     depth: int | None,
     drafts: tuple[str, ...] | None,
     draft_bits: str | None,
-    adapter: str | None,
-    adapters: dict[str, Path] | None,
+    lora: options.Lora,
     redis_url: str | None,
     max_rows: int,
     memory: int | None,
@@ -173,8 +150,6 @@ def worker(
         raise UserError("--draft needs the --target that it was made for")
     if depth is not None and drafts is not None:
         raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
-    if adapter and adapters:
-        raise UserError("--adapter is for all lines: give either --adapter or --adapters")
 
     from ..blas import preload
 
@@ -212,11 +187,7 @@ def worker(
         if drafts and "dflash" in drafts and not models.draft:
             raise UserError(f"{name} has no draft: name it with --draft, or leave dflash out of --drafts")
         bits = int(draft_bits) if draft_bits else None
-        served = Adapters(adapters or {})
-        if adapter:
-            path = Path(adapter).expanduser()
-            own = re.sub(r"[^\w.-]+", "-", path.resolve().name)
-            served = Adapters({own: path}, own)
+        served = Adapters(lora.folders, lora.default)
         engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served, drafts)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:

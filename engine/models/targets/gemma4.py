@@ -1,6 +1,6 @@
 """Gemma 4: layers that slide and layers that see everything have heads of their own; some lend theirs to later layers.
 
-Small ones have inputs of each layer's own, a mixture of experts runs beside the plain MLP, not in its place.
+In small ones each layer has an input of its own beside the stream. Experts run beside the plain MLP, not in its place.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .transformer import Pass, Transformer
 
 class Gemma4(Transformer):
     """Adapter over the text model of `mlx_lm.models.gemma4`, which is `gemma4_text`."""
+
+    trains_drafts = False  # its layers take more than the one before gives
 
     def __init__(self, model: Any):
         super().__init__(model)

@@ -49,6 +49,9 @@ class Transformer(ABC):
     few launches.
     """
 
+    trains_drafts = True
+    """Whether drafts can be trained on it, which runs mlx-lm's layers one after the other."""
+
     def __init__(self, model: Any):
         self.model = model
         self.body = model.model

@@ -60,6 +60,11 @@ def show(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
+def column_names(row: Mapping[str, Any]) -> str:
+    """The first of a row's columns, to show what there is."""
+    return ", ".join(list(row)[:12]) + (", …" if len(row) > 12 else "")
+
+
 def kind(value: Any) -> str:
     """What sort of value it is, in words of JSON."""
     match value:

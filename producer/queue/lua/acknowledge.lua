@@ -21,7 +21,7 @@ for i = 4, #ARGV, 3 do
   end
 end
 if not complete(batch) then return end
-redis.call('EXPIRE', 'draftmill:handed:' .. batch, TTL)
+redis.call('EXPIRE', 'draftmill:handed:' .. batch, kept_for(batch))
 if redis.call('XLEN', results) == 0 then
   redis.call('DEL', results)
   redis.call('HSETNX', key, 'collected_at', NOW / 1000)

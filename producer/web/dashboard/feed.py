@@ -1,4 +1,5 @@
-"""Looks at Redis every second, once for all who watch, and streams what has changed as server-sent events."""
+"""Looks at Redis every second, once for all who watch, and streams what has changed as server-sent events. While nobody
+watches it looks as often as the charts need."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -37,6 +39,7 @@ class Feed:
         self._sample_at = 0.0
         self._events: dict[str, tuple[int, bytes]] = {}
         self._news = asyncio.Event()
+        self._watched = asyncio.Event()
         self.watching = 0
 
     async def run(self) -> None:
@@ -57,6 +60,8 @@ class Feed:
             news, self._news = self._news, asyncio.Event()
             news.set()
             await asyncio.sleep(max(0.1, begin + LOOK_SECONDS - time.monotonic()))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._watched.wait(), begin + SAMPLE_SECONDS - time.monotonic())
 
     def _show(self, view: View) -> None:
         now = time.monotonic()
@@ -73,12 +78,13 @@ class Feed:
         if event != before:
             self._events[name] = (version + 1, event)
 
-    async def stream(self, compressed: bool, over: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def stream(self, compressed: bool, over: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
         """All that there is, then whatever changes, until `over`. Compressed, a change is some dozens of bytes."""
         packer = zlib.compressobj(wbits=31) if compressed else None
         seen = {"sample": self._events["sample"][0]} if "sample" in self._events else {}
         events = [_event("history", self._history.columns)]
         self.watching += 1
+        self._watched.set()
         try:
             while not over():
                 for name, (version, event) in self._events.items():
@@ -91,6 +97,8 @@ class Feed:
                 await self._news.wait()
         finally:
             self.watching -= 1
+            if not self.watching:
+                self._watched.clear()
 
 
 def _event(name: str, content: Any) -> bytes:

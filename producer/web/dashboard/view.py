@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import redis as redis_py
 
 from ...cli.progress import Meter
 from ...cli.report import batch_report
-from ...queue import batches, fleet, wire
+from ...queue import fleet, wire
 from ...queue.batches import BatchStatus
 from ...queue.fleet import Report
+from .batch_states import BatchStates
 
 MOST_BATCHES = 50
 MOST_WORKERS = 100
 MOST_FAILURES = 20
 MOST_CHARACTERS = 300
 """Characters of a text that somebody else chose."""
-SETTLED_SECONDS = 30.0
-"""Until batches that have ended are looked at again: failed lines may have been queued anew."""
 SILENT_SECONDS = 5.0
 """Heartbeats come every second; a worker without one for this long is shown as silent, then as gone."""
 
@@ -41,56 +41,49 @@ class Observer:
 
     def __init__(self, redis: redis_py.Redis) -> None:
         self._redis = redis
-        self._settled: dict[str, BatchStatus] = {}
-        self._settled_until = 0.0
+        self._states = BatchStates(redis)
         self._meters: dict[str, Meter] = {}
 
     def look(self) -> View:
         """Raises RedisError."""
-        states = self._states()
+        names = self._states.look(self._meters)
         reports = fleet.reports(self._redis)
         speed = sum(report.tokens_per_second for report in reports)
-        queued = sum(state.queued for state in states if not state.is_cancelled)
+        queued = sum(state.queued for state in self._states.open.values() if not state.is_cancelled)
         parts = {
-            "totals": self._totals(states, reports, speed, queued),
-            "batches": self._batches(states),
+            "totals": self._totals(reports, speed, queued),
+            "batches": self._batches(names),
             "workers": [_worker(report) for report in sorted(reports, key=_worst_first)[:MOST_WORKERS]],
             "failures": self._failures(),
         }
         return View(parts, speed, queued, tuple(reports))
 
-    def _states(self) -> list[BatchStatus]:
-        """All batches, newest first. Those that have ended are read now and then only: there may be thousands."""
-        names, now = batches.newest(self._redis), time.monotonic()
-        if now >= self._settled_until:
-            self._settled, self._settled_until = {}, now + SETTLED_SECONDS
-        fresh = batches.statuses(self._redis, [name for name in names if name not in self._settled])
-        known = self._settled | {state.id: state for state in fresh}
-        self._settled = {id: state for id, state in known.items() if state.complete}
-        return [known[name] for name in names if name in known]
-
-    def _totals(
-        self, states: Iterable[BatchStatus], reports: Iterable[Report], speed: float, queued: int
-    ) -> dict[str, Any]:
-        ranks = [_rank(state) for state in states]
-        gone = [report.gone for report in reports]
+    def _totals(self, reports: Sequence[Report], speed: float, queued: int) -> dict[str, Any]:
+        running = [state.running for state in self._states.open.values() if state.running]
+        count = len(self._states.open) + len(self._states.ended)
+        gone = sum(report.gone for report in reports)
         return {
-            "batches": len(ranks),
-            "batches_listed": min(len(ranks), MOST_BATCHES),
-            "workers_listed": min(len(gone), MOST_WORKERS),
-            "running_batches": ranks.count(0),
-            "queued_batches": ranks.count(1),
-            "running": sum(state.running for state in states),
+            "batches": count,
+            "batches_listed": min(count, MOST_BATCHES),
+            "workers_listed": min(len(reports), MOST_WORKERS),
+            "running_batches": len(running),
+            "queued_batches": len(self._states.open) - len(running),
+            "running": sum(running),
             "queued": queued,
-            "workers": len(gone) - sum(gone),
-            "gone": sum(gone),
+            "workers": len(reports) - gone,
+            "gone": gone,
             "tokens_per_second": round(speed, 1),
             "watt_hours_per_million": _rounded(fleet.watt_hours_per_million(reports)),
         }
 
-    def _batches(self, states: Iterable[BatchStatus]) -> list[dict[str, Any]]:
+    def _batches(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Those that run, then those that wait, then those that have ended; the newest of each first."""
-        shown = sorted(states, key=_rank)[:MOST_BATCHES]
+        unended, ended = self._states.open, self._states.ended
+        in_order = [unended[name] for name in names if name in unended]
+        running = (state for state in in_order if state.running)
+        waiting = (state for state in in_order if not state.running)
+        over = (ended[name] for name in names if name in ended)
+        shown = list(islice(chain(running, waiting, over), MOST_BATCHES))
         self._meters = {state.id: self._meters.get(state.id) or Meter() for state in shown if not state.complete}
         return [self._batch(state) for state in shown]
 
@@ -112,10 +105,6 @@ class Observer:
             | {name.decode(): _short(value.decode("utf-8", "replace")) for name, value in fields.items()}
             for entry, fields in latest
         ]
-
-
-def _rank(state: BatchStatus) -> int:
-    return 2 if state.complete else 1 if not state.running else 0
 
 
 def _worst_first(report: Report) -> tuple[int, str]:

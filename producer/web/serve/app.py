@@ -28,13 +28,14 @@ from .records import Shelf
 from .runner import Runner
 
 SWEEP_SECONDS = 60.0
-"""Between two looks for files that have expired."""
+"""Between two looks for what has expired."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a server is to be: the `keys` that it accepts, and `nobody` as the user where there are none; `pairs` beside
-    the known ones, and further names of pairs; seconds that a call may wait, and that each batch may take at least.
+    the known ones, and further names of pairs; seconds that a call may wait, that each batch may take at least, and
+    that files and ended batches are kept.
     """
 
     keys: Keys
@@ -43,6 +44,7 @@ class Settings:
     aliases: Mapping[str, str]
     timeout: float
     window: float
+    retention: float
 
 
 def create_app(redis: redis_py.Redis, folder: Path, settings: Settings) -> Starlette:
@@ -51,7 +53,7 @@ def create_app(redis: redis_py.Redis, folder: Path, settings: Settings) -> Starl
     Unfinished batches go on when the application starts.
     """
     models = Models(redis, settings.pairs, settings.aliases)
-    files = Files(folder / "files")
+    files = Files(folder / "files", settings.retention)
     shelf = Shelf(folder / "batches", BatchRecord)
     metrics = Metrics(redis, shelf)
     runner = Runner(redis, shelf, files, models, folder / "work")
@@ -63,7 +65,7 @@ def create_app(redis: redis_py.Redis, folder: Path, settings: Settings) -> Starl
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         runner.resume()
         chat.start()
-        sweeping = asyncio.create_task(_sweep(files))
+        sweeping = asyncio.create_task(_sweep(files, runner, settings.retention))
         yield
         sweeping.cancel()
         await chat.stop()
@@ -80,11 +82,12 @@ def create_app(redis: redis_py.Redis, folder: Path, settings: Settings) -> Starl
     )
 
 
-async def _sweep(files: Files) -> None:
-    """Deletes files as they expire."""
+async def _sweep(files: Files, runner: Runner, retention: float) -> None:
+    """Deletes files and batches as they expire."""
     while True:
         try:
             await run_in_threadpool(files.sweep)
+            await run_in_threadpool(runner.sweep, retention)
         except OSError as error:
             LOG.warning("cannot delete what has expired: %s", explain(error).message)
         await asyncio.sleep(SWEEP_SECONDS)

@@ -72,6 +72,12 @@ class BatchRecord(Record):
         return self.status in OPEN
 
     @property
+    def ended_at(self) -> int | None:
+        """When it ended; None if something is still to be done."""
+        times = (self.completed_at, self.failed_at, self.expired_at, self.cancelled_at)
+        return None if self.is_open else max((at for at in times if at is not None), default=int(self.created))
+
+    @property
     def is_ending(self) -> bool:
         """Whether it is to end before all of its requests have."""
         return self.cancelling_at is not None or self.expired_at is not None

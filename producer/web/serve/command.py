@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
 from ...queue.pair_names import KNOWN, canonical
 from ...queue.paths import data_dir
+from ...queue.wire import MOST_KEPT
 from .. import keys, listen
 from .. import tls as tls_files
 from .api_errors import LOG
 from .app import Settings, create_app
+from .files import SOONEST
 
 SHUTDOWN_SECONDS = 5
 """How long requests may go on once the server is told to stop."""
@@ -86,6 +89,12 @@ def _aliases(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     metavar="TIME",
     help="How long batches may take, such as 7d, if that is longer than the completion_window that they name.",
 )
+@click.option(
+    "--retention",
+    type=options.Duration(SOONEST, MOST_KEPT),
+    metavar="TIME",
+    help="How long files, and batches once they have ended, are kept, such as 30d. Default: until they are deleted.",
+)
 @tls_files.options
 @options.redis_url
 def serve(
@@ -97,6 +106,7 @@ def serve(
     folder: Path | None,
     timeout: float,
     window: float,
+    retention: float | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     redis_url: str | None,
@@ -116,7 +126,7 @@ def serve(
     `draftmill cancel`.
 
     The server may be stopped or killed at any time: started again with the same files and the same Redis, it goes
-    on with every unfinished batch. Outputs stay in DIR until they are deleted.
+    on with every unfinished batch. Outputs stay in DIR until they are deleted, or for --retention.
 
     Keys: users see their own files and batches only, and `draftmill limit NAME JOBS` limits how many jobs of a
     user run at once. A key without a name has a user of its own, derived from the key. Without any keys the
@@ -141,7 +151,8 @@ def serve(
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     LOG.setLevel(logging.INFO)
     with _own(folder), listen.listen(host, port) as listener:
-        app = create_app(redis, folder, Settings(accepted, user(redis), pairs, aliases, timeout, window))
+        kept_for = math.inf if retention is None else retention
+        app = create_app(redis, folder, Settings(accepted, user(redis), pairs, aliases, timeout, window, kept_for))
         LOG.info("serving %s/v1, files in %s", listen.url(listener, tls), folder)
         listen.run(app, listener, SHUTDOWN_SECONDS, tls)
         LOG.info("stopped; started again, unfinished batches go on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -59,10 +60,12 @@ class FileRecord(Record):
 
 
 class Files:
-    """The files of all users, in `folder`. A file exists once its record does, and no longer once it has expired."""
+    """The files of all users, in `folder`. A file exists once its record does, and no longer once it has expired, or is
+    older than `retention` in seconds.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, retention: float = math.inf) -> None:
+        self._folder, self._retention = folder, retention
         self.shelf = Shelf(folder, FileRecord)
         for path in folder.iterdir():  # what a kill left of an upload
             if path.suffix != ".json" and path.name not in self.shelf:
@@ -103,7 +106,7 @@ class Files:
         with replacing(path) as target:
             shutil.copyfileobj(source, target, 2**20)
         about = {"filename": name, "purpose": "batch", "bytes": path.stat().st_size}
-        record = FileRecord(id=id, user=user, created=now, expires_at=_end(now, lasts), **about)
+        record = FileRecord(id=id, user=user, created=now, expires_at=self._end(now, lasts), **about)
         try:
             self.shelf.put(record)
         except WriteError:
@@ -119,22 +122,22 @@ class Files:
         os.link(source, self.path(id))
         about = {"filename": name, "purpose": "batch_output", "bytes": source.stat().st_size}
         now = time.time()
-        self.shelf.put(FileRecord(id=id, user=user, created=now, expires_at=_end(now, lasts), **about))
+        self.shelf.put(FileRecord(id=id, user=user, created=now, expires_at=self._end(now, lasts), **about))
 
     def find(self, id: str, user: str) -> FileRecord | None:
         """The user's file of that id."""
         record = self.shelf.find(id, user)
-        return None if record is None or record.is_expired else record
+        return None if record is None or self._is_over(record) else record
 
     def sweep(self) -> None:
         """Deletes the files that have expired."""
         for record in self.shelf:
-            if record.is_expired:
+            if self._is_over(record):
                 self._remove(record)
 
     def list(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
-        found = (record for record in self.shelf if purpose in (None, record.purpose) and not record.is_expired)
+        found = (record for record in self.shelf if purpose in (None, record.purpose) and not self._is_over(record))
         return page(request, found, limit=10_000, most=10_000)
 
     def retrieve(self, request: Request) -> Response:
@@ -153,6 +156,14 @@ class Files:
     def _remove(self, record: FileRecord) -> None:
         self.shelf.remove(record.id)
         self.path(record.id).unlink(missing_ok=True)
+
+    def _is_over(self, record: FileRecord) -> bool:
+        """Whether it has expired. The retention of a server holds for what came before it was started, too."""
+        return record.is_expired or time.time() >= record.created + self._retention
+
+    def _end(self, begin: float, lasts: int | None) -> int | None:
+        seconds = min(self._retention, math.inf if lasts is None else lasts)
+        return None if seconds == math.inf else int(begin) + int(seconds)
 
     def _find(self, request: Request) -> FileRecord:
         id = request.path_params["id"]
@@ -180,7 +191,3 @@ def _lasts(form: FormData) -> int | None:
         return None
     whole = int(seconds) if isinstance(seconds, str) and re.fullmatch(r"[0-9]{1,9}", seconds) else None
     return expiry({"anchor": anchor, "seconds": whole}, "expires_after")
-
-
-def _end(begin: float, lasts: int | None) -> int | None:
-    return None if lasts is None else int(begin) + lasts

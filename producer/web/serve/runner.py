@@ -80,6 +80,12 @@ class Runner:
             if batch.is_open:
                 self._start(batch.id)
 
+    def sweep(self, retention: float) -> None:
+        """Forgets the batches that ended so many seconds ago."""
+        for batch in self.shelf:
+            if batch.ended_at is not None and time.time() >= batch.ended_at + retention:
+                self.shelf.remove(batch.id)
+
     def stop(self) -> None:
         """Lets all threads end where they can go on later."""
         self._stopping.set()

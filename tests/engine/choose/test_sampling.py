@@ -57,7 +57,6 @@ def asked(name: str) -> list[Request]:
     return requests(8, **{**CASES, **DRAWN}[name])
 
 
-@cache
 def expected(name: str, family: str = "llama") -> dict[str, list[int]]:
     return {request.id: continuation(small_model(family), request, ends(request))[0] for request in asked(name)}
 

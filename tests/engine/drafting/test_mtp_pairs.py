@@ -53,6 +53,7 @@ def test_a_target_without_a_draft_takes_its_own_head(target: Path, monkeypatch: 
     add_head(target, target)
     engine = load(target, drafts=("mtp",))
     assert engine.budget
+    assert engine.budget.cost.steps(2)[1] > 0
     assert engine.drafting == "MTP head, blocks of 4"
     engine.scheduler.depths = lambda rows, prompt: [3] * len(rows)
     asked, model = requests(3, max_tokens=8), qwen3_5_model()

@@ -20,7 +20,7 @@ from tests.kernels.choose.definition import chi_squared
 
 from .dflash2 import CONFIG, NESTED, Definition, random_draft
 
-DRAWS = 20_000
+DRAWS = 10_000
 
 SETTINGS: list[dict[str, Any]] = [
     dict(temperature=1.0),

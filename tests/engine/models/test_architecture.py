@@ -18,6 +18,7 @@ from draftmill.engine.models.folder import load
 from draftmill.engine.models.targets import FAMILIES, MODEL_TYPES, adapt
 from tests.engine.models.gemma4 import gemma4_model
 from tests.engine.small import (
+    TEXT,
     VOCABULARY,
     gemma3_model,
     gpt_oss_model,
@@ -29,15 +30,9 @@ from tests.engine.small import (
     small_engine,
 )
 
-TEXT = dict(
+EVERYTHING = TEXT | dict(
     hidden_size=128,
     num_hidden_layers=4,
-    intermediate_size=96,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    vocab_size=VOCABULARY,
     rope_theta=1e4,
     max_position_embeddings=512,
     tie_word_embeddings=False,
@@ -76,7 +71,7 @@ TEXT = dict(
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_what_mlx_lm_makes_of_a_type_is_what_is_adapted(model_type: str) -> None:
     model_class, args_class = _get_classes({"model_type": model_type})
-    config = {"model_type": model_type, **TEXT, "text_config": dict(TEXT, model_type="text")}
+    config = {"model_type": model_type, **EVERYTHING, "text_config": dict(EVERYTHING, model_type="text")}
     model: Any = model_class(args_class.from_dict(config))
     assert type(adapt(model)) is FAMILIES[architecture(config)]
 
@@ -154,6 +149,6 @@ def test_gpt_oss_is_read_from_openais_own_files(saved: Any, tmp_path: Path) -> N
 
 
 def test_another_text_inside_a_model_that_sees_has_no_adapter() -> None:
-    config = {"model_type": "mistral3", "text_config": {**TEXT, "model_type": "ministral3"}}
+    config = {"model_type": "mistral3", "text_config": {**EVERYTHING, "model_type": "ministral3"}}
     assert architecture(config) == "ministral3"
     assert architecture(config) not in FAMILIES

@@ -31,6 +31,7 @@ from tests.engine.small import (
 )
 
 from . import adapters
+from .gemma4 import gemma4_model
 
 UNKNOWN = r"^adapter 'squeal' is unknown to this worker: "
 
@@ -40,6 +41,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "llama": (llama_model, ()),
     "quantised": (lambda: quantised(llama_model()), ()),
     "mixed-bits": (lambda: quantised(llama_model(attention_bias=True), v_proj=8, up_proj=8), adapters.EVERYTHING),
+    "gemma4": (gemma4_model, (*adapters.EVERYTHING, "per_layer_input_gate", "per_layer_projection")),
     "lfm2": (lfm2_model, ("conv.in_proj", "conv.out_proj", "self_attn.out_proj", "feed_forward.w1", "feed_forward.w2")),
     "qwen3-next": (qwen3_next_model, (*adapters.ATTENTION, "self_attn.o_proj", *RECURRENT)),
 }

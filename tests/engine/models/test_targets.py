@@ -14,7 +14,8 @@ from draftmill.engine.models.targets import UnsupportedModel, adapt
 from draftmill.engine.models.targets.transformer import Transformer
 from draftmill.engine.state.state import State
 from draftmill.kernels.packing import Packing, Span
-from tests.engine.models.gemma4 import gemma4_model, gemma4_moe_model
+from draftmill.kernels.pages.sizes import PAGE
+from tests.engine.models.gemma4 import gemma4_large_model, gemma4_model, gemma4_moe_model
 from tests.engine.small import (
     VOCABULARY,
     gemma3_model,
@@ -151,7 +152,7 @@ def test_speculation_leaves_hidden_states_as_they_are(family: str) -> None:
 @pytest.mark.parametrize("family", [*HYBRIDS, *OTHERS])
 def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
     model = {**HYBRIDS, **OTHERS}[family]()
-    asked = requests(8 if rows > 1 else 3)
+    asked = requests(8)[: 8 if rows > 1 else 3]
     done = run(small_engine(model, max_rows=rows), asked, every=2 if rows == 3 else 0)
     for request in asked:
         assert list(done[request.id].tokens) == reference(model, request)
@@ -167,6 +168,31 @@ def test_taps_are_the_residual_stream_after_a_layer() -> None:
     assert mx.array_equal(target.norm(taps[1]), hidden)
     first = model.layers[0](model.model.embed_tokens(tokens)[None])[0]
     assert mx.allclose(taps[2], first, rtol=1e-4, atol=1e-5)
+
+
+def test_a_draft_of_gemma_4_has_scaled_embeddings_and_logits_without_the_cap() -> None:
+    """The target's cap is not the draft's, which has one of its own; taps are taken when a layer has scaled its sum."""
+    model = gemma4_large_model()
+    target, body, tokens = adapt(model), model.model, mx.arange(9)
+    packing = Packing.of([Span(0, 9, (0,), 9, fresh=True)], mx.arange(9, dtype=mx.int32))
+    hidden, taps = target.forward(tokens, packing, target.make_state(1), [0, 2])
+    embedded = body.embed_tokens(tokens) * body.embed_scale
+    assert mx.allclose(target.embed_drafts(tokens), embedded)
+    assert mx.allclose(target.score_drafts(hidden), body.embed_tokens.as_linear(hidden), rtol=1e-4, atol=1e-5)
+    assert mx.allclose(target.head(hidden), model(tokens[None])[0], rtol=1e-4, atol=1e-4)
+    assert mx.allclose(taps[0], body.layers[0](embedded[None], "causal")[0][0], rtol=1e-4, atol=1e-4)
+    assert mx.allclose(target.norm(taps[1]), hidden)
+
+
+def test_layers_of_gemma_4_have_pools_of_their_own_shapes_and_later_ones_have_none() -> None:
+    """As many as mlx-lm has caches, each as large as the keys and values in it."""
+    model = gemma4_model()
+    target, cache = adapt(model), model.make_cache()
+    model(mx.arange(5)[None], cache=cache)
+    held = [(each.keys.shape[1], each.keys.shape[3]) for each in cache]
+    assert [(pool.heads, pool.dim) for pool in target.make_state(3).pool.layers] == held
+    assert len(held) < len(target.layers)
+    assert target.bytes_per_page == sum(2 * 4 * PAGE * heads * dim for heads, dim in held)
 
 
 def test_a_sum_that_float16_cannot_hold_is_cut() -> None:

@@ -28,7 +28,8 @@ from draftmill.engine.train.trainer import Trainer
 from draftmill.kernels.fused import rotary
 from draftmill.kernels.fused.rotary import Norms
 from draftmill.kernels.packing import Packing, Span
-from tests.engine.small import VOCABULARY, NumberTokenizer, gemma3_model, llama_model
+from tests.engine.models.gemma4 import gemma4_model
+from tests.engine.small import VOCABULARY, NumberTokenizer, gemma3_model, llama_model, small_engine
 
 MASK = 95
 RECIPE = Recipe(
@@ -164,6 +165,13 @@ def test_what_a_draft_is_given_by_a_target_of_another_shape() -> None:
     assert mx.array_equal(draft.norm.weight, 1 + target.body.norm.weight)
     assert mx.array_equal(draft.layers[1].self_attn.k_norm.weight, 1 + attn.k_norm.weight)
     assert mx.array_equal(draft.layers[1].post_attention_layernorm.weight, 1 + norm.weight)
+
+
+def test_a_target_whose_layers_take_more_is_refused_at_once(tmp_path: Path) -> None:
+    engine = small_engine(gemma4_model())
+    run = Run("gemma", tmp_path, (), (), 0, 8, 1, None, MASK, 16)
+    with pytest.raises(TrainingError, match="drafts of models such as gemma cannot be trained here"):
+        train(run, engine, print)
 
 
 def test_labels_end_with_the_sequence() -> None:

@@ -3,7 +3,7 @@
     python -m tests.farm.models.expected FOLDER LINES NAME…
 
 makes a model in FOLDER/NAME for each name, and prints a line of JSON for it: for each line of the file the tokens, why
-they ended, and the margin of each choice.
+they ended, and the margin of each choice. Of long answers only the beginning is generated.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from mlx_lm import load, stream_generate
 
 from .folders import write
 
+LONGEST = 200
+"""Tokens of an answer at most."""
+
 
 def answer(model: Any, tokenizer: Any, body: dict[str, Any]) -> dict[str, Any]:
     """mlx-lm's greedy answer to the body of a line, which is a plain prompt."""
     end = tokenizer.eos_token_id
     tokenizer.eos_token_ids = set() if body.get("ignore_eos") else {end}
-    steps = list(stream_generate(model, tokenizer, body["prompt"], max_tokens=body["max_tokens"]))
+    steps = list(stream_generate(model, tokenizer, body["prompt"], max_tokens=min(LONGEST, body["max_tokens"])))
     reason = steps[-1].finish_reason
     tokens = [step.token for step in steps]
     return {
+        "asked": body["max_tokens"],
         "tokens": tokens[:-1] if reason == "stop" else tokens,
         "reason": reason,
         "margins": margins(mx.stack([step.logprobs for step in steps])),

@@ -51,7 +51,7 @@ def write(name: str, folder: Path) -> None:
     """Makes a model of the architecture called `name`, and saves it in a new folder with its tokenizer."""
     if name in OWN:
         model = OWN[name](max_position_embeddings=CONTEXT)
-        config = {**asdict(model.args), "model_type": name}
+        config = {"max_position_embeddings": CONTEXT, **asdict(model.args), "model_type": name}
     else:
         model, config = tiny(name, context=CONTEXT), configuration(name, CONTEXT)
     folder.mkdir()

@@ -42,18 +42,25 @@ ALIKE = {
     "PAGE": str(PAGE),
     "STEP": str(ragged_attention.STEP),
 }
+GATED = {
+    "HEADS": "16",
+    "KV_HEADS": "4",
+    "DIM": "256",
+    "STRIDE": "512",
+    "WIDTH": "10240",
+    "KEYS": "8192",
+    "VALUES": "9216",
+    "ROTATED": "64",
+}
+"""Heads of queries with a gate behind each."""
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
     (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
     (ragged_attention.SOURCE, "combine", "__half", {"D": "64"}),
     (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", {"K": "2560", "LINES": "9728"}),
     (FOLDER / "gated_delta.metal", "gated_delta", "__nv_bfloat16", {"HK": "16", "HV": "32", "DK": "128", "DV": "128"}),
-    (
-        rotary.SOURCE,
-        "rotate",
-        "__nv_bfloat16",
-        {"HEADS": "16", "KV_HEADS": "4", "DIM": "256", "STRIDE": "512", "WIDTH": "10240", "ROTATED": "64"},
-    ),
+    (rotary.SOURCE, "rotate", "__nv_bfloat16", GATED | {"VALUES_NORMED": "0"}),
+    (rotary.SOURCE, "rotate", "float", GATED | {"VALUES": GATED["KEYS"], "VALUES_NORMED": "1"}),
     (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
     (pool.SOURCE, "store", "float", {"HEADS": "8", "WORDS": "32"}),
     (pool.SOURCE, "gather", "float", {"HEADS": "8", "WORDS": "32"}),

@@ -101,6 +101,43 @@ def test_lines_of_a_file(fleet: Shell, model: str, expected: dict[str, str]) -> 
     assert (failed["custom_id"], failed["error"]["message"]) == ("unknown", reason)
 
 
+def answers(shell: Shell, model: str) -> dict[str, tuple[str, str]]:
+    """Of each result the adapter that answered, and its text."""
+    results = map(orjson.loads, shell.lines("out.jsonl"))
+    bodies = {result["custom_id"]: result["response"]["body"] for result in results}
+    return {id: (body["model"].removeprefix(model), body["choices"][0]["text"]) for id, body in bodies.items()}
+
+
+def test_run_has_adapters_that_lines_name(shell: Shell, model: str, expected: dict[str, str]) -> None:
+    both = ",".join(f"{name}={Path(model).with_name(name)}" for name in ("sql", "notes"))
+    asked = [line(f"{name}{n}", **({"adapter": name} if name else {})) for n in range(3) for name in expected]
+    path = shell.write("in.jsonl", jsonl(*asked, line("unknown", adapter="squeal")))
+    done = shell("run", path, "-o", "out.jsonl", "--pair", model, "--adapters", both)
+    assert done.returncode == 4, done.stderr
+    assert answers(shell, model) == {
+        f"{name}{n}": (f":{name}" if name else "", text) for n in range(3) for name, text in expected.items()
+    }
+    (failed,) = map(orjson.loads, shell.lines("out.jsonl.errors.jsonl"))
+    assert failed["custom_id"] == "unknown"
+
+
+def test_run_has_an_adapter_for_all_lines_which_make_another_batch(
+    shell: Shell, model: str, expected: dict[str, str]
+) -> None:
+    path = shell.write("in.jsonl", jsonl(line("a"), line("b")))
+    command = ["run", path, "-o", "out.jsonl", "--pair", model]
+    folder = Path(model).with_name("notes")
+    done = shell(*command, "--adapter", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert answers(shell, model) == dict.fromkeys("ab", (":notes", expected["notes"]))
+    other = shell(*command)
+    assert other.returncode == 2
+    assert "--adapter was notes, is not given" in other.stderr
+    refused = shell(*command, "--adapter", f"{folder}/nowhere", "--force")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith(f"Error: {folder}/nowhere has no adapter_config.json: name a ")
+
+
 def test_the_server_has_adapters_as_models(fleet: Shell, model: str, expected: dict[str, str]) -> None:
     server = Server(fleet, fleet.environment["REDIS_URL"])
     server.start()

@@ -16,7 +16,7 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer.output.output import Output
-from draftmill.producer.queue import batches
+from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.batches import Result
 from draftmill.producer.queue.errors import UserError
 from tests.producer.conftest import Shell
@@ -91,6 +91,21 @@ def test_collect_killed_at_random_moments_has_every_line_once(
     before = shell.lines("out.jsonl")
     shell("collect", batch, "-o", "out.jsonl")
     assert shell.lines("out.jsonl") == before
+
+
+def test_results_are_kept_for_as_long_as_was_asked(
+    shell: Shell, prompts: str, redis: redis_py.Redis, worker: Callable[[], None]
+) -> None:
+    wrong = shell("submit", prompts, "--pair", PAIR, "--keep-results", "5s")
+    assert wrong.returncode == 2
+    assert "'5s' is not at least 1m" in wrong.stderr
+    batch = shell("submit", prompts, "--pair", PAIR, "--keep-results", "2h").stdout.strip()
+    assert shell("submit", prompts, "--pair", PAIR).stdout.strip() == batch
+    worker()
+    assert shell("collect", batch, "-o", "out.jsonl", "--follow", "--leave").returncode == 4
+    assert 7100 < redis.ttl(wire.results_key(batch)) <= 7200
+    again = shell("submit", prompts, "--pair", PAIR, "--keep-results", "3h")
+    assert "Note: it is complete already; --keep-results changes nothing" in again.stderr
 
 
 def test_collected_results_are_dropped_unless_left(shell: Shell, prompts: str, worker: Callable[[], None]) -> None:

@@ -71,11 +71,13 @@ def test_all_options_that_take_one() -> None:
     found = {name for name, parameter in options(main) if isinstance(parameter.type, Duration)}
     assert found == {
         "run --max-seconds",
+        "submit --keep-results",
         "submit --max-seconds",
         "workers --wait",
         "workers drain --wait",
         "cron add --every",
         "cron run --lease",
+        "serve --retention",
         "serve --timeout",
         "serve --window",
         "worker --lease",

@@ -60,6 +60,8 @@ def test_results_come_while_the_batch_runs(url: str, worker: object) -> None:
         assert [result.custom_id for result in client.batch(batch.id).results(results[-3].entry)] == [
             result.custom_id for result in results[-2:]
         ]
+        again = client.submit(rows(80), pair=PAIR, keep_results=3600)
+        assert again.notes[-1:] == ("the batch is complete already; keep_results changes nothing",)
         batch.forget()
         with pytest.raises(UserError, match="no batch"):
             batch.status()
@@ -192,6 +194,8 @@ def test_mistakes(url: str, tmp_path: Path) -> None:
             client.submit(["a"], temperature=3)
         with pytest.raises(UserError, match=r"line 2: has no prompt \(nor messages\) \(1 bad in all\)"):
             client.submit([{"prompt": "a"}, {"text": "b"}], strict=True)
+        with pytest.raises(UserError, match="results cannot be kept for 5 s; keep_results is 60 s to ten years"):
+            client.submit(["a"], keep_results=5)
         with pytest.raises(TypeError, match="no option max_token"):
             client.submit(["a"], **misspelt)
         with pytest.raises(UserError, match="no batch 'batch_x' here"):

@@ -1,4 +1,4 @@
-"""The order in which lines are queued."""
+"""How lines are queued: in which order, how many at a time, and none of a file that changed meanwhile."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import orjson
 import pytest
 import redis as redis_py
 
+from draftmill.producer.client import submission as submitting
 from draftmill.producer.client.patience import Patience
-from draftmill.producer.client.submission import BEGINNING, Submission, plan, submit
+from draftmill.producer.client.submission import BEGINNING, Feed, Submission, plan, submit
+from draftmill.producer.input.chunks import CHUNK, CHUNK_BYTES
 from draftmill.producer.input.dataset import Dataset
 from draftmill.producer.input.lines import Defaults
 from draftmill.producer.queue import batches, wire
@@ -59,6 +61,50 @@ def test_nothing_of_a_file_that_changed_meanwhile_is_queued(
     state = batches.status(redis, submission.info.id)
     assert state
     assert state.submitted == queued
+
+
+def long_lines(count: int, size: int) -> bytes:
+    return b"".join(b'{"id": "%d", "prompt": "%d %b"}\n' % (n, n, b"x" * size) for n in range(count))
+
+
+def test_long_lines_are_submitted_a_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(long_lines(20, CHUNK_BYTES // 3) + long_lines(1200, 10).replace(b'"id": "', b'"id": "s'))
+    submission = planned(path)
+    chunks = list(submission.dataset.chunks(submission.survey))
+    assert [len(chunk.jobs) for chunk in chunks] == [*[3] * 6, CHUNK - 18, CHUNK, 220]
+    assert max(chunk.size for chunk in chunks) < CHUNK_BYTES * 4 / 3
+    assert sum(chunk.size for chunk in chunks) == submission.survey.size
+    path.write_bytes(long_lines(19, CHUNK_BYTES // 3) + b'{"id": "19", "prompt": "another"}\n')
+    seen: list[int] = []
+    with pytest.raises(UserError, match="changed while it was submitted"):
+        seen.extend(len(chunk.jobs) for chunk in submission.dataset.chunks(submission.survey))
+    assert seen == [3] * 6
+
+
+def test_of_long_lines_fewer_are_queued_at_a_time(
+    redis: redis_py.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(long_lines(20, CHUNK_BYTES // 2))
+    monkeypatch.setattr(submitting, "WINDOW_BYTES", 4 * CHUNK_BYTES)
+    submission = planned(path)
+    feed = Feed(submission, Patience(redis))
+    state = feed.begin()
+    while feed.advance(state):
+        state = batches.status(redis, submission.info.id)
+        assert state
+    assert not feed.exhausted
+    assert 8 <= state.open <= 10
+    full: list[int] = []
+
+    def cancel(state: batches.BatchStatus) -> None:
+        full.append(state.open)
+        batches.cancel(redis, state.id)
+
+    with pytest.raises(UserError, match="cancelled while it was submitted"):
+        feed.to_end(full=cancel)
+    assert full == [state.open]
 
 
 def test_a_batch_is_its_lines_and_its_user(tmp_path: Path) -> None:

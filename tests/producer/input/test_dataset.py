@@ -302,7 +302,7 @@ def test_batches_lines_and_names_have_a_largest_size(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("draftmill.producer.input.dataset.MOST_LINES", 2)
     monkeypatch.setattr("draftmill.producer.input.sources.MOST_BODY_BYTES", 1000)
     short, long = b'{"prompt": "a"}', b'{"prompt": "' + b"x" * 3000 + b'"}'
-    with pytest.raises(UserError, match="has 3 lines, a batch at most 2; split the file"):
+    with pytest.raises(UserError, match="has more than 2 lines, the most of a batch; split the file"):
         dataset(short, short, short).survey()
     first, second, third = read(short, long, {"id": "i" * 513, "prompt": "a"})
     assert isinstance(first, JobBody)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from rq import Queue
@@ -224,6 +225,22 @@ def test_keys_of_a_batch_expire_only_when_it_is_complete(mill: Mill) -> None:
     w.commit([outcome(second)])
     assert all(0 < mill.redis.ttl(key) <= wire.RESULT_TTL for key in keys)
     assert 0 < mill.redis.ttl(f"rq:job:{first.id}") <= wire.RESULT_TTL
+
+
+def test_a_batch_is_kept_for_as_long_as_was_asked(mill: Mill) -> None:
+    info = batches.BatchInfo("b", PAIR, "normal", 2, kept_for=600)
+    mill.submit(2)
+    for repeated in (info, replace(info, kept_for=None)):
+        batches.create(mill.redis, repeated)
+    w = queue(mill, "w")
+    first, second = w.claim(2)
+    w.commit([outcome(first)])
+    assert mill.redis.ttl(wire.batch_key("b")) == -1
+    w.commit([outcome(second)])
+    batches.acknowledge(mill.redis, "b", list(batches.results(mill.redis, "b"))[:1])
+    left = {key: mill.redis.ttl(key) for key in mill.redis.keys("draftmill:*:b")}
+    assert left.keys() >= {b"draftmill:batch:b", b"draftmill:ended:b", b"draftmill:handed:b", b"draftmill:results:b"}
+    assert all(590 <= seconds <= 600 for seconds in left.values()), left
 
 
 def test_suspended_queues_give_no_jobs(mill: Mill) -> None:

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from redis.exceptions import ResponseError
 from draftmill.producer.queue import batches, scripts, wire
 from draftmill.producer.queue.ending import repair
 from draftmill.producer.queue.leases import Outcome
-from tests.producer.queue.helpers import lapse, outcome, queue
+from tests.producer.queue.helpers import fetch, lapse, outcome, queue
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
@@ -69,6 +70,27 @@ def test_bodies_go_to_those_who_claim_only(mill: Mill) -> None:
         assert sent(mill, act)[1] < 4000
     after: Any = mill.redis.info("commandstats")
     assert after["cmdstat_hget"]["calls"] - before.get("cmdstat_hget", {"calls": 0})["calls"] <= 40
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "cancelled"])
+def test_bodies_leave_as_soon_as_their_jobs_have_ended(mill: Mill, end: str) -> None:
+    text = random.Random(0).randbytes(200_000).hex()
+    mill.submit(8, prompt=text)
+    w = queue(mill, "w")
+    jobs = w.claim(8)
+    before: Any = mill.redis.info("memory")
+    if end == "cancelled":
+        w.release(jobs)
+        batches.cancel(mill.redis, "b")
+    else:
+        w.commit([replace(outcome(job), status=end) for job in jobs])
+    after: Any = mill.redis.info("memory")
+    assert before["used_memory"] - after["used_memory"] > 8 * 180_000
+    job = fetch(mill, jobs[0].id)  # RQ's tools still show it
+    assert (job.func_name, job.args, job.description) == (wire.FUNCTION, [], jobs[0].custom_id)
+    assert job.get_status() == {"done": "finished", "failed": "failed", "cancelled": "canceled"}[end]
+    if end != "cancelled":  # a worker that did not see Redis's answer sends its outcomes again
+        assert w.commit([outcome(job) for job in jobs]) == [True] * 8
 
 
 def test_a_worker_that_waits_is_called_when_there_are_jobs(mill: Mill) -> None:

@@ -224,6 +224,36 @@ def test_an_expired_file_is_gone(redis_server: RedisServer, shell: Shell) -> Non
         server.kill()
 
 
+def test_what_is_older_than_the_retention_is_gone(redis_server: RedisServer, shell: Shell) -> None:
+    server = Server(shell, redis_server.url)
+    server.start()
+    folder, day = shell.folder / "files", 24 * 3600
+    content = jsonl(request("a"))
+    with worker(redis_server.url, redis_server.folder / "spool"):
+        old, new = (create(server.client(), content).id for _ in range(2))
+        old, new = (wait(server.client(), id) for id in (old, new))
+    waiting = create(server.client(), content)
+    assert server.stop() == 0
+    for record, ages in ((old.id, "completed_at"), (old.input_file_id, "created"), (waiting.id, "created")):
+        (path,) = folder.glob(f"*/{record}.json")
+        path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {ages: int(time.time()) - 2 * day}))
+    server.options = ("--retention", "1d")
+    server.start()
+    client = server.client()
+    try:
+        wait_until(lambda: {batch.id for batch in client.batches.list()} == {new.id, waiting.id})
+        wait_until(lambda: not list(folder.glob(f"*/{old.id}*")) and not list(folder.glob(f"*/{old.input_file_id}*")))
+        assert old.output_file_id
+        assert client.files.retrieve(old.output_file_id).expires_at is None  # it came before there was a retention
+        file = client.files.create(file=("a.jsonl", content), purpose="batch")
+        assert file.expires_at == file.created_at + day
+        soon: Any = {"anchor": "created_at", "seconds": 3600}
+        file = client.files.create(file=("a.jsonl", content), purpose="batch", expires_after=soon)
+        assert file.expires_at == file.created_at + 3600
+    finally:
+        server.kill()
+
+
 def test_health_needs_no_key(shell: Shell) -> None:
     with fresh_server() as redis:
         server = Server(shell, redis.url, "--api-key-file", shell.write("keys", "key-of-ann\n"))

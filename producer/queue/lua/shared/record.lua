@@ -6,8 +6,8 @@
 -- with the batch go its keys.
 --   rq:queues                      set     the keys of all queues; a queue without a batch is forgotten by reap.lua
 --   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
---   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then until its
---                                          result is acknowledged, at most JOB_TTL seconds:
+--   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then without its
+--                                          body until its result is acknowledged, at most JOB_TTL seconds:
 --     draftmill_batch                      batch of the job
 --     draftmill_user                       who submitted it
 --     draftmill_custom_id                  its line's custom_id
@@ -25,7 +25,7 @@
 --   rq:worker:<worker>             hash    RQ's record of a worker; 60 s after its last heartbeat it expires
 --   rq:worker:<worker>:executions  set     `<job>:<token>` of what a worker runs; expires after TTL
 --   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with its result
--- Keys of a batch. Complete, they expire after TTL; `draftmill forget` drops them.
+-- Keys of a batch. Complete, they expire after TTL, or what was asked for; `draftmill forget` drops them.
 --   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by reap.lua
 --   draftmill:batch:<batch>        hash    what a batch is, see wire.py. Its owner is who submitted it
 --   draftmill:open:<batch>         hash    job without an outcome -> `<n> <custom_id>`: it is queued, runs or is set aside.
@@ -67,7 +67,7 @@
 --
 -- The first two arguments are the same everywhere:
 --   ARGV[1]  the caller's time as RQ writes it, for display only
---   ARGV[2]  TTL: seconds that a complete batch is kept
+--   ARGV[2]  TTL: seconds that a complete batch is kept of which nothing else was asked
 
 local AT, TTL = ARGV[1], tonumber(ARGV[2])
 local TEN_YEARS, JOB_TTL = 315360000, 3600
@@ -236,13 +236,19 @@ local function complete(batch)
   return ended >= (tonumber(about[1]) or 0)
 end
 
+-- Seconds that a batch is kept once it is complete.
+local function kept_for(batch)
+  return tonumber(redis.call('HGET', 'draftmill:batch:' .. batch, 'kept_for')) or TTL
+end
+
 -- Lets the keys of a batch expire once it is complete.
 local function expire_if_complete(batch)
   if not complete(batch) then return end
-  redis.call('EXPIRE', 'draftmill:batch:' .. batch, TTL)
-  for _, kind in ipairs(KINDS) do redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, TTL) end
+  local seconds = kept_for(batch)
+  redis.call('EXPIRE', 'draftmill:batch:' .. batch, seconds)
+  for _, kind in ipairs(KINDS) do redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, seconds) end
   for _, queue in ipairs(queues_of(batch)) do
-    for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, TTL) end
+    for _, status in pairs(STATUS) do redis.call('EXPIRE', 'rq:' .. status .. ':' .. queue, seconds) end
   end
   redis.call('ZREM', UNENDED, batch)
 end
@@ -257,11 +263,15 @@ local function file(job, status)
   redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
--- Ends an open job: mark, result line, counters, RQ's registries, expiry.
+-- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
 local function record(job, outcome, line, prompt_tokens, completion_tokens)
   drop_lease(job)
   take_up(job)
   file(job, STATUS[outcome])
+  if not job.gone then
+    redis.call('HSET', job.key, 'data', NO_BODY)
+    redis.call('HDEL', job.key, 'draftmill_keep')
+  end
   local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
   redis.call('HDEL', 'draftmill:open:' .. job.batch, job.id)
   redis.call('SETBIT', 'draftmill:ended:' .. job.batch, job.n, 1)
