@@ -78,12 +78,18 @@ def draft_of(config: dict[str, Any]) -> DFlashDraft:
     Raises:
         ModelError: an architecture, a layout or a value that is not supported.
     """
+    kind = kind_of(config)
+    return kind(kind.configuration.from_dict(config))
+
+
+def kind_of(config: dict[str, Any]) -> type[DFlashDraft]:
+    """The kind of draft that a configuration is for. Raises ModelError if there is none here."""
     if is_dspark(config):
-        return DSparkDraft(DSparkDraft.configuration.from_dict(config))
+        return DSparkDraft
     if layout := next((key for key in OTHER_LAYOUTS if config.get(key) is not None), None):
         raise ModelError(f"draft config.json has {layout}: this layout is not supported")
     named = config.get("architectures") or [DFlashDraft.architecture]
     kind = next((DRAFTS[name] for name in named if name in DRAFTS), None)
     if kind is None:
         raise ModelError(f"draft architecture {named[0]} is not supported; supported: {', '.join(DRAFTS)}, DSpark's")
-    return kind(kind.configuration.from_dict(config))
+    return kind

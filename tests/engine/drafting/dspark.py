@@ -150,7 +150,7 @@ def random_weights(
     if outputs < VOCABULARY:
         tokens = tokens_of_fewer()
         weights["d2t"] = mx.array(tokens - np.arange(outputs), mx.int64)
-        weights["t2d"] = mx.array(np.isin(np.arange(VOCABULARY), tokens))
+        weights["t2d"] = mx.array(np.isin(np.arange(VOCABULARY), tokens).tolist())
     mx.eval(weights)
     return weights
 

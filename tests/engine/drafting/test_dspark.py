@@ -238,7 +238,7 @@ def test_a_quantised_checkpoint_is_quantised_where_its_weights_are(tmp_path: Pat
     whole = dict(weights)
     for name in [name.removesuffix(".scales") for name in weights if name.endswith(".scales")]:
         parts = (whole.pop(f"{name}.{part}") for part in ("weight", "scales", "biases"))
-        whole[f"{name}.weight"] = mx.dequantize(*parts, 64, 8)
+        whole[f"{name}.weight"] = mx.dequantize(*parts, group_size=64, bits=8)
     quantised, plain = loaded(tmp_path / "a", config, weights), loaded(tmp_path / "b", LIQUID, whole)
     assert sum(name.endswith(".scales") for name, _ in arrays(quantised)) == 4
     states = []
