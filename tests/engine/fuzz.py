@@ -26,7 +26,7 @@ from draftmill.engine.schedule.row import FROM_DRAFT, Row
 
 from .choose import test_grammar
 from .choose.test_grammar import VOCABULARY
-from .drafting.heads import random_head
+from .drafting.mtp.heads import random_head
 from .drafting.test_speculation import BLOCK, Replay, random_draft
 from .expected import Expectations, Expected, Wrong, told
 from .load import CHANGES, FAMILIES, Load, drawn, with_stops

@@ -14,7 +14,7 @@ from draftmill.kernels.operations import Operations
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
-from .drafting.heads import random_head
+from .drafting.mtp.heads import random_head
 from .drafting.test_speculation import random_draft
 from .metal_rules import HeldEngine
 from .small import (

@@ -20,7 +20,7 @@ from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request, Sampling
 from draftmill.kernels.packing import Packing, Span
-from tests.engine.drafting.heads import Formulas, random_head, stored
+from tests.engine.drafting.mtp.heads import Formulas, random_head, stored
 from tests.engine.small import VOCABULARY, llama_model, qwen3_5_model, qwen3_5_moe_model
 
 BUILDERS: dict[str, Callable[[], Any]] = {

@@ -18,7 +18,7 @@ from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import Row
 from tests.engine.choose import test_grammar as grammars
-from tests.engine.drafting.heads import Formulas, random_head, stored
+from tests.engine.drafting.mtp.heads import Formulas, random_head, stored
 from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
