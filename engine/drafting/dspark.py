@@ -20,8 +20,8 @@ from .selector import ragged, rectangle
 
 NEEDED = ("block_size", "mask_token_id", "target_layer_ids", "markov_rank")
 
-UNUSED = ("confidence_head.proj.weight", "confidence_head.proj.bias", "mask_embedding", "t2d")
-"""Weights that drafts do not depend on: of the confidence head, and of training."""
+UNUSED = ("confidence_head.proj.", "mask_embedding", "t2d")
+"""How the names of weights begin that drafts do not depend on: of the confidence head, and of training."""
 
 OUTSIDE = -1e30
 """The logit of a token that a draft's vocabulary lacks. It is finite because a row may allow none of those it has."""
@@ -92,7 +92,7 @@ class DSparkDraft(DFlashDraft):
         if "lm_head.weight" in weights:
             self.lm_head = nn.Linear(config.hidden_size, self.outputs, bias=False)
         self._take_vocabulary(weights)
-        kept = {name: array for name, array in weights.items() if name not in (*UNUSED, "d2t")}
+        kept = {name: array for name, array in weights.items() if not name.startswith((*UNUSED, "d2t"))}
         if config.rope_is_neox_style:
             return kept
         return {name: self._halved(array) if _turning(name) else array for name, array in kept.items()}
@@ -121,6 +121,8 @@ class DSparkDraft(DFlashDraft):
 
         Queries and keys have the same order then, and so the same products.
         """
+        if array.shape[0] % self.config.head_dim:
+            return array  # which is refused for its shape
         heads = array.reshape(-1, self.config.head_dim // 2, 2, *array.shape[1:])
         return heads.swapaxes(1, 2).reshape(array.shape)
 

@@ -169,10 +169,10 @@ def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _speculators(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of vLLM's speculators."""
-    _refuse_other_drafts(config)
     known = SPECULATORS | ELSEWHERE | UNREAD | REFUSED.keys()
     _refuse(name for name, value in config.items() if name not in known and value not in (None, False))
     backbone: dict[str, Any] = dict(config.get("transformer_layer_config") or {})
+    _refuse_other_drafts({**backbone, **config})
     taps = config.get("aux_hidden_state_layer_ids")
     if not backbone or not taps:
         missing = "aux_hidden_state_layer_ids" if backbone else "transformer_layer_config"

@@ -332,6 +332,7 @@ def test_the_first_slot_follows_from_the_number_of_tokens_where_nothing_says_it(
         (layered(use_sliding_window=False), "contradict"),
         (layered(sliding_window=None), "no sliding_window"),
         (layered(hidden_size=None), "hidden_size"),
+        (layered(attention_sink_bias=True), "attention_sink_bias"),
     ],
 )
 def test_a_configuration_that_means_something_else_is_refused(
@@ -352,6 +353,7 @@ def test_a_configuration_that_means_something_else_is_refused(
         (FLAT, {}, {"layers.0.self_attn.attention_sink_bias": mx.zeros(4)}, "attention_sink_bias is unknown"),
         (FLAT, {}, {"log_snr_embed.weight": mx.zeros(4)}, "log_snr_embed.weight is unknown"),
         (FLAT, {"outputs": FEWER}, {}, "d2t is there"),
+        (LIQUID, {}, {"layers.0.self_attn.q_proj.weight": mx.zeros((120, 64))}, r"q_proj.weight is \(120, 64\)"),
         (SPECULATORS, {"outputs": FEWER}, {}, "lm_head.weight is missing"),
         (SPECULATORS, {"outputs": FEWER, "own": "head"}, {"d2t": None}, "d2t is missing"),
         (SPECULATORS, {"outputs": FEWER, "own": "head"}, {"d2t": mx.zeros(FEWER - 1, mx.int64)}, "d2t does not name"),
