@@ -25,8 +25,8 @@ from ...kernels.race import measurements
 from ..drafting.context import ContextWrite
 from ..drafting.drafter import DraftRow
 from ..drafting.kinds import Draft, ModelSource, block_of, drafter_for
-from ..drafting.mtp_drafter import MTPDrafter
-from ..drafting.mtp_entries import EntryWrite
+from ..drafting.mtp.drafter import MTPDrafter
+from ..drafting.mtp.entries import EntryWrite
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from ..state.state import State

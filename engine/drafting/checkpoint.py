@@ -12,9 +12,11 @@ import mlx.nn as nn
 from ..models.folder import ModelError
 from .dflash import DFlashDraft, arrays
 from .dflash2 import DFlash2Draft
+from .dspark import DSparkDraft
+from .dspark_layouts import is_dspark
 
 DRAFTS: dict[str, type[DFlashDraft]] = {kind.architecture: kind for kind in (DFlashDraft, DFlash2Draft)}
-"""By architecture, as `config.json` names it."""
+"""By architecture, as `config.json` names it. DSpark's is recognised by more than that."""
 
 OTHER_LAYOUTS = ("speculators_model_type", "selector_vocab_size")
 """Keys of configurations that are written in another way than these architectures'."""
@@ -25,7 +27,7 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
 
     Args:
         folder: `config.json` and one or more `*.safetensors`.
-        quantize_bits: quantise the linear layers at load, in groups of 64.
+        quantize_bits: quantise linear layers and embeddings at load, in groups of 64.
 
     Raises:
         ModelError: unreadable or incomplete, another architecture, weights that are unknown, do not fit or are NaN.
@@ -42,9 +44,13 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
             raise
         raise ModelError(f"draft {folder}: {error}; download it again") from error
     draft = draft_of(raw)
-    weights = {name.removeprefix("model."): array for name, array in weights.items()}
+    weights = draft.adopt({name.removeprefix("model."): array for name, array in weights.items()})
     if quantization := raw.get("quantization"):
-        nn.quantize(draft, group_size=quantization["group_size"], bits=quantization["bits"])
+
+        def quantised(path: str, module: nn.Module) -> bool:
+            return hasattr(module, "to_quantized") and f"{path}.scales" in weights
+
+        nn.quantize(draft, quantization["group_size"], quantization["bits"], class_predicate=quantised)
     expected = {name: array.shape for name, array in arrays(draft)}
     for name, shape in expected.items():
         if name not in weights:
@@ -72,10 +78,18 @@ def draft_of(config: dict[str, Any]) -> DFlashDraft:
     Raises:
         ModelError: an architecture, a layout or a value that is not supported.
     """
+    kind = kind_of(config)
+    return kind(kind.configuration.from_dict(config))
+
+
+def kind_of(config: dict[str, Any]) -> type[DFlashDraft]:
+    """The kind of draft that a configuration is for. Raises ModelError if there is none here."""
+    if is_dspark(config):
+        return DSparkDraft
     if layout := next((key for key in OTHER_LAYOUTS if config.get(key) is not None), None):
         raise ModelError(f"draft config.json has {layout}: this layout is not supported")
     named = config.get("architectures") or [DFlashDraft.architecture]
     kind = next((DRAFTS[name] for name in named if name in DRAFTS), None)
     if kind is None:
-        raise ModelError(f"draft architecture {named[0]} is not supported; supported: {', '.join(DRAFTS)}")
-    return kind(kind.configuration.from_dict(config))
+        raise ModelError(f"draft architecture {named[0]} is not supported; supported: {', '.join(DRAFTS)}, DSpark's")
+    return kind

@@ -23,6 +23,7 @@ from ..choose.change import Slot, choose_changed
 from ..models.folder import ModelError
 from ..models.layers import swiglu, turns
 from ..models.linear import Beside, apply, join, products
+from ..models.targets.transformer import Transformer
 from ..request import Sampling
 from ..state.kv_pool import Heads
 
@@ -106,10 +107,10 @@ def default_taps(layers: int, target_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The F mask slots of a round's blocks that become drafts: `depths` of each of M rows, row after row.
+    """The F slots of a round's blocks that become drafts: `depths` of each of M rows, row after row.
 
-    `hidden` [F, hidden] is the draft's, normed; `logits` [F, vocabulary] are the target head's, finished; `positions`
-    [F] and `samplings` are the drafts'. Slots change their logits, or there are none at all. `anchors` [M] are the
+    `hidden` [F, hidden] is the draft's, normed; `logits` [F, vocabulary] are its head's, finished; `positions` [F] and
+    `samplings` are the drafts'. Slots change their logits, or there are none at all. `anchors` [M] are the
     tokens before each row's first draft.
     """
 
@@ -181,6 +182,24 @@ class DFlashDraft(nn.Module):
         )
         self._joint: list[tuple[nn.Module, nn.Module]] = []
 
+    def adopt(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """A checkpoint's weights by their names here and as they lie here; makes what not every checkpoint has.
+
+        Raises:
+            ModelError: weights that contradict each other or the configuration.
+        """
+        return weights
+
+    @property
+    def first(self) -> int:
+        """The slot of a block that gives the first draft: not the anchor's own, which is slot 0."""
+        return 1
+
+    @property
+    def block(self) -> int:
+        """Most tokens of a row in a round, its anchor among them."""
+        return self.config.block_size - self.first + 1
+
     @property
     def layout(self) -> Layout:
         """Queries, keys and values in a layer's joint projection."""
@@ -248,6 +267,14 @@ class DFlashDraft(nn.Module):
             return self._joint[index]
         attn, mlp = self.layers[index].self_attn, self.layers[index].mlp
         return Beside([attn.q_proj, attn.k_proj, attn.v_proj]), Beside([mlp.gate_proj, mlp.up_proj])
+
+    def embed(self, tokens: mx.array, target: Transformer) -> mx.array:
+        """What the slots of blocks hold [N, hidden], for tokens [N]."""
+        return target.embed_drafts(tokens).astype(self.dtype)
+
+    def score(self, hidden: mx.array, target: Transformer) -> mx.array:
+        """Logits [F, vocabulary] of the draft's hidden states [F, hidden], finished."""
+        return self.finish(target.score_drafts(hidden.astype(target.dtype)))
 
     def finish(self, logits: mx.array) -> mx.array:
         """The draft's own scaling of the target head's logits."""

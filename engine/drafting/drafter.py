@@ -53,7 +53,7 @@ class Drafter:
         draft.join()
         self.draft, self.target = draft, target
         self.tapped = draft.config.target_layer_ids
-        self.block = draft.config.block_size
+        self.block = draft.block
         self.about = f"blocks of {self.block}"
         self.pool = KVPool(draft.heads, pages, draft.dtype, target.operations)
         scales = [layer.self_attn.scale for layer in draft.layers]
@@ -79,7 +79,7 @@ class Drafter:
 
     def score(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> Wanted:
         """Logits of the tokens to draft, and what else chooses them."""
-        block, count = self.block, len(rows)
+        block, first, count = self.draft.config.block_size, self.draft.first, len(rows)
         places = mx.array([row.slot for row in rows])
         mask = mx.full((count, block - 1), self.draft.config.mask_token_id, mx.int32)
         tokens = mx.concatenate([anchors[places][:, None], mask], axis=1).flatten()
@@ -95,16 +95,15 @@ class Drafter:
             queries = operations.rotate(projected, turns, norms, layout, pool, packing.places)
             return operations.attention(queries, pool, packing, self.manners[layer])
 
-        embedded = self.target.embed_drafts(tokens).astype(self.draft.dtype)
-        hidden = self.draft(embedded, positions, attend, operations)
-        wanted = mx.array([i * block + 1 + j for i, row in enumerate(rows) for j in range(row.depth)])
+        hidden = self.draft(self.draft.embed(tokens, self.target), positions, attend, operations)
+        wanted = mx.array([i * block + first + j for i, row in enumerate(rows) for j in range(row.depth)])
         hidden = hidden[wanted]
-        logits = self.draft.finish(self.target.score_drafts(hidden.astype(self.target.dtype)))
+        logits = self.draft.score(hidden, self.target)
         samplings = [row.request.sampling for row in rows for _ in range(row.depth)]
         # The target's changes, too, but for what earlier drafts of the block add to the history.
         slots = [Slot(row.change) for row in rows for _ in range(row.depth)] if any(row.change for row in rows) else ()
         depths = [row.depth for row in rows]
-        return Wanted(hidden, logits, positions[wanted], samplings, slots, depths, anchors[places])
+        return Wanted(hidden, logits, positions[wanted] + (1 - first), samplings, slots, depths, anchors[places])
 
     def extend(self, taps: mx.array, places: Places) -> list[mx.array]:
         """Write the context of tokens at these places, with taps [N, taps * hidden].
@@ -124,7 +123,7 @@ def check_fit(draft: DFlashDraft, target: Transformer) -> None:
         (config.hidden_size == target.hidden_size, f"hidden size {config.hidden_size}, target {target.hidden_size}"),
         (config.vocab_size == target.vocabulary, f"vocabulary {config.vocab_size:,}, target {target.vocabulary:,}"),
         (
-            config.num_target_layers == len(target.layers),
+            config.num_target_layers in (0, len(target.layers)),
             f"made for {config.num_target_layers} target layers, target has {len(target.layers)}",
         ),
         (

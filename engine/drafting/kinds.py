@@ -14,9 +14,9 @@ from ..stats import Source as Named
 from .context import WaitingContext
 from .dflash import DFlashDraft
 from .drafter import Drafter
-from .mtp import MTP
-from .mtp_drafter import DEPTH, MTPDrafter
-from .mtp_entries import WaitingEntries
+from .mtp.drafter import DEPTH, MTPDrafter
+from .mtp.entries import WaitingEntries
+from .mtp.head import MTP
 from .source import Source
 
 ENTRIES = 4 * PREFILL_TOKENS
@@ -52,7 +52,7 @@ class ModelSource(Source, Protocol):
 
 def block_of(draft: Draft) -> int:
     """Most tokens of a row in a round, its anchor among them."""
-    return DEPTH + 1 if isinstance(draft, MTP) else draft.config.block_size
+    return DEPTH + 1 if isinstance(draft, MTP) else draft.block
 
 
 def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) -> ModelSource:

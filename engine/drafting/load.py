@@ -28,8 +28,8 @@ from .checkpoint import load_draft
 from .dflash import DFlashDraft
 from .drafter import Drafter, DraftRow
 from .kinds import Draft
-from .mtp import MTP
-from .mtp_load import is_head, own_head, separate_head
+from .mtp.head import MTP
+from .mtp.load import is_head, own_head, separate_head
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,8 @@ def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str,
 
 def holds(draft: DFlashDraft, target: Transformer) -> bool:
     """Whether a block that a draft writes behind one of the load check's texts is finite. Joins its layers."""
-    text, depth = fixed_texts(target.vocabulary)[0], draft.config.block_size - 1
-    count, pages = len(text), range(pages_for(len(text) + draft.config.block_size))
+    text, depth = fixed_texts(target.vocabulary)[0], draft.block - 1
+    count, pages = len(text), range(pages_for(len(text) + draft.block))
     drafter, state = Drafter(draft, target, len(pages)), target.make_state(len(pages))
     positions = mx.arange(count, dtype=mx.int32)
     span = Span(0, count, pages, count, True, 0, fresh=True, final=True)

@@ -54,9 +54,7 @@ class CandidateSelector(nn.Module):
         tokens, logits, positions = (column[grid] for column in (tokens, logits, wanted.positions))
         scores = self.scores(tokens, logits, wanted.hidden[grid], wanted.anchors)
         chosen = walk(mx.argmax(drawn(scores, settings, tokens, positions, wanted.logits.shape[-1]), axis=-1))
-        drafts = mx.take_along_axis(tokens, chosen[..., None], axis=-1).flatten()
-        width = grid.shape[1]
-        return drafts[mx.array([m * width + j for m, depth in enumerate(wanted.depths) for j in range(depth)])]
+        return ragged(mx.take_along_axis(tokens, chosen[..., None], axis=-1)[..., 0], wanted.depths)
 
     def scores(self, tokens: mx.array, logits: mx.array, hidden: mx.array, anchors: mx.array) -> mx.array:
         """Scores [M, D, k, k] of each candidate (last) after each of the slot before; k times the anchor before slot 0.
@@ -77,6 +75,12 @@ def rectangle(depths: Sequence[int]) -> list[list[int]]:
     return [
         [begin + min(j, depth - 1) for j in range(max(depths))] for begin, depth in zip(begins, depths, strict=False)
     ]
+
+
+def ragged(drafts: mx.array, depths: Sequence[int]) -> mx.array:
+    """Of drafts [M, D] of rows those that are wanted [F], row after row."""
+    width = drafts.shape[1]
+    return drafts.flatten()[mx.array([m * width + j for m, depth in enumerate(depths) for j in range(depth)])]
 
 
 def drawn(

@@ -26,6 +26,9 @@ KNOWN = (
     "gemma-4-31b",
     "gpt-oss-20b",
     "gpt-oss-120b",
+    "lfm2.5-1.2b",
+    "lfm2.5-2.6b",
+    "lfm2.5-8b-a1b",
     "llama-3.1-8b",
 )
 """The names of `engine/models/pairs.py`, which a producer does not import; a test compares them."""

@@ -88,7 +88,7 @@ def load(pair: Pair, rows: int, depth: int | None, half: bool) -> Engine:
     """An engine over a pair; with `half`, target and draft dequantised and in bfloat16."""
     if not half:
         if depth is None and pair.draft:
-            depth = load_draft(folder.locate(pair.draft, cache_dir())).config.block_size - 1
+            depth = load_draft(folder.locate(pair.draft, cache_dir())).block - 1
         return Engine.load(pair, cache_dir(), rows, depth=depth)
     loaded = folder.load(pair.target, cache_dir())
     parts = [loaded.model, load_draft(folder.locate(pair.draft, cache_dir()))] if pair.draft else [loaded.model]

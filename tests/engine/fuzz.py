@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from draftmill.engine.drafting.kinds import Draft, block_of
-from draftmill.engine.drafting.mtp import MTP
+from draftmill.engine.drafting.mtp.head import MTP
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
@@ -26,7 +26,7 @@ from draftmill.engine.schedule.row import FROM_DRAFT, Row
 
 from .choose import test_grammar
 from .choose.test_grammar import VOCABULARY
-from .drafting.heads import random_head
+from .drafting.mtp.heads import random_head
 from .drafting.test_speculation import BLOCK, Replay, random_draft
 from .expected import Expectations, Expected, Wrong, told
 from .load import CHANGES, FAMILIES, Load, drawn, with_stops

@@ -7,14 +7,14 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from draftmill.engine.drafting.mtp import MTP
+from draftmill.engine.drafting.mtp.head import MTP
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.kernels.operations import Operations
 from tests.kernels.emulator import on_cpu
 from tests.kernels.forms import EMULATED
 
-from .drafting.heads import random_head
+from .drafting.mtp.heads import random_head
 from .drafting.test_speculation import random_draft
 from .metal_rules import HeldEngine
 from .small import (

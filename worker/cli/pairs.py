@@ -77,7 +77,7 @@ def sources(pair: Pair) -> list[str]:
 
 def has_head(target: str) -> bool:
     """Whether a target is here and its checkpoint has an MTP head. Nothing is fetched to find out."""
-    from ...engine.drafting.mtp_load import has_own_head
+    from ...engine.drafting.mtp.load import has_own_head
     from ...engine.models.folder import ModelError
 
     file = Path(target, "config.json") if Path(target).is_absolute() else try_to_load_from_cache(target, "config.json")

@@ -154,7 +154,7 @@ def change(**changes: Any) -> Any:
         (drop_weight, "layers.1.mlp.up_proj.weight is missing"),
         (spoil_weight, "fc.weight holds NaN"),
         (change(intermediate_size=32), "config.json says"),
-        (change(architectures=["Qwen3DSparkModel"]), "Qwen3DSparkModel is not supported"),
+        (change(architectures=["Eagle3DraftModel"]), "Eagle3DraftModel is not supported"),
         (change(layer_types=["linear", "full_attention"]), "linear"),
         (change(layer_types=["sliding_attention"] * 2), "no sliding_window"),
         (change(dflash_config={}), "mask_token_id"),

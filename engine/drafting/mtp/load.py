@@ -17,10 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..models.folder import ModelError, dequantised, first_line, read_json
-from ..models.targets.qwen3_5 import Qwen35
-from ..models.targets.transformer import Transformer
-from .mtp import MTP, MTPHead
+from ...models.folder import ModelError, dequantised, first_line, read_json
+from ...models.targets.qwen3_5 import Qwen35
+from ...models.targets.transformer import Transformer
+from .head import MTP, MTPHead
 
 MODEL_TYPES = ("qwen3_5_mtp", "qwen3_5_moe_mtp")
 """What a folder of a head alone calls itself."""

@@ -7,12 +7,12 @@ from itertools import accumulate
 
 import mlx.core as mx
 
-from ...kernels.packing import Packing, Span
-from ..choose.change import Slot, choose_changed
-from ..models.targets.transformer import Transformer
-from ..stats import Source
-from .drafter import DraftRow
-from .mtp import MTP
+from ....kernels.packing import Packing, Span
+from ...choose.change import Slot, choose_changed
+from ...models.targets.transformer import Transformer
+from ...stats import Source
+from ..drafter import DraftRow
+from .head import MTP
 
 DEPTH = 3
 """Most tokens of a row that are drafted in a round: each takes a pass, and is accepted less often than the last one."""

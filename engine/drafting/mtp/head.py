@@ -14,12 +14,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.qwen3_5 import DecoderLayer, TextModel, TextModelArgs
 
-from ...kernels.packing import Packing
-from ...kernels.race.contestants import OperationShape
-from ..models.linear import apply, products
-from ..models.targets.qwen3_5 import Qwen35
-from ..models.targets.transformer import Transformer
-from ..state.state import State
+from ....kernels.packing import Packing
+from ....kernels.race.contestants import OperationShape
+from ...models.linear import apply, products
+from ...models.targets.qwen3_5 import Qwen35
+from ...models.targets.transformer import Transformer
+from ...state.state import State
 
 
 class MTPHead(nn.Module):

@@ -13,14 +13,14 @@ import pytest
 
 from draftmill.engine.choose.sampling import choose
 from draftmill.engine.drafting.drafter import DraftRow
-from draftmill.engine.drafting.mtp import MTP
-from draftmill.engine.drafting.mtp_drafter import MTPDrafter
-from draftmill.engine.drafting.mtp_load import arrays, has_own_head, is_head, own_head, separate_head
+from draftmill.engine.drafting.mtp.drafter import MTPDrafter
+from draftmill.engine.drafting.mtp.head import MTP
+from draftmill.engine.drafting.mtp.load import arrays, has_own_head, is_head, own_head, separate_head
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request, Sampling
 from draftmill.kernels.packing import Packing, Span
-from tests.engine.drafting.heads import Formulas, random_head, stored
+from tests.engine.drafting.mtp.heads import Formulas, random_head, stored
 from tests.engine.small import VOCABULARY, llama_model, qwen3_5_model, qwen3_5_moe_model
 
 BUILDERS: dict[str, Callable[[], Any]] = {

@@ -16,7 +16,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.pairs import Pair
 from draftmill.engine.models.targets import adapt
-from tests.engine.drafting.heads import random_head, stored
+from tests.engine.drafting.mtp.heads import random_head, stored
 from tests.engine.small import VOCABULARY, qwen3_5_model, reference, requests, run
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from draftmill.engine.drafting.mtp import MTPHead
+from draftmill.engine.drafting.mtp.head import MTPHead
 
 
 def random_head(args: Any, seed: int = 5) -> MTPHead:

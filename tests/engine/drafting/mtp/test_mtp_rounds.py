@@ -11,14 +11,14 @@ import mlx.core as mx
 import pytest
 
 from draftmill.engine.drafting.drafter import DraftRow
-from draftmill.engine.drafting.mtp import MTP
-from draftmill.engine.drafting.mtp_drafter import MTPDrafter
+from draftmill.engine.drafting.mtp.drafter import MTPDrafter
+from draftmill.engine.drafting.mtp.head import MTP
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import Row
 from tests.engine.choose import test_grammar as grammars
-from tests.engine.drafting.heads import Formulas, random_head, stored
+from tests.engine.drafting.mtp.heads import Formulas, random_head, stored
 from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,

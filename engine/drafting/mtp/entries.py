@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ...kernels.packing import Packing, Span
-from ..schedule.row import Row
-from ..schedule.scheduler import Segment
-from .context import RoundTaps, RowTaps, Seen, WaitingContext
+from ....kernels.packing import Packing, Span
+from ...schedule.row import Row
+from ...schedule.scheduler import Segment
+from ..context import RoundTaps, RowTaps, Seen, WaitingContext
 
 
 class EntryWrite(NamedTuple):
