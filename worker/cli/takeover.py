@@ -21,13 +21,15 @@ from pathlib import Path
 from ...engine.models import boxed
 from ...engine.selftest.boxed_pair import have
 from ...engine.selftest.check import Check, Skipped, Wrong
+from ...producer.queue import batches
+from ...producer.queue.connect import connect
 from ...producer.queue.errors import NO_REDIS
 
 DRAFTMILL = (sys.executable, "-m", "draftmill")
 
 LINES, ROWS = 20, 8
 SHORT, FEW = 4, 4
-"""So many lines have so few tokens: when they are done others are being generated, and yet others wait."""
+"""So many lines have so few tokens: when they are done, others are being generated, and yet others wait."""
 
 SETTINGS = ("--depth", "0", "--max-rows", str(ROWS), "--memory", "512M", "--lease", "3s", "--until-closed")
 """Of its workers. They end with this process, whatever becomes of it."""
@@ -54,17 +56,15 @@ def take_over(folder: Path, tokens: int, draftmill: Sequence[str]) -> str:
         prompts.write_text("".join(f"{prompt(n, tokens)}\n" for n in range(LINES)))
         batch = here.run("submit", str(prompts), "--pair", boxed.NAME).strip()
         first = here.start("worker", "--pair", boxed.NAME, *SETTINGS)
-        collector = here.start("collect", batch, "-o", str(out), "--follow")
-        here.wait(lambda: bool(ids(out)), first, collector)
+        here.wait(lambda: here.ended(batch) > 0, first)
         first.kill()
         first.wait()
-        done = len(ids(out))
+        done = here.ended(batch)
         second = here.start("worker", "--pair", boxed.NAME, *SETTINGS)
-        here.wait(lambda: collector.poll() is not None, second)
+        here.wait(lambda: here.ended(batch) == LINES, second)
+        here.run("collect", batch, "-o", str(out))
         if flaw := flaw_of(ids(out)):
             raise Wrong(flaw)
-        if collector.returncode:
-            raise Wrong(f"draftmill collect ended with code {collector.returncode}: {here.last_line(collector)}")
     if done == LINES:
         raise Skipped("the worker was too fast to be killed in time")
     return f"killed after {done} of {LINES} lines; another worker took over, and each line has one result"
@@ -78,12 +78,8 @@ def prompt(number: int, tokens: int) -> str:
 
 
 def ids(out: Path) -> list[str]:
-    """Whose results are in OUT; a line that is being written does not count."""
-    try:
-        lines = out.read_text("utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    return [json.loads(line)["custom_id"] for line in lines]
+    """Whose results are in OUT."""
+    return [json.loads(line)["custom_id"] for line in out.read_text("utf-8").splitlines()]
 
 
 def flaw_of(found: Sequence[str]) -> str | None:
@@ -115,6 +111,12 @@ class Stage:
             raise (Skipped if done.returncode == NO_REDIS else Wrong)(f"draftmill {words[0]}: {said}")
         return done.stdout
 
+    def ended(self, batch: str) -> int:
+        """How many lines of a batch have a recorded outcome."""
+        with connect(f"unix://{self.folder}/redis/redis.sock") as redis:
+            status = batches.status(redis, batch)
+        return status.ended if status else 0
+
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """A command that goes on."""
         with self._log(len(self.started)).open("wb") as log:
@@ -124,16 +126,15 @@ class Stage:
         self.started.append(process)
         return process
 
-    def wait(self, until: Callable[[], bool], *needed: subprocess.Popen[bytes]) -> None:
-        """Wait until something is so; raises Wrong if a process that is needed for it ends, or it takes too long."""
+    def wait(self, until: Callable[[], bool], worker: subprocess.Popen[bytes]) -> None:
+        """Wait until something is so; raises Wrong if the worker that is needed for it ends, or takes too long."""
         deadline = time.monotonic() + PATIENCE
         while not until():
-            for process in needed:
-                if process.poll() is not None:
-                    raise Wrong(f"a command ended with code {process.returncode}: {self.last_line(process)}")
+            if worker.poll() is not None:
+                raise Wrong(f"a worker ended with code {worker.returncode}: {self.last_line(worker)}")
             if time.monotonic() > deadline:
-                raise Wrong(f"nothing came for {PATIENCE:g} s: {self.last_line(needed[0])}")
-            time.sleep(0.05)
+                raise Wrong(f"nothing came for {PATIENCE:g} s: {self.last_line(worker)}")
+            time.sleep(0.03)
 
     def last_line(self, process: subprocess.Popen[bytes]) -> str:
         """What a process has said last."""
