@@ -163,12 +163,12 @@ def _attend(
     window: int | None,
     operations: Operations,
 ) -> Sequence[mx.array]:
+    sinks = inputs.array((shape.heads,), shape.dtype) if shape.sinks else None
     if operations.in_place not in pools:
         pages = pages_for(PASTS[-1] + COUNTS[-1])
         pools[operations.in_place] = inputs.pool(operations, pages, shape.kv_heads, shape.dim, shape.dtype)
     pool = pools[operations.in_place]
     pool.launch = operations.launch if operations.in_place else None
-    sinks = inputs.array((shape.heads,), shape.dtype) if shape.sinks else None
     return [operations.attention(queries, pool, packing, Manner(shape.dim**-0.5, window, sinks, shape.cap))]
 
 

@@ -31,9 +31,9 @@ class Sizes:
 
     kernel_seconds: float = 40.0
     prompts: int = 8
-    tokens: int = 16
+    tokens: int = 12
     timed_rows: tuple[int, ...] = (1, 8, 32)
-    timed_tokens: int = 16
+    timed_tokens: int = 8
 
     @staticmethod
     def here() -> Sizes:

@@ -17,8 +17,8 @@ from ..request import Request, Sampling
 from .boxed_pair import have, requests_of
 from .check import Wrong
 
-WARM = 4
-"""Tokens of each row that are generated first, untimed."""
+WARM_PROMPT, WARM = 8, 4
+"""Tokens of each row's prompt that are prefilled first, untimed, and tokens that are generated then."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Speed:
 
 def rate(arm: Arm, requests: Sequence[Request]) -> float:
     """Tokens per second of a whole run, prompts and all, after a few tokens of the same rows."""
-    few = [replace(r, id=f"warm {r.id}", sampling=replace(r.sampling, max_tokens=WARM)) for r in requests]
     run = arm.runner().run
-    run(few)
+    run([replace(r, tokens=r.tokens[:WARM_PROMPT], sampling=replace(r.sampling, max_tokens=WARM)) for r in requests])
     synchronize()
     begin = time.perf_counter()
     texts = run(requests)

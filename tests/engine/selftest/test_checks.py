@@ -46,7 +46,7 @@ SHAPES: list[OperationShape] = [
     RotaryShape(Layout(4, 2, 64, 64, 1e-6), SINGLE),
     ProductShape(64, 24, 32, 4, SINGLE),
     ChoiceShape(96, SINGLE),
-    AttentionShape(2, 1, 64, SINGLE),
+    AttentionShape(2, 1, 64, SINGLE, sinks=True),
     RecurrentShape(Heads(1, 2, 32, 16), 4, SINGLE),
 ]
 NAMES = {"add_norm": "add norm", "rotate": "rotary", "quantized_matmul": "quantised product", "choose": "choose"}
