@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -48,6 +49,31 @@ log = logging.getLogger(__name__)
 
 Call = Callable[[Operations], Sequence[mx.array]]
 """One call of an operation; its outputs."""
+
+
+class Inputs(Protocol):
+    """What calls read."""
+
+    def array(self, shape: Sequence[int], dtype: mx.Dtype = mx.float32) -> mx.array:
+        """An array [shape]."""
+        ...
+
+    def pool(self, operations: Operations, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
+        """A pool with the keys and values that attention reads."""
+        ...
+
+
+class Zeros:
+    """The inputs of calls that only have to be compiled."""
+
+    def array(self, shape: Sequence[int], dtype: mx.Dtype = mx.float32) -> mx.array:
+        return mx.zeros(shape, dtype)
+
+    def pool(self, operations: Operations, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
+        return operations.pool(pages, heads, dim, dtype)
+
+
+ZEROS = Zeros()
 
 
 class Recorder:
@@ -92,57 +118,58 @@ def compiled(operations: Operations, shapes: Iterable[OperationShape]) -> Operat
     return operations.without(failed) if failed else operations
 
 
-def calls(shape: OperationShape) -> Iterator[tuple[str, Call]]:
+def calls(shape: OperationShape, inputs: Inputs = ZEROS) -> Iterator[tuple[str, Call]]:
     """Calls of a shape's operations as different as rounds can make them, each with its operation's name."""
     match shape:
         case AttentionShape():
-            yield "pages", partial(_store_and_gather, shape)
-            yield from (("attention", call) for call in _attention(shape))
+            yield "pages", partial(_store_and_gather, shape, inputs)
+            yield from (("attention", call) for call in _attention(shape, inputs))
         case RotaryShape():
-            yield "rotary", partial(_rotate, shape)
+            yield "rotary", partial(_rotate, shape, inputs)
         case NormShape():
-            yield "add norm", partial(_add_norm, shape)
+            yield "add norm", partial(_add_norm, shape, inputs)
         case RecurrentShape():
-            yield from _recurrent(shape)
+            yield from _recurrent(shape, inputs)
         case ChoiceShape():
-            yield "choose", partial(_choose, shape)
+            yield "choose", partial(_choose, shape, inputs)
         case ProductShape():
-            yield from (("quantised product", call) for call in _products(shape))
+            yield from (("quantised product", call) for call in _products(shape, inputs))
 
 
-def _store_and_gather(shape: AttentionShape, operations: Operations) -> Sequence[mx.array]:
+def _store_and_gather(shape: AttentionShape, inputs: Inputs, operations: Operations) -> Sequence[mx.array]:
     """A draft's context is stored whichever form rotates, and keys are gathered where attention became stock."""
     pool = operations.pool(1, shape.kv_heads, shape.dim, shape.dtype)
     packing = _packing((1,), 0)
-    one = mx.zeros((1, shape.kv_heads, shape.dim), shape.dtype)
-    pool.write(packing.places, one, one)
+    one = (1, shape.kv_heads, shape.dim)
+    pool.write(packing.places, inputs.array(one, shape.dtype), inputs.array(one, shape.dtype))
     return pool.gather(packing.rows, 1, packing.kept)
 
 
-def _attention(shape: AttentionShape) -> Iterator[Call]:
+def _attention(shape: AttentionShape, inputs: Inputs) -> Iterator[Call]:
     pools: dict[bool, LayerPool] = {}  # rows may share one here
     for count, others, past, window in product(COUNTS, ((), (1,), (1,) * 16), PASTS, (None, 1)):
         counts = (count, *others) if count <= FEW else (count,) * min(1 + len(others), 2)
         packing = _packing(counts, past)
-        queries = mx.zeros((sum(counts), shape.heads, shape.dim), shape.dtype)
-        yield partial(_attend, shape, pools, queries, packing, window)
+        queries = inputs.array((sum(counts), shape.heads, shape.dim), shape.dtype)
+        yield partial(_attend, shape, inputs, pools, queries, packing, window)
 
 
 def _attend(
     shape: AttentionShape,
+    inputs: Inputs,
     pools: dict[bool, LayerPool],
     queries: mx.array,
     packing: Packing,
     window: int | None,
     operations: Operations,
 ) -> Sequence[mx.array]:
+    sinks = inputs.array((shape.heads,), shape.dtype) if shape.sinks else None
     if operations.in_place not in pools:
         pages = pages_for(PASTS[-1] + COUNTS[-1])
-        pools[operations.in_place] = operations.pool(pages, shape.kv_heads, shape.dim, shape.dtype)
+        pools[operations.in_place] = inputs.pool(operations, pages, shape.kv_heads, shape.dim, shape.dtype)
     pool = pools[operations.in_place]
     pool.launch = operations.launch if operations.in_place else None
-    sinks = mx.zeros(shape.heads, shape.dtype) if shape.sinks else None
-    return [operations.attention(queries, pool, packing, Manner(1.0, window, sinks, shape.cap))]
+    return [operations.attention(queries, pool, packing, Manner(shape.dim**-0.5, window, sinks, shape.cap))]
 
 
 def _packing(counts: Sequence[int], past: int) -> Packing:
@@ -153,22 +180,23 @@ def _packing(counts: Sequence[int], past: int) -> Packing:
     return Packing.of(spans, positions)
 
 
-def _rotate(shape: RotaryShape, operations: Operations) -> Sequence[mx.array]:
-    layout, weight = shape.layout, mx.ones(shape.layout.dim, shape.dtype)
+def _rotate(shape: RotaryShape, inputs: Inputs, operations: Operations) -> Sequence[mx.array]:
+    layout = shape.layout
+    weight = inputs.array((layout.dim,), shape.dtype)
     norms = None if layout.epsilon is None else (weight, weight)
-    turns = mx.zeros((1, 2, layout.rotated // 2))
+    turns = inputs.array((1, 2, layout.rotated // 2))
     pool = operations.pool(1, layout.kv_heads or 1, layout.dim, shape.dtype)
-    places = _packing((1,), 0).places
-    queries = operations.rotate(mx.zeros((1, layout.width), shape.dtype), turns, norms, layout, pool, places)
-    return [queries, pool.written]
+    packing, projected = _packing((1,), 0), inputs.array((1, layout.width), shape.dtype)
+    queries = operations.rotate(projected, turns, norms, layout, pool, packing.places)
+    return [queries, *pool.gather(packing.rows, 1, packing.kept)]
 
 
-def _add_norm(shape: NormShape, operations: Operations) -> Sequence[mx.array]:
-    x = mx.zeros((1, shape.size), shape.dtype)
-    return operations.add_norm(x, x, mx.ones(shape.size, shape.dtype), 1e-6)
+def _add_norm(shape: NormShape, inputs: Inputs, operations: Operations) -> Sequence[mx.array]:
+    x, y = (inputs.array((1, shape.size), shape.dtype) for _ in range(2))
+    return operations.add_norm(x, y, inputs.array((shape.size,), shape.dtype), 1e-6)
 
 
-def _recurrent(shape: RecurrentShape) -> Iterator[tuple[str, Call]]:
+def _recurrent(shape: RecurrentShape, inputs: Inputs) -> Iterator[tuple[str, Call]]:
     """Rounds after none, after one that left no tape, and after some that left one: of steps, in two rows at most."""
     window = shape.looks - 1
     for taped, count, rows, final in product((None, 0, *COUNTS[1:8]), COUNTS, (1, 2), (False, True)):
@@ -180,12 +208,12 @@ def _recurrent(shape: RecurrentShape) -> Iterator[tuple[str, Call]]:
         places = {} if taped is None else Steps.of(last, {}, None, window).places
         steps = Steps.of(spans, places, None, window)
         left = 0 if taped is None else rows, 0 if taped is None else rows * (window + taped), rows * (taped or 0)
-        yield "gated delta", partial(_gated_delta, shape, steps, left)
-        yield "convolution", partial(_convolved_heads, shape, steps, left)
+        yield "gated delta", partial(_gated_delta, shape, inputs, steps, left)
+        yield "convolution", partial(_convolved_heads, shape, inputs, steps, left)
 
 
-def _choose(shape: ChoiceShape, operations: Operations) -> Sequence[mx.array]:
-    logits = mx.zeros((1, shape.vocabulary), shape.dtype)
+def _choose(shape: ChoiceShape, inputs: Inputs, operations: Operations) -> Sequence[mx.array]:
+    logits = inputs.array((1, shape.vocabulary), shape.dtype)
     return [operations.choose(logits, [Setting(1.0)], mx.zeros(1, mx.int32))]
 
 
@@ -193,30 +221,46 @@ Left = tuple[int, int, int]
 """How many states, inputs and taped steps the last round left."""
 
 
-def _gated_delta(shape: RecurrentShape, steps: Steps, left: Left, operations: Operations) -> Sequence[mx.array]:
+def _gated_delta(
+    shape: RecurrentShape, inputs: Inputs, steps: Steps, left: Left, operations: Operations
+) -> Sequence[mx.array]:
     heads, count = shape.heads, sum(span.count for span in steps.seats)
-    keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
-    k, v = mx.zeros((count, *keys), shape.dtype), mx.zeros((count, *values), shape.dtype)
-    numbers = mx.zeros((count, heads.values))
-    state, taped = mx.zeros((left[0], *values, heads.key_dim)), left[2]
-    tape = Tape(mx.zeros((taped, *keys), shape.dtype), mx.zeros((taped, *values)), mx.zeros((taped, heads.values)))
-    output, state, tape = operations.gated_delta(k, k, v, numbers, numbers.astype(shape.dtype), state, tape, steps)
+    states, _, taped = left
+
+    def keys(tokens: int) -> mx.array:
+        """Of length 1 or nearly so, as the recurrence needs them."""
+        return inputs.array((tokens, heads.keys, heads.key_dim), shape.dtype) * heads.key_dim**-0.5
+
+    def values(tokens: int, dtype: mx.Dtype) -> mx.array:
+        return inputs.array((tokens, heads.values, heads.value_dim), dtype)
+
+    def shares(tokens: int) -> mx.array:
+        """From 0 to 1."""
+        return mx.sigmoid(inputs.array((tokens, heads.values)))
+
+    q, k, v = keys(count), keys(count), values(count, shape.dtype)
+    state = inputs.array((states, heads.values, heads.value_dim, heads.key_dim))
+    tape = Tape(keys(taped), values(taped, mx.float32), shares(taped))
+    decay, beta = shares(count), shares(count).astype(shape.dtype)
+    output, state, tape = operations.gated_delta(q, k, v, decay, beta, state, tape, steps)
     return [output, state, tape.k, tape.delta, tape.decay]
 
 
-def _convolved_heads(shape: RecurrentShape, steps: Steps, left: Left, operations: Operations) -> Sequence[mx.array]:
+def _convolved_heads(
+    shape: RecurrentShape, inputs: Inputs, steps: Steps, left: Left, operations: Operations
+) -> Sequence[mx.array]:
     heads, count = shape.heads, sum(span.count for span in steps.seats)
-    x = mx.zeros((count, heads.width), shape.dtype)
-    weight = mx.zeros((heads.channels, shape.looks), shape.dtype)
-    inputs = mx.zeros((left[1], heads.channels), shape.dtype)
-    return operations.convolved_heads(x, weight, inputs, steps, heads)
+    x = inputs.array((count, heads.width), shape.dtype)
+    weight = inputs.array((heads.channels, shape.looks), shape.dtype)
+    before = inputs.array((left[1], heads.channels), shape.dtype)
+    return operations.convolved_heads(x, weight, before, steps, heads)
 
 
-def _products(shape: ProductShape) -> Iterator[Call]:
-    weight = mx.zeros((shape.lines, shape.length * shape.bits // 32), mx.uint32)
-    scales = mx.zeros((shape.lines, shape.length // shape.group_size), shape.dtype)
+def _products(shape: ProductShape, inputs: Inputs) -> Iterator[Call]:
+    weight = inputs.array((shape.lines, shape.length * shape.bits // 32), mx.uint32)
+    scales = inputs.array((shape.lines, shape.length // shape.group_size), shape.dtype)
     for count in TOKENS:
-        x = mx.zeros((count, shape.length), shape.dtype)
+        x = inputs.array((count, shape.length), shape.dtype)
         yield partial(_multiply, x, weight, scales, shape)
 
 

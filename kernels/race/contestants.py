@@ -179,8 +179,8 @@ def _attention_forms(
     }
 
 
-def filled(pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch) -> LayerPool:
-    """A pool that kernels write, of random numbers."""
+def filled(pages: int, heads: int, dim: int, dtype: mx.Dtype, launch: Launch | None) -> LayerPool:
+    """A pool of random numbers; kernels write it if there is a `launch`."""
     pool = LayerPool(pages, heads, dim, dtype, launch)
     for page in range(0, pages, 64):  # in parts: they are held twice until they are written
         count = min(64, pages - page) * PAGE

@@ -142,8 +142,15 @@ def wrong(form: Form, expected: Sequence[Outputs], bound: float) -> str | None:
         checked = list(form.checked())
     except Exception as error:  # whatever a compiler or driver objects to
         return f"it fails: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
-    pairs = [pair for outputs in zip(checked, expected, strict=True) for pair in zip(*outputs, strict=True)]
-    for output, right in pairs:
+    for found, right in zip(checked, expected, strict=True):
+        if reason := difference(found, right, bound):
+            return reason
+    return None
+
+
+def difference(found: Outputs, expected: Outputs, bound: float) -> str | None:
+    """How outputs differ from those expected by more than the bound, in one line; None if they do not."""
+    for output, right in zip(found, expected, strict=True):
         if output.shape != right.shape:
             return f"it gives {output.shape} for {right.shape}"
         error = float(mx.abs(output - right).max() / mx.maximum(mx.abs(right).max(), 1e-6))

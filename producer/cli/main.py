@@ -112,9 +112,9 @@ def main(debug: bool) -> None:
       draftmill worker                        on each Mac
       draftmill collect BATCH -o results.jsonl --follow
 
-    Exit codes: 0 done, 2 wrong usage or input, 3 cannot use Redis, 4 finished with failed or bad lines,
-    70 a defect or a worker that died, 130 interrupted, and the same command goes on, 141 its output was not read to
-    the end.
+    Exit codes: 0 done, 1 the self-test found something wrong, 2 wrong usage or input, 3 cannot use Redis, 4 finished
+    with failed or bad lines, 70 a defect or a worker that died, 130 interrupted, and the same command goes on, 141 its
+    output was not read to the end.
 
     \b
     Environment:
@@ -136,6 +136,7 @@ main.add_command(
 main.add_command(LazyCommand("worker", "worker.cli.worker:worker", "Load a model and work on its queue."))
 main.add_command(LazyCommand("pairs", "worker.cli.pairs:pairs", "List the known pairs of target and draft."))
 main.add_command(LazyCommand("doctor", "worker.cli.doctor:doctor", "Check this machine and say what is missing."))
+main.add_command(LazyCommand("selftest", "worker.cli.selftest:selftest", "Prove that all works on this machine."))
 main.add_command(LazyCommand("train", "worker.cli.train:train", "Train a draft for a target."))
 main.add_command(LazyCommand("bench", "worker.cli.bench:bench", "Measure speed beside mlx-lm and other engines."))
 main.add_command(LazyCommand("exporter", "producer.web.exporter:exporter", "Serve the fleet's metrics to Prometheus."))

@@ -16,6 +16,9 @@ import redis.exceptions as rx
 DONE, USAGE, NO_REDIS, FAILED_ITEMS, BUG, INTERRUPTED = 0, 2, 3, 4, 70, 130
 """Exit codes of every command. 1 is none of them: Python ends with it when it cannot even begin."""
 
+DISAGREEMENT = 1
+"""Exit code of `draftmill selftest` alone, as of other programs that check: it found something wrong."""
+
 CUT_SHORT = 141
 """Exit code when the reader of the output has left, as `head` does; shells use it for SIGPIPE."""
 

@@ -1,0 +1,66 @@
+"""What the operations of some published models work on, in 4 bits and with their drafts.
+
+A loaded model says the same of itself (`Transformer.shapes`), but first there must be memory for its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...kernels.fused.rotary import Layout
+from ...kernels.race.contestants import (
+    AttentionShape,
+    ChoiceShape,
+    NormShape,
+    OperationShape,
+    ProductShape,
+    RecurrentShape,
+    RotaryShape,
+)
+from ...kernels.recurrent.convolution import Heads
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model. `hybrid` is the number of its key and value heads if it has recurrent layers as Qwen3.5 has them;
+    `products` are length and lines of its quantised weights, joined where they run as one, but for those of experts.
+    """
+
+    hidden: int
+    vocabulary: int
+    products: tuple[tuple[int, int], ...]
+    hybrid: int | None = None
+
+    def shapes(self, dtype: mx.Dtype) -> list[OperationShape]:
+        """Its shapes, in this type."""
+        found: list[OperationShape] = []
+        if self.hybrid:
+            found += attention(16, self.hybrid, 256, dtype, rotated=64, stride=512)
+            found.append(RecurrentShape(Heads(keys=16, values=32, key_dim=128, value_dim=128), 4, dtype))
+        found += attention(32, 8, 128, dtype, rotated=128)  # of qwen3-4b, and of the drafts of all
+        found += [NormShape(self.hidden, dtype), ChoiceShape(self.vocabulary, dtype)]
+        found += [ProductShape(length, lines, 64, 4, dtype) for length, lines in self.products]
+        return [*found, ChoiceShape(self.vocabulary, mx.float32, most=16)]
+
+
+def attention(
+    heads: int, kv_heads: int, dim: int, dtype: mx.Dtype, rotated: int, stride: int = 0
+) -> list[OperationShape]:
+    """What attends, and what turns its queries and keys."""
+    layout = Layout(heads, kv_heads, dim, rotated, epsilon=1e-6, stride=stride)
+    return [AttentionShape(heads, kv_heads, dim, dtype), RotaryShape(layout, dtype)]
+
+
+PUBLISHED = {
+    "qwen3-4b": Published(2560, 151936, ((2560, 6144), (2560, 19456), (4096, 2560), (2560, 151936), (9728, 2560))),
+    "qwen3.5-4b": Published(
+        2560,
+        248320,
+        ((2560, 12352), (2560, 10240), (2560, 18432), (4096, 2560), (2560, 248320), (9216, 2560)),
+        hybrid=4,
+    ),
+    "qwen3.5-35b-a3b": Published(2048, 248320, ((2048, 12352), (2048, 9216), (4096, 2048), (2048, 248320)), hybrid=2),
+}
+"""The models whose kernels are compared, by the names of their pairs."""

@@ -1,0 +1,78 @@
+"""`draftmill selftest`: whether all works on this machine, in two minutes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...producer.queue.errors import DISAGREEMENT, UserError, explain_file
+from ...producer.queue.paths import cache_dir
+from ..blas import preload
+
+if TYPE_CHECKING:
+    from ...engine.selftest.check import Check, Finding
+
+COLOURS = {"ok": "green", "wrong": "red", "skipped": "yellow", "told": "cyan"}
+OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@click.command()
+@click.option("--out", type=OUT, metavar="FILE", help="Write a report as JSON; it says nothing of you or your files.")
+def selftest(out: Path | None) -> None:
+    """Check that kernels, engine and queue work on this machine, and tell how fast it is.
+
+    Takes two minutes, and fetches the boxed model (93 MB) if it is not here yet. Kernels are compared with plain MLX,
+    the engine's tokens with mlx-lm's; a worker is killed and another takes over, with a private Redis of their own.
+    Each line is ok, wrong, skipped (it cannot run here) or told (a fact without a judgement); the exit code is 1 if
+    one is wrong.
+
+    \b
+    Examples:
+      draftmill selftest
+      draftmill selftest --out selftest.json      # a file to attach to an issue
+    """
+    if slow := preload():
+        click.echo(slow, err=True)
+    from ...engine.selftest.checks import Sizes, checks
+    from .takeover import takeover_check
+
+    folder, sizes = cache_dir(), Sizes.here()
+    report([*checks(folder, sizes), takeover_check(folder, sizes.timed_tokens)], out)
+
+
+def report(checks: Iterable[Check], out: Path | None) -> None:
+    """Run checks, print what each one found, and write that to a file; exits with 1 if anything is wrong."""
+    from .selftest_report import write
+
+    check_writable(out)
+    findings: list[Finding] = []
+    click.echo(line("check", "verdict", "seconds", "found"))
+    for check in checks:
+        findings.append(finding := check.finding())
+        verdict = click.style(f"{finding.verdict:<7}", COLOURS[finding.verdict])
+        click.echo(line(finding.check, verdict, f"{finding.seconds:.1f}", finding.found))
+        sys.stdout.flush()
+    if out:
+        write(out, findings)
+        click.echo(f"the report is in {out}")
+    wrong = [finding.check for finding in findings if finding.verdict == "wrong"]
+    if wrong:
+        click.echo(f"{len(wrong)} of {len(findings)} checks found something wrong: {', '.join(wrong)}", err=True)
+        sys.exit(DISAGREEMENT)
+
+
+def line(check: str, verdict: str, seconds: str, found: str) -> str:
+    return f"{check:<40}  {verdict:<7}  {seconds:>7}  {found}"
+
+
+def check_writable(out: Path | None) -> None:
+    """Raise UserError now if the report could not be written in two minutes."""
+    if out:
+        try:
+            out.open("a").close()
+        except OSError as error:
+            raise UserError(explain_file(error, "cannot write the report to", out)) from error
