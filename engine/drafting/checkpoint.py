@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.folder import ModelError
+from ..models.whole import refuse_cut_off
 from .dflash import DFlashDraft, arrays
 from .dflash2 import DFlash2Draft
 from .dspark import DSparkDraft
@@ -37,6 +38,7 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ModelError(f"draft {folder}: no *.safetensors file; download it again")
+        refuse_cut_off(files)
         stored: list[Any] = [mx.load(str(file)) for file in files]
         weights = {name: array for part in stored for name, array in part.items()}
     except (OSError, ValueError, RuntimeError) as error:

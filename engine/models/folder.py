@@ -26,6 +26,7 @@ from .architecture import architecture
 from .boxed import ModelError
 from .config_keys import refuse_unheeded
 from .targets import FAMILIES
+from .whole import refuse_cut_off
 
 __all__ = ["LoadedModel", "ModelError", "load"]
 
@@ -77,6 +78,7 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
     """
     folder = locate(name, cache)
     refuse_unusable(folder)
+    refuse_cut_off([*folder.glob("model*.safetensors"), *(adapter.glob("*.safetensors") if adapter else ())])
     path = str(adapter) if adapter else None
     try:
         data_alone = {"trust_remote_code": False}  # unset, transformers may ask a person on the terminal

@@ -18,6 +18,7 @@ from ..request import Adapters
 from .folder import ModelError, first_line
 from .linear import Adapted, sizes
 from .targets.transformer import Transformer
+from .whole import refuse_cut_off
 
 FUSE = "fuse it with mlx_lm.fuse, and serve the model that this writes"
 
@@ -50,6 +51,7 @@ def _read(folder: Path) -> LoRA:
     if not isinstance(scale, int | float):
         raise ModelError(f"{folder / 'adapter_config.json'} does not say lora_parameters.scale: add the factor of A B")
     file = folder / "adapters.safetensors"
+    refuse_cut_off([file])
     try:
         arrays: Any = mx.load(str(file))
     except Exception as error:  # whatever the reader objects to

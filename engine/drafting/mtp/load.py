@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from ...models.folder import ModelError, dequantised, first_line, read_json
 from ...models.targets.qwen3_5 import Qwen35
 from ...models.targets.transformer import Transformer
+from ...models.whole import refuse_cut_off
 from .head import MTP, MTPHead
 
 MODEL_TYPES = ("qwen3_5_mtp", "qwen3_5_moe_mtp")
@@ -90,6 +91,7 @@ def _read(files: Iterable[Path]) -> Weights:
     """The arrays of some files. They are read from the disk when they are needed."""
     weights: Weights = {}
     for file in files:
+        refuse_cut_off([file])
         try:
             stored: Any = mx.load(str(file))
         except (OSError, ValueError, RuntimeError) as error:
