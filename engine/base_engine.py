@@ -16,7 +16,7 @@ from .schedule.blame import blame
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
-from .stats import Source, Stats
+from .stats import Origin, Stats
 from .text import Text
 from .verdict import Verdict
 
@@ -135,7 +135,7 @@ class BaseEngine(ABC):
             self._finish(row, reason)
 
     @property
-    def draft_source(self) -> Source:
+    def draft_origin(self) -> Origin:
         """What the drafts come from that a model writes."""
         return "dflash"
 
@@ -145,11 +145,11 @@ class BaseEngine(ABC):
         for counters in (row, stats):
             counters.drafted += depth
             counters.accepted += accepted
-        source: Source = self.draft_source if segment.kind == FROM_DRAFT else "lookup"
+        origin: Origin = self.draft_origin if segment.kind == FROM_DRAFT else "lookup"
         forced = min(len(segment.forced), depth)
         for own, drafted, kept in (
             ("grammar", forced, min(forced, accepted)),
-            (source, depth - forced, max(0, accepted - forced)),
+            (origin, depth - forced, max(0, accepted - forced)),
         ):
             if drafted:
                 stats.drafted_by[own] += drafted

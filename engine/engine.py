@@ -19,10 +19,10 @@ from .depth.calibration import calibrated
 from .depth.depth_choice import Candidate
 from .drafting.context import Seen
 from .drafting.drafter import DraftRow
-from .drafting.kinds import Draft, block_of, context_for, drafter_for
+from .drafting.kinds import Draft, context_for, drafter_for
 from .drafting.load import load_pair, type_name
 from .drafting.lookup import Lookup
-from .drafting.source import SOURCES, Source
+from .drafting.source import Source
 from .drafting.suffix import MOST as COPIED
 from .drafting.suffix import Suffix
 from .models.folder import ModelError
@@ -36,7 +36,7 @@ from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
 from .shares import Shares
 from .state.kv_pool import KVPool
-from .stats import Source as StatsSource
+from .stats import SOURCES, Origin
 from .text import Text
 
 MAX_ROWS = 32
@@ -83,7 +83,7 @@ class Engine(BaseEngine):
     ):
         super().__init__(Text(tokenizer, target.vocabulary), context_length, target.vocabulary, max_rows, adapters)
         self.target, self.context_length = target, context_length
-        block = block_of(draft) if draft else 0
+        block = draft.block if draft else 0
         most = max(0, block - 1)
         if depth is not None and depth > most:
             raise ModelError(f"depth {depth} is beyond the draft's block: it drafts {most} tokens at most")
@@ -138,7 +138,7 @@ class Engine(BaseEngine):
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
         if depth is None and (draft or copying):
-            block, width = block_of(draft) if draft else 1, 1 + COPIED if copying else 0
+            block, width = draft.block if draft else 1, 1 + COPIED if copying else 0
             types = " and ".join(dict.fromkeys(type_name(model.dtype) for model in (target, draft) if model))
             numbers = f"{draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
             name = f"{pair.target}, {parts.draft_name}, {numbers}"
@@ -153,8 +153,8 @@ class Engine(BaseEngine):
         return " and ".join([*sources, *(["copies of own text"] if self.lookup else [])]) or "no drafts, plain decoding"
 
     @property
-    def draft_source(self) -> StatsSource:
-        return self.drafter.source if self.drafter else "dflash"
+    def draft_origin(self) -> Origin:
+        return self.drafter.origin if self.drafter else "dflash"
 
     def _enqueue(self, row: Row) -> None:
         if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):

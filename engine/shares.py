@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..kernels.pages.sizes import PAGE, pages_for
 from .choose.history import Histories
-from .drafting.kinds import Draft, block_of, bytes_per_page, most_waiting
+from .drafting.kinds import Draft, most_waiting
 from .drafting.lookup import Lookup
 from .drafting.suffix import MOST as COPIED
 from .models.folder import ModelError
@@ -48,13 +48,13 @@ class Shares:
         Raises:
             ModelError: not even one page.
         """
-        block = block_of(draft) if draft else 0
+        block = draft.block if draft else 0
         most = max(block or 1 + FORCED, 1 + COPIED if copying else 0)
         workspace = target.workspace(PREFILL_TOKENS + max_rows * most, max_rows * most)
         workspace += Histories.workspace(max_rows, target.vocabulary)
         workspace += Lookup.workspace(context_length) if copying else 0
         budget = default_budget(workspace) if memory is None else memory
-        per_page = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
+        per_page = target.bytes_per_page + (draft.bytes_per_page if draft else 0)
         per_page += Lookup.bytes_per_page() if copying else 0
         per_row, per_prefix = target.bytes_per_row(most), target.bytes_per_row(0)
         prefixes = budget // PREFIXES if per_prefix else 0

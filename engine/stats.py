@@ -6,10 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Source = Literal["dflash", "mtp", "lookup", "grammar"]
+Origin = Literal["dflash", "mtp", "lookup", "grammar"]
 """Where a drafted token comes from: the pair's draft, an MTP head, the row's own text, or a grammar."""
 
-SOURCES: tuple[Source, ...] = get_args(Source)
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+SOURCES = ORIGINS[:3]
+"""Those that a worker can do without: a grammar leaves no choice."""
 
 
 @dataclass
@@ -19,7 +22,7 @@ class Stats:
     Of the `prompt_tokens` of finished requests `cached_tokens` were copied from other requests' prefixes;
     `prefilled_tokens` went through the target, those of a preempted row again when it came back.
     `rows` sums the rows of all rounds; `row_rounds` those of them that decoded. `drafted` and `accepted` count the
-    draft tokens verified and accepted in these; `drafted_by` and `accepted_by` by their source, `accepted_per_position`
+    draft tokens verified and accepted in these; `drafted_by` and `accepted_by` by their origin, `accepted_per_position`
     by their place in the round, if rows draft.
     """
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 import prometheus_client as prometheus
 
-from ..engine.stats import SOURCES, Stats
+from ..engine.stats import ORIGINS, Stats
 from ..engine.verdict import Verdict
 from ..producer.queue.leases import Outcome, Reaped
 
@@ -123,7 +123,7 @@ class Metrics:
             self.failures.labels(reason)
         for kind in KINDS:
             self.result_tokens.labels(kind)
-        for source in SOURCES:
+        for source in ORIGINS:
             self.spec_drafted.labels(source)
             self.spec_accepted.labels(source)
         self._energy: prometheus.Counter | None = None
@@ -160,7 +160,7 @@ class Metrics:
         self.prompt.inc(now.prompt - before.prompt)
         self.cached.inc(now.cached - before.cached)
         self.spec_rounds.inc(now.row_rounds - before.row_rounds)
-        for source in SOURCES:
+        for source in ORIGINS:
             self.spec_drafted.labels(source).inc(now.drafted[source] - before.drafted[source])
             self.spec_accepted.labels(source).inc(now.accepted[source] - before.accepted[source])
         for position, (new, old) in enumerate(zip_longest(now.positions, before.positions, fillvalue=0)):

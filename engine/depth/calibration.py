@@ -24,7 +24,7 @@ from ...kernels.pages.sizes import pages_for
 from ...kernels.race import measurements
 from ..drafting.context import ContextWrite
 from ..drafting.drafter import DraftRow
-from ..drafting.kinds import Draft, ModelSource, block_of, drafter_for
+from ..drafting.kinds import Draft, ModelSource, drafter_for
 from ..drafting.mtp.drafter import MTPDrafter
 from ..drafting.mtp.entries import EntryWrite
 from ..models.targets.transformer import Transformer
@@ -91,7 +91,7 @@ def _here() -> str:
 
 def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0) -> Cost:
     """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
-    block = block_of(draft) if draft else 1
+    block = draft.block if draft else 1
     width = max(block, width)
     shapes = shapes_to_time(max_rows, block, pages, width)
     room = max(shape.rows * pages_for(shape.context + width) for shape in shapes)

@@ -25,7 +25,7 @@ from ..models.layers import swiglu, turns
 from ..models.linear import Beside, apply, join, products
 from ..models.targets.transformer import Transformer
 from ..request import Sampling
-from ..state.kv_pool import Heads
+from ..state.kv_pool import Heads, KVPool
 
 ARCHITECTURE = "DFlashDraftModel"
 STOCK_OPERATIONS = Operations()
@@ -194,6 +194,11 @@ class DFlashDraft(nn.Module):
     def first(self) -> int:
         """The slot of a block that gives the first draft: not the anchor's own, which is slot 0."""
         return 1
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Memory of the context in one page."""
+        return KVPool.bytes_per_page(self.heads, self.dtype)
 
     @property
     def block(self) -> int:

@@ -16,7 +16,7 @@ from ..models.folder import ModelError
 from ..models.targets.transformer import Transformer
 from ..request import Request
 from ..state.kv_pool import KVPool
-from ..stats import Source
+from ..stats import Origin
 from .dflash import DFlashDraft, Wanted
 
 
@@ -46,7 +46,7 @@ class Drafter:
         ModelError: the draft does not fit the target.
     """
 
-    source: Source = "dflash"
+    origin: Origin = "dflash"
 
     def __init__(self, draft: DFlashDraft, target: Transformer, pages: int):
         check_fit(draft, target)
@@ -58,11 +58,6 @@ class Drafter:
         self.pool = KVPool(draft.heads, pages, draft.dtype, target.operations)
         scales = [layer.self_attn.scale for layer in draft.layers]
         self.manners = [Manner(scale, draft.window(index)) for index, scale in enumerate(scales)]
-
-    @staticmethod
-    def bytes_per_page(draft: DFlashDraft) -> int:
-        """Memory of the context in one page."""
-        return KVPool.bytes_per_page(draft.heads, draft.dtype)
 
     @staticmethod
     def bytes_of_taps(draft: DFlashDraft, target: Transformer) -> int:

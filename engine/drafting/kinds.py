@@ -10,11 +10,11 @@ import mlx.core as mx
 from ..models.targets.transformer import Transformer
 from ..schedule.scheduler import PREFILL_TOKENS
 from ..state.kv_pool import KVPool
-from ..stats import Source as Named
+from ..stats import Origin
 from .context import WaitingContext
 from .dflash import DFlashDraft
 from .drafter import Drafter
-from .mtp.drafter import DEPTH, MTPDrafter
+from .mtp.drafter import MTPDrafter
 from .mtp.entries import WaitingEntries
 from .mtp.head import MTP
 from .source import Source
@@ -32,7 +32,7 @@ class ModelSource(Source, Protocol):
     target: Transformer
     block: int
     about: str
-    source: Named
+    origin: Origin
     pool: KVPool
 
     @property
@@ -50,11 +50,6 @@ class ModelSource(Source, Protocol):
         ...
 
 
-def block_of(draft: Draft) -> int:
-    """Most tokens of a row in a round, its anchor among them."""
-    return DEPTH + 1 if isinstance(draft, MTP) else draft.block
-
-
 def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) -> ModelSource:
     """The draft bound to its target. Raises ModelError if it does not fit."""
     return MTPDrafter(draft, target, pages, max_rows) if isinstance(draft, MTP) else Drafter(draft, target, pages)
@@ -63,11 +58,6 @@ def drafter_for(draft: Draft, target: Transformer, pages: int, max_rows: int) ->
 def context_for(draft: Draft | None, most: int) -> WaitingContext:
     """Where that of a draft waits which is not written yet, of so many tokens at most."""
     return WaitingEntries(most) if isinstance(draft, MTP) else WaitingContext(most)
-
-
-def bytes_per_page(draft: Draft) -> int:
-    """Memory of what a draft keeps in one page."""
-    return draft.bytes_per_page if isinstance(draft, MTP) else Drafter.bytes_per_page(draft)
 
 
 def most_waiting(draft: Draft, target: Transformer, memory: int) -> int:

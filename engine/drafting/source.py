@@ -9,9 +9,6 @@ import mlx.core as mx
 
 from .drafter import DraftRow
 
-SOURCES = ("dflash", "mtp", "lookup")
-"""The pair's draft, else the MTP head of its target, and a row's own text."""
-
 
 class Source(Protocol):
     """Whatever it proposes, the text is the target's: a draft is kept only where the target chooses the same token."""

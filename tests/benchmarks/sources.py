@@ -17,7 +17,6 @@ from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.calibration import PAGES, measure
 from draftmill.engine.depth.round_cost import NOTHING, Cost
-from draftmill.engine.drafting.kinds import block_of
 from draftmill.engine.drafting.load import LoadedPair, load_pair
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
@@ -57,7 +56,7 @@ def tokens_per_second(
     draft = pair.draft if writing else None
     engine = Engine(pair.target, pair.loaded.tokenizer, 1024, rows, draft=draft, copying=copying)
     if writing or copying:
-        block = block_of(draft) if draft else 1
+        block = draft.block if draft else 1
         engine.spend(Budget(cost if draft else Cost(cost.round, NOTHING), block, copying))
     for number, prompt in enumerate(prompts):
         encoded = engine.text.encode(ChatPrompt(({"role": "user", "content": prompt},))).tokens

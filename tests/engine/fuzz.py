@@ -15,7 +15,7 @@ from functools import cache, partial
 from random import Random
 from typing import Any
 
-from draftmill.engine.drafting.kinds import Draft, block_of
+from draftmill.engine.drafting.kinds import Draft
 from draftmill.engine.drafting.mtp.head import MTP
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
@@ -164,7 +164,7 @@ class Machine:
     def _engine(self, expected: dict[str, Expected]) -> Engine:
         load = self.load
         draft = self._draft()
-        depth = min(load.fixed, block_of(draft) - 1) if draft and load.depths == "fixed" else None
+        depth = min(load.fixed, draft.block - 1) if draft and load.depths == "fixed" else None
         engine = Engine(
             self.target,
             tokenizer(),

@@ -26,7 +26,7 @@ from mlx_lm.models import (
     smollm3,
 )
 
-from draftmill.engine.drafting.kinds import Draft, block_of, bytes_per_page
+from draftmill.engine.drafting.kinds import Draft
 from draftmill.engine.drafting.lookup import Lookup
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
@@ -274,8 +274,8 @@ def small_engine(
 
 def memory_for(target: Transformer, draft: Draft | None, slots: int, max_rows: int, copying: bool = False) -> int:
     """Bytes for an engine whose pools should have so many slots."""
-    block = max(block_of(draft) if draft else 1 + FORCED, 1 + MOST if copying else 0)
-    pages = target.bytes_per_page + (bytes_per_page(draft) if draft else 0)
+    block = max(draft.block if draft else 1 + FORCED, 1 + MOST if copying else 0)
+    pages = target.bytes_per_page + (draft.bytes_per_page if draft else 0)
     pages += Lookup.bytes_per_page() if copying else 0
     memory = pages_for(slots) * pages + max_rows * target.bytes_per_row(block)
     parts = (1 / PREFIXES if target.bytes_per_row(0) else 0) + (1 / LATE if draft else 0)

@@ -15,6 +15,7 @@ import click
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ...engine.stats import SOURCES
 from ...producer.cli import options
 from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
@@ -36,10 +37,6 @@ class Bytes(click.ParamType):
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is no size; write for example 900M or 4G", param, ctx)
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-
-
-SOURCES = ("dflash", "mtp", "lookup")
-"""Where drafts may come from; the engine has the same, and loading it here would take seconds."""
 
 
 class Drafts(click.ParamType):

@@ -10,12 +10,9 @@ import mlx.core as mx
 from ....kernels.packing import Packing, Span
 from ...choose.change import Slot, choose_changed
 from ...models.targets.transformer import Transformer
-from ...stats import Source
+from ...stats import Origin
 from ..drafter import DraftRow
 from .head import MTP
-
-DEPTH = 3
-"""Most tokens of a row that are drafted in a round: each takes a pass, and is accepted less often than the last one."""
 
 
 class MTPDrafter:
@@ -28,13 +25,13 @@ class MTPDrafter:
     another one only where prompts part exactly at the end of a page. That may cost an accepted draft.
     """
 
-    source: Source = "mtp"
+    origin: Origin = "mtp"
 
     def __init__(self, mtp: MTP, target: Transformer, pages: int, max_rows: int):
         mtp.operations = target.operations
         self.draft, self.target = mtp, target
         self.tapped = ()
-        self.block = DEPTH + 1
+        self.block = mtp.block
         self.about = f"MTP head, blocks of {self.block}"
         self.state = mtp.make_state(pages)
         self.pool = self.state.pool

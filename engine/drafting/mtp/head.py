@@ -35,8 +35,15 @@ class MTPHead(nn.Module):
         self.norm = nn.RMSNorm(hidden, eps=eps)
 
 
+DEPTH = 3
+"""Most tokens of a row that are drafted in a round: each takes a pass, and is accepted less often than the last one."""
+
+
 class MTP(Qwen35):
     """A head that runs over packed entries: a model of one layer, of its target's family and with its embedding."""
+
+    block = DEPTH + 1
+    """Most tokens of a row in a round, its anchor among them."""
 
     def __init__(self, head: MTPHead, target: Transformer):
         model = TextModel(one_layer(target.model.args))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,15 @@ from draftmill.engine.models.targets import adapt
 from tests.engine.small import reference, requests, run, small_engine
 
 from .dflash2 import NESTED, random_draft
-from .test_speculation import BLOCK, changing, engine_with_draft, replaying, small_model
+from .test_speculation import (
+    BLOCK,
+    changing,
+    engine_with_draft,
+    replaying,
+    serve_ends_inside_a_block,
+    serve_rows_that_join_and_leave,
+    small_model,
+)
 
 
 def draft_for(model: Any, **changes: Any) -> DFlashDraft:
@@ -43,26 +50,12 @@ def test_greedy_equals_mlx_lm(family: str, rows: int, wrong: Callable[[int], boo
 @pytest.mark.parametrize("wrong", [lambda i: False, lambda i: i % 4 == 1])
 def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool], family: str) -> None:
     model = small_model(family)
-    asked = [
-        replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
-        for i, request in enumerate(requests(8))
-    ]
-    engine = replaying(model, asked, wrong, max_rows=4, draft=draft_for(model))
-    engine.scheduler.depths = changing(5)
-    done = run(engine, asked, every=2)
-    for request in asked:
-        assert list(done[request.id].tokens) == reference(model, request)
+    serve_rows_that_join_and_leave(model, wrong, draft=draft_for(model))
 
 
 def test_ends_inside_a_block() -> None:
     model = small_model("llama")
-    asked = requests(8, max_tokens=21)
-    end = reference(model, asked[0])[5]
-    done = run(replaying(model, asked, end=(end,), draft=draft_for(model)), asked)
-    for request in asked:
-        expected = reference(model, request)
-        cut = expected[: expected.index(end)] if end in expected else expected
-        assert list(done[request.id].tokens) == cut
+    serve_ends_inside_a_block(model, draft=draft_for(model))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3.5"])

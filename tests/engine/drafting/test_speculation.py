@@ -137,6 +137,31 @@ def changing(step: int) -> Callable[[Sequence[Row], int], list[int]]:
     return lambda rows, prompt: [next(numbers) * step % BLOCK for _ in rows]
 
 
+def serve_rows_that_join_and_leave(model: Any, wrong: Callable[[int], bool], **options: Any) -> None:
+    """Rows of mixed depths, four at a time, each of another length."""
+    asked = [
+        replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
+        for i, request in enumerate(requests(8))
+    ]
+    engine = replaying(model, asked, wrong, max_rows=4, **options)
+    engine.scheduler.depths = changing(5)
+    done = run(engine, asked, every=2)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+
+
+def serve_ends_inside_a_block(model: Any, **options: Any) -> None:
+    """Rows that end by a token or at their limit, both inside a block of drafts that are all right."""
+    asked = requests(8, max_tokens=21)
+    end = reference(model, asked[0])[5]
+    done = run(replaying(model, asked, end=(end,), **options), asked)
+    for request in asked:
+        expected = reference(model, request)
+        cut = expected[: expected.index(end)] if end in expected else expected
+        assert list(done[request.id].tokens) == cut
+        assert done[request.id].finish_reason == ("stop" if end in expected else "length")
+
+
 @pytest.mark.parametrize(
     ("family", "rows"),
     [*((family, rows) for family in BUILDERS for rows in (1, 3, 8)), *((family, 3) for family in OTHERS)],
@@ -173,28 +198,11 @@ def test_sampled_tokens_depend_neither_on_the_draft_nor_on_depths(family: str) -
 @pytest.mark.parametrize("family", ["qwen3", "qwen3.5"])
 @pytest.mark.parametrize("wrong", [lambda i: False, lambda i: i % 4 == 1])
 def test_mixed_depths_with_rows_joining_and_leaving(wrong: Callable[[int], bool], family: str) -> None:
-    model = small_model(family)
-    asked = [
-        replace(request, sampling=replace(request.sampling, max_tokens=3 + 5 * i))
-        for i, request in enumerate(requests(8))
-    ]
-    engine = replaying(model, asked, wrong, max_rows=4)
-    engine.scheduler.depths = changing(5)
-    done = run(engine, asked, every=2)
-    for request in asked:
-        assert list(done[request.id].tokens) == reference(model, request)
+    serve_rows_that_join_and_leave(small_model(family), wrong)
 
 
 def test_end_tokens_and_limits_inside_a_block() -> None:
-    model = small_model("llama")
-    asked = requests(8, max_tokens=21)
-    end = reference(model, asked[0])[5]
-    done = run(replaying(model, asked, end=(end,)), asked)
-    for request in asked:
-        expected = reference(model, request)
-        cut = expected[: expected.index(end)] if end in expected else expected
-        assert list(done[request.id].tokens) == cut
-        assert done[request.id].finish_reason == ("stop" if end in expected else "length")
+    serve_ends_inside_a_block(small_model("llama"))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3.5"])
