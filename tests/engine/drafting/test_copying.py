@@ -51,13 +51,17 @@ def always(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
     return depths
 
 
-def mixed(rows: Sequence[Row], prompt: int, numbers: count[int] = count()) -> list[int]:  # noqa: B008
+def mixed() -> Callable[[Sequence[Row], int], list[int]]:
     """Depths and kinds that change from row to row and from round to round."""
-    depths: list[int] = []
-    for row in rows:
-        number = next(numbers)
-        row.kind = COPIED if number % 3 else FROM_DRAFT
-        depths.append(number * 5 % (1 + MOST if number % 3 else BLOCK))
+    numbers = count()
+
+    def depths(rows: Sequence[Row], prompt: int) -> list[int]:
+        chosen: list[int] = []
+        for row, number in zip(rows, numbers, strict=False):
+            row.kind = COPIED if number % 3 else FROM_DRAFT
+            chosen.append(number * 5 % (1 + MOST if number % 3 else BLOCK))
+        return chosen
+
     return depths
 
 
@@ -79,7 +83,7 @@ def test_rows_that_copy_beside_rows_that_a_draft_writes_for(family: str) -> None
         for i, request in enumerate(requests(8))
     ]
     engine = engine_that_copies(small_model(family), 4, draft=True)
-    engine.scheduler.depths = mixed
+    engine.scheduler.depths = mixed()
     done = run(engine, asked, every=2)
     for request in asked:
         assert list(done[request.id].tokens) == reference(small_model(family), request)
@@ -88,7 +92,7 @@ def test_rows_that_copy_beside_rows_that_a_draft_writes_for(family: str) -> None
 def test_sampled_tokens_do_not_depend_on_the_source() -> None:
     asked = requests(6, max_tokens=40, temperature=0.7, top_p=0.9)
     outputs: list[dict[str, tuple[int, ...]]] = []
-    for depths in (always(0), always(MOST), mixed):
+    for depths in (always(0), always(MOST), mixed()):
         engine = engine_that_copies(small_model("llama"), 5, draft=True)
         engine.scheduler.depths = depths
         outputs.append({id: done.tokens for id, done in run(engine, asked).items()})
