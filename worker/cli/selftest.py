@@ -1,4 +1,4 @@
-"""`draftmill selftest`: whether all works on this machine, in two minutes."""
+"""`draftmill selftest`: whether all works on this machine, in about two minutes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 def selftest(out: Path | None) -> None:
     """Check that kernels, engine and queue work on this machine, and tell how fast it is.
 
-    Takes two minutes, and fetches the boxed model (93 MB) if it is not here yet. Kernels are compared with plain MLX,
+    Takes about two minutes, and fetches the boxed model (93 MB) if it is not here yet. Kernels are compared with plain MLX,
     the engine's tokens with mlx-lm's; a worker is killed and another takes over, with a private Redis of their own.
     Each line is ok, wrong, skipped (it cannot run here) or told (a fact without a judgement); the exit code is 1 if
     one is wrong.
