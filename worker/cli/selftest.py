@@ -25,8 +25,9 @@ OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 def selftest(out: Path | None) -> None:
     """Check that kernels, engine and queue work on this machine, and tell how fast it is.
 
-    Takes about two minutes, and fetches the boxed model (93 MB) if it is not here yet. Kernels are compared with plain MLX,
-    the engine's tokens with mlx-lm's; a worker is killed and another takes over, with a private Redis of their own.
+    Takes about two minutes, and fetches the boxed model (93 MB) if it is not here yet. Kernels are compared with
+    plain MLX, the engine's tokens with mlx-lm's; a worker is killed and another takes over, with a private Redis of
+    their own.
     Each line is ok, wrong, skipped (it cannot run here) or told (a fact without a judgement); the exit code is 1 if
     one is wrong.
 
