@@ -33,6 +33,7 @@ class Heartbeat(threading.Thread):
     """Beats every second, more often if leases are short; it does not wait for the engine.
 
     Args:
+        queue: on a client without retries; a client that pauses between its own attempts could wake too late to renew.
         held: the jobs whose leases are to be renewed.
         host: name of this machine in the fleet.
         report: what the worker says of itself, as text or numbers.

@@ -19,6 +19,7 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..engine.request import Completion, RequestError
+from ..producer.queue.connect import without_retries
 from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import JobQueue
@@ -89,7 +90,7 @@ class MillWorker(BaseWorker):
         engine.starting = self._start_rows
         self.pulse = Heartbeat(
             self,
-            self.queue,
+            JobQueue(without_retries(connection), self.name, pair, lease),
             self.metrics,
             self.courier.held,
             host.name,

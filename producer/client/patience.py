@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import redis as redis_py
 import redis.exceptions as rx
 
-from ..queue.connect import is_private, plain, start_private
+from ..queue.connect import is_private, start_private, without_retries
 from ..queue.errors import UserError, explain_redis
 
 AWAY_SECONDS = 600.0
@@ -40,7 +40,7 @@ class Patience:
         seconds: float = AWAY_SECONDS,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.redis = plain(redis, self._connected)
+        self.redis = without_retries(redis, self._connected)
         self.is_away = False
         self._connections = 0
         self._say, self._seconds, self._sleep = say, seconds, sleep

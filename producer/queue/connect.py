@@ -132,7 +132,7 @@ def bearable(client: redis.Redis, seconds: float) -> float:
     return min(seconds, (client.connection_pool.connection_kwargs.get("socket_timeout") or math.inf) / 2)
 
 
-def plain(client: redis.Redis, connected: Callable[[], object]) -> redis.Redis:
+def without_retries(client: redis.Redis, connected: Callable[[], object] = lambda: None) -> redis.Redis:
     """A client of the same server for those who try again themselves: it never does. Each time that it has connected,
     it calls `connected`."""
 

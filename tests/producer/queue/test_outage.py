@@ -47,10 +47,10 @@ def test_each_length_of_leases_has_its_own_patience(mill: Mill) -> None:
 
 def test_living_workers_lose_nothing_to_a_long_outage(mill: Mill) -> None:
     mill.submit(16, tokens=400)
-    workers = [mill.start(rows=8, round_seconds=0.01, lease=1) for _ in range(2)]
+    workers = [mill.start(rows=8, round_seconds=0.01, lease=2) for _ in range(2)]
     mill.wait(lambda status: status.running >= 16)
     mill.server.kill()
-    time.sleep(3)
+    time.sleep(5)
     mill.server.start()
     mill.wait(lambda status: status.done == 16)
     for worker in workers:
