@@ -12,7 +12,7 @@ from .emission import emit, shown
 from .recovery import Failure, log, rewind
 from .request import Adapters, Completion, FinishReason, Request, RequestError
 from .rounds import Emitted, Round
-from .schedule.blame import blame
+from .schedule.blame import blame, check_device
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
@@ -71,12 +71,14 @@ class BaseEngine(ABC):
         """Launch the next round, then read the one before it; returns the requests that finished.
 
         Raises:
+            DeviceFailed: the system took the GPU away.
             EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
         """
         failure: Failure | None = None
         try:
             self._run_round()
         except Exception as error:
+            check_device(error)
             failure = Failure.of(error)
         if failure:
             self._start_over(failure)

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 """Thermal pressure, in the words of macOS's ProcessInfo; from `serious` on the machine is slowed down."""
@@ -44,6 +45,17 @@ class Host:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(name or host_name(), chip or _chip(), memory, _system(), watts)
 
+    def report(self, reading: Reading) -> dict[str, Any]:
+        """What each heartbeat says of a machine that is like this."""
+        return {
+            "host": self.name,
+            "chip": self.chip,
+            "memory": self.memory,
+            "os": self.os,
+            "thermal": reading.thermal,
+            "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
+        }
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -67,6 +79,27 @@ class Sensors(threading.Thread):
             watts = self._host.watts
             self.latest = Reading(_thermal(), watts if watts is not None else power.watts())
             time.sleep(READ_EVERY)
+
+
+class Meter:
+    """What a worker generates and what its machine draws meanwhile, between one heartbeat and the next."""
+
+    def __init__(self) -> None:
+        self._tokens: deque[tuple[float, int]] = deque(maxlen=11)
+        self.joules = 0.0
+
+    def beat(self, tokens: int, watts: float | None) -> float:
+        """So many tokens so far, at such a power if that is to count; returns joules since the last beat."""
+        self._tokens.append((time.monotonic(), tokens))
+        joules = (watts or 0.0) * (self._tokens[-1][0] - self._tokens[-2][0]) if len(self._tokens) > 1 else 0.0
+        self.joules += joules
+        return joules
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last ten beats."""
+        (before, then), (after, latest) = self._tokens[0], self._tokens[-1]
+        return round((latest - then) / (after - before), 1) if after > before else 0
 
 
 class Power:

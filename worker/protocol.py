@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..engine.request import Adapters, Completion, Request
 from ..engine.stats import Stats
@@ -63,3 +63,18 @@ class Engine(Protocol):
         One with which alone rounds fail ends with finish reason "failed". Raises EngineFailed if all rounds fail.
         """
         ...
+
+
+def report(engine: Engine) -> dict[str, Any]:
+    """What each heartbeat says of an engine."""
+    verdict, stats = engine.verdict, engine.stats
+    return {
+        "adapters": ",".join(engine.adapters.folders),
+        "check": str(verdict or engine.remark or ""),
+        "stock": ", ".join(verdict.dropped) if verdict else "",
+        "rounds": stats.rounds,
+        "generated_tokens": stats.generated_tokens,
+        "row_rounds": stats.row_rounds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+    }
