@@ -35,6 +35,7 @@ ATTENTION = [
     AttentionShape(1, 1, 64, HALF, sinks=True),
     AttentionShape(64, 8, 64, HALF, sinks=True),
     AttentionShape(8, 4, 256, HALF, cap=50.0),
+    AttentionShape(16, 2, 512, HALF),
 ]
 RECURRENT = [Heads(16, 32, 128, 128), Heads(2, 4, 32, 8), Heads(1, 2, 32, 16)]
 PRODUCTS = [ProductShape(2560, 9728, 64, 4, HALF), ProductShape(64, 24, 32, 8, mx.float32)]
