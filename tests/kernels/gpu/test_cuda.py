@@ -70,7 +70,13 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
         FOLDER / "convolution.metal",
         "convolve",
         "__half",
-        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "LOOKS": "4"},
+        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "LOOKS": "4", "GATED": "0"},
+    ),
+    (
+        FOLDER / "convolution.metal",
+        "convolve",
+        "__nv_bfloat16",
+        {"KEYS": "0", "VALUES": "2048", "WIDTH": "6144", "DK": "16", "LOOKS": "3", "GATED": "1"},
     ),
 ]
 
