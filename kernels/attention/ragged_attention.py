@@ -25,8 +25,8 @@ its registers, which hold the sums.
 THREADS = 128
 
 HELD = {2048: 4, 4096: 3, 8192: 2}
-"""Threadgroups that a core holds at once, by PAIRS times D: on an NVIDIA GPU, registers leave no room for more. The last
-number follows from their count (177 with 512 dimensions), not from times. What a Mac's core holds has not been
+"""Threadgroups that a core holds at once, by PAIRS times D: on an NVIDIA GPU, registers leave no room for more. The
+last number follows from the registers that a thread takes, not from times. What a Mac's core holds has not been
 measured, so these numbers stand for it, too.
 """
 

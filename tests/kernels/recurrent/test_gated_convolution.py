@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx_lm.models import lfm2
 
@@ -41,8 +43,8 @@ def as_in_mlx_lm(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arr
         block_auto_adjust_ff_dim=False,
         full_attn_idxs=[],
     )
-    layer = lfm2.ShortConv(args, 0)
-    layer.in_proj = layer.out_proj = lambda given: given  # what is around the convolution is not asked here
+    layer: Any = lfm2.ShortConv(args, 0)
+    layer.in_proj = layer.out_proj = nn.Identity()  # what is around the convolution is not asked here
     layer.conv.weight = weight[..., None]
     if bias is not None:
         layer.conv.bias = bias
@@ -67,8 +69,8 @@ class Rounds:
         x = mx.random.normal((count, 3 * channels)).astype(self.form.dtype)
         output, left = gated_convolution_by_kernel(x, self.weight, self.inputs, steps, self.form.launch)
         with mx.stream(mx.cpu):
-            exact = (array.astype(mx.float32) for array in (x, self.weight))
-            expected, kept = gated_convolution(*exact, None, self.inputs.astype(mx.float32), steps)
+            exact, weight, inputs = (array.astype(mx.float32) for array in (x, self.weight, self.inputs))
+            expected, kept = gated_convolution(exact, weight, None, inputs, steps)
         assert output.dtype == left.dtype == self.form.dtype
         assert error(output.astype(mx.float32), expected) < self.form.bound
         assert error(left.astype(mx.float32), kept) < self.form.bound
