@@ -27,8 +27,8 @@ class Settings:
     """`timeout` is the socket's; `crash` names a step at whose `crash_after`th time the process kills itself.
 
     `depth` is that of the engine's drafts. A worker that a parent has started has a `name`, after so many `aborts`;
-    its GPU gives up after `aborts_after` rounds, which it `dies` of or says. With `metrics` Prometheus finds it on a free
-    port.
+    its GPU gives up after `aborts_after` rounds, which it `dies` of or says.
+    With `metrics` Prometheus finds it on a free port.
     """
 
     url: str
