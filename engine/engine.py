@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.packing import Packing
-from ..kernels.pages.sizes import PAGE
+from ..kernels.pages.sizes import PAGE, pages_for
 from .base_engine import BaseEngine
 from .choose.constrained import Choice
 from .depth.budget import Budget
@@ -96,6 +96,7 @@ class Engine(BaseEngine):
         depths = fixed(most if depth is None else depth)
         most = max(most, COPIED if copying else 0)
         self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
+        self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = drafter_for(draft, target, self.pool.pages, max_rows) if draft else None
@@ -163,12 +164,30 @@ class Engine(BaseEngine):
         return self.drafter.origin if self.drafter else "dflash"
 
     def _enqueue(self, row: Row) -> None:
-        if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
+        if (largest := self.scheduler.largest(row)) > (slots := self._most_pages * PAGE):
             raise RequestError(
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
+        if (pages := pages_for(largest)) > self.scheduler.pages.most:  # there is less memory now than there was
+            self.scheduler.pages.resize(pages)
         self.scheduler.add(row)
+
+    def _read_all(self) -> None:
+        self._read_in_flight(None)
+        mx.synchronize()
+
+    def _resize(self, less: bool) -> None:
+        needed = (pages_for(self.scheduler.largest(row)) for row in self._rows.values())
+        pages = max(int(self.share * self._most_pages), *needed, 1)
+        self.scheduler.resize(self.max_rows, pages)
+        if less:
+            for pool in self._pools:
+                pool.renew(self.scheduler.pages.count)
+            self.state.renew()
+            if self.drafter:
+                self.drafter.renew()
+            self.lookup = Lookup(self.pool.pages) if self.lookup else None
 
     def spend(self, budget: Budget) -> None:
         """Let a row budget choose depths from now on."""

@@ -14,10 +14,13 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from .mac.memory import NAMES, NOTHING_KNOWN, MemoryReading, memory
 
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 """Thermal pressure, in the words of macOS's ProcessInfo; from `serious` on the machine is slowed down."""
@@ -53,6 +56,8 @@ class Host:
             "memory": self.memory,
             "os": self.os,
             "thermal": reading.thermal,
+            "memory_pressure": reading.memory.pressure,
+            "swapped": "" if reading.memory.swapped is None else reading.memory.swapped,
             "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
         }
 
@@ -63,13 +68,18 @@ class Reading:
 
     thermal: Thermal = "unknown"
     power_watts: float | None = None
+    memory: MemoryReading = NOTHING_KNOWN
 
 
 class Sensors(threading.Thread):
-    """Reads the sensors every few seconds, so that whoever asks for the `latest` reading never waits."""
+    """Reads the sensors every few seconds, so that whoever asks for the `latest` reading never waits.
+
+    `heard` is called with each reading, on this thread.
+    """
 
     def __init__(self, host: Host) -> None:
         super().__init__(name="sensors", daemon=True)
+        self.heard: Callable[[Reading], None] = lambda reading: None
         self.latest = Reading(power_watts=host.watts)
         self._host = host
 
@@ -77,7 +87,8 @@ class Sensors(threading.Thread):
         power = Power(Path("/sys/class"))
         while True:
             watts = self._host.watts
-            self.latest = Reading(_thermal(), watts if watts is not None else power.watts())
+            self.latest = Reading(_thermal(), watts if watts is not None else power.watts(), _memory())
+            self.heard(self.latest)
             time.sleep(READ_EVERY)
 
 
@@ -153,6 +164,20 @@ def _thermal() -> Thermal:
     if sys.platform == "darwin":
         return pressure(_said("/usr/bin/notifyutil", "-g", "com.apple.system.thermalpressurelevel"))
     return hottest_zone(Path("/sys/class/thermal"))
+
+
+def _memory() -> MemoryReading:
+    return memory(_said("/usr/sbin/sysctl", "-n", *NAMES)) if sys.platform == "darwin" else NOTHING_KNOWN
+
+
+def boot() -> str:
+    """Which boot of this machine this is, in some words that another boot does not have."""
+    if sys.platform == "darwin":
+        return _said("/usr/sbin/sysctl", "-n", "kern.boottime").partition("}")[0]
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def pressure(said: str) -> Thermal:

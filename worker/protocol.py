@@ -57,6 +57,10 @@ class Engine(Protocol):
         """Stop a request; its completion comes out with finish reason "cancelled"."""
         ...
 
+    def resize(self, share: float) -> None:
+        """Have this part of the rows and of the memory that it began with; rows may begin anew for it."""
+        ...
+
     def step(self) -> list[Completion]:
         """Run one round; returns the requests that finished.
 

@@ -30,6 +30,7 @@ from .duty import UNHEARD, duty
 from .heartbeat import Heartbeat
 from .host import Host, Meter, Sensors
 from .jobs import Running
+from .mac.memory import Relief
 from .metrics import Metrics
 from .protocol import Engine
 from .spool import Spool
@@ -79,7 +80,6 @@ class MillWorker(BaseWorker):
         super().__init__(queues, name=name, connection=connection, serializer=JsonSerializer)
         self.engine = engine
         self.pair = pair = canonical(pair)
-        self.capacity = 2 * engine.max_rows
         about = {"host": host.name, "chip": host.chip, "mlx": VERSIONS["mlx"]}
         self.metrics = Metrics(pair, self.name, VERSIONS["draftmill"], **about)
         self.metrics.slots.set(engine.max_rows)
@@ -102,7 +102,7 @@ class MillWorker(BaseWorker):
             self.request_shutdown,
         )
         self.host = host
-        self.sensors = Sensors(host)
+        self.sensors, self.relief = Sensors(host), Relief()
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
         self.duty = UNHEARD
         self.restart = False
@@ -145,6 +145,7 @@ class MillWorker(BaseWorker):
                 self._drop()
                 self._watch_deadlines()
                 self._watch_duty()
+                self._watch_memory()
                 if self.engine.busy:
                     self._step()
                 elif self.signals and not self.courier.arrived.is_set():
@@ -195,7 +196,7 @@ class MillWorker(BaseWorker):
             return 0, 0
         if self._running:
             self._requests_per_job = len(self._of_request) / len(self._running)
-        free = max(0, self.capacity - len(self._of_request))
+        free = max(0, 2 * self.engine.max_rows - len(self._of_request))
         size = max(1.0, self._requests_per_job)
         return math.ceil(free / size), int(min(free, self.engine.max_rows) / size)
 
@@ -252,6 +253,11 @@ class MillWorker(BaseWorker):
             if not running.dropped:
                 running.dropped = "returned"
                 self._cancel(running)
+
+    def _watch_memory(self) -> None:
+        if self.relief.look(self.sensors.latest.memory, time.monotonic()):
+            self.engine.resize(self.relief.share)
+            self.metrics.slots.set(self.engine.max_rows)
 
     def _step(self) -> None:
         begin = time.perf_counter()
@@ -372,6 +378,7 @@ class MillWorker(BaseWorker):
     def report(self) -> dict[str, Any]:
         """What each heartbeat publishes; `wire.worker_key` describes it. Called by the heartbeat's thread."""
         reading, held = self.sensors.latest, len(self.courier.held())
+        self.metrics.memory_short.set(reading.memory.short)
         if joules := self.meter.beat(self.engine.stats.generated_tokens, reading.power_watts if held else None):
             self.metrics.add_energy(joules)
         state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)

@@ -93,7 +93,7 @@ class PlainEngine(BaseEngine):
         self.workspace += LOGITS * self.max_rows * ways.vocabulary * ways.dtype.size
         self.workspace += self.operations.bytes_to_choose(self.max_rows, ways.vocabulary, ways.dtype)
         budget = default_budget(self.workspace) if memory is None else memory
-        self._memory = budget - budget // SPARE
+        self._memory = self._most_memory = budget - budget // SPARE
         if ways.footprint.bytes(1) > self._memory:
             raise ModelError(
                 f"no memory for a single row: {budget:,} bytes allowed, {ways.footprint.bytes(1):,} needed; "
@@ -140,12 +140,21 @@ class PlainEngine(BaseEngine):
 
     def _enqueue(self, row: Row) -> None:
         need = self._ways.footprint.bytes(len(row.request.tokens) + row.limit)
-        if need > self._memory:
+        if need > self._most_memory:
             raise RequestError(
-                f"prompt and max_tokens need {need:,} bytes, this worker has {self._memory:,}; "
+                f"prompt and max_tokens need {need:,} bytes, this worker has {self._most_memory:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
         self._waiting.add(row)
+
+    def _read_all(self) -> None:
+        self._read_in_flight()
+        mx.synchronize()
+
+    def _resize(self, less: bool) -> None:
+        self._memory = int(self.share * self._most_memory)
+        taken = {row.slot for row in self._running}
+        self._slots = [slot for slot in range(self.max_rows) if slot not in taken]
 
     def _run_round(self) -> None:
         if any(row.left > 0 and not row.ready for row in self._decoding):

@@ -156,6 +156,13 @@ class Scheduler:
         self._free.append(row.slot)
         row.slot, row.pages = -1, []
 
+    def resize(self, rows: int, pages: int) -> None:
+        """Have so many rows and pages at most. For fewer than there were, no row may run and no prefix be kept."""
+        taken = {row.slot for row in self.rows}
+        self.max_rows = rows
+        self._free = [slot for slot in range(rows - 1, -1, -1) if slot not in taken]
+        self.pages.resize(pages)
+
     def start_over(self) -> list[Row]:
         """Send all running rows back, the first to be the first again, after what they held is lost; returns them."""
         rows = self.rows[::-1]

@@ -88,7 +88,7 @@ class SetSpeedEngine:
         dies: bool = False,
     ) -> None:
         self.aborts_after, self.dies = aborts_after, dies
-        self.max_rows = max_rows
+        self.max_rows = self.most_rows = max_rows
         self.round_seconds = round_seconds
         self.depth = depth
         self.stats = Stats(accepted_per_position=[0] * depth)
@@ -100,6 +100,11 @@ class SetSpeedEngine:
         self._flaked = False
         self.before_round: Callable[[], None] = lambda: None
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None
+
+    def resize(self, share: float) -> None:
+        self.max_rows = max(1, int(share * self.most_rows))
+        while len(self._rows) > self.max_rows:
+            self._waiting.appendleft(self._rows.popitem()[1].request)
 
     @property
     def busy(self) -> bool:

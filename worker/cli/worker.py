@@ -25,7 +25,9 @@ from ...producer.queue.fleet import scheduled_pair
 from ...producer.queue.pair_names import canonical
 from ...producer.queue.paths import cache_dir, data_dir
 from ...producer.queue.wire import DEFAULT_PAIR
-from ..host import Host, host_name
+from ..host import Host, boot, host_name
+from ..mac.lives import LifeFile, look_back
+from ..mac.memory import Relief
 from ..mac.parent import Parent, bounded
 
 
@@ -212,12 +214,17 @@ def worker(
         engine.keep_within(bounded(gpu_seconds or SECONDS, aborts), launches())
     elif gpu_seconds:
         raise UserError("--gpu-seconds is for Metal, which this machine has not: leave it out")
+    lives, this_boot = data_dir() / "lives", boot()
+    if look_back(lives, this_boot):
+        engine.resize(0.5)
     mx.set_cache_limit(engine.workspace)  # what MLX keeps of freed memory: a round takes no more, pools that grew do
     try:
         spool = spool_folder(data_dir(), connection)
         mill = MillWorker(engine, name, connection, spool, lease, drain, facts, auto, defaults, name_of_life, aborts)
     except OSError as error:
         raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
+    mill.relief, life_file = Relief(engine.share, time.monotonic()), LifeFile(lives, mill.name, this_boot)
+    mill.sensors.heard = lambda reading: life_file.note(reading.memory)
     if metrics_port is not None:
         mill.metrics.watch_mlx()
         try:
@@ -239,6 +246,8 @@ def worker(
         raise UserError(f"{error}; this worker ends, and its jobs go back", GPU_GAVE_UP) from error
     except EngineFailed as error:
         raise UserError(f"the engine cannot go on, so this worker ends and its jobs go back: {error}", BUG) from error
+    finally:
+        life_file.close()
     if mill.restart:
         sys.exit(RESTART)
     if not ended_well:
