@@ -76,7 +76,9 @@ class Drafts(click.ParamType):
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
 @options.lora
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
-@click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
+@click.option(
+    "--max-rows", type=click.IntRange(1, 1024), help="Rows at a time.  [default: as many as have room, 32 at most]"
+)
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
 @click.option(
     "--lease",
@@ -125,7 +127,7 @@ def worker(
     draft_bits: str | None,
     lora: options.Lora,
     redis_url: str | None,
-    max_rows: int,
+    max_rows: int | None,
     memory: int | None,
     lease: float,
     drain: float,
