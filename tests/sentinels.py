@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import redis as redis_py
 from redis.backoff import NoBackoff
@@ -111,7 +112,7 @@ class Watched:
         for port in self.ports[2:]:
             peer = redis_py.Redis(port=port, username="peer", password="pass-peer", socket_timeout=5)
             with peer:
-                about = peer.sentinel_master(NAME)
+                about: Any = peer.sentinel_master(NAME)
             if about["num-other-sentinels"] < 2 or about["num-slaves"] < 1 or about["flags"] != "master":
                 return False
         with self.admin(self.primary()) as client:

@@ -25,9 +25,9 @@ from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
-from . import sentinel
 from .errors import NO_REDIS, UserError, explain_file, explain_redis, is_utf8
 from .paths import data_dir
+from .servers import sentinel
 from .urls import SPELLING, has_unknown_options, is_doubtful, masked, names_sentinels
 
 SOCKET_SECONDS = 10.0

@@ -15,8 +15,9 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from draftmill.producer.queue import connect, sentinel
+from draftmill.producer.queue import connect
 from draftmill.producer.queue.errors import UserError
+from draftmill.producer.queue.servers import sentinel
 from draftmill.worker.spool import spool_folder
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import fresh_server
@@ -113,7 +114,8 @@ def test_a_call_that_waits_and_scripts_end_like_any_other_command(still: Watched
             waits = threads.submit(client.blpop, ["nothing"], 60)
             wait_until(lambda: admin.info("clients")["blocked_clients"] == 1)
             with client.pipeline(transaction=False) as pipe:
-                pipe.ping().execute()
+                pipe.ping()
+                pipe.execute()
                 admin.replicaof("127.0.0.1", "1")
                 try:
                     with pytest.raises(redis_py.ConnectionError):

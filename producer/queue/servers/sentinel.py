@@ -21,8 +21,8 @@ from redis.sentinel import (
     SentinelManagedSSLConnection,
 )
 
-from .errors import SENTINEL_REFUSES
-from .urls import SENTINEL, SENTINEL_OPTIONS
+from ..errors import SENTINEL_REFUSES
+from ..urls import SENTINEL, SENTINEL_OPTIONS
 
 PORT = 26379
 SECONDS = 2.0
