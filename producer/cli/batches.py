@@ -127,9 +127,7 @@ def submit_command(
         context.exit(FAILED_ITEMS)
 
 
-def _submit(
-    redis: redis_py.Redis, submission: Submission, detach: bool, retry_failed: bool
-) -> tuple[Submitted, int]:
+def _submit(redis: redis_py.Redis, submission: Submission, detach: bool, retry_failed: bool) -> tuple[Submitted, int]:
     """Queues all lines, or those that there is room for; returns what became of them, and how many are left."""
     patience = Patience(redis, say)
     if not detach:
@@ -167,7 +165,9 @@ class Notice:
     def __call__(self, state: BatchStatus) -> None:
         if not self.said:
             self.said = True
-            say(f"{state.open:,} lines are queued; the others follow as these finish (--detach leaves them to a feeder)")
+            say(
+                f"{state.open:,} lines are queued; the others follow as these finish (--detach leaves them to a feeder)"
+            )
 
 
 @click.command("collect")

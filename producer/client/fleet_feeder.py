@@ -11,6 +11,8 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from uuid import uuid4
 
 import redis as redis_py
@@ -29,13 +31,13 @@ log = logging.getLogger("draftmill.feed")
 
 
 class FleetFeeder(threading.Thread):
-    """Feeds while it has the duty, until it is told to stop."""
+    """Feeds while it has the duty, until it is told to stop. Says by `say` that Redis is away, or refuses something."""
 
-    def __init__(self, redis: redis_py.Redis) -> None:
+    def __init__(self, redis: redis_py.Redis, say: Callable[[str], object] = lambda _: None) -> None:
         super().__init__(name="draftmill-feeder", daemon=True)
         self.feeder = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
         self._stopping = threading.Event()
-        self._patience = Patience(redis, log.warning, sleep=self._pause)
+        self._say, self._patience = say, Patience(redis, say, sleep=self._pause)
         self._redis = self._patience.redis
         self._bytes_per_line: dict[str, float] = {}
 
@@ -50,13 +52,11 @@ class FleetFeeder(threading.Thread):
             except redis_py.RedisError as error:
                 trouble = redis_trouble(error)
                 if trouble != said:
-                    log.warning("%s; trying again", trouble)
+                    self._say(f"{trouble}; trying again")
             said = trouble
             self._stopping.wait(LOOK_SECONDS)
-        try:
+        with suppress(redis_py.RedisError):  # the duty runs out by itself
             duty.leave(self._redis, self.feeder)
-        except redis_py.RedisError:
-            pass  # the duty runs out by itself
         self._patience.close()
 
     def ask_to_stop(self) -> None:

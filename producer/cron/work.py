@@ -65,9 +65,9 @@ class Stopped(Exception):
 class Work(threading.Thread):
     """Takes a slot as far as it goes without waiting for workers. `batch` is what was submitted for it before.
 
-    `result` tells how far that was, once the thread has ended. Work that `is_long` waits for workers all the same: it
-    feeds a dataset that does not fit into Redis, and does little. It may be killed at any moment and done again, here or
-    elsewhere: the batch is the same one, and OUT gets each line once.
+    `result` tells how far that was, once the thread has ended. It may be killed at any moment and done again, here or
+    elsewhere: the batch is the same one, and OUT gets each line once. What `is_long` feeds a dataset that does not fit
+    into Redis: it waits for workers all the same, and does little.
     """
 
     result: Ended | Waiting | Again

@@ -7,7 +7,7 @@ import signal
 
 import click
 
-from ...client.fleet_feeder import FleetFeeder
+from ...client.fleet_feeder import FleetFeeder, log
 from ...queue.connect import connect, resolve
 from ...queue.urls import masked
 from .. import options
@@ -27,7 +27,7 @@ def feed_command(redis_url: str | None) -> None:
       draftmill feed --redis-url redis://queue.local
     """
     url = resolve(redis_url)
-    feeder = FleetFeeder(connect(url))
+    feeder = FleetFeeder(connect(url), log.warning)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: feeder.ask_to_stop())

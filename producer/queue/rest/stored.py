@@ -34,8 +34,8 @@ NAME = re.compile(rb"\d{1,9} [1-9]\d{0,8}")
 """How Redis has the name of a chunk."""
 
 Kept = Literal["kept", "known", "full", "gone"]
-"""What became of a chunk: it is kept, or has no line that is still to be queued, or there is no room, or its batch takes
-no lines because it was cancelled or Redis does not know it.
+"""What became of a chunk: it is kept, or no line of it is still to be queued, or there is no room, or its batch was
+cancelled or is not there.
 """
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from draftmill.producer.cli.main import main
 from draftmill.producer.client import submission as submitting
+from draftmill.producer.client.client import Client
 from draftmill.producer.client.fleet_feeder import FleetFeeder
 from draftmill.producer.client.patience import Patience
 from draftmill.producer.client.submission import Feed, NoRoom, Submission, plan
@@ -50,7 +51,7 @@ def detached(redis: redis_py.Redis, submission: Submission, retry_failed: bool =
     return feed
 
 
-def work(redis: redis_py.Redis, batch: str, status: str = "done") -> set[str]:
+def work(redis: redis_py.Redis, status: str = "done") -> set[str]:
     """Runs what is queued; the custom_ids, each of which ran once."""
     ran: list[str] = []
     worker = JobQueue(redis, "w", PAIR, 60)
@@ -69,10 +70,10 @@ def state_of(redis: redis_py.Redis, submission: Submission) -> batches.BatchStat
     return found
 
 
-def feed_and_work(redis: redis_py.Redis, submission: Submission, *feeders: FleetFeeder) -> set[str]:
+def feed_and_work(redis: redis_py.Redis, *feeders: FleetFeeder) -> set[str]:
     """Lets feeders and a worker take turns until nothing is left; the lines that ran, none of them twice."""
     ran: set[str] = set()
-    while more := work(redis, submission.info.id):
+    while more := work(redis):
         assert not ran & more
         ran |= more
         for feeder in feeders:
@@ -90,7 +91,7 @@ def test_a_feeder_queues_what_a_submitter_left(redis: redis_py.Redis, submission
     feeder.look()
     assert state_of(redis, submission).submitted == 100  # there is no room yet
     assert duty.unfed(redis, batch) == ""
-    assert feed_and_work(redis, submission, feeder) == {str(n) for n in range(LINES)}
+    assert feed_and_work(redis, feeder) == {str(n) for n in range(LINES)}
     state = state_of(redis, submission)
     assert (state.done, state.complete) == (LINES, True)
     assert not redis.exists(wire.rest_key(batch), wire.RESTS)
@@ -104,13 +105,13 @@ def test_two_feeders_and_a_submitter_that_comes_back_queue_nothing_twice(
     detached(redis, submission)
     monkeypatch.setattr(duty, "take", lambda *_: True)  # each believes that it has the duty
     one, two = FleetFeeder(redis), FleetFeeder(redis)
-    ran = work(redis, submission.info.id)
+    ran = work(redis)
     one.look()
     two.look()
-    ran |= work(redis, submission.info.id)
+    ran |= work(redis)
     again = detached(redis, submission)
     assert (again.sent.done, again.sent.new) == (200, 100)
-    ran |= feed_and_work(redis, submission, one, two) | work(redis, submission.info.id)
+    ran |= feed_and_work(redis, one, two) | work(redis)
     assert len(ran) == state_of(redis, submission).done == LINES
 
 
@@ -118,21 +119,34 @@ def test_a_feeder_that_dies_between_queuing_and_dropping_loses_nothing(
     redis: redis_py.Redis, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detached(redis, submission)
-    ran = work(redis, submission.info.id)
+    ran = work(redis)
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(stored, "fed", die)
-        FleetFeeder(redis).look()
-    more = work(redis, submission.info.id)
+        with pytest.raises(KeyboardInterrupt):
+            FleetFeeder(redis).look()
+    more = work(redis)
     assert len(more) == CHUNK
     redis.delete(wire.FEEDER)  # its duty runs out
     another = FleetFeeder(redis)
     another.look()
-    assert ran | more | feed_and_work(redis, submission, another) == {str(n) for n in range(LINES)}
+    assert ran | more | feed_and_work(redis, another) == {str(n) for n in range(LINES)}
     assert state_of(redis, submission).done == LINES
+
+
+def test_a_program_leaves_lines_to_a_feeder(
+    redis: redis_py.Redis, redis_server: RedisServer, submission: Submission
+) -> None:
+    with Client(redis_server.url) as client:
+        batch = client.submit(submission.info.source, pair=PAIR, detach=True)
+    assert sum(name.lines for name in stored.names(redis, batch.id)) == LINES - 100
+    with Client(redis_server.url) as client:
+        found, feeder = client.batch(batch.id), FleetFeeder(redis)
+        assert len(feed_and_work(redis, feeder)) == LINES
+        assert found.wait(timeout=20).done == LINES
 
 
 def test_one_feeder_has_the_duty(redis: redis_py.Redis) -> None:
@@ -162,12 +176,12 @@ def test_cancelling_drops_what_is_left(redis: redis_py.Redis, submission: Submis
 def test_failed_lines_are_left_to_a_feeder_too(redis: redis_py.Redis, submission: Submission) -> None:
     detached(redis, submission)
     feeder = FleetFeeder(redis)
-    while work(redis, submission.info.id, "failed"):
+    while work(redis, "failed"):
         feeder.look()
     assert state_of(redis, submission).failed == LINES
     again = detached(redis, submission, retry_failed=True)
     assert (again.sent.retried, again.left) == (100, LINES - 100)
-    assert len(feed_and_work(redis, submission, feeder)) == LINES
+    assert len(feed_and_work(redis, feeder)) == LINES
     state = state_of(redis, submission)
     assert (state.done, state.failed, state.complete) == (LINES, 0, True)
 
@@ -185,13 +199,13 @@ def test_what_redis_may_hold_for_feeders_is_limited(
     assert 0 < redis.hlen(wire.rest_key(submission.info.id)) < 4  # pyright: ignore[reportOperatorIssue]
     feeder = FleetFeeder(redis)
     for _ in range(10):
-        work(redis, submission.info.id)
+        work(redis)
         feeder.look()
         try:
             detached(redis, submission)  # what was queued before is not handed over again
         except NoRoom:
             continue
-    assert feed_and_work(redis, submission, feeder) == set()
+    assert feed_and_work(redis, feeder) == set()
     assert state_of(redis, submission).done == LINES
 
 
@@ -200,7 +214,7 @@ def test_a_damaged_chunk_ends_no_feeder(redis: redis_py.Redis, submission: Submi
     key, (first, *_) = wire.rest_key(submission.info.id), stored.names(redis, submission.info.id)
     redis.hset(key, first.field.decode(), b"x" * 100)
     redis.hset(key, "what", b"x")
-    ran = feed_and_work(redis, submission, FleetFeeder(redis))
+    ran = feed_and_work(redis, FleetFeeder(redis))
     assert len(ran) == LINES - CHUNK
 
 
@@ -235,5 +249,5 @@ def test_a_closed_laptop_stalls_nothing(
         said, errors = second.communicate(timeout=20)
         assert second.returncode == 0, errors
         assert said.startswith("feeder ")
-    assert work(redis, batch) == {str(n) for n in range(LINES)}
+    assert work(redis) == {str(n) for n in range(LINES)}
     assert not redis.exists(wire.FEEDER)
