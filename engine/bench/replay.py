@@ -9,9 +9,9 @@ from math import log
 
 import mlx.core as mx
 
-from ..drafting.dflash import DFlashDraft
-from ..drafting.drafter import Drafter, DraftRow
-from ..models.targets.transformer import Transformer
+from ..drafting.drafter import DraftRow
+from ..drafting.kinds import ModelSource
+from ..stats import Origin
 
 STRATA = 8
 """Rounds of a row, one after another, whose accepted counts are spread evenly over their distribution."""
@@ -91,15 +91,21 @@ class Continuation:
         return ((truth + wrong) % self.vocabulary).astype(mx.int32)
 
 
-class ReplayDrafter(Drafter):
-    """Runs the draft at its full price, then drafts from a continuation instead of what it said."""
+class ReplaySource:
+    """A draft bound to its target that runs at its full price, then drafts from a continuation instead of what it said.
 
-    def __init__(self, draft: DFlashDraft, target: Transformer, pages: int, continuation: Continuation):
-        super().__init__(draft, target, pages)
-        self.continuation = continuation
+    A request's seed says which stream of the continuation is its own.
+    """
+
+    def __init__(self, source: ModelSource, continuation: Continuation):
+        self.source, self.continuation = source, continuation
+        self.draft, self.target, self.pool = source.draft, source.target, source.pool
+        self.block, self.about, self.tapped = source.block, source.about, source.tapped
+        self.origin: Origin = source.origin
+        self.extend, self.renew = source.extend, source.renew
 
     def draft_blocks(self, rows: Sequence[DraftRow], anchors: mx.array, cursors: mx.array) -> mx.array:
-        drafted = super().draft_blocks(rows, anchors, cursors)
+        drafted = self.source.draft_blocks(rows, anchors, cursors)
         slots = mx.array([row.slot for row in rows for _ in range(row.depth)])
         streams = mx.array([row.request.sampling.seed for row in rows for _ in range(row.depth)])
         ahead = mx.array([1 + j for row in rows for j in range(row.depth)])

@@ -79,12 +79,11 @@ class Shape:
         model.eval()
         return model
 
-    def build_draft(self, dtype: mx.Dtype = mx.bfloat16, seed: int = 1) -> DFlashDraft:
-        """The draft; what it says is noise, what it costs is what a trained one costs."""
-        mx.random.seed(seed)
+    def draft_config(self) -> dict[str, Any]:
+        """The draft's `config.json`."""
         layers, target_layers = self.draft["num_hidden_layers"], self.config["num_hidden_layers"]
         shared = {name: self.config[name] for name in ("hidden_size", "vocab_size", "rms_norm_eps")}
-        config = {
+        return {
             **shared,
             "num_target_layers": target_layers,
             "target_layer_ids": default_taps(layers, target_layers),
@@ -92,7 +91,11 @@ class Shape:
             "rope_theta": 1e6,
             **self.draft,
         }
-        draft = DFlashDraft(DraftConfig.from_dict(config))
+
+    def build_draft(self, dtype: mx.Dtype = mx.bfloat16, seed: int = 1) -> DFlashDraft:
+        """The draft; what it says is noise, what it costs is what a trained one costs."""
+        mx.random.seed(seed)
+        draft = DFlashDraft(DraftConfig.from_dict(self.draft_config()))
         draft.set_dtype(dtype)
         evaluate(draft)
         draft.eval()

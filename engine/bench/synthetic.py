@@ -23,7 +23,7 @@ from ..request import Request, Sampling
 from .arms import PREFILL, Arm, BenchError, Draftmill, MlxBatch, MlxStream, Numbers
 from .measure import REFILL, WARM, Expected
 from .peers import ZLab, twin
-from .replay import Continuation, ReplayDrafter
+from .replay import Continuation, ReplaySource
 from .shapes import SHAPES
 
 ARMS = ("mlx-stream", "mlx-batch", "depth-0", "full-depth", "adaptive", "dflash")
@@ -64,7 +64,7 @@ class Synthetic:
 
     @property
     def block(self) -> int:
-        return self.draft.config.block_size
+        return self.draft.block
 
     def rows(self, count: int, context: int, tokens: int, accept: float, repeats: int, seed: int = 0) -> list[Request]:
         """Requests to be timed for `tokens` tokens each, with contexts of mixed length around `context`."""
@@ -124,8 +124,8 @@ class Synthetic:
         draft, target = self.draft if continuation else None, target or self.target
         engine = Engine(target, self.tokenizer, context, rows, None, draft, depth)
         if continuation:
-            engine.drafter = None  # before another takes its memory
-            engine.drafter = ReplayDrafter(self.draft, target, engine.pool.pages, continuation)
+            assert engine.drafter
+            engine.drafter = ReplaySource(engine.drafter, continuation)
             if depth is None:
                 engine.spend(Budget(self.cost, self.block))
         return engine

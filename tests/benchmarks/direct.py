@@ -25,7 +25,9 @@ def main() -> None:
     for _ in sys.stdin:
         begin, generated = time.perf_counter(), engine.stats.generated_tokens
         for n, prompt in enumerate(prompts):
-            engine.add(Request(str(n), engine.text.encode(prompt).tokens, Sampling(max_tokens=int(tokens))))
+            engine.add(
+                Request(str(n), engine.text.encode(prompt).tokens, Sampling(max_tokens=int(tokens), ignore_eos=True))
+            )
         while engine.busy:
             engine.step()
         seconds = time.perf_counter() - begin

@@ -77,9 +77,9 @@ class Service(Side):
         self.pids = (self.process.pid, server.process.pid)
         self.redis, self.pair = redis, str(model)
 
-    def run(self, prompts: list[str], tokens: int) -> tuple[Cost, int]:
-        """Costs and generated tokens."""
-        batch = batches.BatchInfo("overhead", self.pair, "normal", len(prompts))
+    def run(self, prompts: list[str], tokens: int, name: str = "overhead") -> tuple[Cost, int]:
+        """Costs and generated tokens of a batch called `name`, all of whose answers have so many tokens."""
+        batch = batches.BatchInfo(name, self.pair, "normal", len(prompts))
         key, last, missing = wire.results_key(batch.id), b"0-0", len(prompts)
         before, begin = sum(map(cpu_seconds, self.pids)), time.perf_counter()
         batches.create(self.redis, batch)
@@ -94,7 +94,7 @@ class Service(Side):
         return cost, status.completion_tokens
 
     def _bodies(self, batch: str, prompts: list[str], tokens: int) -> list[wire.JobBody]:
-        sampling = wire.Sampling(max_tokens=tokens)
+        sampling = wire.Sampling(max_tokens=tokens, ignore_eos=True)
         return [
             wire.JobBody(batch=batch, custom_id=str(n), pair=self.pair, prompts=(prompt,), sampling=sampling, line=n)
             for n, prompt in enumerate(prompts, 1)
@@ -110,11 +110,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def write_model(folder: Path) -> None:
-    """An mlx-lm folder with the default model's tokenizer and random weights."""
+SMALL = dict(
+    model_type="llama",
+    hidden_size=HIDDEN,
+    intermediate_size=3 * HIDDEN,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HIDDEN // HEAD_DIM,
+    num_key_value_heads=HIDDEN // HEAD_DIM // 2,
+)
+
+
+def write_model(folder: Path, changes: dict[str, Any] = SMALL, half: bool = False) -> None:
+    """An mlx-lm folder with the default model's tokenizer, a changed configuration, and random weights."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from mlx_lm.models import llama
+    from mlx_lm.utils import _get_classes
 
     from draftmill.engine.models.boxed import unbox
     from draftmill.producer.queue.paths import cache_dir
@@ -123,11 +133,14 @@ def write_model(folder: Path) -> None:
     shutil.copytree(boxed, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = orjson.loads((folder / "config.json").read_bytes())
     config.pop("quantization")
-    config |= dict(hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=LAYERS)
-    config |= dict(num_attention_heads=HIDDEN // HEAD_DIM, num_key_value_heads=HIDDEN // HEAD_DIM // 2)
+    config |= changes
     (folder / "config.json").write_bytes(orjson.dumps(config))
     mx.random.seed(0)
-    weights = dict(tree_flatten(llama.Model(llama.ModelArgs.from_dict(config)).parameters()))
+    model, arguments = _get_classes(config)
+    made = model(arguments.from_dict(config))
+    if half:
+        made.set_dtype(mx.bfloat16)
+    weights = dict(tree_flatten(made.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
 
 
