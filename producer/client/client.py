@@ -213,9 +213,9 @@ class Client:
 
         `source` is a path, or prompts, or rows such as `{"id": "q1", "prompt": "…", "max_tokens": 100}`. The same
         source with the same options is the same batch: submitting it again, after whatever befell this process,
-        queues what has no result yet, and with `retry_failed` also what failed. With `detach`, what finds no room is left
-        to a feeder of the fleet, and `close` does not wait for it. Lines that cannot be run are in `Batch.bad`; with
-        `strict` they raise UserError. What of the others was ignored is told by `Batch.notes`.
+        queues what has no result yet, and with `retry_failed` also what failed. With `detach`, what finds no room is
+        left to a feeder of the fleet, and `close` does not wait for it. Lines that cannot be run are in `Batch.bad`;
+        with `strict` they raise UserError. What of the others was ignored is told by `Batch.notes`.
         """
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
