@@ -33,7 +33,7 @@ from .recovery import Failure, renew
 from .request import NO_ADAPTERS, Adapters, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
-from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
+from .schedule.scheduler import FORCED, Plan, Scheduler, Segment
 from .shares import Shares
 from .state.kv_pool import KVPool
 from .stats import SOURCES, Origin
@@ -91,8 +91,12 @@ class Engine(BaseEngine):
             draft, block, most = None, 0, 0
         shares = Shares.of(target, draft, copying, max_rows, context_length, memory)
         self.workspace = shares.workspace
-        depths = fixed(most if depth is None else depth)
+        deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
+
+        def depths(rows: Sequence[Row], prompt: int) -> list[int]:
+            return [deepest * self._may_draft(row, self.draft_origin) for row in rows]
+
         self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
@@ -168,7 +172,12 @@ class Engine(BaseEngine):
         """Let a row budget choose depths from now on."""
 
         def depths(rows: Sequence[Row], prompt: int) -> list[int]:
-            candidates = [Candidate(row.request.id, row.left, row.bound, self._match(row)) for row in rows]
+            candidates = [
+                Candidate(
+                    row.request.id, row.left, row.bound, self._match(row), self._may_draft(row, self.draft_origin)
+                )
+                for row in rows
+            ]
             chosen = budget.depths(candidates, prompt)
             for row, kind in zip(rows, budget.kinds, strict=True):
                 row.kind = kind
@@ -176,9 +185,13 @@ class Engine(BaseEngine):
 
         self.budget, self.scheduler.depths = budget, depths
 
+    @staticmethod
+    def _may_draft(row: Row, origin: Origin) -> bool:
+        return row.request.drafts is None or origin in row.request.drafts
+
     def _match(self, row: Row) -> int:
         """How many of a row's last tokens, as the host knows them, stand in its text before; 0 if it may not copy."""
-        if not self.lookup:
+        if not self.lookup or not self._may_draft(row, "lookup"):
             return 0
         suffix = self._suffixes.get(row)
         if suffix is None:
