@@ -26,6 +26,10 @@ class EngineFailed(RuntimeError):
     """Rounds fail and it is no request's fault: the engine cannot go on. The message is one line that says why."""
 
 
+class DeviceFailed(EngineFailed):
+    """The system took the GPU away in the middle of a round. A new process may go on, with shorter command buffers."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a row's tokens are chosen.

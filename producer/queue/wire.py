@@ -371,8 +371,9 @@ when (Unix seconds); `pairs <host|*>`: which pairs at what hours, JSON. `fleet.p
 def worker_key(worker: str) -> str:
     """Hash, a day after the last heartbeat it expires: what a worker reports of itself.
 
-    `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `power_watts` (empty
-    if unknown), `version`, `mlx`, `rq`, `wire`, `pair`; `adapters` (names of LoRA adapters, a comma between two);
+    `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `memory_pressure`
+    (normal, warning, critical, unknown), `swapped` (bytes) and `power_watts` (both empty if unknown);
+    `version`, `mlx`, `rq`, `wire`, `pair`; `adapters` (names of LoRA adapters, a comma between two);
     `check` (how near its logits are to mlx-lm's, or that they are mlx-lm's: "plain: no adapter for phi3") and `stock`
     (operations that the check found wrong and that run as stock MLX, or empty); `state` (working, draining, drained,
     refusing) and its `reason`; `lease` (seconds of silence after which it counts as gone), `seen` and `started` (Redis

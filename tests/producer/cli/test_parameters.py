@@ -106,7 +106,10 @@ def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--drafts", "ngram"), "Invalid value for '--drafts': 'ngram' is no source of drafts: name some of dflash, mtp, lookup, or none"),
+        (
+            ("--drafts", "ngram"),
+            "Invalid value for '--drafts': 'ngram' is no source of drafts: name some of dflash, mtp, lookup, or none",
+        ),
         (("--regex", "a", "--choice", "b"), "--regex contradicts --choice; keep one"),
         (("--chat-template-kwargs", "{"), "--chat-template-kwargs is not JSON: unexpected end of data at column 2"),
         (("--chat-template-kwargs", "[]"), "--chat-template-kwargs is a list instead of an object"),
