@@ -71,7 +71,7 @@ redis_url = click.option(
     envvar="REDIS_URL",
     show_envvar=True,
     metavar="URL",
-    help="redis://, rediss:// or unix:// URL. Default: a private server on this machine.",
+    help="redis://, rediss://, unix:// or redis+sentinel:// URL. Default: a private server on this machine.",
 )
 
 

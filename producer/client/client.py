@@ -192,7 +192,8 @@ class Client:
     """A connection to the queue; a context manager, and threads may share it.
 
     Args:
-        redis_url: redis://, rediss:// or unix:// URL; by default REDIS_URL, else this machine's private server.
+        redis_url: redis://, rediss://, unix:// or redis+sentinel:// URL; by default REDIS_URL, else this machine's
+            private server.
 
     Raises:
         UserError: in one line, what is wrong and what to do. RedisError: Redis failed later on.

@@ -12,6 +12,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from draftmill.producer.queue.connect import connect
+from draftmill.producer.queue.urls import names_sentinels
 from draftmill.worker.host import Host
 from draftmill.worker.worker import MillWorker
 from tests.farm.crash import crash_at
@@ -51,7 +53,11 @@ def run(settings: Settings) -> bool:
     """Works until a signal; prints `ready` when it is about to claim."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth)
-    client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
+    if names_sentinels(settings.url):
+        client = connect(settings.url)
+        client.set_retry(Retry(NoBackoff(), 1))
+    else:
+        client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
     host = Host.here(settings.host, settings.watts)
     worker = MillWorker(engine, settings.pair, client, Path(settings.spool), settings.lease, settings.drain, host)
     if settings.metrics:
