@@ -264,10 +264,10 @@ BATCHES = "draftmill:batches"
 
 def batch_key(batch: str) -> str:
     """Hash: pairs (JSON), the first of them as pair, queue (those of its pairs, spaces between), priority, user,
-    source, parameters, total, created, cancelled_at, collected_at, generation, wire; kept_for, if that is not
-    RESULT_TTL; counters for people to read:
-    failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since <slug of a pair>`: when the job that is next
-    in its queue was queued, and `repairing`: since when a worker looks for lost jobs, Redis TIME in ms.
+    source, parameters, total, created, cancelled_at, paused_at, collected_at, generation, wire; kept_for, if that is
+    not RESULT_TTL; counters for people to read: failed, cancelled, prompt_tokens, completion_tokens; and `waiting_since
+    <slug of a pair>`: when the job that is next in its queue was queued, and `repairing`: since when a worker looks for
+    lost jobs, Redis TIME in ms.
     """
     return f"draftmill:batch:{batch}"
 
