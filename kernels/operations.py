@@ -36,10 +36,10 @@ from .race.keys import (
     recurrence_key,
     rotary_key,
 )
-from .recurrent.convolution import Convolved, Heads, convolved_heads
+from .recurrent.convolution import Convolved, Heads, convolved_heads, gated_convolution
 from .recurrent.gated_delta import Tape, gated_delta
 from .recurrent.plan import Steps
-from .recurrent.recurrence import convolved_heads_by_kernel, gated_delta_by_kernel
+from .recurrent.recurrence import convolved_heads_by_kernel, gated_convolution_by_kernel, gated_delta_by_kernel
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,15 @@ class Operations:
         if self.winners.get(key, STOCK) == KERNEL and x.shape[1] % 4 == 0:
             return convolved_heads_by_kernel(x, weight, inputs, steps, heads, self.launch)
         return convolved_heads(x, weight, inputs, steps, heads)
+
+    def gated_convolution(
+        self, x: mx.array, weight: mx.array, bias: mx.array | None, inputs: mx.array, steps: Steps
+    ) -> tuple[mx.array, mx.array]:
+        """As `convolution.gated_convolution`. The kernel knows of no bias, which no published model has."""
+        key = recurrence_key("gated convolution", weight.shape, (), x.dtype, steps)
+        if self.winners.get(key, STOCK) == KERNEL and bias is None:
+            return gated_convolution_by_kernel(x, weight, inputs, steps, self.launch)
+        return gated_convolution(x, weight, bias, inputs, steps)
 
     def quantized_matmul(
         self, x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int

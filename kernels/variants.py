@@ -27,6 +27,7 @@ from .pages.sizes import pages_for
 from .race.contestants import (
     AttentionShape,
     ChoiceShape,
+    ConvolutionShape,
     NormShape,
     OperationShape,
     ProductShape,
@@ -130,6 +131,9 @@ def calls(shape: OperationShape, inputs: Inputs = ZEROS) -> Iterator[tuple[str, 
             yield "add norm", partial(_add_norm, shape, inputs)
         case RecurrentShape():
             yield from _recurrent(shape, inputs)
+        case ConvolutionShape(looks=looks):
+            for steps, left in _steps(looks):
+                yield "gated convolution", partial(_gated_convolution, shape, inputs, steps, left)
         case ChoiceShape():
             yield "choose", partial(_choose, shape, inputs)
         case ProductShape():
@@ -197,8 +201,18 @@ def _add_norm(shape: NormShape, inputs: Inputs, operations: Operations) -> Seque
 
 
 def _recurrent(shape: RecurrentShape, inputs: Inputs) -> Iterator[tuple[str, Call]]:
+    for steps, left in _steps(shape.looks):
+        yield "gated delta", partial(_gated_delta, shape, inputs, steps, left)
+        yield "convolution", partial(_convolved_heads, shape, inputs, steps, left)
+
+
+Left = tuple[int, int, int]
+"""How many states, inputs and taped steps the last round left."""
+
+
+def _steps(looks: int) -> Iterator[tuple[Steps, Left]]:
     """Rounds after none, after one that left no tape, and after some that left one: of steps, in two rows at most."""
-    window = shape.looks - 1
+    window = looks - 1
     for taped, count, rows, final in product((None, 0, *COUNTS[1:8]), COUNTS, (1, 2), (False, True)):
         spans = [
             Span(row * count, count, (), 0, row=row, fresh=taped is None, final=final or count == 1)
@@ -207,18 +221,12 @@ def _recurrent(shape: RecurrentShape, inputs: Inputs) -> Iterator[tuple[str, Cal
         last = [Span(row, taped or 1, (), 0, row=row, fresh=True, final=not taped) for row in range(rows)]
         places = {} if taped is None else Steps.of(last, {}, None, window).places
         steps = Steps.of(spans, places, None, window)
-        left = 0 if taped is None else rows, 0 if taped is None else rows * (window + taped), rows * (taped or 0)
-        yield "gated delta", partial(_gated_delta, shape, inputs, steps, left)
-        yield "convolution", partial(_convolved_heads, shape, inputs, steps, left)
+        yield steps, (0, 0, 0) if taped is None else (rows, rows * (window + taped), rows * taped)
 
 
 def _choose(shape: ChoiceShape, inputs: Inputs, operations: Operations) -> Sequence[mx.array]:
     logits = inputs.array((1, shape.vocabulary), shape.dtype)
     return [operations.choose(logits, [Setting(1.0)], mx.zeros(1, mx.int32))]
-
-
-Left = tuple[int, int, int]
-"""How many states, inputs and taped steps the last round left."""
 
 
 def _gated_delta(
@@ -254,6 +262,15 @@ def _convolved_heads(
     weight = inputs.array((heads.channels, shape.looks), shape.dtype)
     before = inputs.array((left[1], heads.channels), shape.dtype)
     return operations.convolved_heads(x, weight, before, steps, heads)
+
+
+def _gated_convolution(
+    shape: ConvolutionShape, inputs: Inputs, steps: Steps, left: Left, operations: Operations
+) -> Sequence[mx.array]:
+    x = inputs.array((sum(span.count for span in steps.seats), 3 * shape.channels), shape.dtype)
+    weight = inputs.array((shape.channels, shape.looks), shape.dtype)
+    before = inputs.array((left[1], shape.channels), shape.dtype)
+    return operations.gated_convolution(x, weight, None, before, steps)
 
 
 def _products(shape: ProductShape, inputs: Inputs) -> Iterator[Call]:

@@ -13,6 +13,7 @@ from ...kernels.fused.rotary import Layout
 from ...kernels.race.contestants import (
     AttentionShape,
     ChoiceShape,
+    ConvolutionShape,
     NormShape,
     OperationShape,
     ProductShape,
@@ -24,14 +25,18 @@ from ...kernels.recurrent.convolution import Heads
 
 @dataclass(frozen=True)
 class Published:
-    """A model. `hybrid` is the number of its key and value heads if it has recurrent layers as Qwen3.5 has them;
-    `products` are length and lines of its quantised weights, joined where they run as one, but for those of experts.
+    """A model. `hybrid` is the number of its key and value heads if it has recurrent layers as Qwen3.5 has them, and
+    `looks` how many inputs its short convolutions look at if it has them as LFM2 does; `products` are length and lines
+    of its quantised weights, joined where they run as one, but for those of experts. `heads`, of queries and of keys,
+    and their size are those of its draft, and its own unless `hybrid` says otherwise.
     """
 
     hidden: int
     vocabulary: int
     products: tuple[tuple[int, int], ...]
     hybrid: int | None = None
+    looks: int | None = None
+    heads: tuple[int, int, int] = (32, 8, 128)
 
     def shapes(self, dtype: mx.Dtype) -> list[OperationShape]:
         """Its shapes, in this type."""
@@ -39,7 +44,9 @@ class Published:
         if self.hybrid:
             found += attention(16, self.hybrid, 256, dtype, rotated=64, stride=512)
             found.append(RecurrentShape(Heads(keys=16, values=32, key_dim=128, value_dim=128), 4, dtype))
-        found += attention(32, 8, 128, dtype, rotated=128)  # of qwen3-4b, and of the drafts of all
+        if self.looks:
+            found.append(ConvolutionShape(self.hidden, self.looks, dtype))
+        found += attention(*self.heads, dtype, rotated=self.heads[-1])
         found += [NormShape(self.hidden, dtype), ChoiceShape(self.vocabulary, dtype)]
         found += [ProductShape(length, lines, 64, 4, dtype) for length, lines in self.products]
         return [*found, ChoiceShape(self.vocabulary, mx.float32, most=16)]
@@ -62,5 +69,12 @@ PUBLISHED = {
         hybrid=4,
     ),
     "qwen3.5-35b-a3b": Published(2048, 248320, ((2048, 12352), (2048, 9216), (4096, 2048), (2048, 248320)), hybrid=2),
+    "lfm2.5-1.2b": Published(
+        2048,
+        65536,
+        ((2048, 6144), (2048, 3072), (2048, 2048), (2048, 16384), (2048, 65536), (8192, 2048)),
+        looks=3,
+        heads=(32, 8, 64),
+    ),
 }
 """The models whose kernels are compared, by the names of their pairs."""

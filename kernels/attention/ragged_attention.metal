@@ -9,7 +9,10 @@
 // To score, four pairs have a team of lanes, each with its own keys of the block. To add the weighted values up, a
 // thread has four dimensions of HELD pairs.
 //
-// Constants: the types T of queries, keys and values, W of a pool's words and OUT of outputs; D (64, 128 or 256);
+// Queries stay in threadgroup memory as a whole, but for those of 512 dimensions, for which Metal has too little of it:
+// these come in parts, too, beside those of the keys, anew for each block.
+//
+// Constants: the types T of queries, keys and values, W of a pool's words and OUT of outputs; D (64, 128, 256 or 512);
 // HEADS; KV_HEADS; THREADS; PAIRS, with at least four to a thread of a vector's fours; PAGE; STEP, how many fours of a
 // key are scored at a time: more need more registers than there are; SPLIT, whether the keys are split, so that
 // `combine` must follow; SINKS, whether each head has a sink, a score that takes its share of the weights and has no
@@ -56,17 +59,20 @@ kernel void attend(
   constexpr int GROUP = HEADS / KV_HEADS;
   constexpr float LOWEST = -1e30f;             // of scores; finite, so that no difference of two is a NaN
   constexpr int FOURS = D / 4;                 // a vector is read in fours
-  constexpr int QUERY_ROW = FOURS + 1;         // one more, so that teams read from different banks
   constexpr int KEYS = 32;                     // of a block
   constexpr int PART = 16;                     // fours of each key in a part
   constexpr int KEY_ROW = PART + 1;            // one more, so that lanes read from different banks
   constexpr int PARTS = FOURS / PART;          // of a block's keys, and as many of its values
+  constexpr bool WHOLE = D <= 256;             // whether queries stay as a whole
+  constexpr int ASKED = WHOLE ? FOURS : PART;  // fours of each query that are there
+  constexpr int QUERY_ROW = ASKED + 1;         // one more, so that teams read from different banks
   constexpr int VALUES = KEYS / PARTS;         // in a part of the values
   constexpr int FETCHED = KEYS * PART / THREADS;  // fours of a part that a thread fetches
   constexpr int TEAMS = PAIRS / 4;
   constexpr int MEMBERS = THREADS / TEAMS;     // of a team, at most a simdgroup
   constexpr int OWN = KEYS / MEMBERS;          // keys of the block that a lane scores
   constexpr int HELD = PAIRS * FOURS / THREADS;
+  constexpr int CARRIED = PAIRS * PART / THREADS;  // fours of a part of the queries that a thread fetches
 
   threadgroup float4 query[PAIRS * QUERY_ROW];
   threadgroup float4 part[KEYS * KEY_ROW];
@@ -106,10 +112,12 @@ kernel void attend(
 
   // A pair too many repeats the last one; nobody reads what comes of it.
   const float factor = scale[0] * 1.44269504f;  // scores in powers of two
-  for (int i = me; i < PAIRS * FOURS; i += THREADS) {
-    const int pair = min(i / FOURS, pairs - 1);
-    const long at = (long(first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * D;
-    query[i / FOURS * QUERY_ROW + i % FOURS] = scaled4(load4(queries, at + i % FOURS * 4), factor);
+  if (WHOLE) {
+    for (int i = me; i < PAIRS * FOURS; i += THREADS) {
+      const int pair = min(i / FOURS, pairs - 1);
+      const long at = (long(first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * D;
+      query[i / FOURS * QUERY_ROW + i % FOURS] = scaled4(load4(queries, at + i % FOURS * 4), factor);
+    }
   }
   int from[4];
   int to[4];
@@ -163,6 +171,16 @@ kernel void attend(
         const int at = me + i * THREADS;
         part[at / PART * KEY_ROW + at % PART] = fetched[i];
       }
+      if (!WHOLE) {
+#pragma unroll
+        for (int i = 0; i < CARRIED; i++) {
+          const int at = me + i * THREADS;
+          const int pair = min(at / PART, pairs - 1);
+          const long own = (long(first + pair / GROUP) * HEADS + kv * GROUP + pair % GROUP) * D;
+          const float4 four = load4(queries, own + (p * PART + at % PART) * 4);
+          query[at / PART * QUERY_ROW + at % PART] = scaled4(four, factor);
+        }
+      }
       threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
       for (int i = 0; i < FETCHED; i++) {
@@ -183,7 +201,7 @@ kernel void attend(
           float4 q[4];
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            q[i] = query[(team * 4 + i) * QUERY_ROW + p * PART + four];
+            q[i] = query[(team * 4 + i) * QUERY_ROW + (WHOLE ? p * PART : 0) + four];
           }
 #pragma unroll
           for (int o = 0; o < OWN; o++) {

@@ -17,14 +17,17 @@ from .manner import Manner
 
 SOURCE = Path(__file__).with_suffix(".metal")
 
-PAIRS = {64: (32,), 128: (16, 32), 256: (16,)}
-"""Head dimensions, and how many pairs of query and head a threadgroup can take: its memory sets the most."""
+PAIRS = {64: (32,), 128: (16, 32), 256: (16,), 512: (16,)}
+"""Head dimensions, and how many pairs of query and head a threadgroup can take: its memory sets the most, and with 512
+its registers, which hold the sums.
+"""
 
 THREADS = 128
 
-HELD = {2048: 4, 4096: 3}
-"""Threadgroups that a core holds at once, by PAIRS times D: on an NVIDIA GPU, registers leave no room for more. What a
-Mac's core holds has not been measured, so these numbers stand for it, too.
+HELD = {2048: 4, 4096: 3, 8192: 2}
+"""Threadgroups that a core holds at once, by PAIRS times D: on an NVIDIA GPU, registers leave no room for more. The
+last number follows from the registers that a thread takes, not from times. What a Mac's core holds has not been
+measured, so these numbers stand for it, too.
 """
 
 LEAST_KEYS = 128

@@ -27,10 +27,16 @@ from ..pages.pool import LayerPool
 from ..pages.sizes import PAGE, pages_for
 from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
-from ..recurrent.convolution import Heads, convolved_heads
+from ..recurrent.convolution import Heads, convolved_heads, gated_convolution
 from ..recurrent.gated_delta import Tape, gated_delta
 from ..recurrent.plan import Steps
-from ..recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
+from ..recurrent.recurrence import (
+    convolution_fits,
+    convolved_heads_by_kernel,
+    gated_convolution_by_kernel,
+    gated_convolution_fits,
+    gated_delta_by_kernel,
+)
 from ..recurrent.recurrence import fits as recurrence_fits
 from .attention_checks import Check, checks
 from .experts import ExpertsShape, expert_contests
@@ -93,6 +99,15 @@ class RecurrentShape:
 
 
 @dataclass(frozen=True)
+class ConvolutionShape:
+    """Layers that are a convolution between two gates: how many channels it has, and how many inputs it looks at."""
+
+    channels: int
+    looks: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
 class ProductShape:
     """Products with an affinely quantised weight of `lines` of `length`."""
 
@@ -112,7 +127,16 @@ class ChoiceShape:
     most: int = 512
 
 
-OperationShape = AttentionShape | RotaryShape | NormShape | RecurrentShape | ProductShape | ExpertsShape | ChoiceShape
+OperationShape = (
+    AttentionShape
+    | RotaryShape
+    | NormShape
+    | RecurrentShape
+    | ConvolutionShape
+    | ProductShape
+    | ExpertsShape
+    | ChoiceShape
+)
 
 
 def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Iterator[Contest]:
@@ -127,6 +151,10 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield Contest(norm_key(size, dtype), dtype, partial(_norm_forms, shape, launch))
             case RecurrentShape():
                 yield from _recurrent(shape, launch)
+            case ConvolutionShape(channels, looks, dtype):
+                for steps in _rounds(looks):
+                    key = recurrence_key("gated convolution", (channels, looks), (), dtype, steps)
+                    yield Contest(key, dtype, partial(_gated_convolution_forms, shape, launch, steps))
             case ProductShape():
                 yield from _products(shape, launch)
             case ExpertsShape():
@@ -251,12 +279,16 @@ def _always(forms: Mapping[str, Callable[[mx.array], Outputs]], x: mx.array) -> 
 def _recurrent(shape: RecurrentShape, launch: Launch) -> Iterator[Contest]:
     heads = shape.heads
     keys, values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
-    for rows, count in ((8, 16), (1, 256)):
-        steps = _steps(rows, count, shape.looks)
+    for steps in _rounds(shape.looks):
         key = recurrence_key("gated delta", keys, values, shape.dtype, steps)
         yield Contest(key, shape.dtype, partial(_gated_delta_forms, shape, launch, steps))
         key = recurrence_key("convolution", (heads.channels, shape.looks), heads, shape.dtype, steps)
         yield Contest(key, shape.dtype, partial(_convolution_forms, shape, launch, steps))
+
+
+def _rounds(looks: int) -> Iterator[Steps]:
+    """Of some rows that decode with drafts, and of a chunk of a prompt."""
+    yield from (_steps(rows, count, looks) for rows, count in ((8, 16), (1, 256)))
 
 
 def _steps(rows: int, count: int, looks: int) -> Steps:
@@ -301,6 +333,20 @@ def _convolution_forms(shape: RecurrentShape, launch: Launch, steps: Steps) -> M
     return _always(
         {name: lambda x, form=form: form(x, weight, inputs, steps, shape.heads) for name, form in forms.items()}, x
     )
+
+
+def _gated_convolution_forms(shape: ConvolutionShape, launch: Launch, steps: Steps) -> Mapping[str, Form]:
+    rows, count = len(steps.seats), sum(span.count for span in steps.seats)
+    x = mx.random.normal((count, 3 * shape.channels)).astype(shape.dtype)
+    weight = mx.random.normal((shape.channels, shape.looks)).astype(shape.dtype)
+    inputs = mx.random.normal((rows * (shape.looks - 1), shape.channels)).astype(shape.dtype)
+    mx.eval(x, weight, inputs)
+    forms: dict[str, Callable[[mx.array], Outputs]] = {
+        STOCK: lambda x: gated_convolution(x, weight, None, inputs, steps)
+    }
+    if gated_convolution_fits(shape.channels, shape.dtype):
+        forms[KERNEL] = lambda x: gated_convolution_by_kernel(x, weight, inputs, steps, launch)
+    return _always(forms, x)
 
 
 def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:

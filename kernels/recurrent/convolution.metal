@@ -1,13 +1,24 @@
-// The causal convolution before a recurrent layer, over packed rows, each with its own window of past inputs; then SiLU,
-// and the norm of each head of queries and keys. A thread takes four channels of one packed token, or copies them of one
-// input that the round leaves.
+// A causal convolution over packed rows, each with its own window of past inputs. A thread takes four channels of one
+// packed token, or copies them of one input that the round leaves.
+//
+// Before a recurrent layer SiLU follows, and the norm of each head of queries and keys. A convolution that is a layer by
+// itself is GATED: a token's projection holds three numbers for each channel, of which the first and the third multiply
+// to its input, and the second multiplies its output.
 //
 // Constants: the type T; WIDTH of a token's projection, which begins with its channels: KEYS of queries, as many of keys,
-// VALUES of values; DK, the size of a head of keys, a power of two from 16 to 128; LOOKS, of which the last is a token's
-// own input.
+// VALUES of values, which are all where it is GATED; DK, the size of a head of keys, a power of two from 16 to 128;
+// LOOKS, of which the last is a token's own input.
 
 METAL_FUNC float silu(float x) {
   return x / (1.0f + exp(min(-x, 80.0f)));  // never infinite, which fast math would not allow for
+}
+
+METAL_FUNC float4 product4(float4 a, float4 b) {
+  a.x *= b.x;
+  a.y *= b.y;
+  a.z *= b.z;
+  a.w *= b.w;
+  return a;
 }
 
 kernel void convolve(
@@ -20,8 +31,8 @@ kernel void convolve(
     const device int* table,    // [B, 9]: Steps.table
     const device int* replay,   // [B]: accepted steps of each seat's tape
     const device int* sizes,    // [8], of which the first two are N and B
-    device T* queries,          // [N, KEYS]
-    device T* keys,             // [N, KEYS]
+    device T* queries,          // [N, KEYS]; not written if GATED
+    device T* keys,             // [N, KEYS]; likewise
     device T* values,           // [N, VALUES]
     device T* next_inputs) {    // [P', CHANNELS]
   constexpr int CHANNELS = 2 * KEYS + VALUES;
@@ -43,6 +54,13 @@ kernel void convolve(
       value.x = value.y = value.z = value.w = 0.0f;
       if (look >= own) {
         value = load4(x, long(look - own) * WIDTH + channel);
+        if (GATED) {  // rounded as what is kept, so that it does not matter which round a row's inputs came in
+          value = product4(value, load4(x, long(look - own) * WIDTH + 2 * CHANNELS + channel));
+          value.x = float(T(value.x));
+          value.y = float(T(value.y));
+          value.z = float(T(value.z));
+          value.w = float(T(value.w));
+        }
       } else {
         const int seat = look / WINDOW;
         if (table[seat * 9 + 3] >= 0) {
@@ -67,6 +85,15 @@ kernel void convolve(
       next_inputs[at + 1] = T(sum.y);
       next_inputs[at + 2] = T(sum.z);
       next_inputs[at + 3] = T(sum.w);
+    }
+  } else if (GATED) {
+    const float4 gate = load4(x, long(row) * WIDTH + CHANNELS + channel);
+    if (mine) {
+      const long at = long(row) * CHANNELS + channel;
+      values[at] = T(sum.x * gate.x);
+      values[at + 1] = T(sum.y * gate.y);
+      values[at + 2] = T(sum.z * gate.z);
+      values[at + 3] = T(sum.w * gate.w);
     }
   } else {
     sum.x = silu(sum.x);

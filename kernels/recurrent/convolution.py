@@ -1,4 +1,4 @@
-"""What comes before the gated delta rule: a causal convolution over packed rows, each with its own past, and norms."""
+"""Causal convolutions over packed rows, each with its own past: with norms before the gated delta rule, or gated."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def convolved_heads(x: mx.array, weight: mx.array, inputs: mx.array, steps: Step
     scale, epsilon = heads.key_dim**-0.5, EPSILON / heads.key_dim
     q, k = (factor * mx.fast.rms_norm(array, None, epsilon) for factor, array in ((scale**2, q), (scale, k)))
     return q, k, v.reshape(count, heads.values, heads.value_dim), left
+
+
+def gated_convolution(
+    x: mx.array, weight: mx.array, bias: mx.array | None, inputs: mx.array, steps: Steps
+) -> tuple[mx.array, mx.array]:
+    """A convolution that is a layer by itself, of packed x [N, 3 C]: enters, leaves and values of each channel.
+
+    Inputs of the `causal_convolution` are enters * values; outputs [N, C] are leaves * (convolved + bias [C]). Returns
+    them and the inputs that the round leaves. This is the plain-MLX reference.
+    """
+    enters, leaves, values = mx.split(x, 3, axis=-1)
+    mixed, left = causal_convolution(enters * values, weight, inputs, steps)
+    return leaves * (mixed if bias is None else mixed + bias), left
 
 
 def causal_convolution(x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps) -> tuple[mx.array, mx.array]:

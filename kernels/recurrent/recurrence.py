@@ -1,7 +1,8 @@
-"""Recurrent layers by our own kernels: the gated delta rule with late commit, and the convolution before it."""
+"""Recurrent layers by our own kernels: the gated delta rule with late commit, the convolution before it, and others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -70,23 +71,48 @@ def convolved_heads_by_kernel(
     x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, heads: Heads, launch: Launch = on_gpu
 ) -> Convolved:
     """As `convolution.convolved_heads`, of heads for which `convolution_fits`."""
-    (count, width), kept, channels = x.shape, len(steps.kept), heads.channels
     sizes = {"KEYS": heads.keys * heads.key_dim, "VALUES": heads.values * heads.value_dim, "DK": heads.key_dim}
-    made = [
-        ((count, heads.keys, heads.key_dim), x.dtype),
-        ((count, heads.keys, heads.key_dim), x.dtype),
-        ((count, heads.values, heads.value_dim), x.dtype),
-        ((kept, channels), x.dtype),
-    ]
-    q, k, v, left = launch(
+    of_keys, of_values = (heads.keys, heads.key_dim), (heads.values, heads.value_dim)
+    count = x.shape[0]
+    made = [(count, *of_keys), (count, *of_keys), (count, *of_values)]
+    q, k, v, left = _convolve(x, weight, inputs, steps, {**sizes, "GATED": False}, made, launch)
+    return q, k, v, left
+
+
+def gated_convolution_fits(channels: int, dtype: mx.Dtype) -> bool:
+    """Whether the kernel is made for so many channels and a type like this."""
+    return channels % 4 == 0 and dtype in TYPES
+
+
+def gated_convolution_by_kernel(
+    x: mx.array, weight: mx.array, inputs: mx.array, steps: Steps, launch: Launch = on_gpu
+) -> tuple[mx.array, mx.array]:
+    """As `convolution.gated_convolution` without a bias, of channels for which `gated_convolution_fits`."""
+    count, channels = x.shape[0], weight.shape[0]
+    sizes = {"KEYS": 0, "VALUES": channels, "DK": 16, "GATED": True}  # no heads: their size does not matter
+    _, _, output, left = _convolve(x, weight, inputs, steps, sizes, [(1,), (1,), (count, channels)], launch)
+    return output, left
+
+
+def _convolve(
+    x: mx.array,
+    weight: mx.array,
+    inputs: mx.array,
+    steps: Steps,
+    sizes: dict[str, int | bool],
+    made: Sequence[tuple[int, ...]],
+    launch: Launch,
+) -> list[mx.array]:
+    """The kernel's outputs: as many as are `made` of the round's tokens, and the inputs that the round leaves."""
+    (count, width), kept, (channels, looks) = x.shape, len(steps.kept), weight.shape
+    return launch(
         read_kernels(_HERE / "convolution.metal")["convolve"],
         [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.accepted, steps.sizes],
-        {"T": x.dtype, "WIDTH": width, **sizes, "LOOKS": weight.shape[1]},
+        {"T": x.dtype, "WIDTH": width, **sizes, "LOOKS": looks},
         (-(-channels // (4 * THREADS)), count + kept, 1),
         THREADS,
-        made,
+        [*((shape, x.dtype) for shape in made), ((kept, channels), x.dtype)],
     )
-    return q, k, v, left
 
 
 def _some(array: mx.array) -> mx.array:

@@ -141,6 +141,7 @@ main.add_command(LazyCommand("train", "worker.cli.train:train", "Train a draft f
 main.add_command(LazyCommand("bench", "worker.cli.bench:bench", "Measure speed beside mlx-lm and other engines."))
 main.add_command(LazyCommand("exporter", "producer.web.exporter:exporter", "Serve the fleet's metrics to Prometheus."))
 main.add_command(LazyCommand("cron", "producer.cli.cron:cron_group", "Submit at set times."))
+main.add_command(LazyCommand("feed", "producer.cli.orders.feed:feed_command", "Queue what submitters left."))
 main.add_command(redis_group)
 main.add_command(workers_group)
 main.add_command(completion_command)

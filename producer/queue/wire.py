@@ -315,6 +315,17 @@ def holder_key(batch: str) -> str:
     return f"draftmill:holder:{batch}"
 
 
+def rest_key(batch: str) -> str:
+    """Hash: `<number> <lines>` of a chunk -> its lines that a feeder is to queue, see `rest/stored.py`."""
+    return f"draftmill:rest:{batch}"
+
+
+RESTS = "draftmill:rests"
+"""Sorted set: batch of which a feeder is to queue lines -> bytes of their chunks."""
+
+FEEDER = "draftmill:feeder"
+"""String that expires: the feeder that queues them."""
+
 LEASES = f"draftmill:leases:{WIRE}"
 """Sorted set: running job -> lease expiry, Redis TIME in ms."""
 

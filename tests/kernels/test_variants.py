@@ -16,6 +16,7 @@ from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.race.contestants import (
     AttentionShape,
+    ConvolutionShape,
     NormShape,
     OperationShape,
     ProductShape,
@@ -35,6 +36,7 @@ ATTENTION = [
     AttentionShape(1, 1, 64, HALF, sinks=True),
     AttentionShape(64, 8, 64, HALF, sinks=True),
     AttentionShape(8, 4, 256, HALF, cap=50.0),
+    AttentionShape(16, 2, 512, HALF),
 ]
 RECURRENT = [Heads(16, 32, 128, 128), Heads(2, 4, 32, 8), Heads(1, 2, 32, 16)]
 PRODUCTS = [ProductShape(2560, 9728, 64, 4, HALF), ProductShape(64, 24, 32, 8, mx.float32)]
@@ -99,6 +101,29 @@ def test_no_round_recurs_in_a_variant_that_was_not_compiled(heads: Heads) -> Non
             _, state, tape = operations.gated_delta(q, k, v, numbers, numbers, state, tape, steps)
             places = dict(steps.places)
     assert {kernel.name for kernel, _, _ in serving.variants} == {"convolve", "gated_delta"}
+    assert serving.variants <= known(shape).variants
+
+
+@pytest.mark.parametrize(("channels", "looks"), [(2048, 3), (4, 2)])
+def test_no_round_convolves_in_a_variant_that_was_not_compiled(channels: int, looks: int) -> None:
+    shape = ConvolutionShape(channels, looks, HALF)
+    serving, draw = Recorder(), random.Random(channels)
+    operations = chosen(shape, serving)
+    for _ in range(60):
+        places: dict[int, Place] = {}
+        inputs = mx.zeros((0, channels), HALF)
+        for _ in range(4):
+            rows = draw.sample(range(9), draw.choice([1, 2, 9]))
+            counts = [draw.randint(1, draw.choice([1, 3, 40])) for _ in rows]
+            spans = [
+                Span(sum(counts[:i]), count, (), 0, row=row, fresh=row not in places, final=draw.random() < 0.5)
+                for i, (row, count) in enumerate(zip(rows, counts, strict=True))
+            ]
+            steps = Steps.of(spans, places, None, looks - 1)
+            x = mx.zeros((sum(counts), 3 * channels), HALF)
+            _, inputs = operations.gated_convolution(x, mx.zeros((channels, looks), HALF), None, inputs, steps)
+            places = dict(steps.places)
+    assert {kernel.name for kernel, _, _ in serving.variants} == {"convolve"}
     assert serving.variants <= known(shape).variants
 
 

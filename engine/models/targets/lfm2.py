@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ....kernels.fused.rotary import Layout, Norms
+from ....kernels.race.contestants import OperationShape
 from ...state.short_convolutions import ConvolutionLayers, ShortConvolutions
 from ..linear import Chosen, apply
 from .hybrid import Hybrid
@@ -24,13 +25,18 @@ class Lfm2(Hybrid):
 
     @property
     def convolutions(self) -> ConvolutionLayers:
-        return ConvolutionLayers(self.recurrent_layers, self.hidden_size, self.model.args.conv_L_cache, self.dtype)
+        return ConvolutionLayers(self.hidden_size, self.model.args.conv_L_cache, self.dtype, self.recurrent_layers)
+
+    @property
+    def shapes(self) -> list[OperationShape]:
+        convolutions = [] if self.model.args.conv_bias else [self.convolutions]  # the kernel knows of no bias
+        return [*super().shapes, *convolutions]
 
     def bytes_per_row(self, block: int) -> int:
         return self.convolutions.bytes_per_row(block)
 
     def make_memory(self) -> ShortConvolutions:
-        return ShortConvolutions(self.convolutions)
+        return ShortConvolutions(self.convolutions, self.operations)
 
     def recurs(self, layer: Any) -> bool:
         return not layer.is_attention_layer
@@ -56,9 +62,7 @@ class Lfm2(Hybrid):
     def recur(
         self, index: int, place: int, layer: Any, x: mx.array, memory: ShortConvolutions, chosen: Chosen | None
     ) -> mx.array:
-        projected = apply(self.joint[index], x, self.operations, chosen)
-        enters, leaves, values = mx.split(projected, 3, axis=-1)
         conv = layer.conv.conv
-        mixed = memory.convolve(place, enters * values, conv.weight[..., 0])
-        mixed = mixed + conv.bias if "bias" in conv else mixed
-        return apply(self.outputs[index], leaves * mixed, self.operations, chosen)
+        projected = apply(self.joint[index], x, self.operations, chosen)
+        mixed = memory.convolve(place, projected, conv.weight[..., 0], conv.get("bias"))
+        return apply(self.outputs[index], mixed, self.operations, chosen)

@@ -19,7 +19,7 @@ from tests.engine.processors import processed
 from tests.kernels.choose import definition
 from tests.kernels.choose.definition import chi_squared
 
-VOCABULARY, DRAWS = 6, 20_000
+VOCABULARY, DRAWS, AT_ONCE = 6, 20_000, 500
 
 PROMPT, GENERATED = (1, 4), (2, 2, 3)
 
@@ -59,13 +59,20 @@ def test_emitted_tokens_are_distributed_as_the_target_with_penalties(parameters:
     drafting = target[:2] + {"close": 0.3, "far": 2.0}[draft] * mx.random.normal((2, VOCABULARY))
     samplings = [Sampling(seed=seed, **parameters) for seed in range(DRAWS)]
     change = change_of(samplings[0])
-    twice = [sampling for sampling in samplings for _ in range(2)]
-    both = mx.tile(mx.array([17, 18]), DRAWS)
-    drafted = choose_changed(mx.tile(drafting, (DRAWS, 1)), twice, both, [Slot(change)] * 2 * DRAWS, None)
-    slots = [Slot(change, range(2 * m, 2 * m + j)) for m in range(DRAWS) for j in range(3)]
-    positions = mx.full((DRAWS,), 17, mx.int32)
-    logits = mx.tile(target, (DRAWS, 1))
-    tokens, counts = (np.array(x) for x in accept(logits, drafted, [2] * DRAWS, samplings, positions, slots=slots))
+
+    def emitted(rows: list[Sampling]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [rows, 3] and how many of them count [rows]."""
+        count = len(rows)
+        twice = [sampling for sampling in rows for _ in range(2)]
+        both = mx.tile(mx.array([17, 18]), count)
+        drafted = choose_changed(mx.tile(drafting, (count, 1)), twice, both, [Slot(change)] * 2 * count, None)
+        slots = [Slot(change, range(2 * m, 2 * m + j)) for m in range(count) for j in range(3)]
+        positions, logits = mx.full((count,), 17, mx.int32), mx.tile(target, (count, 1))
+        accepted = accept(logits, drafted, [2] * count, rows, positions, slots=slots)
+        return np.array(accepted[0]), np.array(accepted[1])
+
+    parts = [emitted(samplings[begin : begin + AT_ONCE]) for begin in range(0, DRAWS, AT_ONCE)]
+    tokens, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
     checked = 0
     for slot in range(3):
         for before in product(range(VOCABULARY), repeat=slot):

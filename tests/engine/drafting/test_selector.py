@@ -20,7 +20,8 @@ from tests.kernels.choose.definition import chi_squared
 
 from .dflash2 import CONFIG, NESTED, Definition, random_draft
 
-DRAWS = 10_000
+DRAWS, AT_ONCE = 10_000, 1000
+"""A GPU cannot choose for all draws at once."""
 
 SETTINGS: list[dict[str, Any]] = [
     dict(temperature=1.0),
@@ -75,7 +76,8 @@ def test_drafts_are_distributed_as_their_scores_say(parameters: dict[str, Any]) 
     draft, (logits, hidden) = draft_of(5), random_block(2)
     by_definition = Definition(draft, {**CONFIG, "dflash_config": {**NESTED, "selector_top_k": 5}})
     rows = [Sampling(seed=seed, **parameters) for seed in range(DRAWS)]
-    drafted = np.array(draft.choose(wanted(rows, 2, logits, hidden))).reshape(DRAWS, 2)
+    some = (rows[begin : begin + AT_ONCE] for begin in range(0, DRAWS, AT_ONCE))
+    drafted = np.concatenate([np.array(draft.choose(wanted(r, 2, logits, hidden))) for r in some]).reshape(DRAWS, 2)
     checked = 0
     for slot, before, tokens in [
         (0, 11, drafted[:, 0]),

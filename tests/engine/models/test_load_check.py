@@ -135,6 +135,7 @@ def test_a_wrong_mask_is_caught(family: str, by: int) -> None:
         ("quantized_matmul", "quantised product"),
         ("gated_delta", "gated delta"),
         ("convolve", "convolution"),
+        ("convolve", "gated convolution"),
     ],
 )
 def test_a_wrong_kernel_is_named_and_left_out(kernel: str, operation: str) -> None:
@@ -152,14 +153,17 @@ def test_a_wrong_kernel_is_named_and_left_out(kernel: str, operation: str) -> No
 
 def with_kernels(operation: str, wrong: str) -> tuple[Transformer, set[str]]:
     """A target with every kernel that fits, one of them wrong; and which of them have been launched."""
-    hybrid = operation in ("gated delta", "convolution")
-    model = qwen3_5_model(head_dim=256, linear_key_head_dim=32) if hybrid else quantised(qwen3_model(head_dim=64))
+    if operation in ("gated delta", "convolution"):
+        model = qwen3_5_model(head_dim=256, linear_key_head_dim=32)
+    elif operation == "gated convolution":
+        model = lfm2_model(hidden_size=256, block_dim=256, conv_bias=False)
+    else:
+        model = quantised(qwen3_model(head_dim=64))
     launched: set[str] = set()
 
     def launch(kernel: Kernel, *given: Any) -> list[mx.array]:
         launched.add(kernel.name)
-        first, *others = LAUNCH(kernel, *given)
-        return [first * 1.25 if kernel.name == wrong else first, *others]
+        return [each * 1.25 if kernel.name == wrong else each for each in LAUNCH(kernel, *given)]
 
     target = adapt(model)
     every = contests(shapes(target, None), Recorder())

@@ -27,6 +27,7 @@ from draftmill.kernels.pages.sizes import PAGE
 from draftmill.kernels.race.contestants import (
     AttentionShape,
     ChoiceShape,
+    ConvolutionShape,
     NormShape,
     OperationShape,
     ProductShape,
@@ -34,6 +35,7 @@ from draftmill.kernels.race.contestants import (
     RotaryShape,
 )
 from draftmill.kernels.recurrent.convolution import Heads
+from draftmill.kernels.recurrent.recurrence import gated_convolution_fits
 from tests.engine.drafting.test_speculation import random_draft
 from tests.engine.planted import ahead
 from tests.engine.small import NumberTokenizer, llama_model, requests
@@ -48,6 +50,7 @@ SHAPES: list[OperationShape] = [
     ChoiceShape(96, SINGLE),
     AttentionShape(2, 1, 64, SINGLE, sinks=True),
     RecurrentShape(Heads(1, 2, 32, 16), 4, SINGLE),
+    ConvolutionShape(12, 3, SINGLE),
 ]
 NAMES = {"add_norm": "add norm", "rotate": "rotary", "quantized_matmul": "quantised product", "choose": "choose"}
 NAMES |= {"attend": "attention", "gated_delta": "gated delta", "convolve": "convolution", "store": "pages"}
@@ -87,11 +90,17 @@ def test_a_wrong_kernel_is_named(name: str) -> None:
         "quantized_matmul": SHAPES[2:3],
         "attend": SHAPES[4:5],
         "store": SHAPES[4:5],
-        "gated_delta": SHAPES[5:],
-        "convolve": SHAPES[5:],
+        "gated_delta": SHAPES[5:6],
+        "convolve": SHAPES[5:6],
     }.get(name, SHAPES[:4])
     with pytest.raises(Wrong, match=f"{NAMES[name]}: it disagrees with its reference by"):
         kernels(shapes, wrong_in(name))
+
+
+@EMULATED
+def test_a_wrong_kernel_of_another_layer_is_named_by_that_layer() -> None:
+    with pytest.raises(Wrong, match=r"^gated convolution: it disagrees with its reference by"):
+        kernels(SHAPES[6:], wrong_in("convolve"))
 
 
 def test_a_kernel_that_fails_is_wrong() -> None:
@@ -120,6 +129,8 @@ def test_kernels_are_made_for_the_published_shapes(name: str) -> None:
                     assert choice_fits(vocabulary, dtype)
                 case ProductShape():
                     assert shape.length % shape.group_size == 0
+                case ConvolutionShape(channels, _, dtype):
+                    assert gated_convolution_fits(channels, dtype)
                 case _:
                     assert isinstance(shape, AttentionShape | RecurrentShape)
 

@@ -100,15 +100,26 @@ def test_random_rounds(form: Form, seed: int) -> None:
 
 @EXACTLY
 @pytest.mark.parametrize(
-    ("dim", "heads"), [(64, (32, 1)), (128, (8, 2)), (128, (12, 1)), (256, (4, 1)), (256, (16, 1))]
+    ("dim", "heads"),
+    [(64, (32, 1)), (128, (8, 2)), (128, (12, 1)), (256, (4, 1)), (256, (16, 1)), (512, (16, 1))],
 )
 @pytest.mark.parametrize("rows", [[(40, 1), (7, 1)], [(150, 16), (0, 3)]])
 def test_head_dimensions_and_groups(form: Form, dim: int, heads: tuple[int, int], rows: list[Row]) -> None:
     check(form, rows, dim=dim, heads=heads)
 
 
+@EXACTLY
+@pytest.mark.parametrize(("window", "block"), [(None, False), (33, False), (5, True)])
+@pytest.mark.parametrize("rows", [[(31, 2)], [(300, 5)], [(0, 16), (100, 1), (63, 5)]])
+def test_queries_in_parts(form: Form, rows: list[Row], window: int | None, block: bool) -> None:
+    """Of 512 dimensions, with whatever else a layer can have; some keys are split."""
+    check(form, rows, dim=512, window=window, block=block, exact=False)
+    check(form, rows, dim=512, window=window, block=block, sinks=True)
+    check(form, rows, dim=512, window=window, block=block, cap=1.5)
+
+
 @IN_HALF_PRECISION
-@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("dim", [64, 256, 512])
 def test_half_precision(form: Form, dim: int) -> None:
     check(form, [(200, 8), (31, 1)], dim=dim, block=True)
     check(form, [(200, 8), (31, 1)], dim=dim, sinks=True)

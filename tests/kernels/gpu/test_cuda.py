@@ -56,6 +56,7 @@ GATED = {
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
     (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
+    (ragged_attention.SOURCE, "attend", "__half", {"D": "512", "HEADS": "16", "KV_HEADS": "2", "PAIRS": "16"}),
     (ragged_attention.SOURCE, "combine", "__half", {"D": "64"}),
     (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", {"K": "2560", "LINES": "9728"}),
     (FOLDER / "gated_delta.metal", "gated_delta", "__nv_bfloat16", {"HK": "16", "HV": "32", "DK": "128", "DV": "128"}),
@@ -69,7 +70,13 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
         FOLDER / "convolution.metal",
         "convolve",
         "__half",
-        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "LOOKS": "4"},
+        {"KEYS": "2048", "VALUES": "4096", "WIDTH": "12352", "DK": "128", "LOOKS": "4", "GATED": "0"},
+    ),
+    (
+        FOLDER / "convolution.metal",
+        "convolve",
+        "__nv_bfloat16",
+        {"KEYS": "0", "VALUES": "2048", "WIDTH": "6144", "DK": "16", "LOOKS": "3", "GATED": "1"},
     ),
 ]
 

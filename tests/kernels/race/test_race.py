@@ -22,6 +22,7 @@ from draftmill.kernels.race.contestants import (
     COLD,
     AttentionShape,
     ChoiceShape,
+    ConvolutionShape,
     OperationShape,
     ProductShape,
     RecurrentShape,
@@ -37,6 +38,7 @@ from tests.kernels.forms import EMULATED
 SHAPES = [  # and how many contests they have
     (AttentionShape(2, 1, 64, mx.float32), 16),
     (RecurrentShape(Heads(1, 2, 32, 16), 4, mx.float32), 4),
+    (ConvolutionShape(12, 3, mx.float32), 2),
     (ProductShape(64, 24, 32, 4, mx.float32), 3),
     (ChoiceShape(600, mx.bfloat16), 3),
 ]
