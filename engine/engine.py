@@ -16,7 +16,7 @@ from .base_engine import BaseEngine
 from .choose.constrained import Choice
 from .depth.budget import Budget
 from .depth.calibration import calibrated
-from .depth.command_buffers import LAUNCHES, Bound, Parts, shallower
+from .depth.command_buffers import LAUNCHES, Bound, Parts
 from .depth.depth_choice import Candidate
 from .depth.round_cost import Cost
 from .drafting.context import Seen
@@ -32,13 +32,12 @@ from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
-from .request import NO_ADAPTERS, Adapters, RequestError
+from .request import NO_ADAPTERS, SOURCES, Adapters, Origin, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
-from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment, fixed
+from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
 from .shares import Needs, Shares, remember
 from .state.kv_pool import KVPool
-from .stats import SOURCES, Origin
 from .text import Text
 
 MAX_ROWS = 32
@@ -93,8 +92,12 @@ class Engine(BaseEngine):
             draft, block, most = None, 0, 0
         shares = Shares.of(target, draft, copying, max_rows, context_length, memory)
         self.workspace = shares.workspace
-        depths = fixed(most if depth is None else depth)
+        deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
+
+        def depths(rows: Sequence[Row], prompt: int) -> list[int]:
+            return [deepest * row.allows(self.draft_origin) for row in rows]
+
         self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
@@ -198,7 +201,10 @@ class Engine(BaseEngine):
         """Let a row budget choose depths from now on."""
 
         def depths(rows: Sequence[Row], prompt: int) -> list[int]:
-            candidates = [Candidate(row.request.id, row.left, row.bound, self._match(row)) for row in rows]
+            candidates = [
+                Candidate(row.request.id, row.left, row.bound, self._match(row), row.allows(self.draft_origin))
+                for row in rows
+            ]
             chosen = budget.depths(candidates, prompt, self._bound.drafts if self._bound else int)
             for row, kind in zip(rows, budget.kinds, strict=True):
                 row.kind = kind
@@ -221,16 +227,11 @@ class Engine(BaseEngine):
         self._bound = bound = Bound(self.cost, parts, seconds, PREFILL_TOKENS, pace)
         self.scheduler.room = lambda decoding: bound.room([row.bound for row in decoding])
         if not budget:
-
-            def cut(rows: Sequence[Row], prompt: int) -> Sequence[int]:
-                asked = depths(rows, prompt)
-                return shallower(asked, bound.drafts(sum(asked)))
-
-            self.scheduler.depths = cut
+            self.scheduler.depths = lambda rows, prompt: bound.cut(depths(rows, prompt))
 
     def _match(self, row: Row) -> int:
         """How many of a row's last tokens, as the host knows them, stand in its text before; 0 if it may not copy."""
-        if not self.lookup:
+        if not self.lookup or not row.allows("lookup"):
             return 0
         suffix = self._suffixes.get(row)
         if suffix is None:

@@ -157,7 +157,8 @@ def _workspace(target: Transformer, draft: Draft | None, copying: bool, rows: in
 def remember(name: str, needs: Needs, models: Sequence[Any], cache: Path) -> None:
     """Keep what a pair that was loaded here takes, and the bytes of its weights, for `draftmill doctor`."""
     parts = [getattr(model, "own", model) for model in models if model]  # an MTP head has modules of its own
-    weights = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
+    arrays: list[Any] = [array for part in parts for _, array in tree_flatten(part.parameters())]
+    weights = sum(array.nbytes for array in arrays)
     entry = {"weights": weights, **asdict(needs), "rounds": list(needs.rounds)}
     known: dict[str, Any] = measurements.read(_file(cache)).get(measurements.machine(), {})
     if known.get(name) != entry:

@@ -18,6 +18,7 @@ from pathlib import Path
 import orjson
 import redis as redis_py
 
+from ..producer.queue.connect import identity
 from ..producer.queue.leases import Claimed, Outcome
 from ..producer.queue.paths import is_at
 
@@ -28,9 +29,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def spool_folder(data: Path, redis: redis_py.Redis) -> Path:
     """Where under the user's data folder the workers of one Redis keep their results."""
-    where = redis.connection_pool.connection_kwargs
-    server = "|".join(str(where.get(name, "")) for name in ("host", "port", "path", "db"))
-    return data / "spool" / hashlib.sha256(server.encode()).hexdigest()[:16]
+    return data / "spool" / hashlib.sha256(identity(redis).encode()).hexdigest()[:16]
 
 
 class Spool:

@@ -90,7 +90,9 @@ class Budget:
         if self.cost.first:
             self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
         timed = self.timing.listed(len(rows), most, self.block > 1)
-        passing = [kind == FROM_DRAFT and self.block > 1 for kind in self.kinds]
+        passing = [
+            kind == FROM_DRAFT and row.writing and self.block > 1 for kind, row in zip(self.kinds, rows, strict=True)
+        ]
         return DepthChoice(self.cost, self.block, rows, chances, prompt, self._extra, timed, passing)
 
     def _offers(self, rows: Sequence[Candidate]) -> list[tuple[int, list[float]]]:
@@ -100,7 +102,8 @@ class Budget:
         price = self.cost.drafts(count, self.block)[count] / round  # of a row's part in a pass, in tokens
         offers: list[tuple[int, list[float]]] = []
         for row in rows:
-            kind, chances = FROM_DRAFT, self.acceptance.chances(row.key, min(row.left, self.block) - 1)
+            drafted = min(row.left, self.block) - 1 if row.writing else 0
+            kind, chances = FROM_DRAFT, self.acceptance.chances(row.key, drafted)
             if self._copied and (place := bisect_right(MATCHES, row.match)):
                 copied = self._copied[place - 1].chances(row.key, min(row.left - 1, MOST))
                 if not chances or sum(copied) > sum(chances) - price:

@@ -1,13 +1,15 @@
 """Which keys of a model's config.json are honoured, family by family; others that would change its tokens are refused.
 
 A forward that does not know a key runs all the same, and generates other tokens than the model's. The load check finds
-that where its texts are long enough to show it, and only where mlx-lm itself honours the key.
+that where its texts are long enough to show it, and only where mlx-lm itself honours the key. Where mlx-lm honours it,
+the model needs no refusal: it runs plainly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
 from typing import Any
 
 from .architecture import architecture, text_part
@@ -87,6 +89,13 @@ HONOURED: dict[str, set[str]] = {
 HONOURED["smollm3"] = HONOURED["llama"] | {"no_rope_layer_interval", "no_rope_layers"}
 """By module of mlx-lm's, the keys that it and the forward here both honour."""
 
+IGNORED = {
+    "gemma4_text": {"global_partial_rotary_factor", "partial_rotary_factor"},
+    "qwen3_moe": {"rope_scaling"},
+    "qwen3_5": {"decoder_sparse_step"},
+}
+"""By module, arguments that mlx-lm reads and does nothing with."""
+
 CHANGING: dict[str, tuple[Any, ...]] = {
     "alibi": (False,),
     "attention_bias": (False,),
@@ -155,8 +164,21 @@ LAYERS = {
 """The kinds of layers of families that have them in any order; in others, each so many layers one sees everything."""
 
 
+def beyond(config: Mapping[str, Any]) -> str | None:
+    """The first key of a config.json that this mlx-lm honours and the forward here does not; None if there is none.
+
+    Its architecture must be known. Newer versions of mlx-lm may honour keys of which the forward here knows nothing.
+    """
+    family = architecture(config)
+    try:
+        args = _arguments(family).from_dict(text_part(config))
+    except Exception:  # mlx-lm cannot read the configuration, and says why when the model is loaded
+        return None
+    return _beyond(family, args)
+
+
 def refuse_unheeded(config: Mapping[str, Any], where: object) -> None:
-    """Raise `ModelError` if the config.json `where` has a key that changes tokens and is not honoured.
+    """Raise `ModelError` if the config.json `where` has a key that changes tokens, and not even mlx-lm honours it.
 
     Its architecture must be known.
     """
@@ -165,29 +187,52 @@ def refuse_unheeded(config: Mapping[str, Any], where: object) -> None:
 
 
 def refuse_unknown(family: str, args: Any) -> None:
-    """Raise `ModelError` if mlx-lm's arguments of a model (a data class) have one that nobody here has looked at.
-
-    Newer versions of mlx-lm may honour keys of which the forward here knows nothing.
-    """
-    for field in fields(args):
-        value = getattr(args, field.name)
-        if field.name not in HONOURED[family] | {"rope_scaling"} | CHANGING.keys() and value != field.default:
-            raise ModelError(
-                f"this mlx-lm honours {field.name} = {value!r} in models of type {family}, draftmill does not: "
-                "its tokens would be wrong, so this model is not supported"
-            )
+    """Raise `ModelError` if mlx-lm's arguments of a model (a data class) have one `beyond` what is honoured here."""
+    if name := _beyond(family, args):
+        raise ModelError(
+            f"this mlx-lm honours {name} = {getattr(args, name)!r} in models of type {family}, the adapter for them "
+            "does not: this model runs plainly only, by `draftmill run` and `draftmill worker`"
+        )
 
 
 def harmless(family: str, key: str) -> tuple[Any, ...]:
     """The values of a key that change nothing in models of a family."""
-    return FIXED.get(family, {}).get(key, CHANGING[key])
+    return FIXED.get(family, {}).get(key, CHANGING.get(key, ()))
+
+
+def _arguments(family: str) -> Any:
+    """mlx-lm's arguments of a family's text model: a data class."""
+    module = import_module(f"mlx_lm.models.{family}")
+    return getattr(module, "TextModelArgs", module.ModelArgs)
+
+
+def _heeded(family: str) -> set[str]:
+    """The keys that mlx-lm honours."""
+    names = {field.name for field in fields(_arguments(family))}
+    return HONOURED[family] | (names - IGNORED.get(family, set()))
+
+
+def _beyond(family: str, args: Any) -> str | None:
+    """The first of mlx-lm's arguments that it honours, the forward here does not, and that changes something."""
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name in HONOURED[family] | IGNORED.get(family, set()) or value is None:
+            continue
+        if value != _default(field) and value not in harmless(family, field.name):
+            return field.name
+    return None
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _unheeded(family: str, given: Mapping[str, Any]) -> str | None:
     """The first key that is not honoured, and why."""
+    heeded = _heeded(family)
     for key in CHANGING:
         value = given.get(key)
-        if key not in HONOURED[family] and value is not None and value not in harmless(family, key):
+        if key not in heeded and value is not None and value not in harmless(family, key):
             return f"{key} = {value!r}, which is not honoured in models of type {family}"
     return _layers(family, given) or _rope(family, given)
 
@@ -213,10 +258,10 @@ def _rope(family: str, given: Mapping[str, Any]) -> str | None:
         return f"rope type {kind!r}, of which a token's rotation depends on how long its text will be"
     if part := next((part for part in map(_ignored_part, own) if part), None):
         return f"partial_rotary_factor = {part} for a rope that is not 'proportional', which mlx-lm does not read there"
-    scales = "rope_scaling" in HONOURED[family]
+    scales = "rope_scaling" in _heeded(family)
     if not scales and _kind(scaling) != "default":
         return f"rope_scaling of type {_kind(scaling)!r}, which is not honoured in models of type {family}"
-    if "rope_parameters" in HONOURED[family]:
+    if "rope_parameters" in _heeded(family):
         return None if scales else _unread({"rope_type": _kind(parameters)}, 0, {})
     theta = given.get("rope_theta", THETA.get(family, 10000))
     if family != "gemma3_text":

@@ -57,6 +57,7 @@ class PlainEngine(BaseEngine):
         max_rows: most rows in a round.
         memory: bytes for what rows keep; by default what this machine can spare.
         adapters: one LoRA adapter, with which mlx-lm has loaded the model, or none.
+        kind: for which kind of model there is no adapter, in a few words; its type, if nothing is said.
 
     Raises:
         ModelError: the model does not run, or there is no memory for a single row.
@@ -77,6 +78,7 @@ class PlainEngine(BaseEngine):
         max_rows: int,
         memory: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
+        kind: str | None = None,
     ):
         try:
             self._ways = ways = find_ways(model)
@@ -87,7 +89,7 @@ class PlainEngine(BaseEngine):
             ) from error
         text, rows = Text(tokenizer, ways.vocabulary), max_rows if ways.batched else 1
         super().__init__(text, context_length, ways.vocabulary, rows, adapters)
-        self.model = model
+        self.model, self._kind = model, kind or model.model_type
         self.operations = Operations()
         self.workspace = PREFILL_TOKENS * ways.activations + Histories.workspace(self.max_rows, ways.vocabulary)
         self.workspace += LOGITS * self.max_rows * ways.vocabulary * ways.dtype.size
@@ -133,7 +135,7 @@ class PlainEngine(BaseEngine):
     @property
     def remark(self) -> str:
         """What there is to know of how this model runs, in one line."""
-        plain, reason = f"plain: no adapter for {self.model.model_type}", self._ways.reason
+        plain, reason = f"plain: no adapter for {self._kind}", self._ways.reason
         if not self._ways.batched:
             return f"{plain}, one row at a time ({reason})"
         return plain if self._ways.ragged else f"{plain}, prompts one at a time ({reason})"

@@ -63,11 +63,6 @@ class Plan:
     preempted: list[Row] = field(default_factory=list)
 
 
-def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
-    """The same depth for every row, in every round."""
-    return lambda rows, prompt: [depth] * len(rows)
-
-
 class Scheduler:
     """Rows in order of admission, requests that wait, and the pages of the pool. Knows no MLX.
 

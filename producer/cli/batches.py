@@ -12,7 +12,7 @@ from ..client import shares
 from ..client.collect import Collector
 from ..client.follower import Follower, current, known
 from ..client.patience import Patience
-from ..client.submission import Submission, plan, refuse_cancelled, submit
+from ..client.submission import Feed, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
 from ..input.notes import of_answers
 from ..output.files import check_writable
@@ -24,6 +24,7 @@ from ..queue import batches
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
 from ..queue.connect import connect, user_of
 from ..queue.errors import AGAIN, FAILED_ITEMS, Interrupted, UserError
+from ..queue.rest import duty
 from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES
 from . import options
 from .dry_run import preview
@@ -43,6 +44,7 @@ from .report import output_report, print_json
     metavar="TIME",
     help="How long results that nobody collects stay in Redis once the batch is complete.",
 )
+@click.option("--detach", is_flag=True, help="Leave the lines that find no room now to a feeder of the fleet.")
 @options.retry_failed
 @options.dry_run
 @options.as_json
@@ -53,6 +55,7 @@ def submit_command(
     input: str,
     priority: str,
     keep_results: float | None,
+    detach: bool,
     retry_failed: bool,
     dry_run: bool,
     as_json: bool,
@@ -69,6 +72,9 @@ def submit_command(
     A line whose model is one of `draftmill pairs`, or is named by --models, runs on that pair, the others on that of
     --pair. All are one batch: each pair needs a worker, and results come together.
 
+    Of a large INPUT 20,000 lines are queued at a time, and the command stays until all are. With --detach it hands the
+    rest to a feeder (`draftmill feed`; `draftmill cron run` and `draftmill serve` feed too) and ends.
+
     --retry-failed queues the lines that failed as well, also after they were collected. Each keeps exactly one result:
     `draftmill collect` takes their failures out of the error file of OUT.
 
@@ -78,6 +84,7 @@ def submit_command(
       draftmill collect $batch -o results.jsonl --follow
       draftmill submit articles.parquet --template 'Summarise: {{ text }}' --where 'lang == "en"' --sample 100
       draftmill submit mixed.jsonl --models gpt-4o=qwen3-8b,/models/mine    # others run on the pair of --pair
+      draftmill submit million.jsonl --detach
       draftmill submit prompts.jsonl --retry-failed
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
@@ -94,27 +101,42 @@ def submit_command(
         click.echo(f"Bad {line}", err=True)
     if before is None and not given.get("slot"):
         _say_what_changed(redis, batch)
+    if before and before.is_paused:
+        click.echo(f"Note: it is paused; draftmill resume {batch.id} lets it go on", err=True)
     if before and before.complete and keep_results is not None and not retry_failed:
         click.echo("Note: it is complete already; --keep-results changes nothing", err=True)
-    sent = Submitted(done=survey.good)
+    sent, left = Submitted(done=survey.good), 0
     if before and before.collected and not retry_failed:
         click.echo(f"Note: it was collected already; draftmill forget {batch.id} lets it run anew", err=True)
     else:
         options.say_notes(shares.notes(redis, submission))
         try:
-            sent = submit(Patience(redis, say), submission, full=Notice(), retry_failed=retry_failed)
+            sent, left = _submit(redis, submission, detach, retry_failed)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
         click.echo(f"Note: {count(sent.retried, 'failed line')} queued again", err=True)
+    if left:
+        click.echo(f"Note: {count(left, 'line')} left to a feeder, which queues them as others finish", err=True)
+        options.say_notes(filter(None, [duty.unfed(redis, batch.id)]))
     if as_json:
         counts = {"lines": survey.good, "bad": survey.bad, "new": sent.new, "retried": sent.retried}
-        before_now = {"queued_before": sent.queued, "ended_before": sent.done}
+        before_now = {"queued_before": sent.queued, "ended_before": sent.done, "left": left}
         print_json({"batch": batch.id} | counts | before_now | {"notes": list(survey.notes.lines())})
     else:
         click.echo(batch.id)
     if survey.bad:
         context.exit(FAILED_ITEMS)
+
+
+def _submit(redis: redis_py.Redis, submission: Submission, detach: bool, retry_failed: bool) -> tuple[Submitted, int]:
+    """Queues all lines, or those that there is room for; returns what became of them, and how many are left."""
+    patience = Patience(redis, say)
+    if not detach:
+        return submit(patience, submission, full=Notice(), retry_failed=retry_failed), 0
+    feed = Feed(submission, patience, retry_failed=retry_failed)
+    patience(feed.begin)
+    return feed.detach(), feed.left
 
 
 def planned(user: str, input: str, priority: str, keep_results: float | None, **given: Any) -> Submission:
@@ -145,7 +167,9 @@ class Notice:
     def __call__(self, state: BatchStatus) -> None:
         if not self.said:
             self.said = True
-            say(f"{state.open:,} lines are queued; the others follow as these finish")
+            say(
+                f"{state.open:,} lines are queued; the others follow as these finish (--detach leaves them to a feeder)"
+            )
 
 
 @click.command("collect")
@@ -221,6 +245,8 @@ def _collect(redis: redis_py.Redis, output: Output, state: BatchStatus, follow: 
             if batches.handed(redis, state.id) > output.ended:
                 collector.refuse(state)
             if follow:
+                if unfed := duty.unfed(redis, state.id):
+                    progress.note(unfed)
                 for state in collector:
                     progress(state)
             else:

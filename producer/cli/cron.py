@@ -16,6 +16,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
+from ..client.fleet_feeder import FleetFeeder
 from ..cron import entries
 from ..cron.entries import Entry
 from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside
@@ -214,7 +215,11 @@ def run(context: click.Context, folder: Path, lease: float, redis_url: str | Non
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: scheduler.stop.set())
     click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {Path.cwd()}")
-    if not scheduler.run():
+    feeder = FleetFeeder(redis)
+    feeder.start()
+    is_done = scheduler.run()
+    feeder.stop()
+    if not is_done:
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)
 
 
@@ -257,5 +262,6 @@ OWN = {
     "redis_url": "it is submitted to the Redis that keeps it",
     "as_json": "the scheduler prints what it does itself",
     "dry_run": "it is there to submit",
+    "detach": "the scheduler leaves what finds no room to a feeder by itself",
 }
 """Options of `submit` that make no sense in a schedule, and why."""

@@ -16,6 +16,7 @@ from ..output.summary import count
 from ..queue import batches
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
+from ..queue.rest import duty
 from . import options
 from .progress import BatchProgress, Speed, describe_worker, rates, speed
 from .report import batch_report, print_json, print_table, word
@@ -111,6 +112,8 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
     }
     if not live.workers and not state.complete and len(state.pairs) == 1:
         lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
+    if unfed := duty.unfed(redis, state.id):
+        lines["feeder"] = unfed
     for name, value in lines.items():
         click.echo(f"{name:<10}{value}")
     if len(state.pairs) > 1 and not state.complete:

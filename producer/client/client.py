@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
     logprobs: int
     max_seconds: float
     model_defaults: bool
+    drafts: Sequence[Literal["dflash", "mtp", "lookup"]]
     thinking: bool
     reasoning_effort: str
     thinking_budget: int
@@ -73,9 +74,10 @@ class Options(TypedDict, total=False):
     strict: bool
     keep_results: float
     retry_failed: bool
+    detach: bool
 
 
-NOT_ABOUT_LINES = {"priority", "keep_results", "retry_failed"}
+NOT_ABOUT_LINES = {"priority", "keep_results", "retry_failed", "detach"}
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,19 @@ class Reader:
 
 
 class Feeder(threading.Thread):
-    """Queues a submission in the background; a window of its lines is in Redis at a time."""
+    """Queues a submission in the background; a window of its lines is in the queue at a time, and if it is to `detach`
+    the rest is left to a feeder of the fleet.
+    """
 
-    def __init__(self, redis: redis_py.Redis, submission: Submission, retry_failed: bool) -> None:
+    def __init__(self, redis: redis_py.Redis, submission: Submission, retry_failed: bool, detach: bool) -> None:
         super().__init__(name=f"draftmill-{submission.info.id}")
         self.error: Exception | None = None
-        self._stopped = threading.Event()
+        self._stopped, self._detach = threading.Event(), detach
         self._feed = Feed(submission, Patience(redis), retry_failed=retry_failed)
 
     def run(self) -> None:
         try:
-            self._feed.to_end(self._tick)
+            self._feed.detach(self._tick) if self._detach else self._feed.to_end(self._tick)
         except (_Stopped, Cancelled):
             pass
         except Exception as error:  # for `Batch.feeding`, in the thread that wants to know
@@ -189,7 +193,8 @@ class Client:
     """A connection to the queue; a context manager, and threads may share it.
 
     Args:
-        redis_url: redis://, rediss:// or unix:// URL; by default REDIS_URL, else this machine's private server.
+        redis_url: redis://, rediss://, unix:// or redis+sentinel:// URL; by default REDIS_URL, else this machine's
+            private server.
 
     Raises:
         UserError: in one line, what is wrong and what to do. RedisError: Redis failed later on.
@@ -210,8 +215,9 @@ class Client:
 
         `source` is a path, or prompts, or rows such as `{"id": "q1", "prompt": "…", "max_tokens": 100}`. The same
         source with the same options is the same batch: submitting it again, after whatever befell this process,
-        queues what has no result yet, and with `retry_failed` also what failed. Lines that cannot be run are in
-        `Batch.bad`; with `strict` they raise UserError. What of the others was ignored is told by `Batch.notes`.
+        queues what has no result yet, and with `retry_failed` also what failed. With `detach`, what finds no room is
+        left to a feeder of the fleet, and `close` does not wait for it. Lines that cannot be run are in `Batch.bad`;
+        with `strict` they raise UserError. What of the others was ignored is told by `Batch.notes`.
         """
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
@@ -231,7 +237,7 @@ class Client:
         if before and before.collected and not retry_failed:
             return Batch(id, self.redis, bad, notes=notes)
         submission.begin(self.redis)
-        feeder = Feeder(self.redis, submission, retry_failed)
+        feeder = Feeder(self.redis, submission, retry_failed, options.get("detach", False))
         self._feeders.append(feeder)
         feeder.start()
         return Batch(id, self.redis, bad, feeder, notes)

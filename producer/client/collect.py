@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -39,7 +40,7 @@ class Collector:
         self._pending: list[Result] = []
         self._outages = self._patience.outages
         self._synced = self._held = time.monotonic()
-        self._holder = f"{output.manifest.token} {socket.gethostname()}:{os.path.abspath(output.path)}"
+        self.holder = f"{output.manifest.token} {socket.gethostname()}:{os.path.abspath(output.path)}"
 
     def __enter__(self) -> Collector:
         self._patience(self._hold)
@@ -48,7 +49,7 @@ class Collector:
     def __exit__(self, *_: object) -> None:
         if not (self._leave or self._patience.is_away):
             with suppress(rx.RedisError):
-                batches.hold(self._redis, self._batch, self._holder, 0)
+                batches.hold(self._redis, self._batch, self.holder, 0)
 
     def __iter__(self) -> Iterator[BatchStatus]:
         for page in self._follower:
@@ -90,9 +91,14 @@ class Collector:
     def refuse(self, state: BatchStatus) -> None:
         """Raises UserError: results that OUT lacks went to another OUT, which it names while that takes them."""
         place = batches.held_by(self._redis, state.id)
-        if place and place != self._holder.partition(" ")[2]:
+        if place and place != self.holder.partition(" ")[2]:
             raise UserError(f"the results of {state.id} go to {place}, and some are no longer in Redis; collect there")
         refuse_collected(state)
+
+    @property
+    def due(self) -> float:
+        """When it must go on even if there is no result (time.monotonic): to settle."""
+        return self._synced + SYNC_SECONDS if self._pending else math.inf
 
     def settle(self) -> None:
         """Syncs OUT to the disk; then Redis needs its results no longer."""
@@ -117,7 +123,7 @@ class Collector:
     def _hold(self) -> None:
         if self._leave:
             return
-        other = batches.hold(self._redis, self._batch, self._holder, HOLD_SECONDS)
+        other = batches.hold(self._redis, self._batch, self.holder, HOLD_SECONDS)
         if other is not None:
             raise Busy(
                 f"the results of {self._batch} go to {other}; collect there, use --leave with both, or end that first "

@@ -53,16 +53,25 @@ class Follower:
     """Iterates over the results of a batch, a page at a time, until it is complete; a page may be empty.
 
     With a `feed` it queues the batch's lines as well, and ends when that has queued all. `after` is the stream entry
-    behind which it begins.
+    behind which it begins. For a page that is not there yet it waits `block` seconds. `is_idle` says that the last look
+    found nothing to do.
     """
 
-    def __init__(self, patience: Patience, batch: str, feed: Feed | None = None, after: str = "0-0") -> None:
-        self.patience, self.batch, self.feed, self.after = patience, batch, feed, after
+    def __init__(
+        self,
+        patience: Patience,
+        batch: str,
+        feed: Feed | None = None,
+        after: str = "0-0",
+        block: float = BLOCK_SECONDS,
+    ) -> None:
+        self.patience, self.batch, self.feed, self.after, self.block = patience, batch, feed, after, block
         self.redis = patience.redis
+        self.is_idle = False
 
     def __iter__(self) -> Iterator[Page]:
         while True:
-            page, is_last = self.patience(self.look, BLOCK_SECONDS)
+            page, is_last = self.patience(self.look, self.block)
             yield page
             if is_last:
                 return
@@ -79,6 +88,7 @@ class Follower:
         results = batches.read(self.redis, self.batch, self.after, PAGE, block)
         if results:
             self.after = results[-1].entry
+        self.is_idle = not (results or fed or state.complete)
         return Page(results, state), is_fed and state.complete and not results
 
     def states(self) -> Iterator[BatchStatus]:

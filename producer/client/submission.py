@@ -1,4 +1,7 @@
-"""A dataset on its way into the queue: planned, then fed with a window, so that a large dataset never fills Redis."""
+"""A dataset on its way into the queue: planned, then fed with a window, so that a large dataset never fills Redis.
+
+What finds no room may be left to a feeder (`fleet_feeder.py`), and the submitter may go.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from ..input.dataset import Dataset, Survey
 from ..output.output import Output
 from ..queue import batches, ending, wire
 from ..queue.batches import BatchInfo, BatchStatus, Submitted
-from ..queue.errors import UserError
+from ..queue.errors import AGAIN, UserError
+from ..queue.rest import stored
 from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES, JobBody
 from .patience import Patience
 
@@ -32,6 +36,10 @@ BEGINNING = 200
 
 class Cancelled(UserError):
     """The batch was cancelled while it was submitted."""
+
+
+class NoRoom(UserError):
+    """Redis holds as many lines for feeders as it may."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,10 @@ class Feed:
     def restart(self) -> None:
         """Begins again with the first line."""
         self.sent = Submitted()
+        self.left = 0
         self.exhausted = False
         self._outages = self._patience.outages
-        self._chunks = self.submission.dataset.chunks(self.submission.survey)
+        self._chunks = enumerate(self.submission.dataset.chunks(self.submission.survey))
 
     def advance(self, state: BatchStatus | None) -> bool:
         """Queues the next chunk if there is room; False if there is nothing to do just now.
@@ -127,10 +136,10 @@ class Feed:
             raise Cancelled(f"{state.id} was cancelled while it was submitted")
         if self.is_full(state):
             return False
-        chunk = next(self._chunks, None)
-        if chunk is None:
+        if (found := next(self._chunks, None)) is None:
             self.exhausted = True
             return False
+        _, chunk = found
         self._bytes_per_line = chunk.size / len(chunk.jobs)
         batch = self.submission.info
         lacking = [body.model_copy(update={"batch": batch.id}) for body in chunk.jobs if not self._ended(body)]
@@ -143,7 +152,7 @@ class Feed:
 
     def is_full(self, state: BatchStatus) -> bool:
         """Whether the window is full, if its lines are as long as the latest ones."""
-        return state.open > WINDOW or state.open * self._bytes_per_line > WINDOW_BYTES
+        return is_full(state, self._bytes_per_line)
 
     def _ended(self, body: JobBody) -> bool:
         return self._output is not None and self._output.has(body.custom_id)
@@ -165,6 +174,42 @@ class Feed:
                 time.sleep(POLL_SECONDS)
         return self.sent
 
+    def detach(self, tick: Callable[[], object] = lambda: None) -> Submitted:
+        """Queues the lines that there is room for, and leaves the rest, `left` lines, to a feeder. `tick` is called
+        again and again; what it raises ends that. Raises NoRoom if Redis may not hold so much for feeders; what is left
+        by then stays there.
+        """
+        most = self._patience(stored.most_bytes, self._redis)
+        while not self.exhausted:
+            tick()
+            state, advanced = self._patience(self._look)
+            if state and not advanced and not self.exhausted:
+                self._patience(self._leave, most)
+        return self.sent
+
+    def _leave(self, most: int) -> None:
+        """Leaves the next chunk to a feeder."""
+        if self._outages != self._patience.outages:
+            self.restart()
+        if (found := next(self._chunks, None)) is None:
+            self.exhausted = True
+            return
+        number, chunk = found
+        batch = self.submission.info.id
+        bodies = together([body.model_copy(update={"batch": batch}) for body in chunk.jobs])
+        match stored.keep(self._redis, batch, number, bodies, self._retry_failed, most):
+            case "kept":
+                self.left += len(bodies)
+            case "full":
+                raise NoRoom(
+                    f"Redis may hold {most / 2**20:,.0f} MB for feeders, and that is full; {self.left:,} lines of "
+                    f"{self.submission.info.source} are handed over. Once there is room, {AGAIN}, or leave out --detach"
+                )
+            case "known":
+                self.sent += Submitted(queued=len(bodies))
+            case "gone":
+                self.restart()  # `advance` finds out why
+
     def _look(self) -> tuple[BatchStatus | None, bool]:
         state = batches.status(self._redis, self.submission.info.id)
         return state, self.advance(state)
@@ -184,6 +229,11 @@ def submit(
     feed = Feed(submission, patience, retry_failed=retry_failed)
     patience(feed.begin)
     return feed.to_end(tick, full)
+
+
+def is_full(state: BatchStatus, bytes_per_line: float) -> bool:
+    """Whether the window of a batch is full, if its lines are about so long as JSON."""
+    return state.open > WINDOW or state.open * bytes_per_line > WINDOW_BYTES
 
 
 def fits(survey: Survey) -> bool:

@@ -28,6 +28,8 @@ from .work import Again, Plan, Stopped, Waiting, Work
 
 WORKING = 4
 """Slots that one scheduler works on at once; those that wait for workers are no work."""
+LONG = 16
+"""Slots whose datasets do not fit into Redis, and that are followed beside these."""
 BUSY_SECONDS, IDLE_SECONDS = 0.1, 1.0
 """Between two looks while there is work, and while there is none."""
 AWAY_SECONDS = 5.0
@@ -109,7 +111,8 @@ class Scheduler:
 
     @property
     def _busy(self) -> int:
-        return sum(task.work is not None for task in self._tasks.values())
+        work = [task.work for task in self._tasks.values() if task.work]
+        return len(work) - min(LONG, sum(each.is_long for each in work))
 
     def _begin(self, slot: Slot, task: Task) -> None:
         task.work = Work(self.redis, self.plan, slot, task.schedule, task.batch)

@@ -15,7 +15,7 @@ from ..client import shares
 from ..client.collect import Collector, refuse_collected
 from ..client.follower import Follower
 from ..client.patience import Patience
-from ..client.submission import Feed, Submission, fits, submit
+from ..client.submission import Feed, NoRoom, Submission, fits
 from ..output.files import Busy, check_writable
 from ..output.formats import format_of
 from ..output.output import Output
@@ -66,7 +66,8 @@ class Work(threading.Thread):
     """Takes a slot as far as it goes without waiting for workers. `batch` is what was submitted for it before.
 
     `result` tells how far that was, once the thread has ended. It may be killed at any moment and done again, here or
-    elsewhere: the batch is the same one, and OUT gets each line once.
+    elsewhere: the batch is the same one, and OUT gets each line once. What `is_long` feeds a dataset that does not fit
+    into Redis: it waits for workers all the same, and does little.
     """
 
     result: Ended | Waiting | Again
@@ -75,6 +76,7 @@ class Work(threading.Thread):
         super().__init__(name=f"draftmill-{slot}", daemon=True)
         self.result = Again("stopped")
         self._plan_arguments, self._slot, self._schedule, self._batch = plan, slot, schedule, batch
+        self.is_long = False
         self._stopped = threading.Event()
         self._patience = Patience(redis, sleep=self._pause)
         self._redis = self._patience.redis
@@ -126,9 +128,19 @@ class Work(threading.Thread):
         return planned
 
     def _submit(self, planned: Planned) -> Ended:
-        """Queues all lines; how the slot ends if nothing is to be written."""
+        """Queues all lines, or leaves them to a feeder; how the slot ends if nothing is to be written."""
         submission = planned.submission
-        submit(self._patience, submission, self._go_on, retry_failed=planned.retry_failed)
+        feed = Feed(submission, self._patience, retry_failed=planned.retry_failed)
+        self._patience(feed.begin)
+        try:
+            feed.detach(self._go_on)
+            if feed.left:
+                log.info("%s: %s left to a feeder", self._slot, count(feed.left, "line"))
+        except NoRoom as full:
+            log.info("%s: %s", self._slot, full.message)
+            self.is_long = True
+            feed.restart()
+            feed.to_end(self._go_on)
         batch, bad = submission.info.id, submission.survey.bad
         return Ended(self._slot.at, FAILED_ITEMS if bad else DONE, f"submitted as {batch}", batch, bad=bad)
 
@@ -140,7 +152,8 @@ class Work(threading.Thread):
                 planned = self._plan_anew(batch, state)
             self._remember(batch)
             feed = Feed(planned.submission, self._patience, output, planned.retry_failed) if planned else None
-            if feed:
+            if planned and feed:
+                self.is_long = not fits(planned.submission.survey)
                 self._patience(feed.begin)
             with Collector(Follower(self._patience, batch, feed), output) as collector:
                 for state in collector:

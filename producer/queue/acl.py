@@ -45,6 +45,8 @@ HOW_FAR = (
     Grant("bitcount", "%R~draftmill:ended:*"),
     Grant("scard", "%R~draftmill:running:*"),
     Grant("llen zcard", "%R~rq:queue:draftmill.* %R~rq:wip:draftmill.*"),
+    Grant("hkeys", "%R~draftmill:rest:*"),
+    Grant("get", "%R~draftmill:feeder"),
     *WHO_WORKS,
 )
 """What says how far batches are."""
@@ -65,6 +67,8 @@ ROLES = {
             Grant("hget hdel persist", "~draftmill:failures:*"),
             Grant("xdel persist", "%W~draftmill:results:*"),
             Grant("del rpush expire persist", "%W~draftmill:bad:*"),
+            Grant("exists hstrlen hset unlink persist", "~draftmill:rest:*"),
+            Grant("zrange zincrby zrem", "~draftmill:rests"),
             Grant("exists hset del", "%W~rq:job:*"),
             Grant("exists rpush", "%W~rq:queue:draftmill.*"),
             Grant("sadd", "%W~rq:queues"),
@@ -91,6 +95,7 @@ ROLES = {
             Grant("hget", "%R~draftmill:limits"),
             Grant("xadd expire", "%W~draftmill:results:* %W~draftmill:failed"),
             Grant("expire", "%W~draftmill:handed:* %W~draftmill:bad:*"),
+            Grant("expire unlink", "%W~draftmill:rest:*"),
         ),
         "&rq:pubsub:*",
     ),
@@ -113,6 +118,7 @@ ROLES = {
                 "unlink",
                 "%W~draftmill:batch:* %W~draftmill:ended:* %W~draftmill:handed:* %W~draftmill:failures:* "
                 "%W~draftmill:results:* %W~draftmill:bad:* %W~draftmill:holder:* %W~draftmill:done:* %W~rq:job:* "
+                "%W~draftmill:rest:* "
                 "%W~rq:finished:draftmill.* %W~rq:failed:draftmill.* %W~rq:canceled:draftmill.*",
             ),
             Grant("srem", "%W~rq:queues"),
@@ -128,8 +134,16 @@ ROLES = {
         ),
     ),
 }
-ROLES["server"] = Role(  # `draftmill serve`, which submits and collects for its users
-    "eval evalsha time unwatch", ROLES["producer"].grants + ROLES["collector"].grants
+ROLES["feeder"] = Role(  # `draftmill feed`: a producer who queues what others left, and so reads those prompts
+    "eval evalsha time",
+    (
+        *ROLES["producer"].grants,
+        Grant("hget hdel", "~draftmill:rest:*"),
+        Grant("set", "%W~draftmill:feeder"),
+    ),
+)
+ROLES["server"] = Role(  # `draftmill serve`, which submits, feeds, and collects for its users
+    "eval evalsha time unwatch", ROLES["feeder"].grants + ROLES["collector"].grants
 )
 ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and cancelling: its lines are ended by workers
     "",

@@ -23,10 +23,12 @@ import redis.exceptions as rx
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
 from .errors import NO_REDIS, UserError, explain_file, explain_redis, is_utf8
 from .paths import data_dir
-from .urls import SPELLING, has_unknown_options, is_doubtful, masked
+from .servers import sentinel
+from .urls import SPELLING, has_unknown_options, is_doubtful, masked, names_sentinels
 
 SOCKET_SECONDS = 10.0
 """A command that takes longer than this has lost its server."""
@@ -66,7 +68,8 @@ def connect(url: str | None = None) -> redis.Redis:
 
 def _no_url(url: str) -> UserError:
     return UserError(
-        f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://… or unix:///PATH, and {SPELLING}"
+        f"{masked(url)!r} is no Redis URL; use redis://HOST:PORT, rediss://…, unix:///PATH or "
+        f"redis+sentinel://HOST,HOST,HOST/NAME, and {SPELLING}"
     )
 
 
@@ -79,7 +82,8 @@ def user_of(url: str | None) -> str:
     """`user` of the Redis that `resolve` would find."""
     url = url or os.environ.get("REDIS_URL")
     try:
-        return (url and parse_url(url).get("username")) or login()
+        settings = sentinel.place(url).settings if url and names_sentinels(url) else parse_url(url) if url else {}
+        return settings.get("username") or login()
     except ValueError as error:  # as `connect` says it
         raise _no_url(url or "") from error
 
@@ -93,6 +97,8 @@ def login() -> str:
 
 
 def _client(url: str, retry: Retry) -> redis.Redis:
+    if names_sentinels(url):
+        return sentinel.client(url, retry, SOCKET_SECONDS)
     return redis.Redis.from_url(
         url,
         socket_timeout=SOCKET_SECONDS,
@@ -119,10 +125,17 @@ def _check(client: redis.Redis, where: str) -> None:
     version = info.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise UserError(f"{where} is version {version}; draftmill needs Redis 6.2 or Valkey", NO_REDIS)
-    if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+    if info.get("cluster_enabled"):
         raise UserError(
-            f"{where} drops data when it is full (maxmemory-policy {info['maxmemory_policy']}); "
-            "run CONFIG SET maxmemory-policy noeviction",
+            f"{where} is a cluster, and draftmill's scripts need all keys on one server; "
+            "use a server with cluster-enabled no, or a primary with replicas and Sentinels",
+            NO_REDIS,
+        )
+    policy = info.get("maxmemory_policy", "noeviction")  # not everybody who manages a Redis lets it say so
+    if info.get("maxmemory") and policy != "noeviction":
+        raise UserError(
+            f"{where} drops data when it is full (maxmemory-policy {policy}); "
+            "run CONFIG SET maxmemory-policy noeviction, or set that where it is managed",
             NO_REDIS,
         )
 
@@ -141,11 +154,19 @@ def without_retries(client: redis.Redis, connected: Callable[[], object] = lambd
         connected()
 
     pool = client.connection_pool
-    settings: dict[str, Any] = pool.connection_kwargs | {
-        "retry": Retry(NoBackoff(), 0),
-        "redis_connect_func": on_connect,
-    }
+    changed: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "redis_connect_func": on_connect}
+    if isinstance(pool, SentinelConnectionPool):
+        return sentinel.sibling(pool, changed)
+    settings = pool.connection_kwargs | changed
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))
+
+
+def identity(client: redis.Redis) -> str:
+    """What tells the client's server from others, for names of files."""
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return sentinel.identity(pool)
+    return "|".join(str(pool.connection_kwargs.get(name, "")) for name in ("host", "port", "path", "db"))
 
 
 # The private server.

@@ -30,6 +30,9 @@ GPU_GAVE_UP = 76
 
 AGAIN = "run the same command again"
 
+SENTINEL_REFUSES = "a Sentinel refuses the user name or password"
+"""An authentication error that is not Redis's own."""
+
 HINTS = {
     errno.ENOENT: "no such file or folder",
     errno.EISDIR: "it is a folder; name a file",
@@ -120,6 +123,9 @@ def explain_redis(error: rx.RedisError, where: str) -> UserError:
     """What a Redis error means; `where` names the server."""
     text = str(error).partition(", with args beginning with")[0]  # an AUTH that it does not know has the password
     match error:
+        case rx.AuthenticationError() if text == SENTINEL_REFUSES:
+            login = "?sentinel_username=NAME&sentinel_password=PASSWORD"
+            message = f"cannot find {where}: {text}; give them as {login}"
         case rx.AuthenticationError() | rx.AuthenticationWrongNumberOfArgsError():
             message = f"{where} refuses the user name or password; give them as redis://USER:PASSWORD@HOST:PORT"
         case rx.ResponseError() if denied(error):

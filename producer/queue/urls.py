@@ -6,17 +6,22 @@ import re
 from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl
 
-SCHEME = r"(?:rediss?|unix|valkeys?|https?|tcp)://"
-HOST = r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[0-9]*)?"
+SCHEME = r"(?:rediss?(?:\+sentinel)?|unix|valkeys?|https?|tcp)://"
+NAME = r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+HOST = rf"{NAME}(?:/[0-9]*)?"
+PRIMARY = rf"(?P<hosts>{NAME}(?:,{NAME})*)(?:/(?P<service>[A-Za-z0-9_.-]+)(?P<db>/[0-9]*)?)?/?"
+"""Where Sentinels are, and the name that they have for a primary."""
 LOGIN = r"(?:(?P<login>[^/?#\s]*)@)?"
 QUERY = r"(?P<query>\?[^@#\s]*)?"
 
 CLEAR = re.compile(rf"(?P<scheme>{SCHEME}){LOGIN}(?P<place>{HOST}|/[0-9]*){QUERY}")
 CLEAR_SOCKET = re.compile(rf"(?P<scheme>unix://){LOGIN}(?P<place>/[^@?#\s]*){QUERY}")
+SENTINEL = re.compile(rf"(?P<scheme>rediss?\+sentinel://){LOGIN}(?P<place>{PRIMARY}){QUERY}")
 """URLs of which every part is certain."""
 
 WORD = re.compile(
-    r"(?:-[\w-]*=)?(?P<url>[a-z]*://.*[@?].*|(?:rediss?|unix):.*|[^\s:@]*:\S*@\S+)", re.DOTALL | re.IGNORECASE
+    r"(?:-[\w-]*=)?(?P<url>[a-z+]*://.*[@?].*|(?:rediss?(?:\+sentinel)?|unix):.*|[^\s:@]*:\S*@\S+)",
+    re.DOTALL | re.IGNORECASE,
 )
 """A word of a command line that is a URL, or an option with one. Its scheme may have been forgotten."""
 
@@ -35,6 +40,8 @@ OPTIONS = {
     "username",
 }
 """What the query of a URL may set, beside ssl_…"""
+SENTINEL_OPTIONS = {"sentinel_password", "sentinel_username"}
+"""And what that of a URL with Sentinels may."""
 
 SPELLING = "in a password write # / ? as %23 %2F %3F, and @ [ ] as %40 %5B %5D"
 
@@ -45,13 +52,13 @@ def masked(url: str) -> str:
     A query may hold a password under any name, so none of it is shown. Where a password has raw special characters,
     nobody can say for sure where it ends: then only what follows the last @ is shown, if that looks like a host.
     """
-    clear = CLEAR.fullmatch(url) or CLEAR_SOCKET.fullmatch(url)
+    clear = CLEAR.fullmatch(url) or CLEAR_SOCKET.fullmatch(url) or SENTINEL.fullmatch(url)
     if clear:
         query = "?***" if clear["query"] else ""
         return f"{clear['scheme']}{_login(clear['login'])}{clear['place']}{query}"
     scheme = re.match(SCHEME, url)
     before, _, place = url.rpartition("@")
-    certain = before and "?" not in before and re.fullmatch(HOST, place)
+    certain = before and "?" not in before and re.fullmatch(PRIMARY if names_sentinels(url) else HOST, place)
     return f"{scheme[0] if scheme else ''}***{f'@{place}' if certain else ''}"
 
 
@@ -61,6 +68,11 @@ def _login(login: str | None) -> str:
         return ""
     user, _, password = login.partition(":")
     return f"{user}:***@" if password else "***@"
+
+
+def names_sentinels(url: str) -> bool:
+    """Whether it names Sentinels, and not the Redis itself."""
+    return url.startswith(("redis+sentinel://", "rediss+sentinel://"))
 
 
 def is_doubtful(url: str) -> bool:
@@ -74,7 +86,8 @@ def is_doubtful(url: str) -> bool:
 def has_unknown_options(url: str) -> bool:
     """Whether its query sets what is no setting of a connection."""
     options = [name for name, _ in parse_qsl(url.partition("?")[2], keep_blank_values=True)]
-    return not all(name in OPTIONS or name.startswith("ssl_") for name in options)
+    known = OPTIONS | SENTINEL_OPTIONS if names_sentinels(url) else OPTIONS
+    return not all(name in known or name.startswith("ssl_") for name in options)
 
 
 def shown(words: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from ..queue import batches, fleet, wire
 from ..queue.batches import BatchStatus
 from ..queue.fleet import Report
 
-STATES = ("queued", "running", "complete", "cancelled", "collected")
+STATES = ("queued", "running", "paused", "complete", "cancelled", "collected")
 """Of a batch."""
 DUTIES = ("working", "draining", "drained", "refusing", "gone")
 """States of a worker."""

@@ -13,6 +13,7 @@ from tests.farm import dying, generation, load, own_disk, redis_faults
 from tests.farm.figure import Fault
 from tests.farm.files import datasets, outputs
 from tests.farm.models.architectures import architectures
+from tests.farm.servers import fail_overs
 from tests.farm.sharing import fairness, neighbours
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
@@ -47,6 +48,7 @@ FAULTS = (
     Fault("read-only", f"read-only replica: {NOTHING}", redis_faults.read_only),
     Fault("half-open", f"connections that go dead: {NOTHING}", redis_faults.half_open),
     Fault("frozen", f"a server that answers after the leases: {NOTHING}", redis_faults.frozen),
+    Fault("sentinel", f"10 fail-overs by Sentinel, 4 workers: {NOTHING}, same processes", fail_overs.fail_overs),
     Fault("script-flush", f"SCRIPT FLUSH all the time: {NOTHING}", redis_faults.script_flush),
     Fault("tokens", "200 seeds of random load: every row the tokens of mlx-lm in float32", generation.tokens),
     Fault("architectures", "each one through `run`, killed once: every row the tokens of mlx-lm", architectures),

@@ -19,8 +19,10 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from draftmill.producer.cli.main import main
+from draftmill.producer.client.fleet_feeder import FleetFeeder
 from draftmill.producer.queue import acl, batches, wire
 from draftmill.producer.queue.leases import JobQueue, Outcome
+from draftmill.producer.queue.rest import duty, stored
 from draftmill.producer.web.dashboard.view import Observer
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
@@ -108,6 +110,24 @@ def test_each_role_does_its_whole_job(fleet: Fleet, shell: Shell, worker: Callab
     assert denied.returncode == 3
     assert "denies a command to this user" in denied.stderr
     assert len(denied.stderr.splitlines()) == 1
+
+
+def test_a_feeder_does_its_whole_job(fleet: Fleet) -> None:
+    info = batches.BatchInfo("b", PAIR, "normal", 2)
+    bodies = [wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompts=("x",), line=n) for n in range(2)]
+    with fleet.connect("producer") as producer, fleet.connect("feeder") as client, fleet.connect("admin") as admin:
+        batches.create(producer, info)
+        assert [stored.keep(producer, "b", n, [bodies[n]], True, 10**6) for n in range(2)] == ["kept", "kept"]
+        assert duty.unfed(producer, "b").startswith("2 lines wait")
+        feeder = FleetFeeder(client)
+        feeder.look()
+        assert duty.unfed(producer, "b") == ""
+        assert batches.submit_chunk(client, info, bodies).queued == 2
+        assert stored.keep(producer, "b", 0, bodies, True, 10**6) == "known"
+        duty.leave(client, feeder.feeder)
+        batches.cancel(admin, "b")
+    with fleet.connect("collector") as collector:
+        assert batches.forget(collector, "b")
 
 
 def test_two_people_with_one_file_have_two_batches(fleet: Fleet, shell: Shell) -> None:
@@ -248,28 +268,31 @@ def test_a_dashboard_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
     assert shell("forget", batch, "--redis-url", fleet.url("collector")).returncode == 0
 
 
+SUBMIT = {"producer", "feeder", "server", "scheduler"}
+
 TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "read a prompt": ({"worker"}, ("HGET", "rq:job:b-1", "data")),
+    "read what was left to a feeder": ({"feeder", "server", "scheduler"}, ("HGET", "draftmill:rest:b", "0 1")),
     "read results": ({"collector", "server", "scheduler"}, ("XRANGE", "draftmill:results:b", "-", "+")),
     "write a result": ({"worker"}, ("XADD", "draftmill:results:b", "*", "line", "x")),
-    "mark a line as ended": ({"producer", "worker", "server", "scheduler"}, ("SETBIT", "draftmill:ended:b", "1", "1")),
+    "mark a line as ended": ({*SUBMIT, "worker"}, ("SETBIT", "draftmill:ended:b", "1", "1")),
     "end a line": ({"worker"}, ("HDEL", "draftmill:open:b", "b-1")),
-    "overwrite a queued prompt": ({"producer", "worker", "server", "scheduler"}, ("HSET", "rq:job:b-1", "data", "x")),
+    "overwrite a queued prompt": ({*SUBMIT, "worker"}, ("HSET", "rq:job:b-1", "data", "x")),
     "put a job at the end of a queue": (
-        {"producer", "worker", "server", "scheduler"},
+        {*SUBMIT, "worker"},
         ("RPUSH", "rq:queue:draftmill.2.p:b", "b-1"),
     ),
     "take a job from a queue": ({"worker"}, ("LPOP", "rq:queue:draftmill.2.p:b")),
     "use another application's queue": (set(), ("RPUSH", "rq:queue:default", "x")),
     "cancel a batch": (
-        {"producer", "worker", "server", "scheduler"},
+        {*SUBMIT, "worker"},
         ("HSET", "draftmill:batch:b", "cancelled_at", "0"),
     ),
     "drop results": ({"collector", "server", "scheduler"}, ("UNLINK", "draftmill:results:b")),
     "add a schedule": ({"scheduler"}, ("HSET", "draftmill:cron", "x", "{}")),
     "take a slot": ({"scheduler"}, ("ZADD", "draftmill:cron:open", "1", "x@1")),
     "cancel a batch, and no more": (
-        {"producer", "worker", "collector", "dashboard", "server", "scheduler"},
+        {*SUBMIT, "worker", "collector", "dashboard"},
         ("HSETNX", "draftmill:batch:b", "cancelled_at", "0"),
     ),
     "read the latest failures": ({"dashboard"}, ("XREVRANGE", "draftmill:failed", "+", "-")),
@@ -306,13 +329,7 @@ def test_everything_else_is_refused(fleet: Fleet, role: str) -> None:
             except redis_py.ResponseError:
                 pass
             allowed.add(trial)
-        if role in (
-            "producer",
-            "worker",
-            "collector",
-            "server",
-            "scheduler",
-        ):  # a script may do no more than its caller
+        if role in {*SUBMIT, "worker", "collector"}:  # a script may do no more than its caller
             for trial in TRIALS.keys() - allowed:
                 arguments = ", ".join(f"'{word}'" for word in TRIALS[trial][1])
                 with pytest.raises(redis_py.ResponseError):

@@ -13,7 +13,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from draftmill.engine.request import DeviceFailed
+from draftmill.producer.queue.connect import connect
 from draftmill.producer.queue.errors import GPU_GAVE_UP
+from draftmill.producer.queue.urls import names_sentinels
 from draftmill.worker.host import Host
 from draftmill.worker.worker import MillWorker
 from tests.farm.crash import crash_at
@@ -59,7 +61,11 @@ def run(settings: Settings) -> bool:
     """Works until a signal; prints `ready` when it is about to claim."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth, settings.aborts_after, settings.dies)
-    client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
+    if names_sentinels(settings.url):
+        client = connect(settings.url)
+        client.set_retry(Retry(NoBackoff(), 1))
+    else:
+        client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
     host = Host.here(settings.host, settings.watts)
     spool, life = Path(settings.spool), {"name": settings.name, "aborts": settings.aborts}
     worker = MillWorker(engine, settings.pair, client, spool, settings.lease, settings.drain, host, **life)

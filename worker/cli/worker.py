@@ -16,7 +16,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ...engine.depth.command_buffers import SECONDS, launches
-from ...engine.stats import SOURCES
 from ...producer.cli import options
 from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
@@ -43,20 +42,6 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-class Drafts(click.ParamType):
-    """Sources of drafts, with a comma between two; or none."""
-
-    name = "drafts"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = [each.strip() for each in value.split(",")]
-        if names == ["none"]:
-            return ()
-        if wrong := [name for name in names if name not in SOURCES]:
-            self.fail(f"{wrong[0]!r} is no source of drafts: name some of {', '.join(SOURCES)}, or none", param, ctx)
-        return tuple(names)
-
-
 @click.command()
 @click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
@@ -68,7 +53,7 @@ class Drafts(click.ParamType):
 )
 @click.option(
     "--drafts",
-    type=Drafts(),
+    type=options.Drafts(),
     metavar="SOURCE,…",
     help="Where drafts may come from: dflash (the pair's draft), mtp (without one, the target's own MTP head), lookup "
     "(each row's own text), none. [default: all]",

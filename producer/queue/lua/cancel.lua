@@ -9,6 +9,7 @@ local queues = queues_of(batch)
 if #queues == 0 or not cancelled({ batch = batch }) then return { 0, '0' } end
 redis.call('HSET', key, 'total', redis.call('HLEN', opened) + redis.call('BITCOUNT', 'draftmill:ended:' .. batch))
 for _, queue in ipairs(queues) do redis.call('DEL', 'rq:queue:' .. queue) end
+redis.call('UNLINK', 'draftmill:rest:' .. batch)
 
 local ended = 0
 local found = redis.call('HSCAN', opened, ARGV[4], 'COUNT', ARGV[5])

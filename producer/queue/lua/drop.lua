@@ -23,6 +23,9 @@ for i = 5, #ARGV, 2 do
     end
   end
 end
-if ARGV[4] == '1' then redis.call('HSET', key, 'total', redis.call('HLEN', opened) + redis.call('BITCOUNT', ended)) end
+if ARGV[4] == '1' then
+  redis.call('HSET', key, 'total', redis.call('HLEN', opened) + redis.call('BITCOUNT', ended))
+  redis.call('UNLINK', 'draftmill:rest:' .. batch)
+end
 expire_if_complete(batch)
 if complete(batch) and redis.call('XLEN', results) == 0 then redis.call('HSETNX', key, 'collected_at', NOW / 1000) end

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from ...cli import options
+from ...client.fleet_feeder import FleetFeeder
 from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
 from ...queue.pair_names import KNOWN, canonical
@@ -154,7 +155,10 @@ def serve(
         kept_for = math.inf if retention is None else retention
         app = create_app(redis, folder, Settings(accepted, user(redis), pairs, aliases, timeout, window, kept_for))
         LOG.info("serving %s/v1, files in %s", listen.url(listener, tls), folder)
+        feeder = FleetFeeder(redis)
+        feeder.start()
         listen.run(app, listener, SHUTDOWN_SECONDS, tls)
+        feeder.stop()
         LOG.info("stopped; started again, unfinished batches go on")
 
 

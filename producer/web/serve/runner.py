@@ -1,4 +1,5 @@
-"""Takes each batch from status to status, in a thread of its own: validate, queue and collect, publish.
+"""Takes each batch from status to status: validate, queue and collect, publish. A few threads do so for all batches;
+those that wait for results need none.
 
 A kill at any moment loses nothing: what a batch is at stands in its record, which of its requests have ended in its
 output, and each step may be taken again. So a server that starts goes on with every unfinished batch.
@@ -10,8 +11,11 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import redis as redis_py
@@ -21,6 +25,7 @@ from ...client.collect import Collector
 from ...client.follower import Follower
 from ...client.patience import impatient
 from ...client.submission import Cancelled, Feed, Submission
+from ...client.waiter import Waiter, Waiting
 from ...input.dataset import BadLine, Dataset, Survey
 from ...input.lines import Defaults
 from ...output.files import WriteError
@@ -37,8 +42,10 @@ from .publish import Refused, Unqueued, publish
 from .records import Shelf
 from .validate import LineError, validate
 
+THREADS = 8
+"""Batches that are validated, queued, collected or published at a time."""
 RETRY_SECONDS = 2.0
-"""How long a thread waits when Redis is out of reach or the disk is full."""
+"""How long a batch waits when Redis is out of reach or the disk is full."""
 JOIN_SECONDS = 5.0
 
 UNQUEUED = "the batch was cancelled before this request was queued"
@@ -52,8 +59,12 @@ class Stopping(Exception):
     """The server is to end; the next one goes on."""
 
 
+Course = Generator[Waiting | None, None, None]
+"""What becomes of a batch, step by step: it waits, or (None) lets others have their turn."""
+
+
 class Runner:
-    """The threads of all unfinished batches. `folder` has a folder for each, with links to its input and its output."""
+    """All unfinished batches. `folder` has a folder for each, with links to its input and its output."""
 
     def __init__(
         self, redis: redis_py.Redis, shelf: Shelf[BatchRecord], files: Files, models: Models, folder: Path
@@ -61,14 +72,20 @@ class Runner:
         self.shelf = shelf
         self._redis, self._files, self._models, self._folder = redis, files, models, folder
         self._stopping = threading.Event()
-        self._threads: dict[str, threading.Thread] = {}
+        self._turns: SimpleQueue[str | None] = SimpleQueue()
+        self._resting: dict[str, Course] = {}
+        self._said: dict[str, str] = {}
+        self._waiter = Waiter(redis, self._turns.put, self._is_urgent)
+        self._threads = [
+            threading.Thread(target=self._take_turns, daemon=True, name=f"batches-{n}") for n in range(THREADS)
+        ]
 
     def open(self, batch: BatchRecord, source: Path) -> None:
         """Adds a new batch and starts it. Its own link to the input file lets users delete that."""
         self._work(batch.id).mkdir(parents=True)
         os.link(source, self._input(batch.id))
         self.shelf.put(batch)
-        self._start(batch.id)
+        self._turns.put(batch.id)
 
     def resume(self) -> None:
         """Goes on with the batches that an earlier server left, and drops what kills left of others."""
@@ -76,9 +93,11 @@ class Runner:
         for folder in self._folder.iterdir():
             if folder.name not in self.shelf or not self.shelf[folder.name].is_open:
                 shutil.rmtree(folder)
+        for thread in (*self._threads, self._waiter):
+            thread.start()
         for batch in self.shelf:
             if batch.is_open:
-                self._start(batch.id)
+                self._turns.put(batch.id)
 
     def sweep(self, retention: float) -> None:
         """Forgets the batches that ended so many seconds ago."""
@@ -87,34 +106,59 @@ class Runner:
                 self.shelf.remove(batch.id)
 
     def stop(self) -> None:
-        """Lets all threads end where they can go on later."""
-        self._stopping.set()
+        """Lets all batches end where they can go on later."""
         deadline = time.monotonic() + JOIN_SECONDS
-        for thread in list(self._threads.values()):
+        self._stopping.set()
+        self._waiter.stop()
+        for last in (*list(self._resting), *(None for _ in self._threads)):
+            self._turns.put(last)
+        for thread in self._threads:
             thread.join(max(0, deadline - time.monotonic()))
 
-    def _start(self, id: str) -> None:
-        thread = self._threads[id] = threading.Thread(target=self._keep_on, args=(id,), name=id, daemon=True)
-        thread.start()
-
-    def _keep_on(self, id: str) -> None:
-        """Runs a batch to its end, through every time that Redis is away or the disk full."""
-        said = ""
-        while not self._stopping.is_set():
+    def _take_turns(self) -> None:
+        while (id := self._turns.get()) is not None:
             try:
-                self._run(id)
-                break
-            except Stopping:
-                break
-            except Exception as error:
-                if not self._passes(id, error):
-                    self._give_up(id, error)
-                    break
-                if (message := explain(error).message) != said:
-                    LOG.warning("%s waits: %s", id, message)
-                    said = message
-                self._stopping.wait(RETRY_SECONDS)
-        self._threads.pop(id, None)
+                self._go_on(id)
+            except Exception as error:  # as when the disk is too full to say that the batch failed
+                LOG.error("%s rests until the server starts again: %s", id, explain(error).message, exc_info=error)
+
+    def _go_on(self, id: str) -> None:
+        """Takes a batch to where it waits next, ends, or meets a Redis that is away or a full disk."""
+        course = self._resting.pop(id, None) or self._run(id)
+        try:
+            if self._stopping.is_set():
+                raise Stopping
+            waiting = next(course)
+        except (StopIteration, Stopping):
+            self._close(course)
+            self._said.pop(id, None)
+            return
+        except Exception as error:
+            if self._passes(id, error):
+                self._wait_out(id, error)
+            else:
+                self._give_up(id, error)
+            return
+        self._resting[id] = course
+        if waiting:
+            self._waiter.add(waiting)
+        else:
+            self._turns.put(id)
+
+    def _close(self, course: Course) -> None:
+        """What it holds, others may have."""
+        with suppress(rx.RedisError, OSError, WriteError):
+            course.close()
+
+    def _wait_out(self, id: str, error: Exception) -> None:
+        if (message := explain(error).message) != self._said.get(id):
+            LOG.warning("%s waits: %s", id, message)
+            self._said[id] = message
+        self._waiter.add(Waiting(id, until=time.monotonic() + RETRY_SECONDS))
+
+    def _is_urgent(self, id: str) -> bool:
+        batch = self.shelf[id]
+        return batch.is_ending or time.time() >= batch.expires_at
 
     def _passes(self, id: str, error: Exception) -> bool:
         """Whether trying again may help: not if the batch's results were collected by somebody else, for instance."""
@@ -132,14 +176,14 @@ class Runner:
         self.shelf.update(id, lambda batch: replace(batch.at("failed"), errors=errors))
         shutil.rmtree(self._work(id), ignore_errors=True)
 
-    def _run(self, id: str) -> None:
+    def _run(self, id: str) -> Course:
         if not self.shelf[id].pair:
             self._validate(self.shelf[id])
         batch = self.shelf[id]
         if batch.is_open:
             with Output(self._work(id) / "results.jsonl", id) as output:
                 if output.ended < batch.total:
-                    self._generate(batch, output)
+                    yield from self._generate(batch, output)
                 output.finish()
                 self._publish(output)
             LOG.info("%s %s", id, self.shelf[id].status)
@@ -159,22 +203,23 @@ class Runner:
         learned |= {"refused": refused, "failed": refused, "notes": list(dataset.notes.lines())}
         self.shelf.update(batch.id, lambda batch: replace(batch.at("in_progress"), **learned))
 
-    def _generate(self, batch: BatchRecord, output: Output) -> None:
+    def _generate(self, batch: BatchRecord, output: Output) -> Course:
         """Queues the requests and collects their results until each has one, or the batch is to end."""
         dataset = self._dataset(batch)
         self._write_refused(dataset, output)
         survey = dataset.survey() if batch.total > batch.refused else Survey()
         info = BatchInfo(batch.id, batch.pair, PRIORITIES[1], batch.total, batch.input_file_id, batch.user)
-        patience = impatient(self._redis)  # `_keep_on` tries again
+        patience = impatient(self._redis)  # `_go_on` tries again
         feed = Feed(Submission(dataset, survey, info), patience, output)
-        follower = Follower(patience, batch.id)
+        follower = Follower(patience, batch.id, block=0)
         with Collector(follower, output) as collector:
             try:
                 for state in collector.until(batch.total, feed):
                     self._tick(state, output)
+                    yield _rest(follower, collector)
             except (Ended, Cancelled):
                 follower.feed = None
-                self._end(batch.id, dataset, collector, output)
+                yield from self._end(batch.id, dataset, follower, collector, output)
         self.shelf.update(batch.id, lambda batch: batch.at("finalizing"))
 
     def _tick(self, state: BatchStatus, output: Output) -> None:
@@ -190,9 +235,9 @@ class Runner:
             raise Stopping
         batch = self.shelf[state.id]
         failed = max(batch.failed, batch.refused + state.failed)  # Redis may have lost some
-        return self.shelf.show(state.id, completed=output.done, failed=failed)
+        return self.shelf.show(state.id, completed=output.done, failed=failed, paused=state.is_paused)
 
-    def _end(self, id: str, dataset: Dataset, collector: Collector, output: Output) -> None:
+    def _end(self, id: str, dataset: Dataset, follower: Follower, collector: Collector, output: Output) -> Course:
         """Cancels what is queued or runs, collects what there is, and writes an error for what was never queued."""
         if not self.shelf[id].is_ending:  # by `draftmill cancel`
             self.shelf.update(id, lambda batch: batch.at("cancelling"))
@@ -201,6 +246,7 @@ class Runner:
             batches.cancel(self._redis, id)
             for state in collector:
                 self._count(state, output)
+                yield _rest(follower, collector)
         for job in dataset:
             if isinstance(job, JobBody) and not output.has(job.custom_id):
                 output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))
@@ -226,3 +272,9 @@ class Runner:
 
     def _input(self, id: str) -> Path:
         return self._work(id) / "input.jsonl"
+
+
+def _rest(follower: Follower, collector: Collector) -> Waiting | None:
+    if not follower.is_idle:
+        return None
+    return Waiting(follower.batch, follower.after, collector.holder, collector.due)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
@@ -23,7 +23,15 @@ from mlx_lm.models import (
 )
 
 from draftmill.engine.models.boxed import ModelError
-from draftmill.engine.models.config_keys import CHANGING, HONOURED, harmless, refuse_unheeded, refuse_unknown
+from draftmill.engine.models.config_keys import (
+    CHANGING,
+    HONOURED,
+    IGNORED,
+    beyond,
+    harmless,
+    refuse_unheeded,
+    refuse_unknown,
+)
 from draftmill.engine.models.targets import FAMILIES
 
 ARGUMENTS: dict[str, Any] = {
@@ -42,18 +50,11 @@ ARGUMENTS: dict[str, Any] = {
     "smollm3": smollm3.ModelArgs,
 }
 
-UNUSED = {
-    "gemma4_text": {"global_partial_rotary_factor", "partial_rotary_factor"},
-    "qwen3_moe": {"rope_scaling"},
-    "qwen3_5": {"decoder_sparse_step"},
-}
-"""Arguments that mlx-lm reads and does nothing with."""
-
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_argument_of_mlx_lm_has_been_looked_at(family: str) -> None:
     names = {field.name for field in fields(ARGUMENTS[family])}
-    assert names - HONOURED[family] == UNUSED.get(family, set())
+    assert names - HONOURED[family] == IGNORED.get(family, set())
 
 
 def problem(family: str, **config: Any) -> str:
@@ -151,14 +152,42 @@ def test_images_that_see_forward_do_not_matter_to_text() -> None:
 
 
 @dataclass
-class LaterArguments:
+class LaterArguments(llama.ModelArgs):
     """As a later mlx-lm may have them."""
 
-    hidden_size: int = 64
     sink_tokens: int = 0
+    sinks: list[int] = field(default_factory=list)
+    clip_qkv: float | None = None
+    logit_scale: float = 1.0
 
 
-def test_a_key_that_only_a_later_mlx_lm_knows_is_refused_where_it_is_used() -> None:
-    refuse_unknown("llama", LaterArguments(hidden_size=128))
-    with pytest.raises(ModelError, match="this mlx-lm honours sink_tokens = 4 in models of type llama"):
-        refuse_unknown("llama", LaterArguments(sink_tokens=4))
+LLAMA = dict(
+    model_type="llama",
+    hidden_size=64,
+    num_hidden_layers=1,
+    intermediate_size=64,
+    num_attention_heads=4,
+    rms_norm_eps=1e-5,
+    vocab_size=96,
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("sink_tokens", 4), ("sinks", [1]), ("clip_qkv", 8.0), ("logit_scale", 0.5)]
+)
+def test_what_only_a_later_mlx_lm_honours_is_left_to_it(key: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**LLAMA, key: value}
+    assert beyond(config) is None
+    if key in CHANGING:
+        assert f"{key} = {value}" in problem("llama", **{key: value})
+    monkeypatch.setattr(llama, "ModelArgs", LaterArguments)
+    assert beyond(config) == key
+    refuse_unheeded(config, "x")
+    assert beyond(LLAMA) is None
+    assert beyond({**LLAMA, "logit_scale": 1, "sinks": [], "clip_qkv": None}) is None
+    assert "hidden_act = 'gelu'" in problem("llama", **config, hidden_act="gelu")
+    with pytest.raises(
+        ModelError, match=rf"this mlx-lm honours {key} = .* in models of type llama, the adapter .* not"
+    ):
+        refuse_unknown("llama", LaterArguments.from_dict(config))
+    refuse_unknown("llama", LaterArguments.from_dict(LLAMA))

@@ -100,3 +100,40 @@ def test_rounds_take_the_winner_of_the_nearest_race() -> None:
     kind = (64, 32, 6, 32, 4, "affine")
     raced = [experts_key(tokens, 2, kind, mx.float32)[-1] for tokens in (1, 7, 8, 24, 25, 96, 97, 512)]
     assert raced == [0, 0, 16, 16, 64, 64, 0, 0]
+
+
+@pytest.mark.skipif(mx.default_device() == mx.cpu, reason="compares a GPU with the CPU")
+@pytest.mark.parametrize("make", [gpt_oss_model, qwen3_moe_model, lfm2_moe_model])
+def test_a_gpu_s_experts_are_a_cpu_s_for_any_number_of_tokens(make: Callable[[], Any]) -> None:
+    """mlx-lm's own module, operation by operation: on CUDA those of gpt-oss were wrong at times."""
+    glu: Any = next(module for _, module in make().named_modules() if isinstance(module, SwitchGLU))
+    projections = {"up": glu.up_proj, "gate": glu.gate_proj, "down": glu.down_proj}
+    mx.random.seed(5)
+    for count in [70, 103, 12, 40, 300, 1, 16, 70, 103, 33, 64, 200]:
+        tokens = mx.random.normal((count, glu.up_proj.weight.shape[-1]))
+        inside = mx.random.normal((2 * count, 1, glu.down_proj.weight.shape[-1]))
+        chosen = mx.argsort(mx.random.uniform(shape=(count, glu.up_proj.weight.shape[0])), axis=-1)[:, :2]
+        order = mx.argsort(chosen.flatten())
+        mx.eval(tokens, inside, chosen, order)
+
+        def given(
+            device: Any,
+            tokens: mx.array = tokens,
+            inside: mx.array = inside,
+            chosen: mx.array = chosen,
+            order: mx.array = order,
+        ) -> dict[str, mx.array]:
+            with mx.stream(device):
+                ascending, doubled = chosen.flatten()[order], mx.repeat(tokens, 2, axis=0)[order][:, None]
+                found = {
+                    name: projection(inside if name == "down" else doubled, ascending, sorted_indices=True)
+                    for name, projection in projections.items()
+                }
+                found["activation"] = glu.activation(inside, inside[::-1])
+                found["all"] = glu(tokens, chosen)
+                mx.eval(found)
+                return found
+
+        expected = given(mx.cpu)
+        for name, array in given(mx.gpu).items():
+            assert mx.allclose(array, expected[name], rtol=1e-4, atol=1e-4), (count, name)

@@ -13,6 +13,7 @@ from mlx_lm import load, stream_generate
 
 from draftmill.engine.engine import Engine
 from draftmill.engine.load import known_remarks, load_engine
+from draftmill.engine.models.config_keys import HONOURED
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.pairs import Pair
 from draftmill.engine.plain.engine import PlainEngine
@@ -52,6 +53,36 @@ def test_one_with_an_adapter_takes_it(boxed_model: Path, tmp_path: Path, family:
     config = tmp_path / "llama" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": family}))
     assert isinstance(load_engine(Pair(folder, folder), tmp_path, memory=1 << 28), Engine)
+
+
+def test_a_configuration_beyond_its_adapter_runs_plainly_and_says_so(
+    boxed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the adapter for Llama knew of no windows, which mlx-lm honours."""
+    folder = small_model(boxed_model, tmp_path / "llama")
+    file = tmp_path / "llama" / "config.json"
+    windows = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+    file.write_text(json.dumps(json.loads(file.read_text()) | windows))
+    pair, text = Pair(folder, folder), "The tower on the hill stands by the sea"
+    with monkeypatch.context() as patch:
+        patch.setitem(HONOURED, "llama", HONOURED["llama"] - windows.keys())
+        engine = load_engine(pair, tmp_path, memory=1 << 28)
+        with pytest.raises(
+            ModelError, match=f"of type llama with layer_types, for which .*: leave out draft {folder}$"
+        ):
+            load_engine(Pair(folder, folder, folder), tmp_path)
+    remark = "plain: no adapter for llama with layer_types"
+    assert isinstance(engine, PlainEngine)
+    assert engine.drafting == remark
+    assert [record.message for record in caplog.records] == [remark]
+    assert known_remarks(tmp_path) == {folder: remark}
+    model, tokenizer = load(folder)[:2]
+    request = Request("r", tuple(tokenizer.encode(text)), Sampling(max_tokens=20, ignore_eos=True))
+    expected = [it.token for it in stream_generate(model, tokenizer, text, max_tokens=20)]
+    own = load_engine(pair, tmp_path, memory=1 << 28)
+    assert isinstance(own, Engine)
+    for each in (engine, own):
+        assert list(run(each, [request])["r"].tokens) == expected
 
 
 def test_mlx_lm_takes_one_lora_adapter_for_all_and_no_others(folder: str, tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def _generate(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
         finally:
             _said(shell, "redis", "stop")
         lines = [orjson.loads(line) for line in out.read_bytes().splitlines()]
-    if not state or state.cancelled < state.total:
-        raise Trouble(f"of the other batch, {state.cancelled if state else 0} lines are cancelled")
+    if not state or not state.complete or not state.cancelled:  # a line may have ended before it was cancelled
+        raise Trouble(f"the other batch has other lines than cancelled ones: {state}")
     found = {line["custom_id"]: line for line in lines}
     if len(found) < len(lines):
         raise Trouble(f"{len(lines) - len(found)} lines are twice in OUT")

@@ -72,7 +72,8 @@ class Rounds:
             exact, weight, inputs = (array.astype(mx.float32) for array in (x, self.weight, self.inputs))
             expected, kept = gated_convolution(exact, weight, None, inputs, steps)
         assert output.dtype == left.dtype == self.form.dtype
-        assert error(output.astype(mx.float32), expected) < self.form.bound
+        # What enters a window is rounded, and then what the window gives.
+        assert error(output.astype(mx.float32), expected) < 2 * self.form.bound
         assert error(left.astype(mx.float32), kept) < self.form.bound
         self.places, self.inputs = steps.places, kept.astype(self.form.dtype)
         return x, expected

@@ -22,6 +22,7 @@ from tests.redis_server import fresh_server
 from tests.worker.run_worker import Settings
 
 HOSTS = ("127.0.0.1:1", "[::1]:1", "localhost:1/0", "127.0.0.1:1/2?db=1", "127.0.0.1:port", "127.0.0.1:1/0?x=y")
+HOSTS = (*HOSTS, "127.0.0.1:1,[::1]:1/mill", "127.0.0.1:1/mill/0?sentinel_password=x")
 """Where nobody answers, quickly."""
 
 INPUT = "in.jsonl"

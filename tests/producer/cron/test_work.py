@@ -15,15 +15,18 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer.cli.cron import check_arguments, plan_arguments
+from draftmill.producer.client import submission
 from draftmill.producer.client.submission import WINDOW
-from draftmill.producer.cron import entries
+from draftmill.producer.cron import entries, scheduler
 from draftmill.producer.cron.schedule import Schedule
 from draftmill.producer.cron.scheduler import Scheduler
+from draftmill.producer.input import chunks
 from draftmill.producer.output.files import open_locked
 from draftmill.producer.queue import schedules as store
 from draftmill.producer.queue import wire
 from draftmill.producer.queue.connect import login
 from draftmill.producer.queue.leases import JobQueue, Outcome
+from draftmill.producer.queue.rest import stored
 from draftmill.producer.queue.schedules import Slot
 from tests.producer.conftest import Shell
 from tests.producer.cron.conftest import HOUR, LINE, Cron, wait
@@ -206,14 +209,14 @@ def test_an_out_that_another_process_writes_is_waited_for(
     cron.redis.zadd(store.NEXT, {"tick": slot})
     out = cron.shell.folder / time.strftime(OUT, time.gmtime(slot / 1000))
     out.parent.mkdir()
-    scheduler = Scheduler(cron.redis, 1.0, check_arguments, partial(plan_arguments, login()))
-    thread = threading.Thread(target=scheduler.run)
+    running = Scheduler(cron.redis, 1.0, check_arguments, partial(plan_arguments, login()))
+    thread = threading.Thread(target=running.run)
     with caplog.at_level(logging.INFO), open_locked(out):
         thread.start()
         end(cron.redis, 1)
         wait(lambda: "to be tried again: another draftmill is writing" in caplog.text)
     wait(cron.last)
-    scheduler.stop.set()
+    running.stop.set()
     thread.join()
     assert written(cron, slot) == ["a"]
 
@@ -240,6 +243,33 @@ def test_a_large_dataset_is_written_while_it_is_submitted(cron: Cron) -> None:
     another = batch_of(cron)
     wait(lambda: cron.found()[another].submitted > WINDOW)
     assert written(cron, slot) == []
+
+
+def test_large_batches_hold_no_other_slot_up(cron: Cron, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those without an OUT are left to a feeder; those with one are followed beside the slots that are worked on."""
+    monkeypatch.chdir(cron.shell.folder)
+    monkeypatch.setattr(submission, "WINDOW", 9)
+    monkeypatch.setattr(scheduler, "WORKING", 1)
+    monkeypatch.setattr(chunks, "CHUNK", 10)
+    cron.shell.write("large.jsonl", lines(30))
+    for name, out in (("left", ""), ("followed", OUT)):
+        large = Schedule(name=name, every_ms=HOUR, output=out, arguments=("large.jsonl", "--pair", PAIR))
+        cron.redis.zadd(store.NEXT, {name: entries.add(cron.redis, large) - HOUR})
+    running = Scheduler(cron.redis, 1.0, check_arguments, partial(plan_arguments, login()))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    wait(lambda: [state.submitted for state in cron.found().values()] == [10, 10])
+    slot = cron.add(every_ms=HOUR)
+    cron.redis.zadd(store.NEXT, {"tick": slot - HOUR})
+    wait(cron.last)
+    (left,) = stored.batches(cron.redis)
+    assert [name.lines for name in stored.names(cron.redis, left)] == [10, 10]
+    ended = entries.read(cron.redis, check_arguments).entries
+    assert ended["left"].last
+    assert ended["left"].last.batch == left
+    assert ended["followed"].last is None
+    running.stop.set()
+    thread.join()
 
 
 def test_each_slot_has_the_time_in_its_id(cron: Cron) -> None:

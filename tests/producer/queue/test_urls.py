@@ -17,8 +17,12 @@ MARKS = ("s3cr3t", "t0k3n")
 SPECIAL = st.text(st.sampled_from("#/?@:%[]&=+ \\'\"!$;,~^|<>{}`\té€"), max_size=6)
 PASSWORDS = SPECIAL.map(lambda middle: f"{MARKS[0]}{middle}{MARKS[1]}")
 HOSTS = ("127.0.0.1:6399", "localhost", "[::1]:6399", "queue.local:1/0", "h:1/2?db=1", "h:port", "h/0?x=y")
-NAMES = st.sampled_from(["password", "pass", "auth", "username", "client_name", "x"])
-SCHEMES = st.sampled_from(["redis://", "rediss://", "unix://", "REDIS://", "redis:/", "redis:", "http://", "://", ""])
+HOSTS = (*HOSTS, "h:1,[::1]:2,h/mill", "h,h/mill/0", "h,h/mill?sentinel_username=x", "h:1,port/mill")
+NAMES = st.sampled_from(["password", "pass", "auth", "username", "client_name", "x", "sentinel_password"])
+SENTINELS = ["redis+sentinel://", "rediss+sentinel://"]
+SCHEMES = st.sampled_from(
+    ["redis://", "rediss://", *SENTINELS, "unix://", "REDIS://", "redis:/", "redis:", "http://", "://", ""]
+)
 
 
 @st.composite
@@ -59,6 +63,11 @@ def test_no_password_is_shown(url: str) -> None:
         ("rediss://queue.local:6380/3", "rediss://queue.local:6380/3"),
         ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         ("redis://:pw@[::1]:1", "redis://:***@[::1]:1"),
+        ("redis+sentinel://queue.local", "redis+sentinel://queue.local"),
+        ("redis+sentinel://h,[::1]:2,h-3:4/mill/1", "redis+sentinel://h,[::1]:2,h-3:4/mill/1"),
+        ("rediss+sentinel://ann:pw@h,h2/mill?db=1", "rediss+sentinel://ann:***@h,h2/mill?***"),
+        ("redis+sentinel://ann:p/w@h,h2/mill", "redis+sentinel://***@h,h2/mill"),
+        ("redis://:p/w@h,h2/mill", "redis://***"),
         ("redis://ann:p:w@d@queue.local", "redis://ann:***@queue.local"),
         ("redis://h/0?ssl_cert_reqs=none", "redis://h/0?***"),
         ("redis://:s3cr3t#x@127.0.0.1:6399/0", "redis://***@127.0.0.1:6399/0"),
@@ -70,6 +79,13 @@ def test_what_is_certain_is_shown(url: str, text: str) -> None:
 
 
 ILL = [
+    "redis+sentinel://:s3cr3t@127.0.0.1:1",
+    "redis+sentinel://:s3cr3t@127.0.0.1:1/",
+    "redis+sentinel://:s3cr3t@127.0.0.1:1/mill/t0k3n",
+    "redis+sentinel://:s3cr3t@127.0.0.1:1,/mill",
+    "redis+sentinel://127.0.0.1:1,127.0.0.1:s3cr3t/mill",
+    "redis+sentinel://127.0.0.1:1/mill?sentinel_passwort=s3cr3t",
+    "redis://127.0.0.1:1/0?sentinel_password=s3cr3t",
     "redis://:s3cr3t#t0k3n@127.0.0.1:1/0",
     "redis://:s3cr3t/t0k3n@127.0.0.1:1/0",
     "redis://ann:s3cr3t?t0k3n@127.0.0.1:1/0",

@@ -104,6 +104,28 @@ def test_a_redis_that_goes_away_for_a_while(serve: Serve) -> None:
         assert server.stop() == 0
 
 
+def test_more_batches_than_threads(
+    redis_server: RedisServer, serve: Serve, redis: redis_py.Redis, shell: Shell
+) -> None:
+    """While they wait they cost next to nothing; each is heard when it is cancelled, or gets results."""
+    server = serve(redis_server.url, "--pair", PAIR)
+    client = server.client()
+    made = [create(client, jsonl(request("r-0"), request("r-1"))).id for _ in range(30)]
+    for id in made:
+        wait(client, id, lambda batch: batch.status == "in_progress")
+    wait_until(lambda: all(state.queued == 2 for state in batches.list_batches(redis)))
+    before = redis.info("stats")["total_commands_processed"]
+    time.sleep(2)
+    assert redis.info("stats")["total_commands_processed"] - before < 200  # with a thread each: 480
+    client.batches.cancel(made[0])
+    batches.cancel(redis, made[1])
+    assert [wait(client, id).status for id in made[:2]] == ["cancelled"] * 2
+    with worker(redis_server.url, redis_server.folder / "spool"):
+        assert {wait(client, id).status for id in made[2:]} == {"completed"}
+    assert server.stop() == 0
+    assert server.log.read_text().count("completed") == 28
+
+
 def test_calls_without_a_worker_time_out(redis_server: RedisServer, serve: Serve, redis: redis_py.Redis) -> None:
     server = serve(redis_server.url, "--timeout", "1")
     with pytest.raises(openai.InternalServerError, match="none serves smollm2-135m") as error:

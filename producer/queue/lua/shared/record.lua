@@ -39,8 +39,12 @@
 --                                          completion, and where that stands or stood in the results
 --   draftmill:results:<batch>      stream  outcomes that nobody acknowledged: `line`, the JSON output line, `n`, `job`
 --   draftmill:bad:<batch>          list    error lines of the dataset's bad lines
+--   draftmill:rest:<batch>         hash    `<number> <lines>` of a chunk -> its lines, compressed, that a feeder is to queue
+--                                          once there is room. See rest/stored.py
 --   draftmill:holder:<batch>       string  `<token> <place>` of the OUT that collects it; expires
 -- Other keys of the project
+--   draftmill:rests                zset    batch of which a feeder is to queue lines -> bytes of their chunks
+--   draftmill:feeder               string  the feeder that does; expires
 --   draftmill:generation           string  the last generation that was given out
 --   draftmill:failed               stream  the latest failures of all batches, for people to read: `batch`, `custom_id`,
 --                                          `worker`, `reason`. A day after the last one it expires
@@ -224,7 +228,7 @@ local function requeue(job)
 end
 
 local STATUS = { done = 'finished', failed = 'failed', cancelled = 'canceled' }
-local KINDS = { 'ended', 'handed', 'failures', 'results', 'bad' }
+local KINDS = { 'ended', 'handed', 'failures', 'results', 'bad', 'rest' }
 
 -- Whether each line of a batch has an outcome.
 local function complete(batch)

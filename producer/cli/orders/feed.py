@@ -1,0 +1,35 @@
+"""`draftmill feed`: queues what submitters left to a feeder."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+import click
+
+from ...client.fleet_feeder import FleetFeeder, log
+from ...queue.connect import connect, resolve
+from ...queue.urls import masked
+from .. import options
+
+
+@click.command("feed")
+@options.redis_url
+def feed_command(redis_url: str | None) -> None:
+    """Queue the lines that `draftmill submit --detach` left, as workers make room, until stopped.
+
+    One feeder is enough for a fleet, on a machine that stays on. Where `draftmill cron run` or `draftmill serve` runs
+    none is needed: they feed too. Of several feeders one works and the others stand by. A feeder may be killed at any
+    moment: another goes on, or the same one when it is started again, and no line is queued twice.
+
+    \b
+    Example:
+      draftmill feed --redis-url redis://queue.local
+    """
+    url = resolve(redis_url)
+    feeder = FleetFeeder(connect(url), log.warning)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: feeder.ask_to_stop())
+    click.echo(f"feeder {feeder.feeder} feeds the batches of {masked(url)}")
+    feeder.run()
