@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from draftmill.engine.depth.command_buffers import SECONDS
-from draftmill.engine.models.pairs import PAIRS
+from draftmill.engine.models.pairs import resolve
 from draftmill.worker.cli.worker import worker
 from tests.producer.conftest import ROOT
 from tests.redis_server import RedisServer, fresh_server
@@ -68,7 +68,7 @@ def test_an_agent_is_a_worker_that_gives_way() -> None:
     assert (program, words[0]) == ("$HOME/draftmill/.venv/bin/draftmill", "worker")
     options = worker.make_context("worker", words[1:]).params
     assert 0 < options["gpu_seconds"] < SECONDS
-    assert options["pair"] in PAIRS
+    assert resolve(options["pair"]).draft
     assert plist["ExitTimeOut"] > options["drain"]
     assert (plist["LimitLoadToSessionType"], plist["KeepAlive"], plist["Nice"]) == ("Aqua", True, 10)
     assert plist["EnvironmentVariables"].keys() == {"REDIS_URL"}

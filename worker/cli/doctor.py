@@ -178,20 +178,17 @@ def examine_fits(limit: int) -> Iterator[Finding]:
     from ...engine.models.pairs import PAIRS
     from ...engine.shares import known_needs
 
-    loaded, unknown = known_needs(paths.cache_dir()), []
-    for pair in PAIRS.values():
-        needs, weights = loaded.get(pair.target) or PUBLISHED.get(pair.name) or (None, 0)
-        if not needs:
-            unknown.append(pair.name)
-            continue
-        name = pair.name if pair.target in loaded else f"{pair.name} in 4 bits"
+    known = known_needs(paths.cache_dir())
+    others = [pair.name for pair in PAIRS.values() if pair.target not in known]
+    known |= {f"{name} in 4 bits": PUBLISHED[name] for name in others if name in PUBLISHED}
+    for name, (needs, weights) in known.items():
         rows, tokens = needs.fit(limit, weights)
         if rows:
             yield Finding("fits", f"{name}: {rows} rows, {tokens:,} tokens in all, if nothing else needs the memory")
         else:
             text = f"{name}: not in {limit / GIB:.1f} GiB: its weights take {weights / GIB:.1f}"
             yield Finding("fits", text, "slow")
-    if unknown:
+    if unknown := [name for name in others if name not in PUBLISHED]:
         yield Finding("fits", f"unknown until a worker has loaded them here: {', '.join(unknown)}")
 
 
