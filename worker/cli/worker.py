@@ -154,7 +154,7 @@ def worker(
         raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
 
     if sys.platform == "darwin" and not life:
-        sys.exit(_raise(redis_url, host or host_name(), log_file, until_closed))
+        sys.exit(_work_below(redis_url, host or host_name(), log_file, until_closed))
     from ..blas import preload
 
     slow = preload()
@@ -241,8 +241,8 @@ def worker(
         sys.exit(INTERRUPTED)
 
 
-def _raise(redis_url: str | None, host: str, log_file: str | None, until_closed: bool) -> int:
-    """Start this command again, as a child, as often as that is of use; returns the exit code."""
+def _work_below(redis_url: str | None, host: str, log_file: str | None, until_closed: bool) -> int:
+    """Be the parent: start this command again, as often as that is of use; returns the exit code."""
     if until_closed:
         threading.Thread(target=_end_with_input, daemon=True).start()
     _log_to(log_file)
