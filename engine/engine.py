@@ -218,7 +218,7 @@ class Engine(BaseEngine):
             raise ValueError("the cost of rounds is not known")
         budget, depths = self.budget, self.scheduler.depths
         parts = Parts(len(self.target.layers), len(self.target.attending), launches)
-        pace = (lambda: budget.timing.pace) if budget else (lambda: 1.0)
+        pace = (lambda: budget.times.pace) if budget else (lambda: 1.0)
         self._bound = bound = Bound(self.cost, parts, seconds, PREFILL_TOKENS, pace)
         self.scheduler.room = lambda decoding: bound.room([row.bound for row in decoding])
         if not budget:
