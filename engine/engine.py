@@ -216,11 +216,8 @@ class Engine(BaseEngine):
         self.budget, self.scheduler.depths = budget, depths
 
     def keep_within(self, seconds: float, launches: int = LAUNCHES) -> None:
-        """From now on no command buffer is to take longer, where one ends after so many launches: chunks of prompts and
-        drafts are cut for it.
-
-        Raises:
-            ValueError: nobody has measured what rounds cost here.
+        """From now on cut chunks of prompts and drafts so that no command buffer takes longer, where one ends after so
+        many launches. Raises ValueError if nobody has measured what rounds cost here.
         """
         if not self.cost:
             raise ValueError("the cost of rounds is not known")
