@@ -26,6 +26,11 @@ PRIORS = (0.5, -0.5, -1.5)
 """First guesses of the log-odds that such a copied token is rejected."""
 
 
+def unbounded(tokens: int) -> int:
+    """Of so many drafted tokens, how many a round takes where nothing bounds it."""
+    return tokens
+
+
 class Budget:
     """Chooses depths round by round and learns from what was accepted, in whatever later round that is known.
 
@@ -50,10 +55,10 @@ class Budget:
         self._turned: tuple[Forecast, float] | None = None
         self._exploration = Exploration(self.acceptance)
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
+    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = unbounded) -> list[int]:
         """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts.
 
-        `most` says how many of so many drafted tokens the round takes; all of them unless the device bounds it.
+        `most` says how many of so many drafted tokens the round takes.
         """
         self.forecast, self.kinds = None, []
         if not rows:
