@@ -36,7 +36,7 @@ from .request import NO_ADAPTERS, SOURCES, Adapters, Origin, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
-from .shares import Shares
+from .shares import Needs, Shares, remember
 from .state.kv_pool import KVPool
 from .text import Text
 
@@ -114,7 +114,7 @@ class Engine(BaseEngine):
         cls,
         pair: Pair,
         cache: Path,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = MAX_ROWS,
         memory: int | None = None,
         depth: int | None = None,
         draft_bits: int | None = None,
@@ -124,7 +124,8 @@ class Engine(BaseEngine):
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here,
         and each row drafts from whatever is worth most to it: of the sources named in `drafts`, or of all.
 
-        At depth 0 the draft is not loaded. With any other depth it is the only source.
+        At depth 0 the draft is not loaded. With any other depth it is the only source. `max_rows` None takes as many
+        rows as have ample room.
 
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
@@ -137,6 +138,10 @@ class Engine(BaseEngine):
         copying = depth is None and "lookup" in sources
         if drafts and "mtp" in drafts and not draft:
             raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")
+        needs = Needs.of(target, draft, copying, length)
+        if max_rows is None:
+            max_rows = needs.rows(memory)
+        remember(pair.target, needs, [parts.loaded.model, draft], cache)
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
         budgeted = depth is None and (draft is not None or copying)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..drafting.suffix import Suffix
 from ..request import Origin
 from ..schedule.row import Row
-from .budget import Budget, unbounded
-from .command_buffers import Bound, shallower
+from .budget import Budget
+from .command_buffers import Bound
 from .depth_choice import Candidate
 
 
@@ -30,14 +30,13 @@ class RowDepths:
 
     def __call__(self, rows: Sequence[Row], prompt: int) -> list[int]:
         """For a round of these decoding rows, and `prompt` tokens of prompts; says in rows what their drafts are."""
-        most = self.bound.drafts if self.bound else unbounded
+        cut = self.bound.cut if self.bound else list
         if not self.budget:
-            asked = [self._fixed if row.allows(self._origin) else 0 for row in rows]
-            return shallower(asked, most(sum(asked)))
+            return cut([self._fixed if row.allows(self._origin) else 0 for row in rows])
         candidates = [
             Candidate(row.request.id, row.left, row.bound, self._match(row), row.allows(self._origin)) for row in rows
         ]
-        depths = self.budget.depths(candidates, prompt, most)
+        depths = self.budget.depths(candidates, prompt, cut)
         for row, kind in zip(rows, self.budget.kinds, strict=True):
             row.kind = kind
         return depths
