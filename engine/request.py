@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
 Thinking = Literal["none", "may", "open"]
+
+Origin = Literal["dflash", "mtp", "lookup", "grammar"]
+"""Where a drafted token comes from: the pair's draft, an MTP head, the row's own text, or a grammar."""
+
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+SOURCES = ORIGINS[:3]
+"""Those that a worker can do without: a grammar leaves no choice."""
 
 
 NO_ADAPTER = -1
@@ -22,6 +30,10 @@ class RequestError(ValueError):
 
 class EngineFailed(RuntimeError):
     """Rounds fail and it is no request's fault: the engine cannot go on. The message is one line that says why."""
+
+
+class DeviceFailed(EngineFailed):
+    """The system took the GPU away in the middle of a round. A new process may go on, with shorter command buffers."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Request:
 
     `thinking` says whether the text begins inside the model's thoughts ("open": the prompt ends with the marker), may
     begin with them ("may"), or is an answer from its first token on ("none"). `adapter` names the LoRA adapter that the
-    text is to have.
+    text is to have. `drafts` has the sources that may draft for it, by default all that the engine has.
     """
 
     id: str
@@ -94,6 +106,7 @@ class Request:
     grammar: Grammar | None = None
     thinking: Thinking = "none"
     adapter: str | None = None
+    drafts: tuple[Origin, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def submit_command(
         click.echo(f"Bad {line}", err=True)
     if before is None and not given.get("slot"):
         _say_what_changed(redis, batch)
+    if before and before.is_paused:
+        click.echo(f"Note: it is paused; draftmill resume {batch.id} lets it go on", err=True)
     if before and before.complete and keep_results is not None and not retry_failed:
         click.echo("Note: it is complete already; --keep-results changes nothing", err=True)
     sent, left = Submitted(done=survey.good), 0

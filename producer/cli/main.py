@@ -17,6 +17,7 @@ from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
 from .limit import limit_command
+from .orders.steer import pause_command, priority_command, resume_command
 from .redis import redis_group
 from .run import run
 from .status import status_command
@@ -127,7 +128,18 @@ def main(debug: bool) -> None:
         click.get_current_context().color = False
 
 
-for command in (run, submit_command, status_command, collect_command, cancel_command, forget_command, limit_command):
+for command in (
+    run,
+    submit_command,
+    status_command,
+    collect_command,
+    pause_command,
+    resume_command,
+    priority_command,
+    cancel_command,
+    forget_command,
+    limit_command,
+):
     main.add_command(command)
 main.add_command(LazyCommand("serve", "producer.web.serve.command:serve", "Serve OpenAI's Batch API."))
 main.add_command(

@@ -73,6 +73,8 @@ def word(state: BatchStatus) -> str:
         return "cancelled"
     if state.complete:
         return "collected" if state.collected else "complete"
+    if state.is_paused:
+        return "paused"
     return "running" if state.running else "queued"
 
 

@@ -100,6 +100,7 @@ class BatchStatus:
     generation: int
     waiting_since: Mapping[str, float]
     parameters: Mapping[str, Any]
+    is_paused: bool
 
     @property
     def pair(self) -> str:
@@ -263,6 +264,7 @@ def _status(batch: str, found: _Found) -> BatchStatus:
         generation=number("generation"),
         waiting_since={pair: number(f"waiting_since {wire.slug(pair)}") / 1000 for pair in pairs},
         parameters=orjson.loads(raw.get(b"parameters", b"{}")),
+        is_paused=b"paused_at" in raw and not complete and b"cancelled_at" not in raw,
     )
 
 

@@ -18,7 +18,7 @@ from ..queue.batches import BatchStatus
 from ..queue.fleet import Report
 from .batch_states import MOST_OPEN, BatchStates
 
-STATES = ("queued", "running", "complete", "cancelled", "collected")
+STATES = ("queued", "running", "paused", "complete", "cancelled", "collected")
 """Of a batch."""
 DUTIES = ("working", "draining", "drained", "refusing", "gone")
 """States of a worker."""

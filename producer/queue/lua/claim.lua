@@ -115,9 +115,10 @@ local function next_batch(flow)
       leave(flow)
       return nil
     end
-    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at')
-    if about[1] and not about[3] and about[1] .. ':' .. about[2] == flow.name then return queue_of(batch), batch, due end
-    redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, or of another priority by now
+    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at', 'paused_at')
+    local stays = about[1] and not about[3] and not about[4] and about[1] .. ':' .. about[2] == flow.name
+    if stays then return queue_of(batch), batch, due end
+    redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, paused, or of another priority by now
   end
 end
 
@@ -166,13 +167,17 @@ local function may_run(job, id)
   return false
 end
 
--- Leases one job that must run alone, if there is one whose user is not at the limit.
+local function paused(batch)
+  return redis.call('HEXISTS', 'draftmill:batch:' .. batch, 'paused_at') == 1
+end
+
+-- Leases one job that must run alone, if there is one whose user is not at the limit and whose batch is not paused.
 local function claim_alone()
   for _ = 1, math.min(MOST_ALONE, redis.call('LLEN', ALONE)) do
     local id = redis.call('LPOP', ALONE)
     local job = read_job(id)
     if may_run(job, id) then
-      if allowance(job.user) > 0 then
+      if allowance(job.user) > 0 and not paused(job.batch) then
         take_up(job)
         return claim(job, 1)
       end
@@ -185,7 +190,12 @@ end
 local function drains()
   local first = redis.call('LINDEX', ALONE, 0)
   if not first then return false end
-  local since = tonumber(redis.call('HGET', 'rq:job:' .. first, 'draftmill_enqueued')) or NOW
+  local about = redis.call('HMGET', 'rq:job:' .. first, 'draftmill_enqueued', 'draftmill_batch')
+  if paused(about[2] or '') then -- another may be next
+    redis.call('RPUSH', ALONE, redis.call('LPOP', ALONE))
+    return false
+  end
+  local since = tonumber(about[1]) or NOW
   if NOW - since > PATIENCE * lease then redis.call('SET', DRAINS, worker, 'NX', 'PX', PATIENCE * lease) end
   if redis.call('GET', DRAINS) ~= worker then return false end
   redis.call('PEXPIRE', DRAINS, PATIENCE * lease)

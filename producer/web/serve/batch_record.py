@@ -17,7 +17,7 @@ PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata", "out
 STATUSES = ("validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled")
 OPEN = STATUSES[:4]
 
-PRIVATE = ("user", "created", "pair", "adapters", "notes", "output_lasts", "refused")
+PRIVATE = ("user", "created", "pair", "adapters", "notes", "paused", "output_lasts", "refused")
 """Fields that are nobody's business but the server's, or are shown by another name."""
 
 WINDOW = re.compile(r"([1-9]\d{0,4})([smhd])")
@@ -35,8 +35,8 @@ class BatchRecord(Record):
     `pair` is known once the file is validated, and so are `model`, as its requests call the pair (empty if they do so
     by several names), the LoRA `adapters` that models stand for, and the `notes` about what they ask for that is
     ignored; those about what workers could not do follow at the end. `refused` counts the requests that are never
-    queued because something is wrong with them; `failed` includes them. Times are Unix seconds; the output files stay
-    for `output_lasts` seconds.
+    queued because something is wrong with them; `failed` includes them. OpenAI has no status for a batch that is
+    `paused`. Times are Unix seconds; the output files stay for `output_lasts` seconds.
     """
 
     endpoint: str
@@ -55,6 +55,7 @@ class BatchRecord(Record):
     refused: int = 0
     completed: int = 0
     failed: int = 0
+    paused: bool = False
     in_progress_at: int | None = None
     finalizing_at: int | None = None
     completed_at: int | None = None
@@ -100,7 +101,7 @@ class BatchRecord(Record):
             "object": "batch",
             "created_at": int(self.created),
             "model": self.model or self.pair or None,
-            "draftmill": {"notes": self.notes},
+            "draftmill": {"notes": self.notes, "paused": self.paused and self.is_open},
             "errors": {"object": "list", "data": self.errors} if self.errors else None,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
         }

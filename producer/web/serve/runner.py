@@ -235,7 +235,7 @@ class Runner:
             raise Stopping
         batch = self.shelf[state.id]
         failed = max(batch.failed, batch.refused + state.failed)  # Redis may have lost some
-        return self.shelf.show(state.id, completed=output.done, failed=failed)
+        return self.shelf.show(state.id, completed=output.done, failed=failed, paused=state.is_paused)
 
     def _end(self, id: str, dataset: Dataset, follower: Follower, collector: Collector, output: Output) -> Course:
         """Cancels what is queued or runs, collects what there is, and writes an error for what was never queued."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
 import redis as redis_py
 
+from draftmill.engine.request import SOURCES
 from draftmill.producer.cli.cron import check_arguments, plan_arguments
 from draftmill.producer.client import client as python
 from draftmill.producer.client.submission import Submission
 from draftmill.producer.input import parameters
 from draftmill.producer.queue.errors import UserError
-from draftmill.producer.queue.wire import Grammar, JobBody, Sampling
+from draftmill.producer.queue.wire import DraftSource, Grammar, JobBody, Sampling
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer
 
@@ -59,7 +60,13 @@ OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "expected"), OPTIONS, ids=lambda given: str(given)[:30])
+ABOUT_SPEED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--drafts", "lookup, dflash"), {"drafts": ("dflash", "lookup")}),
+    (("--drafts", "none"), {"drafts": ()}),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), [*OPTIONS, *ABOUT_SPEED], ids=lambda given: str(given)[:30])
 def test_each_option_reaches_the_jobs(options: tuple[str, ...], expected: dict[str, Any]) -> None:
     check_arguments(("in.jsonl", *options))
     assert job(*options) == job().model_copy(update=expected)
@@ -85,6 +92,10 @@ def test_each_option_makes_another_batch_and_is_known_by_its_name() -> None:
         assert options[0].replace("--no-", "--") in parameters.changes(plain.parameters, batch.parameters)
 
 
+def test_options_about_speed_do_not() -> None:
+    assert {submission(*options).info.id for options, _ in ABOUT_SPEED} == {submission().info.id}
+
+
 def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
     for name, text in (("r", "\ufeffa+\n"), ("g", 'start: "a"\n'), ("k", '{"x": 1}')):
         (here / name).write_text(text)
@@ -96,6 +107,10 @@ def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        (
+            ("--drafts", "ngram"),
+            "Invalid value for '--drafts': 'ngram' is no source of drafts: name some of dflash, mtp, lookup, or none",
+        ),
         (("--regex", "a", "--choice", "b"), "--regex contradicts --choice; keep one"),
         (("--chat-template-kwargs", "{"), "--chat-template-kwargs is not JSON: unexpected end of data at column 2"),
         (("--chat-template-kwargs", "[]"), "--chat-template-kwargs is a list instead of an object"),
@@ -134,7 +149,7 @@ def test_a_schedule_reads_files_of_its_folder_only() -> None:
 def test_python_has_the_same_names() -> None:
     names = {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "logprobs", "thinking"}
     names |= {"thinking_budget", "reasoning_effort", "chat_template_kwargs", "control_tokens", "model_defaults"}
-    names |= {"regex", "choice", "grammar", "schema"}
+    names |= {"drafts", "regex", "choice", "grammar", "schema"}
     assert names <= python.Options.__annotations__.keys()
 
 
@@ -157,3 +172,7 @@ def test_notes_reach_reports_and_programs(shell: Shell, redis: redis_py.Redis, r
         batch = client.submit([line], thinking=False, choice=["yes", "no"], n=2)
         same = "the n answers are all the same, because the temperature is 0 (1 line)"
         assert batch.notes == (notes[0], same, *notes[1:])
+
+
+def test_sources_of_drafts_are_the_engine_s() -> None:
+    assert get_args(DraftSource) == SOURCES

@@ -117,6 +117,7 @@ def test_json_for_scripts(shell: Shell, worker: Callable[[], None]) -> None:
         "retried": 0,
         "queued_before": 0,
         "ended_before": 0,
+        "left": 0,
         "notes": [],
     }
     early = orjson.loads(shell("collect", batch, "-o", "out.parquet", "--json").stdout)

@@ -15,6 +15,7 @@ from openai import OpenAI
 from openai.types import Batch, FileObject
 from prometheus_client.parser import text_string_to_metric_families
 
+from draftmill.producer.queue.orders import steer
 from draftmill.producer.web.serve.files import FileRecord
 from tests.producer.conftest import Shell
 from tests.producer.web.serving import (
@@ -83,7 +84,7 @@ def test_a_batch_by_an_alias(client: OpenAI) -> None:
     assert (batch.status, counts(batch), batch.model) == ("completed", (11, 10, 1), "gpt-4o-mini")
     out = lines(client, batch.output_file_id)
     assert {line["response"]["body"]["model"] for line in out.values()} == {"gpt-4o-mini"}
-    assert batch.model_extra == {"draftmill": {"notes": []}}
+    assert batch.model_extra == {"draftmill": {"notes": [], "paused": False}}
 
 
 def test_a_batch_may_call_one_pair_by_several_names(client: OpenAI) -> None:
@@ -130,6 +131,23 @@ def test_what_a_request_asks_in_vain_is_told(client: OpenAI) -> None:
         'field "mood" is unknown and ignored (1 line)',
         f"{told[0]} (3 lines)",
     ]
+
+
+def test_a_paused_batch_says_so(client: OpenAI, redis_server: RedisServer) -> None:
+    id = create(client, jsonl(*(request(f"r-{n}", tokens=100) for n in range(100)))).id
+
+    def paused() -> bool:
+        extra = client.batches.retrieve(id).model_extra
+        assert extra
+        return extra["draftmill"]["paused"]
+
+    with redis_server.connect() as redis:
+        wait_until(lambda: steer.pause(redis, id))
+        wait_until(paused)
+        assert client.batches.retrieve(id).status == "in_progress"
+        assert steer.resume(redis, id)
+        assert counts(wait(client, id)) == (100, 100, 0)
+        assert not paused()
 
 
 def test_wrong_aliases(server: Server, redis_server: RedisServer) -> None:

@@ -44,9 +44,10 @@ local function due_by_now(pair, due)
 end
 
 -- Lets a batch take turns with the others of its flow, and the flow with other flows, in each pair for which the batch has
--- queued jobs: the first job of a newcomer comes due after the job that is next.
+-- queued jobs: the first job of a newcomer comes due after the job that is next. A batch that is paused takes none.
 local function take_turns(batch)
-  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user')
+  local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'paused_at')
+  if about[3] then return end
   for _, queue in ipairs(queues_of(batch)) do
     if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 then
       local pair, flow = pair_of(queue), about[1] .. ':' .. about[2]
