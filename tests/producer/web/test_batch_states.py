@@ -57,8 +57,9 @@ def test_a_look_reads_what_is_new_and_some_of_the_rest(redis: redis_py.Redis) ->
     submit(redis, "late")
     redis.zadd(wire.BATCHES, {"late": 1})  # by a machine whose clock is slow
     redis.hset(wire.batch_key("late"), "created", 1)
-    for _ in range(3):
-        names = states.look()
+    states.look()
+    states.look()
+    names = states.look()
     assert names[-1] == "late"
     assert "newest" not in {*names, *states.open, *states.ended}
     assert len(states.open) == MOST_OPEN + 91
