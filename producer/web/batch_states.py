@@ -23,7 +23,7 @@ LATEST, SLICE = 100, 300
 look: the clocks of those who submit differ, and to list thousands of names takes longer than all else."""
 
 CHANGING = ("generation", "total", "priority", "failed", "cancelled", "prompt_tokens", "completion_tokens")
-CHANGING = (*CHANGING, "cancelled_at", "collected_at")
+CHANGING = (*CHANGING, "cancelled_at", "paused_at", "collected_at")
 """Fields of a batch that may change; beside them the times since when jobs wait."""
 
 
@@ -107,7 +107,8 @@ def refreshed(redis: redis_py.Redis, known: Sequence[BatchStatus]) -> list[Batch
 def _refreshed(
     before: BatchStatus, fields: Sequence[bytes | None], open: int, ended: int, running: int
 ) -> BatchStatus | None:
-    generation, total, priority, failed, cancelled, prompt, completion, cancelled_at, collected_at, *since = fields
+    generation, total, priority, failed, cancelled, prompt, completion, *times = fields
+    cancelled_at, paused_at, collected_at, *since = times
     if generation is None or int(generation) != before.generation:
         return None
     lines, bad, dropped = int(total or 0), int(failed or 0), int(cancelled or 0)
@@ -124,6 +125,7 @@ def _refreshed(
         prompt_tokens=int(prompt or 0),
         completion_tokens=int(completion or 0),
         is_cancelled=cancelled_at is not None,
+        is_paused=paused_at is not None and not complete and cancelled_at is None,
         collected=float(collected_at) if complete and collected_at else None,
         waiting_since={pair: int(ms or 0) / 1000 for pair, ms in zip(before.pairs, since, strict=True)},
     )

@@ -11,6 +11,7 @@ import redis as redis_py
 from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.batches import BatchInfo
 from draftmill.producer.queue.leases import JobQueue, Outcome
+from draftmill.producer.queue.orders import steer
 from draftmill.producer.web.batch_states import MOST_OPEN, ROUND, BatchStates
 from draftmill.producer.web.dashboard.feed import Feed
 from draftmill.producer.web.dashboard.view import Observer, View
@@ -71,6 +72,15 @@ def test_what_is_shown_is_always_as_it_is_now(redis: redis_py.Redis) -> None:
         submit(redis, f"b-{n}")
     states.look()
     states.look()
+    steer.pause(redis, "b-0")
+    states.look(["b-0"])
+    assert states.open["b-0"] == batches.status(redis, "b-0")
+    assert states.open["b-0"].is_paused
+    (job,) = JobQueue(redis, "w", PAIR, 60).claim(1)
+    steer.resume(redis, "b-0")
+    for name in ("b-0", job.batch):
+        states.look([name])
+        assert states.open[name] == batches.status(redis, name)
     batches.cancel(redis, "b-0")
     states.look(["b-0"])
     assert "b-0" in states.ended
