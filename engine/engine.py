@@ -18,6 +18,7 @@ from .depth.budget import Budget
 from .depth.calibration import calibrated
 from .depth.command_buffers import LAUNCHES, Bound, Parts, shallower
 from .depth.depth_choice import Candidate
+from .depth.experience import Experience
 from .depth.round_cost import Cost
 from .drafting.context import Seen
 from .drafting.drafter import DraftRow
@@ -149,11 +150,13 @@ class Engine(BaseEngine):
         if budgeted or mx.metal.is_available():  # there also for the bound of command buffers
             block, width = draft.block if draft else 1, 1 + COPIED if copying else 0
             types = " and ".join(dict.fromkeys(type_name(model.dtype) for model in (target, draft) if model))
-            numbers = f"{draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
-            name = f"{pair.target}, {parts.draft_name}, {numbers}"
+            name = (
+                f"{pair.target}, {parts.draft_name}, {draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
+            )
             engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
             if budgeted:
-                engine.spend(Budget(engine.cost, block, copying))
+                engine.spend(budget := Budget(engine.cost, block, copying))
+                engine.after_round = Experience(cache, name, budget).keep
         return engine
 
     @property
@@ -218,7 +221,7 @@ class Engine(BaseEngine):
             raise ValueError("the cost of rounds is not known")
         budget, depths = self.budget, self.scheduler.depths
         parts = Parts(len(self.target.layers), len(self.target.attending), launches)
-        pace = (lambda: budget.timing.pace) if budget else (lambda: 1.0)
+        pace = (lambda: budget.times.pace) if budget else (lambda: 1.0)
         self._bound = bound = Bound(self.cost, parts, seconds, PREFILL_TOKENS, pace)
         self.scheduler.room = lambda decoding: bound.room([row.bound for row in decoding])
         if not budget:
@@ -233,8 +236,7 @@ class Engine(BaseEngine):
         """How many of a row's last tokens, as the host knows them, stand in its text before; 0 if it may not copy."""
         if not self.lookup or not row.allows("lookup"):
             return 0
-        suffix = self._suffixes.get(row)
-        if suffix is None:
+        if (suffix := self._suffixes.get(row)) is None:
             suffix = self._suffixes[row] = Suffix(row.request.tokens)
         suffix.extend(row.generated[len(suffix) - len(row.request.tokens) :])
         return suffix.match
