@@ -21,14 +21,18 @@ from . import options
 from .progress import BatchProgress, Speed, describe_worker, rates, speed
 from .report import batch_report, print_json, print_table, word
 
+MOST_LISTED = 100
+"""Batches that a list shows unless all are asked for."""
+
 
 @click.command("status")
 @options.batch(required=False)
 @click.option("--watch", is_flag=True, help="Show progress until BATCH is complete.")
+@click.option("--all", "is_all", is_flag=True, help=f"List all batches, not the newest {MOST_LISTED}; --json does.")
 @options.as_json
 @options.redis_url
-def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str | None) -> None:
-    """List the batches, or show one.
+def status_command(batch: str | None, watch: bool, is_all: bool, as_json: bool, redis_url: str | None) -> None:
+    """List the batches, the newest first, or show one.
 
     With --json an object is printed for BATCH, and for each of its changes with --watch; without BATCH a list of all.
 
@@ -40,6 +44,8 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     """
     if watch and batch is None:
         raise click.UsageError("--watch needs a BATCH; `draftmill status` lists them")
+    if is_all and batch is not None:
+        raise click.UsageError("--all lists batches: leave BATCH out")
     redis = connect(redis_url)
     if batch is not None:
         state = known(redis, batch)
@@ -49,7 +55,10 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     elif as_json:
         print_json([batch_report(state) for state in batches.list_batches(redis)])
     else:
-        _list(redis, batches.list_batches(redis))
+        names = batches.newest(redis, None if is_all else MOST_LISTED + 1)
+        _list(redis, batches.statuses(redis, names if is_all else names[:MOST_LISTED]))
+        if not is_all and len(names) > MOST_LISTED:
+            click.echo(f"The newest {MOST_LISTED}; draftmill status --all lists the older ones too")
 
 
 def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchStatus:

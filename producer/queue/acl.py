@@ -39,7 +39,7 @@ WHO_WORKS = (
 """What progress displays read."""
 
 HOW_FAR = (
-    Grant("hget hgetall", "%R~draftmill:batch:*"),
+    Grant("hget hgetall hmget", "%R~draftmill:batch:*"),
     Grant("zrange zrevrange", "%R~draftmill:batches"),
     Grant("hlen", "%R~draftmill:open:*"),
     Grant("bitcount", "%R~draftmill:ended:*"),
