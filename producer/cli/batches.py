@@ -57,6 +57,7 @@ def submit_command(
     keep_results: float | None,
     detach: bool,
     retry_failed: bool,
+    reason: str,
     dry_run: bool,
     as_json: bool,
     redis_url: str | None,
@@ -86,6 +87,7 @@ def submit_command(
       draftmill submit mixed.jsonl --models gpt-4o=qwen3-8b,/models/mine    # others run on the pair of --pair
       draftmill submit million.jsonl --detach
       draftmill submit prompts.jsonl --retry-failed
+      draftmill submit prompts.jsonl --retry-failed --reason lost_leases
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
     submission = planned(user_of(redis_url), input, priority, keep_results, **given)
@@ -111,7 +113,7 @@ def submit_command(
     else:
         options.say_notes(shares.notes(redis, submission))
         try:
-            sent, left = _submit(redis, submission, detach, retry_failed)
+            sent, left = _submit(submission, Patience(redis, say), detach, retry_failed, reason)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
@@ -129,12 +131,13 @@ def submit_command(
         context.exit(FAILED_ITEMS)
 
 
-def _submit(redis: redis_py.Redis, submission: Submission, detach: bool, retry_failed: bool) -> tuple[Submitted, int]:
+def _submit(
+    submission: Submission, patience: Patience, detach: bool, retry_failed: bool, reason: str
+) -> tuple[Submitted, int]:
     """Queues all lines, or those that there is room for; returns what became of them, and how many are left."""
-    patience = Patience(redis, say)
     if not detach:
-        return submit(patience, submission, full=Notice(), retry_failed=retry_failed), 0
-    feed = Feed(submission, patience, retry_failed=retry_failed)
+        return submit(patience, submission, full=Notice(), retry_failed=retry_failed, reason=reason), 0
+    feed = Feed(submission, patience, retry_failed=retry_failed, reason=reason)
     patience(feed.begin)
     return feed.detach(), feed.left
 

@@ -138,7 +138,24 @@ def lora(command: Command) -> Command:
     return with_lora
 
 
-retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+def retry_failed(command: Command) -> Command:
+    """Gives a command the arguments `retry_failed` and `reason`."""
+
+    @click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+    @click.option(
+        "--reason",
+        metavar="TEXT",
+        help="With --retry-failed: only those with TEXT in the first 200 characters of their error, code and message.",
+    )
+    @wraps(command)
+    def with_retry(*args: Any, retry_failed: bool, reason: str | None, **given: Any) -> Any:
+        if reason is not None and not retry_failed:
+            raise click.UsageError("--reason says which failed lines run again; it needs --retry-failed")
+        return command(*args, retry_failed=retry_failed, reason=reason or "", **given)
+
+    return with_retry
+
+
 dry_run = click.option("--dry-run", is_flag=True, help="Show three prompts, tokens and time; submit nothing.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts on standard output.")
 

@@ -62,6 +62,7 @@ class Run:
     output: Output
     in_order: bool
     retry_failed: bool
+    reason: str
     worker_options: tuple[str, ...] = ()
 
     @property
@@ -75,7 +76,12 @@ class Run:
         output = self.output
         is_whole = output.is_packed and output.errors.bad_ids == {bad.id for bad in self.submission.survey.bad_lines}
         in_order = output.manifest.in_order or not self.in_order
-        return self.has_all and is_whole and in_order and not (self.retry_failed and output.failed)
+        return self.has_all and is_whole and in_order and not self.retries
+
+    @property
+    def retries(self) -> bool:
+        """Whether lines that failed are to run again."""
+        return self.retry_failed and bool(self.output.errors.failed_for(self.reason))
 
     def finish(self) -> None:
         """Makes of OUT what was asked for, once it has all."""
@@ -102,6 +108,7 @@ def run(
     out: Path,
     in_order: bool,
     retry_failed: bool,
+    reason: str,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -159,7 +166,7 @@ def run(
         preview(submission, redis_url)
         return
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
-        job, generated = Run(submission, output, in_order, retry_failed, lora.options), Generated()
+        job, generated = Run(submission, output, in_order, retry_failed, reason, lora.options), Generated()
         if cancelled := output.errors.failed_with(ending.CANCELLED):
             _take_back(job, cancelled, redis_url)
         if job.is_done:
@@ -200,7 +207,7 @@ def _run(job: Run, redis_url: str | None) -> Generated:
     if survey.bad:
         click.echo(f"{count(survey.bad, 'bad line')} left out, first: {survey.first_bad}", err=True)
     generated = Generated()
-    if not job.has_all or (job.retry_failed and output.failed):
+    if not job.has_all or job.retries:
         redis_url = resolve(redis_url)
         generated = _generate(job, connect(redis_url), redis_url)
     job.finish()
@@ -219,7 +226,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
             if before:
                 collector.step()  # results that no OUT has yet
             if job.retry_failed:
-                output.errors.drop_failures()
+                output.errors.drop_failures(job.reason)
             patience(_let_be, patience.redis, batch.id, job)
             if job.has_all:
                 return Generated()

@@ -100,7 +100,8 @@ class FleetFeeder(threading.Thread):
         else:
             self._bytes_per_line[state.id] = lines.size / chunk.name.lines
             info = BatchInfo(state.id, state.pair, state.priority, state.total)
-            batches.submit_chunk(self._redis, info, lines.bodies, retry_failed=lines.retry_failed)
+            how = {"retry_failed": lines.retry_failed, "reason": lines.reason}
+            batches.submit_chunk(self._redis, info, lines.bodies, **how)
         stored.fed(self._redis, state.id, chunk)
 
     def _pause(self, seconds: float) -> None:

@@ -299,8 +299,8 @@ def results_key(batch: str) -> str:
 
 
 def failures_key(batch: str) -> str:
-    """Hash: job -> "failed <n> <entry>" | "cancelled <n> <entry>": lines that could be retried, and where their error
-    line stands or stood in the results.
+    """Hash: job -> "failed <n> <entry> <reason>" | "cancelled <n> <entry> <reason>": lines that could be retried, where
+    their error line stands or stood in the results, and its first characters.
     """
     return f"draftmill:failures:{batch}"
 

@@ -51,10 +51,13 @@ class Name(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """What a chunk holds: the jobs of its lines, whether those that failed are to run again, and its bytes as JSON."""
+    """What a chunk holds: the jobs of its lines, whether those that failed for a `reason` are to run again, and its
+    bytes as JSON.
+    """
 
     bodies: Sequence[wire.JobBody]
     retry_failed: bool
+    reason: str
     size: int
 
 
@@ -76,7 +79,7 @@ class Stored:
             raw = zlib.decompressobj().decompress(self.chunk, MOST_UNPACKED)
             found = orjson.loads(raw)
             bodies = [wire.JobBody.model_validate(row) for row in found["lines"]]
-            return Lines(bodies, found["retry_failed"] is True, len(raw))
+            return Lines(bodies, found["retry_failed"] is True, str(found["reason"]), len(raw))
         except (ValueError, TypeError, KeyError, zlib.error):
             raise UserError(f"chunk {self.name.number} is damaged; submit the file again") from None
 
@@ -88,14 +91,20 @@ def most_bytes(redis: redis_py.Redis) -> int:
 
 
 def keep(
-    redis: redis_py.Redis, batch: str, number: int, bodies: Sequence[wire.JobBody], retry_failed: bool, most: int
+    redis: redis_py.Redis,
+    batch: str,
+    number: int,
+    bodies: Sequence[wire.JobBody],
+    most: int,
+    retry_failed: bool = False,
+    reason: str = "",
 ) -> Kept:
     """Leaves a chunk of a batch to a feeder, if all of them have at most `most` bytes. Repeating is harmless."""
     rows = [body.model_dump(mode="json", exclude_defaults=True) for body in bodies]
-    chunk = zlib.compress(orjson.dumps({"retry_failed": retry_failed, "lines": rows}))
+    chunk = zlib.compress(orjson.dumps({"retry_failed": retry_failed, "reason": reason, "lines": rows}))
     lines = [part for body in bodies for part in (wire.job_id(batch, body.custom_id), body.line)]
     field = Name(number, len(bodies)).field
-    return run(redis, KEEP, batch, field, chunk, int(retry_failed), most, *lines).decode()
+    return run(redis, KEEP, batch, field, chunk, int(retry_failed), reason, most, *lines).decode()
 
 
 def batches(redis: redis_py.Redis) -> list[str]:

@@ -35,8 +35,8 @@
 --   draftmill:handed:<batch>       bitmap  by line number: its outcome was acknowledged
 --   draftmill:running:batch:<batch>  set   jobs of the batch that are leased
 --   draftmill:aside:<batch>        set     jobs of the batch that are in draftmill:later or draftmill:alone
---   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <n> <entry>`: how it ended without a
---                                          completion, and where that stands or stood in the results
+--   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <n> <entry> <reason>`: how it ended
+--                                          without a completion, where that stands or stood in the results, and why
 --   draftmill:results:<batch>      stream  outcomes that nobody acknowledged: `line`, the JSON output line, `n`, `job`
 --   draftmill:bad:<batch>          list    error lines of the dataset's bad lines
 --   draftmill:rest:<batch>         hash    `<number> <lines>` of a chunk -> its lines, compressed, that a feeder is to queue
@@ -267,6 +267,21 @@ local function file(job, status)
   redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
+-- Why a job ended without a completion, as its output line says it: code and message, as far as --reason looks.
+local MOST_REASON = 200
+local function reason_in(line)
+  local is_json, found = pcall(cjson.decode, line)
+  local fault = is_json and type(found) == 'table' and found.error
+  if type(fault) ~= 'table' then return '' end
+  return string.sub(tostring(fault.code) .. ': ' .. tostring(fault.message), 1, MOST_REASON)
+end
+
+-- Whether what draftmill:failures has of a job names a reason that has this text in it; each has the empty one.
+local function failed_for(failure, text)
+  local reason = string.match(failure, '^%a+ %d+ %S+ ?(.*)$') or ''
+  return string.find(string.lower(reason), string.lower(text), 1, true) ~= nil
+end
+
 -- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
 local function record(job, outcome, line, prompt_tokens, completion_tokens)
   drop_lease(job)
@@ -283,7 +298,8 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   if outcome ~= 'done' then
     redis.call('HINCRBY', batch, outcome, 1)
     if not cancelled(job) then
-      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, outcome .. ' ' .. job.n .. ' ' .. entry)
+      local failure = outcome .. ' ' .. job.n .. ' ' .. entry .. ' ' .. reason_in(line)
+      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, failure)
     end
   end
   redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
