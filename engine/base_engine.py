@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import mlx.core as mx
+
 from .admission import Admission
 from .choose.constrained import Choice
 from .choose.history import Histories
@@ -12,7 +14,7 @@ from .emission import emit, shown
 from .recovery import Failure, log, rewind
 from .request import Adapters, Completion, FinishReason, Request, RequestError
 from .rounds import Emitted, Round
-from .schedule.blame import blame
+from .schedule.blame import blame, check_device
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
@@ -29,6 +31,9 @@ class BaseEngine(ABC):
 
     def __init__(self, text: Text, context_length: int, vocabulary: int, max_rows: int, adapters: Adapters):
         self.text, self.max_rows, self.adapters = text, max_rows, adapters
+        self.share = 1.0
+        """The part of the rows and of the memory that it began with that it may have now."""
+        self._most_rows = max_rows
         self.stats = Stats()
         self.verdict: Verdict | None = None
         self.precision: str | None = None
@@ -71,17 +76,48 @@ class BaseEngine(ABC):
         """Launch the next round, then read the one before it; returns the requests that finished.
 
         Raises:
+            DeviceFailed: the system took the GPU away.
             EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
         """
         failure: Failure | None = None
         try:
             self._run_round()
         except Exception as error:
+            check_device(error)
             failure = Failure.of(error)
         if failure:
             self._start_over(failure)
         finished, self._finished = self._finished, []
         return [self._complete(row) for row in finished]
+
+    def resize(self, share: float) -> None:
+        """From now on have this part of the rows and of the memory that it began with.
+
+        If that is less than before, what rows and prefixes keep is given back at once, and all rows begin anew.
+        """
+        less, self.share = share < self.share, share
+        if less:
+            try:
+                self._read_all()
+            except Exception as error:  # its rows begin anew in any case
+                check_device(error)
+            _, sent_back = self._send_all_back()
+            self._in_flight = None
+            rewind(sent_back, self._admission.matcher)
+            self._histories.clear()
+            self._ends = RowEnds(self._most_rows)
+        self.max_rows = max(1, int(share * self._most_rows))
+        self._resize(less)
+        if less:
+            mx.clear_cache()
+
+    @abstractmethod
+    def _read_all(self) -> None:
+        """Wait for the round in flight, if there is one, and take what it emits."""
+
+    @abstractmethod
+    def _resize(self, less: bool) -> None:
+        """Have `max_rows` rows and this `share` of the memory; if that is `less` than before, nobody uses it now."""
 
     @abstractmethod
     def _enqueue(self, row: Row) -> None:
@@ -110,7 +146,7 @@ class BaseEngine(ABC):
         self._in_flight = None
         rewind(sent_back, self._admission.matcher)
         self._histories.clear()
-        self._ends = RowEnds(self.max_rows)
+        self._ends = RowEnds(self._most_rows)
         self._renew(failure)
         if guilty := blame(rows, failure.story):
             guilty.error = f"the engine failed with {failure.kind}"

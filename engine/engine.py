@@ -11,12 +11,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.packing import Packing
-from ..kernels.pages.sizes import PAGE
+from ..kernels.pages.sizes import PAGE, pages_for
 from .base_engine import BaseEngine
 from .choose.constrained import Choice
 from .depth.budget import Budget
 from .depth.calibration import calibrated
+from .depth.command_buffers import LAUNCHES, Bound, Parts, shallower
 from .depth.depth_choice import Candidate
+from .depth.round_cost import Cost
 from .drafting.context import Seen
 from .drafting.drafter import DraftRow
 from .drafting.kinds import Draft, context_for, drafter_for
@@ -33,7 +35,7 @@ from .recovery import Failure, renew
 from .request import NO_ADAPTERS, Adapters, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
-from .schedule.scheduler import FORCED, Plan, Scheduler, Segment, fixed
+from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
 from .shares import Shares
 from .state.kv_pool import KVPool
 from .stats import SOURCES, Origin
@@ -91,9 +93,14 @@ class Engine(BaseEngine):
             draft, block, most = None, 0, 0
         shares = Shares.of(target, draft, copying, max_rows, context_length, memory)
         self.workspace = shares.workspace
-        depths = fixed(most if depth is None else depth)
+        deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
+
+        def depths(rows: Sequence[Row], prompt: int) -> list[int]:
+            return [deepest * row.allows(self.draft_origin) for row in rows]
+
         self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
+        self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = drafter_for(draft, target, self.pool.pages, max_rows) if draft else None
@@ -103,6 +110,8 @@ class Engine(BaseEngine):
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.budget: Budget | None = None
+        self.cost: Cost | None = None
+        self._bound: Bound | None = None
         self.stats.accepted_per_position = [0] * most
         self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
@@ -137,13 +146,15 @@ class Engine(BaseEngine):
             raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
-        if depth is None and (draft or copying):
+        budgeted = depth is None and (draft is not None or copying)
+        if budgeted or mx.metal.is_available():  # there also for the bound of command buffers
             block, width = draft.block if draft else 1, 1 + COPIED if copying else 0
             types = " and ".join(dict.fromkeys(type_name(model.dtype) for model in (target, draft) if model))
             numbers = f"{draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
             name = f"{pair.target}, {parts.draft_name}, {numbers}"
-            cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
-            engine.spend(Budget(cost, block, copying))
+            engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
+            if budgeted:
+                engine.spend(Budget(engine.cost, block, copying))
         return engine
 
     @property
@@ -157,28 +168,71 @@ class Engine(BaseEngine):
         return self.drafter.origin if self.drafter else "dflash"
 
     def _enqueue(self, row: Row) -> None:
-        if (largest := self.scheduler.largest(row)) > (slots := self.scheduler.pages.most * PAGE):
+        if (largest := self.scheduler.largest(row)) > (slots := self._most_pages * PAGE):
             raise RequestError(
                 f"prompt and max_tokens need {largest:,} token slots, this worker has {slots:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
+        if (pages := pages_for(largest)) > self.scheduler.pages.most:  # there is less memory now than there was
+            self.scheduler.pages.resize(pages)
         self.scheduler.add(row)
+
+    def _read_all(self) -> None:
+        self._read_in_flight(None)
+        mx.synchronize()
+
+    def _resize(self, less: bool) -> None:
+        needed = (pages_for(self.scheduler.largest(row)) for row in self._rows.values())
+        pages = max(int(self.share * self._most_pages), *needed, 1)
+        self.scheduler.resize(self.max_rows, pages)
+        if less:
+            for pool in self._pools:
+                pool.renew(self.scheduler.pages.count)
+            self.state.renew()
+            if self.drafter:
+                self.drafter.renew()
+            self.lookup = Lookup(self.pool.pages) if self.lookup else None
 
     def spend(self, budget: Budget) -> None:
         """Let a row budget choose depths from now on."""
 
         def depths(rows: Sequence[Row], prompt: int) -> list[int]:
-            candidates = [Candidate(row.request.id, row.left, row.bound, self._match(row)) for row in rows]
-            chosen = budget.depths(candidates, prompt)
+            candidates = [
+                Candidate(row.request.id, row.left, row.bound, self._match(row), row.allows(self.draft_origin))
+                for row in rows
+            ]
+            chosen = budget.depths(candidates, prompt, self._bound.drafts if self._bound else int)
             for row, kind in zip(rows, budget.kinds, strict=True):
                 row.kind = kind
             return chosen
 
         self.budget, self.scheduler.depths = budget, depths
 
+    def keep_within(self, seconds: float, launches: int = LAUNCHES) -> None:
+        """From now on no command buffer is to take longer, where one ends after so many launches: chunks of prompts and
+        drafts are cut for it.
+
+        Raises:
+            ValueError: nobody has measured what rounds cost here.
+        """
+        if not self.cost:
+            raise ValueError("the cost of rounds is not known")
+        budget, depths = self.budget, self.scheduler.depths
+        parts = Parts(len(self.target.layers), len(self.target.attending), launches)
+        pace = (lambda: budget.timing.pace) if budget else (lambda: 1.0)
+        self._bound = bound = Bound(self.cost, parts, seconds, PREFILL_TOKENS, pace)
+        self.scheduler.room = lambda decoding: bound.room([row.bound for row in decoding])
+        if not budget:
+
+            def cut(rows: Sequence[Row], prompt: int) -> Sequence[int]:
+                asked = depths(rows, prompt)
+                return shallower(asked, bound.drafts(sum(asked)))
+
+            self.scheduler.depths = cut
+
     def _match(self, row: Row) -> int:
         """How many of a row's last tokens, as the host knows them, stand in its text before; 0 if it may not copy."""
-        if not self.lookup:
+        if not self.lookup or not row.allows("lookup"):
             return 0
         suffix = self._suffixes.get(row)
         if suffix is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .stats import Origin
+
 FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
 Thinking = Literal["none", "may", "open"]
@@ -22,6 +24,10 @@ class RequestError(ValueError):
 
 class EngineFailed(RuntimeError):
     """Rounds fail and it is no request's fault: the engine cannot go on. The message is one line that says why."""
+
+
+class DeviceFailed(EngineFailed):
+    """The system took the GPU away in the middle of a round. A new process may go on, with shorter command buffers."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Request:
 
     `thinking` says whether the text begins inside the model's thoughts ("open": the prompt ends with the marker), may
     begin with them ("may"), or is an answer from its first token on ("none"). `adapter` names the LoRA adapter that the
-    text is to have.
+    text is to have. `drafts` has the sources that may draft for it, by default all that the engine has.
     """
 
     id: str
@@ -94,6 +100,7 @@ class Request:
     grammar: Grammar | None = None
     thinking: Thinking = "none"
     adapter: str | None = None
+    drafts: tuple[Origin, ...] | None = None
 
 
 @dataclass(frozen=True)

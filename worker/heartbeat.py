@@ -58,6 +58,8 @@ class Heartbeat(threading.Thread):
         self.on_orders, self.on_shutdown = on_orders, on_shutdown
         self._order_fields = Orders.fields(worker.name, host)
         self.drops: SimpleQueue[Drop] = SimpleQueue()
+        self.stays = False
+        """Whether the last report stays when the worker ends, for its parent to read."""
         self.beat_every = min(1.0, queue.lease / 4)
         self.reap_every = min(5.0, queue.lease / 2)
         self._over = threading.Event()
@@ -84,6 +86,8 @@ class Heartbeat(threading.Thread):
 
     def sign_off(self) -> None:
         """Take the worker out of Redis: it ends in good order. Raises RedisError."""
+        if self.stays:
+            return self._beat()
         self.worker.register_death()
         with self.queue.redis.pipeline(transaction=True) as pipe:
             pipe.zrem(wire.WORKERS, self.worker.name)

@@ -13,10 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from .mac.memory import NAMES, NOTHING_KNOWN, MemoryReading, memory
 
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 """Thermal pressure, in the words of macOS's ProcessInfo; from `serious` on the machine is slowed down."""
@@ -44,6 +48,19 @@ class Host:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(name or host_name(), chip or _chip(), memory, _system(), watts)
 
+    def report(self, reading: Reading) -> dict[str, Any]:
+        """What each heartbeat says of a machine that is like this."""
+        return {
+            "host": self.name,
+            "chip": self.chip,
+            "memory": self.memory,
+            "os": self.os,
+            "thermal": reading.thermal,
+            "memory_pressure": reading.memory.pressure,
+            "swapped": "" if reading.memory.swapped is None else reading.memory.swapped,
+            "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
+        }
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -51,13 +68,18 @@ class Reading:
 
     thermal: Thermal = "unknown"
     power_watts: float | None = None
+    memory: MemoryReading = NOTHING_KNOWN
 
 
 class Sensors(threading.Thread):
-    """Reads the sensors every few seconds, so that whoever asks for the `latest` reading never waits."""
+    """Reads the sensors every few seconds, so that whoever asks for the `latest` reading never waits.
+
+    `heard` is called with each reading, on this thread.
+    """
 
     def __init__(self, host: Host) -> None:
         super().__init__(name="sensors", daemon=True)
+        self.heard: Callable[[Reading], None] = lambda reading: None
         self.latest = Reading(power_watts=host.watts)
         self._host = host
 
@@ -65,8 +87,30 @@ class Sensors(threading.Thread):
         power = Power(Path("/sys/class"))
         while True:
             watts = self._host.watts
-            self.latest = Reading(_thermal(), watts if watts is not None else power.watts())
+            self.latest = Reading(_thermal(), watts if watts is not None else power.watts(), _memory())
+            self.heard(self.latest)
             time.sleep(READ_EVERY)
+
+
+class Meter:
+    """What a worker generates and what its machine draws meanwhile, between one heartbeat and the next."""
+
+    def __init__(self) -> None:
+        self._tokens: deque[tuple[float, int]] = deque(maxlen=11)
+        self.joules = 0.0
+
+    def beat(self, tokens: int, watts: float | None) -> float:
+        """So many tokens so far, at such a power if that is to count; returns joules since the last beat."""
+        self._tokens.append((time.monotonic(), tokens))
+        joules = (watts or 0.0) * (self._tokens[-1][0] - self._tokens[-2][0]) if len(self._tokens) > 1 else 0.0
+        self.joules += joules
+        return joules
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last ten beats."""
+        (before, then), (after, latest) = self._tokens[0], self._tokens[-1]
+        return round((latest - then) / (after - before), 1) if after > before else 0
 
 
 class Power:
@@ -120,6 +164,20 @@ def _thermal() -> Thermal:
     if sys.platform == "darwin":
         return pressure(_said("/usr/bin/notifyutil", "-g", "com.apple.system.thermalpressurelevel"))
     return hottest_zone(Path("/sys/class/thermal"))
+
+
+def _memory() -> MemoryReading:
+    return memory(_said("/usr/sbin/sysctl", "-n", *NAMES)) if sys.platform == "darwin" else NOTHING_KNOWN
+
+
+def boot() -> str:
+    """Which boot of this machine this is, in some words that another boot does not have."""
+    if sys.platform == "darwin":
+        return _said("/usr/sbin/sysctl", "-n", "kern.boottime").partition("}")[0]
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def pressure(said: str) -> Thermal:

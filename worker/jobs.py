@@ -127,7 +127,7 @@ def asked(job: Claimed, body: JobBody, text: Text, adapters: Adapters = NO_ADAPT
         for choice in range(body.n):
             seeded = replace(first, seed=(first.seed + choice) % SEEDS)
             id = f"{job.id}/{len(requests)}"
-            requests.append(Request(id, encoded.tokens, seeded, rules, encoded.thinking, adapter))
+            requests.append(Request(id, encoded.tokens, seeded, rules, encoded.thinking, adapter, body.drafts))
     return Asked(tuple(requests), tools, tuple(dict.fromkeys(notes)))
 
 

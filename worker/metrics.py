@@ -106,6 +106,8 @@ class Metrics:
         self.leases_lost = counter("draftmill_leases_lost", "Leases lost by this worker.")
         self.stale = counter("draftmill_stale_commits", "Commits that came too late.")
         self.reaped = counter("draftmill_reaped", "Expired leases taken back.")
+        self.gpu_aborts = counter("draftmill_gpu_aborts", "Command buffers that the GPU gave up: each ended a worker.")
+        self.memory_short = gauge("draftmill_memory_short", "Whether macOS says that memory is short here.")
         self.active_memory = gauge("draftmill_mlx_active_memory_bytes", "Memory that MLX has in use.")
         self.peak_memory = gauge("draftmill_mlx_peak_memory_bytes", "Most memory that MLX had in use.")
         self.check_error = gauge(

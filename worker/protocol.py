@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..engine.request import Adapters, Completion, Request
 from ..engine.stats import Stats
@@ -57,9 +57,28 @@ class Engine(Protocol):
         """Stop a request; its completion comes out with finish reason "cancelled"."""
         ...
 
+    def resize(self, share: float) -> None:
+        """Have this part of the rows and of the memory that it began with; rows may begin anew for it."""
+        ...
+
     def step(self) -> list[Completion]:
         """Run one round; returns the requests that finished.
 
         One with which alone rounds fail ends with finish reason "failed". Raises EngineFailed if all rounds fail.
         """
         ...
+
+
+def report(engine: Engine) -> dict[str, Any]:
+    """What each heartbeat says of an engine."""
+    verdict, stats = engine.verdict, engine.stats
+    return {
+        "adapters": ",".join(engine.adapters.folders),
+        "check": str(verdict or engine.remark or ""),
+        "stock": ", ".join(verdict.dropped) if verdict else "",
+        "rounds": stats.rounds,
+        "generated_tokens": stats.generated_tokens,
+        "row_rounds": stats.row_rounds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+    }

@@ -8,7 +8,6 @@ import queue as queues
 import secrets
 import signal
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +17,20 @@ import redis as redis_py
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
-from ..engine.request import Completion, RequestError
+from ..engine.request import Completion, DeviceFailed, RequestError
 from ..producer.queue.connect import without_retries
 from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import JobQueue
 from ..producer.queue.pair_names import canonical
 from ..producer.queue.wire import WIRE, JsonSerializer, pair_queue
-from . import jobs, model_defaults, results
+from . import jobs, model_defaults, protocol, results
 from .courier import Courier
 from .duty import UNHEARD, duty
 from .heartbeat import Heartbeat
-from .host import Host, Sensors
+from .host import Host, Meter, Sensors
 from .jobs import Running
+from .mac.memory import Relief
 from .metrics import Metrics
 from .protocol import Engine
 from .spool import Spool
@@ -57,6 +57,7 @@ class MillWorker(BaseWorker):
         host: this machine.
         auto: whether to end, to be started anew, when the schedule says another pair.
         defaults: the model's generation defaults, as `model_defaults.read` finds them.
+        name: of this worker, if its parent has chosen one, after so many `aborts` of workers before it.
     """
 
     def __init__(
@@ -70,17 +71,19 @@ class MillWorker(BaseWorker):
         host: Host | None = None,
         auto: bool = False,
         defaults: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        aborts: int = 0,
     ) -> None:
         host = host or Host.here()
-        name = f"{host.name}-{secrets.token_hex(3)}"  # one that was killed must not stand in its successor's way
+        name = name or f"{host.name}-{secrets.token_hex(3)}"  # one that was killed must not stand in the next one's way
         queues = [pair_queue(pair)]  # as `rq info` shows it: its batches have the queues below this name
         super().__init__(queues, name=name, connection=connection, serializer=JsonSerializer)
         self.engine = engine
         self.pair = pair = canonical(pair)
-        self.capacity = 2 * engine.max_rows
         about = {"host": host.name, "chip": host.chip, "mlx": VERSIONS["mlx"]}
         self.metrics = Metrics(pair, self.name, VERSIONS["draftmill"], **about)
         self.metrics.slots.set(engine.max_rows)
+        self.metrics.gpu_aborts.inc(aborts)
         if engine.verdict:
             self.metrics.observe_check(engine.verdict)
         self.queue = JobQueue(connection, self.name, pair, lease)
@@ -99,7 +102,7 @@ class MillWorker(BaseWorker):
             self.request_shutdown,
         )
         self.host = host
-        self.sensors = Sensors(host)
+        self.sensors, self.relief = Sensors(host), Relief()
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
         self.duty = UNHEARD
         self.restart = False
@@ -110,8 +113,7 @@ class MillWorker(BaseWorker):
         self._of_request: dict[str, Running] = {}
         self._requests_per_job = 1.0
         self._done = self._failed = 0
-        self._speed: deque[tuple[float, int]] = deque(maxlen=11)
-        self._joules = 0.0
+        self.meter = Meter()
         self.birth_date = now()
 
     def _set_connection(self, connection: redis_py.Redis) -> redis_py.Redis:
@@ -125,6 +127,7 @@ class MillWorker(BaseWorker):
         back and ends at once. `restart` is True if it ended by itself, to serve another pair.
 
         Raises:
+            DeviceFailed: the system took the GPU away; all jobs are handed back, and nobody is to blame.
             EngineFailed: the engine cannot go on; its jobs are handed back.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -142,6 +145,7 @@ class MillWorker(BaseWorker):
                 self._drop()
                 self._watch_deadlines()
                 self._watch_duty()
+                self._watch_memory()
                 if self.engine.busy:
                     self._step()
                 elif self.signals and not self.courier.arrived.is_set():
@@ -149,6 +153,9 @@ class MillWorker(BaseWorker):
                 else:
                     self.courier.arrived.wait(0.1)
             ended_well = True
+        except DeviceFailed:
+            ended_well, self.pulse.stays = True, True
+            raise
         finally:  # jobs that were running when the worker failed are not handed back: their leases count
             self._close({} if ended_well else self._running)
         return not self.courier.held()
@@ -189,7 +196,7 @@ class MillWorker(BaseWorker):
             return 0, 0
         if self._running:
             self._requests_per_job = len(self._of_request) / len(self._running)
-        free = max(0, self.capacity - len(self._of_request))
+        free = max(0, 2 * self.engine.max_rows - len(self._of_request))
         size = max(1.0, self._requests_per_job)
         return math.ceil(free / size), int(min(free, self.engine.max_rows) / size)
 
@@ -247,10 +254,17 @@ class MillWorker(BaseWorker):
                 running.dropped = "returned"
                 self._cancel(running)
 
+    def _watch_memory(self) -> None:
+        if self.relief.look(self.sensors.latest.memory, time.monotonic()):
+            self.engine.resize(self.relief.share)
+            self.metrics.slots.set(self.engine.max_rows)
+
     def _step(self) -> None:
         begin = time.perf_counter()
         try:
             completions = self.engine.step()
+        except DeviceFailed:
+            raise
         except Exception as error:  # the engine goes on after rounds that fail, while it can
             self._give_up(error)
             raise
@@ -363,26 +377,16 @@ class MillWorker(BaseWorker):
 
     def report(self) -> dict[str, Any]:
         """What each heartbeat publishes; `wire.worker_key` describes it. Called by the heartbeat's thread."""
-        stats, reading, held = self.engine.stats, self.sensors.latest, len(self.courier.held())
-        self._speed.append((time.monotonic(), stats.generated_tokens))
-        (before, then), (after, latest) = self._speed[0], self._speed[-1]
-        if held and reading.power_watts and len(self._speed) > 1:
-            joules = reading.power_watts * (after - self._speed[-2][0])
-            self._joules += joules
+        reading, held = self.sensors.latest, len(self.courier.held())
+        self.metrics.memory_short.set(reading.memory.short)
+        if joules := self.meter.beat(self.engine.stats.generated_tokens, reading.power_watts if held else None):
             self.metrics.add_energy(joules)
         state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)
         return {
             "pair": self.pair,
-            "adapters": ",".join(self.engine.adapters.folders),
-            "host": self.host.name,
-            "chip": self.host.chip,
-            "memory": self.host.memory,
-            "os": self.host.os,
-            "thermal": reading.thermal,
-            "power_watts": "" if reading.power_watts is None else round(reading.power_watts, 1),
+            **self.host.report(reading),
             **{VERSIONED[name]: version for name, version in VERSIONS.items()},
-            "check": str(self.engine.verdict or self.engine.remark or ""),
-            "stock": ", ".join(self.engine.verdict.dropped) if self.engine.verdict else "",
+            **protocol.report(self.engine),
             "state": "drained" if state == "draining" and not held else state,
             "reason": reason,
             "lease": self.queue.lease,
@@ -390,11 +394,6 @@ class MillWorker(BaseWorker):
             "in_flight": len(self._running),
             "done": self._done,
             "failed": self._failed,
-            "rounds": stats.rounds,
-            "generated_tokens": stats.generated_tokens,
-            "tokens_per_second": round((latest - then) / (after - before), 1) if after > before else 0,
-            "row_rounds": stats.row_rounds,
-            "drafted": stats.drafted,
-            "accepted": stats.accepted,
-            "energy_joules": round(self._joules, 1),
+            "tokens_per_second": self.meter.tokens_per_second,
+            "energy_joules": round(self.meter.joules, 1),
         }

@@ -7,11 +7,12 @@ survives, and a round of so many tokens has its price. Knows no MLX.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..drafting.suffix import LEAST_MATCH, MOST
 from ..schedule.row import FROM_DRAFT
 from .acceptance import Acceptance
+from .command_buffers import shallower
 from .depth_choice import Candidate, Chosen, DepthChoice
 from .exploration import Exploration
 from .round_cost import Cost
@@ -58,8 +59,11 @@ class Budget:
         self._extra: list[float] = []  # by packed tokens: a share of what a first round takes, 0 after it
         self._trials: dict[int, int] = {}  # by rows, the round in which one began
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0) -> list[int]:
-        """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts."""
+    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
+        """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts.
+
+        `most` says how many of so many drafted tokens the round takes; all of them unless the device bounds it.
+        """
         self.forecast, self.kinds = None, []
         if not rows:
             return []
@@ -72,6 +76,7 @@ class Budget:
             chosen, depths = choice.plain, choice.plain.depths
         else:
             depths = self._exploration.add(choice, chosen)
+        depths = shallower(depths, most(sum(depths)))
         if not prompt:
             self.forecast = self._forecast(choice, chosen, depths)
         if self.cost.first:
@@ -85,7 +90,9 @@ class Budget:
         if self.cost.first:
             self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
         timed = self.timing.listed(len(rows), most, self.block > 1)
-        passing = [kind == FROM_DRAFT and self.block > 1 for kind in self.kinds]
+        passing = [
+            kind == FROM_DRAFT and row.writing and self.block > 1 for kind, row in zip(self.kinds, rows, strict=True)
+        ]
         return DepthChoice(self.cost, self.block, rows, chances, prompt, self._extra, timed, passing)
 
     def _offers(self, rows: Sequence[Candidate]) -> list[tuple[int, list[float]]]:
@@ -95,7 +102,8 @@ class Budget:
         price = self.cost.drafts(count, self.block)[count] / round  # of a row's part in a pass, in tokens
         offers: list[tuple[int, list[float]]] = []
         for row in rows:
-            kind, chances = FROM_DRAFT, self.acceptance.chances(row.key, min(row.left, self.block) - 1)
+            drafted = min(row.left, self.block) - 1 if row.writing else 0
+            kind, chances = FROM_DRAFT, self.acceptance.chances(row.key, drafted)
             if self._copied and (place := bisect_right(MATCHES, row.match)):
                 copied = self._copied[place - 1].chances(row.key, min(row.left - 1, MOST))
                 if not chances or sum(copied) > sum(chances) - price:

@@ -16,14 +16,15 @@ PROMISING = 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """A decoding row: how many tokens it may still emit, at most, how many it has behind it, and how many of its last
-    ones stood in its text before, as far as that is known.
+    """A decoding row: how many tokens it may still emit, at most, how many it has behind it, how many of its last ones
+    stood in its text before, as far as that is known, and whether the draft may write for it.
     """
 
     key: str
     left: int
     context: int
     match: int = 0
+    writing: bool = True
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ It chooses tokens, ends texts and recovers as the engine with adapters does, by 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...kernels.operations import Operations
 from ...kernels.race.contestants import ChoiceShape, OperationShape
 from ..base_engine import BaseEngine
 from ..choose.history import Histories
+from ..depth.command_buffers import LAUNCHES, Parts, TimedChunks
 from ..models.folder import ModelError, first_line
 from ..recovery import Failure, prove
 from ..request import NO_ADAPTERS, Adapters, RequestError
@@ -93,13 +95,14 @@ class PlainEngine(BaseEngine):
         self.workspace += LOGITS * self.max_rows * ways.vocabulary * ways.dtype.size
         self.workspace += self.operations.bytes_to_choose(self.max_rows, ways.vocabulary, ways.dtype)
         budget = default_budget(self.workspace) if memory is None else memory
-        self._memory = budget - budget // SPARE
+        self._memory = self._most_memory = budget - budget // SPARE
         if ways.footprint.bytes(1) > self._memory:
             raise ModelError(
                 f"no memory for a single row: {budget:,} bytes allowed, {ways.footprint.bytes(1):,} needed; "
                 "raise --memory"
             )
         self.prefill_tokens = PREFILL_TOKENS
+        self._chunks: TimedChunks | None = None
         self._waiting = Waiting(OVERTAKING * self.max_rows, self._rounds)
         self._slots = list(range(self.max_rows))
         self._running: list[Row] = []  # in the order in which they started
@@ -121,6 +124,14 @@ class PlainEngine(BaseEngine):
         changed = ChoiceShape(self._ways.vocabulary, mx.float32, most=16)  # by what rows ask for, a few at a time
         return [own] if self.dtype == mx.float32 else [own, changed]
 
+    def keep_within(self, seconds: float, launches: int = LAUNCHES) -> None:
+        """From now on no command buffer is to take longer, where one ends after so many launches: each chunk is timed,
+        and the next one is as large as fits.
+        """
+        layers = len(self.model.layers)
+        self._chunks = chunks = TimedChunks(Parts(layers, layers, launches), seconds, PREFILL_TOKENS)
+        self.prefill_tokens = chunks.tokens
+
     @property
     def remark(self) -> str:
         """What there is to know of how this model runs, in one line."""
@@ -131,12 +142,21 @@ class PlainEngine(BaseEngine):
 
     def _enqueue(self, row: Row) -> None:
         need = self._ways.footprint.bytes(len(row.request.tokens) + row.limit)
-        if need > self._memory:
+        if need > self._most_memory:
             raise RequestError(
-                f"prompt and max_tokens need {need:,} bytes, this worker has {self._memory:,}; "
+                f"prompt and max_tokens need {need:,} bytes, this worker has {self._most_memory:,}; "
                 "shorten the prompt, lower max_tokens or raise the worker's --memory"
             )
         self._waiting.add(row)
+
+    def _read_all(self) -> None:
+        self._read_in_flight()
+        mx.synchronize()
+
+    def _resize(self, less: bool) -> None:
+        self._memory = int(self.share * self._most_memory)
+        taken = {row.slot for row in self._running}
+        self._slots = [slot for slot in range(self.max_rows) if slot not in taken]
 
     def _run_round(self) -> None:
         if any(row.left > 0 and not row.ready for row in self._decoding):
@@ -211,12 +231,24 @@ class PlainEngine(BaseEngine):
             self._prefill = None
             return
         if not prefill.done:
-            self.stats.prefilled_tokens += prefill.step(self.prefill_tokens)
+            self.stats.prefilled_tokens += self._step(prefill)
             self.stats.rounds += 1
             self.stats.rows += len(prefill.rows)
         if prefill.done:
             self._prefill, self._prefix = None, prefill.kept
             self._join(prefill.rows, prefill.caches)
+
+    def _step(self, prefill: Prefill) -> int:
+        """Read a chunk; where it must not take too long, see how long it takes."""
+        if not (chunks := self._chunks):
+            return prefill.step(self.prefill_tokens)
+        mx.synchronize()  # what is in flight is not the chunk's time
+        begin = time.perf_counter()
+        read = prefill.step(self.prefill_tokens)
+        mx.synchronize()
+        chunks.took(read, time.perf_counter() - begin)
+        self.prefill_tokens = chunks.tokens
+        return read
 
     def _join(self, rows: Sequence[Row], caches: Caches) -> None:
         """Let rows take part that have been read but for the last token of their prompts."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from ..request import EngineFailed
+from ..request import DeviceFailed, EngineFailed
 from .row import Row
 
 
@@ -27,3 +28,21 @@ def blame(rows: Sequence[Row], reason: str) -> Row | None:
     if worst > 2:
         raise EngineFailed(f"rounds of {len(rows)} requests fail, of one they do not: lower --max-rows ({reason})")
     return None
+
+
+GAVE_UP = "[METAL] Command buffer execution failed"
+"""How MLX begins what it says of a command buffer that macOS did not let end: it took too long, or memory is short."""
+
+
+def gave_up(said: str) -> str | None:
+    """Why the GPU gave up a command buffer, if that is what was said: macOS's words, such as "Impacting Interactivity
+    (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)".
+    """
+    _, found, why = said.partition(GAVE_UP)
+    return re.split("[;\n]", why)[0].strip(" :.") or "no reason given" if found else None
+
+
+def check_device(error: Exception) -> None:
+    """Raises DeviceFailed if that is what an error means. No request is to blame: a smaller round might have run."""
+    if why := gave_up(str(error)):
+        raise DeviceFailed(f"the GPU gave up: {GAVE_UP}: {why}") from None

@@ -17,10 +17,7 @@ class Pages:
     """
 
     def __init__(self, most: int):
-        self.most = most
-        self.count = min(FIRST, most)
-        self._free = list(range(self.count))  # a heap: pages of a row lie side by side where they can
-        self._holders = [0] * self.count
+        self._begin(most)
 
     @property
     def free(self) -> int:
@@ -53,6 +50,18 @@ class Pages:
             self._holders[page] -= 1
             if not self._holders[page]:
                 heappush(self._free, page)
+
+    def resize(self, most: int) -> None:
+        """There can be so many from now on. Where that is less than there are, nobody may hold one: they begin anew."""
+        if most < self.count:
+            self._begin(most)
+        self.most = most
+
+    def _begin(self, most: int) -> None:
+        self.most = most
+        self.count = min(FIRST, most)
+        self._free = list(range(self.count))  # a heap: pages of a row lie side by side where they can
+        self._holders = [0] * self.count
 
     def _grow(self, least: int) -> None:
         """Twice as many pages, or as many as are asked for: each time the pool is copied."""

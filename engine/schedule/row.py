@@ -10,6 +10,7 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 from ..request import NO_ADAPTER, Completion, FinishReason, Request, TokenLogprob
+from ..stats import Origin
 from .prefix import Prefix
 
 FROM_DRAFT = 0
@@ -103,6 +104,10 @@ class Row:
     failed_at: int = 0
     failed_after: int = 0
     started: float = field(default_factory=time.monotonic)
+
+    def allows(self, origin: Origin) -> bool:
+        """Whether drafts of this origin may be made for it."""
+        return self.request.drafts is None or origin in self.request.drafts
 
     @property
     def running(self) -> bool:

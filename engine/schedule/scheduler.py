@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ...kernels.pages.sizes import PAGE, pages_for
 from .pages import Pages
 from .prefix import MOST, Prefix, PrefixCache
+from .room import Room, TokenRoom, chunk_end
 from .row import FROM_DRAFT, Row
 from .waiting import OVERTAKING, Waiting
 
@@ -62,11 +63,6 @@ class Plan:
     preempted: list[Row] = field(default_factory=list)
 
 
-def fixed(depth: int) -> Callable[[Sequence[Row], int], list[int]]:
-    """The same depth for every row, in every round."""
-    return lambda rows, prompt: [depth] * len(rows)
-
-
 class Scheduler:
     """Rows in order of admission, requests that wait, and the pages of the pool. Knows no MLX.
 
@@ -94,6 +90,8 @@ class Scheduler:
         self.depths = depths
         self.forced = forced
         self.prefill_tokens = PREFILL_TOKENS
+        self.room: Callable[[Sequence[Row]], Room] = lambda decoding: TokenRoom(self.prefill_tokens)
+        """What a round in which these rows decode has room for besides."""
         self.rows: list[Row] = []
         self.prefixes = PrefixCache(self.pages, prefixes)
         self.waiting = Waiting(OVERTAKING * max_rows, self._rounds)
@@ -109,27 +107,24 @@ class Scheduler:
         preempted = self.preempted
         suspect = next((row for row in self.rows if row.suspect), None)
         if not suspect and self._next_is_suspect and (started := self._admit()):
-            return Plan([self._prefill(*started, self.prefill_tokens)], started=[started[0]])
+            return Plan([self._prefill(*started, self._chunk(started[0], self.room([])))], started=[started[0]])
         rows = [suspect] if suspect else self.rows
         decoding = [row for row in rows if not row.prefilling and row.ready]
-        prompt = min(self.prefill_tokens, sum(len(row.feed) - row.cursor for row in rows if row.prefilling))
-        for row, depth in zip(decoding, self.depths(decoding, prompt), strict=True):
+        room = self.room(decoding)
+        chunks = {row: self._chunk(row, room) for row in rows if row.prefilling and room.left}
+        for row, depth in zip(decoding, self.depths(decoding, sum(chunks.values())), strict=True):
             depth = self._depth(row, depth)
             # A row before it may have taken its place.
             if row.running and self._reserve(row, row.bound + max(depth + 1, self.block if depth else 0), plan):
                 plan.segments.append(self._decode(row, depth))
-        budget = self.prefill_tokens
-        for row in rows:
-            if row.prefilling and budget:
-                plan.segments.append(chunk := self._prefill(row, None, budget))
-                budget -= chunk.count
+                room.draft(depth)
+        plan.segments.extend(self._prefill(row, None, count) for row, count in chunks.items() if row.running)
         if suspect or self._next_is_suspect:
             return plan
         # A preempted row's last round must be read before the row can start again.
-        while budget and self.preempted == preempted and (started := self._admit()):
+        while room.left and self.preempted == preempted and (started := self._admit()):
             plan.started.append(started[0])
-            plan.segments.append(chunk := self._prefill(*started, budget))
-            budget -= chunk.count
+            plan.segments.append(self._prefill(*started, self._chunk(started[0], room)))
         return plan
 
     def add(self, row: Row) -> None:
@@ -155,6 +150,13 @@ class Scheduler:
         self.pages.release(row.pages)
         self._free.append(row.slot)
         row.slot, row.pages = -1, []
+
+    def resize(self, rows: int, pages: int) -> None:
+        """Have so many rows and pages at most. For fewer than there were, no row may run and no prefix be kept."""
+        taken = {row.slot for row in self.rows}
+        self.max_rows = rows
+        self._free = [slot for slot in range(rows - 1, -1, -1) if slot not in taken]
+        self.pages.resize(pages)
 
     def start_over(self) -> list[Row]:
         """Send all running rows back, the first to be the first again, after what they held is lost; returns them."""
@@ -183,9 +185,12 @@ class Scheduler:
         row.in_flight.append(depth + 1)
         return segment
 
-    def _prefill(self, row: Row, cached: Prefix | None, budget: int) -> Segment:
-        end = row.prefixes[0].length if row.prefixes else len(row.feed)
-        first, count = row.cursor, min(budget, end - row.cursor)
+    def _chunk(self, row: Row, room: Room) -> int:
+        """How many tokens of its prompt a row has in a round with such room."""
+        return room.take(row.cursor, chunk_end(row) - row.cursor)
+
+    def _prefill(self, row: Row, cached: Prefix | None, count: int) -> Segment:
+        first, end = row.cursor, chunk_end(row)
         row.cursor += count
         keep = row.prefixes.pop(0) if row.prefixes and row.cursor == end else None
         if keep:

@@ -24,10 +24,12 @@ class KVPool:
     def __init__(self, heads: Sequence[Heads], pages: int, dtype: mx.Dtype, operations: Operations):
         self.layers = [operations.pool(pages, count, dim, dtype) for count, dim in heads]
 
-    def renew(self) -> None:
-        """Begin with empty pages; also after a round that failed: what it was to write cannot be read."""
+    def renew(self, pages: int | None = None) -> None:
+        """Begin with empty pages, so many or as many as before; also after a round that failed: what it was to write
+        cannot be read.
+        """
         for layer in self.layers:
-            layer.renew()
+            layer.renew(pages)
 
     @staticmethod
     def bytes_per_page(heads: Sequence[Heads], dtype: mx.Dtype) -> int:

@@ -53,9 +53,9 @@ class LayerPool:
         self.launch = launch
         self._begin(pages)
 
-    def renew(self) -> None:
-        """Begin anew with empty pages."""
-        self._begin(self.pages)
+    def renew(self, pages: int | None = None) -> None:
+        """Begin anew with empty pages, so many or as many as before."""
+        self._begin(self.pages if pages is None else pages)
 
     def _begin(self, pages: int) -> None:
         self.after = mx.zeros(CONSTANT_SIZE)

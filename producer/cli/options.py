@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import orjson
@@ -21,7 +21,7 @@ from ..input.request.thinking import EFFORTS
 from ..input.rows import RowOptions
 from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
-from ..queue.wire import DEFAULT_PAIR, MOST_CHOICES, MOST_LOGPROBS
+from ..queue.wire import DEFAULT_PAIR, MOST_CHOICES, MOST_LOGPROBS, DraftSource
 from .completion import batch_ids
 
 Command = Callable[..., Any]
@@ -53,6 +53,20 @@ class Duration(click.ParamType):
             most = "" if self.most == math.inf else f" and at most {duration(self.most)}"
             self.fail(f"{value!r} is not at least {duration(self.least)}{most}", param, ctx)
         return seconds
+
+
+class Drafts(click.ParamType):
+    """Sources of drafts, with a comma between two; or none."""
+
+    name = "drafts"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names, known = [each.strip() for each in value.split(",")], get_args(DraftSource)
+        if names == ["none"]:
+            return ()
+        if wrong := [name for name in names if name not in known]:
+            self.fail(f"{wrong[0]!r} is no source of drafts: name some of {', '.join(known)}, or none", param, ctx)
+        return tuple(names)
 
 
 def duration(seconds: float) -> str:
@@ -219,6 +233,7 @@ _dataset = (
     ),
     click.option("--max-seconds", type=Duration(0.001), metavar="TIME", help="Default: no limit."),
     click.option("--model-defaults", is_flag=True, help="Else sample as the model's generation_config.json says."),
+    click.option("--drafts", type=Drafts(), metavar="SOURCE,…", help="Where drafts may come from: as workers have it."),
     click.option("--thinking/--no-thinking", default=None, help="Default: as the model's chat template has it."),
     click.option("--reasoning-effort", type=click.Choice(EFFORTS), help="How much to think, if the model knows it."),
     click.option("--thinking-budget", type=click.IntRange(-1), metavar="N", help="Most tokens of thoughts."),

@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
     logprobs: int
     max_seconds: float
     model_defaults: bool
+    drafts: Sequence[Literal["dflash", "mtp", "lookup"]]
     thinking: bool
     reasoning_effort: str
     thinking_budget: int

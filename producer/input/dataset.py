@@ -21,7 +21,7 @@ from .request.faults import Fault, show
 from .rows import RowOptions, Rows
 from .sources import open_source
 
-NOT_IN_ID: Any = {"batch": True, "line": True, "sampling": {"max_seconds"}}
+NOT_IN_ID: Any = {"batch": True, "line": True, "drafts": True, "sampling": {"max_seconds"}}
 AT_FIRST = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
 """Sampling parameters of the first version."""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
-from ..queue.wire import MOST_CHOICES, MOST_LOGPROBS, Grammar
+from ..queue.wire import MOST_CHOICES, MOST_LOGPROBS, DraftSource, Grammar
 from .models import models
 from .request.asked import Asked, whole
-from .request.faults import Fault
+from .request.faults import Fault, show
 from .request.sampling import SAMPLING, sampling
 from .request.structure import Kind, made
 from .request.thinking import template
@@ -34,10 +34,10 @@ GRAMMARS: dict[str, Kind] = {
 class Defaults:
     """What applies where a line says nothing: sampling parameters by name, a system message, a grammar, and so on.
 
-    `adapter` is a LoRA adapter's name, `template` what the chat template is told, `trusted` whether messages may name
-    control tokens. With `model_defaults` the model's own generation defaults apply to what neither line nor `sampling`
-    says. `models` has the pairs of models that lines may name. `served` says that lines are requests to a server, which
-    chose the pair by their model.
+    `adapter` is a LoRA adapter's name, `drafts` has the sources that may draft. `template` is what the chat template is
+    told, `trusted` whether messages may name control tokens. With `model_defaults` the model's own generation defaults
+    apply to what neither line nor `sampling` says. `models` has the pairs of models that lines may name. `served` says
+    that lines are requests to a server, which chose the pair by their model.
     """
 
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +45,7 @@ class Defaults:
     grammar: Grammar | None = None
     n: int = 1
     adapter: str | None = None
+    drafts: tuple[DraftSource, ...] | None = None
     template: dict[str, Any] = field(default_factory=dict)
     trusted: bool = False
     model_defaults: bool = False
@@ -69,11 +70,19 @@ def defaults(given: Mapping[str, Any], called: Mapping[str, str] | None = None) 
         _grammar(given, said),
         whole(said.get("n", "n"), given.get("n", 1), 1, MOST_CHOICES),
         given.get("adapter"),
+        _drafts(given["drafts"], said["drafts"]) if "drafts" in given else None,
         _template(given, said),
         bool(given.get("control_tokens")),
         bool(given.get("model_defaults")),
         models(given["models"], said["models"]) if "models" in given else {},
     )
+
+
+def _drafts(names: Sequence[str], said: str) -> tuple[DraftSource, ...]:
+    known: tuple[DraftSource, ...] = get_args(DraftSource)
+    if wrong := [name for name in names if name not in known]:
+        raise Fault(f"{said} has {show(wrong[0])}, which is no source of drafts: name some of {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 def _grammar(given: Mapping[str, Any], said: Mapping[str, str]) -> Grammar | None:

@@ -89,6 +89,7 @@ def job_body(line: dict[str, Any], name: str, number: int, pair: str, defaults: 
         model_defaults=left,
         line=number,
         adapter=_adapter(wanted, own) or defaults.adapter,
+        drafts=defaults.drafts,
         **(_chat(wanted, defaults, obeyed, notes) if is_chat else _text(wanted, chosen, n)),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-NOT_IN_ID = frozenset({"strict", "max_seconds", "dry_run", "format"})
+NOT_IN_ID = frozenset({"strict", "max_seconds", "dry_run", "format", "drafts"})
 """Options of INPUT that do not make it another batch."""
 LARGEST = 2**63 - 1
 """The largest integer that is kept as a number: JSON as batches and manifests hold it has 64 bits."""

@@ -25,6 +25,9 @@ CUT_SHORT = 141
 RESTART = 75
 """Exit code of a worker that wants to be started again, with the pair that the schedule says now."""
 
+GPU_GAVE_UP = 76
+"""Exit code of a worker whose GPU gave up a command buffer; on a Mac its parent starts it again."""
+
 AGAIN = "run the same command again"
 
 SENTINEL_REFUSES = "a Sentinel refuses the user name or password"

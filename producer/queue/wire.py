@@ -172,6 +172,10 @@ class Tools(BaseModel):
     single: bool = False
 
 
+DraftSource = Literal["dflash", "mtp", "lookup"]
+"""Where drafts come from: the pair's draft, the target's own MTP head, the row's own text."""
+
+
 class JobBody(BaseModel):
     """One request in the queue: exactly one of `messages` (chat) and `prompts` (text completion) is set.
 
@@ -183,7 +187,8 @@ class JobBody(BaseModel):
     an answer. Names of control tokens in messages are text, unless they are `trusted`. For the `model_defaults` the
     defaults of the model's folder apply instead of what `sampling` says, where it has one.
 
-    `adapter` names the LoRA adapter that the answer is to have.
+    `adapter` names the LoRA adapter that the answer is to have. `drafts` has the sources that may draft for it; by
+    default all that a worker has. They change how long it takes, not what it says.
 
     `line` is the request's line number in the dataset, different for each line of a batch: by it the batch notes what
     has ended, and the result carries it so that output can be put in input order. `keep` has the columns of the
@@ -208,6 +213,7 @@ class JobBody(BaseModel):
     trusted: bool = False
     model_defaults: tuple[ModelDefault, ...] = ()
     adapter: str | None = None
+    drafts: tuple[DraftSource, ...] | None = None
     line: Annotated[int, Field(ge=0, le=MOST_LINE_NUMBER)] = 0
     keep: dict[str, Any] | None = None
 
@@ -365,8 +371,9 @@ when (Unix seconds); `pairs <host|*>`: which pairs at what hours, JSON. `fleet.p
 def worker_key(worker: str) -> str:
     """Hash, a day after the last heartbeat it expires: what a worker reports of itself.
 
-    `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `power_watts` (empty
-    if unknown), `version`, `mlx`, `rq`, `wire`, `pair`; `adapters` (names of LoRA adapters, a comma between two);
+    `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `memory_pressure`
+    (normal, warning, critical, unknown), `swapped` (bytes) and `power_watts` (both empty if unknown);
+    `version`, `mlx`, `rq`, `wire`, `pair`; `adapters` (names of LoRA adapters, a comma between two);
     `check` (how near its logits are to mlx-lm's, or that they are mlx-lm's: "plain: no adapter for phi3") and `stock`
     (operations that the check found wrong and that run as stock MLX, or empty); `state` (working, draining, drained,
     refusing) and its `reason`; `lease` (seconds of silence after which it counts as gone), `seen` and `started` (Redis

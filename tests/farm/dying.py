@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from draftmill.producer.queue import batches, wire
 from tests.farm.crash import STEPS
-from tests.farm.farm import Farm
+from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
 from tests.worker.run_worker import PAIR
 
@@ -190,6 +193,30 @@ def poison(full: bool) -> Figure:
         codes = [line for line in batches.results(farm.redis, "b") if b'"lost_leases"' in line.line]
     holds = (len(codes), status.done) == (bad, jobs - bad)
     return Figure(f"{len(codes)} failed as poison, {status.done:,} done, {died} workers died", holds)
+
+
+def gpu_aborts(full: bool) -> Figure:
+    """A worker below a parent, whose GPU gives up: half of the times it dies of it, half of the times it says so."""
+    aborts, jobs = (10, 2_000) if full else (2, 200)
+    with Farm(rows=4, round_seconds=0.005, lease=60) as farm:
+        settings = orjson.dumps(asdict(farm.settings)).decode()
+        rounds = ",".join(["100"] * aborts)  # a life ends about 65 jobs
+        farm.submit(jobs)
+        slowest, idle = 0.0, time.monotonic()
+        command = [sys.executable, "-m", "tests.worker.mac.run_parent", settings, rounds]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=farm.log) as parent:
+            deadline = time.monotonic() + 200
+            while not (status := farm.status()).complete and time.monotonic() < deadline:
+                now = time.monotonic()
+                slowest, idle = (max(slowest, now - idle), now) if status.running else (slowest, idle)
+                time.sleep(0.01)
+            account = farm.account(jobs)
+            parent.terminate()
+        said = farm.said().count("without blame")
+        keys = farm.redis.scan_iter("rq:job:*")
+        blamed = sum(int(farm.redis.hget(key, "draftmill_leases") or 0) > 1 for key in keys)
+    text = f"{said} aborts; {account}, {blamed} blamed; slowest recovery {slowest:.1f} s"
+    return Figure(text, account.clean and said == aborts and blamed == 0 and slowest < 10)
 
 
 def clocks(full: bool) -> Figure:

@@ -26,6 +26,9 @@ FAULTS = (
     Fault("redis-kills", f"10 kill -9 of Redis, 60 s away: {NOTHING}, same processes", redis_faults.redis_kills),
     Fault("long-outage", f"Redis away for 3 leases, 3 times: 0 leases lost, {NOTHING}", redis_faults.long_outage),
     Fault("poison", "5 poison among 1,000: 5 failed as poison, 995 done", dying.poison),
+    Fault(
+        "gpu-aborts", "10 aborts of a GPU in 2,000 jobs: 0 lost, 0 poisoned, 0 blamed, back in 10 s", dying.gpu_aborts
+    ),
     Fault("submits", "10,000 lines submitted twice and cut at random: 10,000 results", load.interrupted_submits),
     Fault("clocks", f"two clocks off by 120 s: {NOTHING}", dying.clocks),
     Fault("hostile-jobs", "1,000 hostile bodies: all refused, nothing run, worker alive", load.hostile_jobs),

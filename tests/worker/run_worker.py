@@ -12,7 +12,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from draftmill.engine.request import DeviceFailed
 from draftmill.producer.queue.connect import connect
+from draftmill.producer.queue.errors import GPU_GAVE_UP
 from draftmill.producer.queue.urls import names_sentinels
 from draftmill.worker.host import Host
 from draftmill.worker.worker import MillWorker
@@ -26,7 +28,9 @@ PAIR = "set-speed"
 class Settings:
     """`timeout` is the socket's; `crash` names a step at whose `crash_after`th time the process kills itself.
 
-    `depth` is that of the engine's drafts. With `metrics` Prometheus finds it on a free port.
+    `depth` is that of the engine's drafts. A worker that a parent has started has a `name`, after so many `aborts`;
+    its GPU gives up after `aborts_after` rounds, which it `dies` of or says.
+    With `metrics` Prometheus finds it on a free port.
     """
 
     url: str
@@ -43,6 +47,10 @@ class Settings:
     watts: float | None = None
     metrics: bool = False
     pair: str = PAIR
+    name: str | None = None
+    aborts: int = 0
+    aborts_after: int = 0
+    dies: bool = False
 
     def command(self) -> list[str]:
         """What starts such a worker."""
@@ -52,21 +60,26 @@ class Settings:
 def run(settings: Settings) -> bool:
     """Works until a signal; prints `ready` when it is about to claim."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth)
+    engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth, settings.aborts_after, settings.dies)
     if names_sentinels(settings.url):
         client = connect(settings.url)
         client.set_retry(Retry(NoBackoff(), 1))
     else:
         client = redis.Redis.from_url(settings.url, socket_timeout=settings.timeout, retry=Retry(NoBackoff(), 1))
     host = Host.here(settings.host, settings.watts)
-    worker = MillWorker(engine, settings.pair, client, Path(settings.spool), settings.lease, settings.drain, host)
+    spool, life = Path(settings.spool), {"name": settings.name, "aborts": settings.aborts}
+    worker = MillWorker(engine, settings.pair, client, spool, settings.lease, settings.drain, host, **life)
     if settings.metrics:
         worker.metrics.watch_mlx()
         worker.metrics.serve("127.0.0.1", 0)
     if settings.crash:
         crash_at(worker, settings.crash, settings.crash_after)
     print("ready", flush=True)
-    return worker.work()
+    try:
+        return worker.work()
+    except DeviceFailed as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(GPU_GAVE_UP)
 
 
 if __name__ == "__main__":

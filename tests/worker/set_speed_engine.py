@@ -14,10 +14,17 @@ from dataclasses import dataclass, replace
 
 from draftmill.engine.chat import ChatPrompt, Encoded
 from draftmill.engine.request import NO_ADAPTERS, Completion, EngineFailed, Request, RequestError
+from draftmill.engine.schedule.blame import check_device
 from draftmill.engine.stats import Stats
 from draftmill.engine.text import Prompt, Text
 
 CONTEXT = 1000
+
+GIVEN_UP = (
+    "[METAL] Command buffer execution failed: Impacting Interactivity "
+    "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)."
+)
+"""As MLX words it, and macOS the part behind the colon."""
 
 
 @dataclass
@@ -65,14 +72,23 @@ class SetSpeedEngine:
     A request whose prompt contains "poison" kills the process, as a crash in a driver would; with "sick" no engine can
     go on; with "broken" it alone makes rounds fail, with "flaky" only the first time; with "needs:PATH" it is refused
     while there is no such file.
+    After `aborts_after` rounds the GPU gives up: by MLX's error or, if it `dies`, by the end of the process.
     `before_round` is called with rows at work.
     """
 
     verdict = remark = precision = None
     adapters = NO_ADAPTERS
 
-    def __init__(self, max_rows: int = 8, round_seconds: float = 0.005, depth: int = 0) -> None:
-        self.max_rows = max_rows
+    def __init__(
+        self,
+        max_rows: int = 8,
+        round_seconds: float = 0.005,
+        depth: int = 0,
+        aborts_after: int = 0,
+        dies: bool = False,
+    ) -> None:
+        self.aborts_after, self.dies = aborts_after, dies
+        self.max_rows = self.most_rows = max_rows
         self.round_seconds = round_seconds
         self.depth = depth
         self.stats = Stats(accepted_per_position=[0] * depth)
@@ -84,6 +100,11 @@ class SetSpeedEngine:
         self._flaked = False
         self.before_round: Callable[[], None] = lambda: None
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None
+
+    def resize(self, share: float) -> None:
+        self.max_rows = max(1, int(share * self.most_rows))
+        while len(self._rows) > self.max_rows:
+            self._waiting.appendleft(self._rows.popitem()[1].request)
 
     @property
     def busy(self) -> bool:
@@ -128,6 +149,8 @@ class SetSpeedEngine:
         if not self._rows:
             return finished
         self.before_round()
+        if self.aborts_after and self.stats.rounds == self.aborts_after:
+            self._give_up()
         time.sleep(self.round_seconds)
         self.stats.rounds += 1
         self.stats.rows += len(self._rows)
@@ -143,6 +166,15 @@ class SetSpeedEngine:
                 self.stats.prompt_tokens += len(row.request.tokens)
                 finished.append(row.completion())
         return finished
+
+    def _give_up(self) -> None:
+        """What macOS does to a command buffer that takes too long."""
+        if self.dies:
+            os.write(
+                2, f"libc++abi: terminating due to uncaught exception of type std::runtime_error: {GIVEN_UP}\n".encode()
+            )
+            os.abort()
+        check_device(RuntimeError(GIVEN_UP))
 
     def _advance(self, row: Row) -> None:
         """One round of a row: as in the real engine, what is accepted beyond its last token counts as accepted."""

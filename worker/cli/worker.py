@@ -15,16 +15,19 @@ import click
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ...engine.stats import SOURCES
+from ...engine.depth.command_buffers import SECONDS, launches
 from ...producer.cli import options
 from ...producer.cli.options import Duration
 from ...producer.queue.connect import connect
-from ...producer.queue.errors import BUG, INTERRUPTED, RESTART, UserError, explain_file
+from ...producer.queue.errors import BUG, GPU_GAVE_UP, INTERRUPTED, RESTART, UserError, explain_file
 from ...producer.queue.fleet import scheduled_pair
 from ...producer.queue.pair_names import canonical
 from ...producer.queue.paths import cache_dir, data_dir
 from ...producer.queue.wire import DEFAULT_PAIR
-from ..host import Host, host_name
+from ..host import Host, boot, host_name
+from ..mac.lives import LifeFile, look_back
+from ..mac.memory import Relief
+from ..mac.parent import Parent, bounded
 
 
 class Bytes(click.ParamType):
@@ -39,20 +42,6 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-class Drafts(click.ParamType):
-    """Sources of drafts, with a comma between two; or none."""
-
-    name = "drafts"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = [each.strip() for each in value.split(",")]
-        if names == ["none"]:
-            return ()
-        if wrong := [name for name in names if name not in SOURCES]:
-            self.fail(f"{wrong[0]!r} is no source of drafts: name some of {', '.join(SOURCES)}, or none", param, ctx)
-        return tuple(names)
-
-
 @click.command()
 @click.option("--pair", help=f"Pair to serve: a name, a target's folder or hub id, or auto.  [default: {DEFAULT_PAIR}]")
 @click.option("--target", help="Target to serve without its known draft: a folder or hub id.")
@@ -64,7 +53,7 @@ class Drafts(click.ParamType):
 )
 @click.option(
     "--drafts",
-    type=Drafts(),
+    type=options.Drafts(),
     metavar="SOURCE,…",
     help="Where drafts may come from: dflash (the pair's draft), mtp (without one, the target's own MTP head), lookup "
     "(each row's own text), none. [default: all]",
@@ -102,6 +91,15 @@ class Drafts(click.ParamType):
 @click.option(
     "--log", "log_file", metavar="FILE", help="Log to FILE, which may be moved away; default: standard error."
 )
+@click.option(
+    "--gpu-seconds",
+    type=click.FloatRange(0, 60, min_open=True),
+    help="On a Mac: longest that a command buffer may keep the GPU; macOS ends long ones while a display is on.  "
+    f"[default: {SECONDS}]",
+)
+@click.option(
+    "--life", type=(str, int), hidden=True, help="Of a worker that a parent has started: name, aborts so far."
+)
 @click.option("--until-closed", is_flag=True, hidden=True, help="Hand back and end when standard input closes.")
 def worker(
     pair: str | None,
@@ -121,6 +119,8 @@ def worker(
     host: str | None,
     watts: float | None,
     log_file: str | None,
+    gpu_seconds: float | None,
+    life: tuple[str, int] | None,
     until_closed: bool,
 ) -> None:
     """Load a pair of target and draft, and generate: take its jobs from the queue until stopped.
@@ -130,6 +130,9 @@ def worker(
 
     With --pair auto the pair is what `draftmill workers pair` says for this machine. When that changes, the worker
     finishes what runs and ends with exit code 75, for launchd or systemd to start it again.
+
+    On a Mac the worker is a process of its own below this one. If macOS takes the GPU from it, its jobs go back at
+    once, and it is started again with shorter command buffers (--gpu-seconds).
 
     \b
     Examples:
@@ -148,6 +151,8 @@ def worker(
     if depth is not None and drafts is not None:
         raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
 
+    if sys.platform == "darwin" and not life:
+        sys.exit(_raise(redis_url, host or host_name(), log_file, until_closed))
     from ..blas import preload
 
     slow = preload()
@@ -171,7 +176,7 @@ def worker(
     from ...engine.models.boxed import ModelError
     from ...engine.models.folder import locate
     from ...engine.models.pairs import Pair, resolve
-    from ...engine.request import Adapters, EngineFailed
+    from ...engine.request import Adapters, DeviceFailed, EngineFailed
     from .. import model_defaults
     from ..spool import spool_folder
     from ..worker import MillWorker
@@ -189,12 +194,22 @@ def worker(
         defaults = model_defaults.read(locate(models.target, cache_dir()))
     except ModelError as error:
         raise UserError(str(error)) from error
+    name_of_life, aborts = life or (None, 0)
+    if mx.metal.is_available():
+        engine.keep_within(bounded(gpu_seconds or SECONDS, aborts), launches())
+    elif gpu_seconds:
+        raise UserError("--gpu-seconds is for Metal, which this machine has not: leave it out")
+    lives, this_boot = data_dir() / "lives", boot()
+    if look_back(lives, this_boot):
+        engine.resize(0.5)
     mx.set_cache_limit(engine.workspace)  # what MLX keeps of freed memory: a round takes no more, pools that grew do
     try:
         spool = spool_folder(data_dir(), connection)
-        mill = MillWorker(engine, name, connection, spool, lease, drain, facts, auto, defaults)
+        mill = MillWorker(engine, name, connection, spool, lease, drain, facts, auto, defaults, name_of_life, aborts)
     except OSError as error:
         raise UserError(explain_file(error, "cannot keep results in", error.filename or data_dir())) from error
+    mill.relief, life_file = Relief(engine.share, time.monotonic()), LifeFile(lives, mill.name, this_boot)
+    mill.sensors.heard = lambda reading: life_file.note(reading.memory)
     if metrics_port is not None:
         mill.metrics.watch_mlx()
         try:
@@ -212,12 +227,28 @@ def worker(
     log.info(ready)
     try:
         ended_well = mill.work()
+    except DeviceFailed as error:
+        raise UserError(f"{error}; this worker ends, and its jobs go back", GPU_GAVE_UP) from error
     except EngineFailed as error:
         raise UserError(f"the engine cannot go on, so this worker ends and its jobs go back: {error}", BUG) from error
+    finally:
+        life_file.close()
     if mill.restart:
         sys.exit(RESTART)
     if not ended_well:
         sys.exit(INTERRUPTED)
+
+
+def _raise(redis_url: str | None, host: str, log_file: str | None, until_closed: bool) -> int:
+    """Start this command again, as a child, as often as that is of use; returns the exit code."""
+    if until_closed:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    _log_to(log_file)
+
+    def command(name: str, aborts: int) -> list[str]:
+        return [sys.executable, *sys.orig_argv[1:], "--until-closed", "--life", name, str(aborts)]
+
+    return Parent(command, host, lambda: connect(redis_url)).run()
 
 
 def _log_to(file: str | None) -> None:

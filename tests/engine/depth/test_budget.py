@@ -98,8 +98,8 @@ class Noting(Budget):
         super().__init__(cost, block)
         self.sizes: set[int] = set()
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0) -> list[int]:
-        depths = super().depths(rows, prompt)
+    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
+        depths = super().depths(rows, prompt, most)
         self.sizes.add(len(rows) + prompt + sum(depths))
         return depths
 

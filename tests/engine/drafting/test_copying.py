@@ -17,6 +17,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request, Sampling
 from draftmill.engine.schedule.row import FROM_DRAFT, Row
+from draftmill.engine.stats import Origin
 from tests.engine.depth.simulation import M5_MAX
 from tests.engine.drafting.test_speculation import BLOCK, BUILDERS, OTHERS, random_draft, small_model
 from tests.engine.small import NumberTokenizer, llama_model, memory_for, reference, requests, run
@@ -156,3 +157,19 @@ def test_a_budget_soon_lets_be_what_does_not_pay() -> None:
     engine.spend(Budget(M5_MAX.measure(8, noise=0.02), 1, copying=True))
     run(engine, asked)
     assert engine.stats.drafted < engine.stats.generated_tokens / 4
+
+
+@pytest.mark.parametrize("budget", [True, False])
+def test_rows_draft_from_the_sources_that_their_requests_allow(budget: bool) -> None:
+    model = looping_model()
+    allowed: list[tuple[Origin, ...] | None] = [None, ("lookup",), ("dflash",), ("mtp",), ()]
+    for drafts in allowed:
+        asked = [replace(request, drafts=drafts) for request in requests(4, max_tokens=120)]
+        engine = engine_that_copies(model, 4, draft=True)
+        if budget:
+            engine.spend(Budget(M5_MAX.measure(8, noise=0.02), BLOCK, copying=True))
+        done = run(engine, asked)
+        assert all(list(done[request.id].tokens) == reference(model, request) for request in asked)
+        of_draft, copied = engine.stats.drafted_by["dflash"], engine.stats.drafted_by["lookup"]
+        assert (copied > 0) == (budget and drafts in (None, ("lookup",)))
+        assert of_draft > 0 if drafts == ("dflash",) else drafts is None or not of_draft

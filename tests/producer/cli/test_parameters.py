@@ -59,7 +59,13 @@ OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "expected"), OPTIONS, ids=lambda given: str(given)[:30])
+ABOUT_SPEED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--drafts", "lookup, dflash"), {"drafts": ("dflash", "lookup")}),
+    (("--drafts", "none"), {"drafts": ()}),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), [*OPTIONS, *ABOUT_SPEED], ids=lambda given: str(given)[:30])
 def test_each_option_reaches_the_jobs(options: tuple[str, ...], expected: dict[str, Any]) -> None:
     check_arguments(("in.jsonl", *options))
     assert job(*options) == job().model_copy(update=expected)
@@ -85,6 +91,10 @@ def test_each_option_makes_another_batch_and_is_known_by_its_name() -> None:
         assert options[0].replace("--no-", "--") in parameters.changes(plain.parameters, batch.parameters)
 
 
+def test_options_about_speed_do_not() -> None:
+    assert {submission(*options).info.id for options, _ in ABOUT_SPEED} == {submission().info.id}
+
+
 def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
     for name, text in (("r", "\ufeffa+\n"), ("g", 'start: "a"\n'), ("k", '{"x": 1}')):
         (here / name).write_text(text)
@@ -96,6 +106,10 @@ def test_files_hold_expressions_grammars_and_objects(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        (
+            ("--drafts", "ngram"),
+            "Invalid value for '--drafts': 'ngram' is no source of drafts: name some of dflash, mtp, lookup, or none",
+        ),
         (("--regex", "a", "--choice", "b"), "--regex contradicts --choice; keep one"),
         (("--chat-template-kwargs", "{"), "--chat-template-kwargs is not JSON: unexpected end of data at column 2"),
         (("--chat-template-kwargs", "[]"), "--chat-template-kwargs is a list instead of an object"),
@@ -134,7 +148,7 @@ def test_a_schedule_reads_files_of_its_folder_only() -> None:
 def test_python_has_the_same_names() -> None:
     names = {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "logprobs", "thinking"}
     names |= {"thinking_budget", "reasoning_effort", "chat_template_kwargs", "control_tokens", "model_defaults"}
-    names |= {"regex", "choice", "grammar", "schema"}
+    names |= {"drafts", "regex", "choice", "grammar", "schema"}
     assert names <= python.Options.__annotations__.keys()
 
 

@@ -86,3 +86,4 @@ def test_whatever_changes_an_answer_makes_another_batch(tmp_path: Path) -> None:
         Defaults({"temperature": 0.0}, model_defaults=True),
     ]
     assert len({batch(path, lines[0], each) for each in defaults}) == len(defaults)
+    assert batch(path, lines[0], Defaults(drafts=())) == batch(path, lines[0])  # the text does not depend on it
