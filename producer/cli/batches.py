@@ -11,6 +11,7 @@ import redis as redis_py
 from ..client import shares
 from ..client.collect import Collector
 from ..client.follower import Follower, current, known
+from ..client.hook import Hook
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
@@ -29,7 +30,7 @@ from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES
 from . import options
 from .dry_run import preview
 from .progress import BatchProgress
-from .report import output_report, print_json
+from .report import output_report, print_json, tell
 
 
 @click.command("submit")
@@ -182,6 +183,7 @@ class Notice:
 @click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
 @click.option("--leave", is_flag=True, help="Leave the results in Redis for others once OUT has them all.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.notify
 @options.as_json
 @options.redis_url
 @click.pass_context
@@ -193,6 +195,7 @@ def collect_command(
     in_order: bool,
     leave: bool,
     force: bool,
+    hook: Hook | None,
     as_json: bool,
     redis_url: str | None,
 ) -> None:
@@ -208,6 +211,7 @@ def collect_command(
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow
       draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
       draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
+      draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow --notify https://example.com/done
     """
     format_of(out)
     check_writable(out)
@@ -236,6 +240,8 @@ def collect_command(
                 "run the same command again, or add --follow",
                 err=True,
             )
+        if state.complete:
+            tell(hook, output, "cancelled" if state.is_cancelled else "completed")
         if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
 

@@ -14,6 +14,7 @@ import redis as redis_py
 
 from ..client.collect import Collector
 from ..client.follower import Follower
+from ..client.hook import Hook
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
@@ -32,7 +33,7 @@ from . import options
 from .dry_run import preview
 from .local_worker import LocalWorker
 from .progress import BatchProgress
-from .report import output_report, print_json
+from .report import output_report, print_json, tell
 
 READY_SECONDS = 0.2
 """Between two looks whether the worker has loaded its model."""
@@ -98,6 +99,7 @@ class Run:
 @options.lora
 @options.retry_failed
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.notify
 @options.dry_run
 @options.as_json
 @options.redis_url
@@ -114,6 +116,7 @@ def run(
     as_json: bool,
     redis_url: str | None,
     lora: options.Lora,
+    hook: Hook | None,
     **given: Any,
 ) -> None:
     """Run the prompts of INPUT on this machine, and write the results to OUT.
@@ -147,6 +150,7 @@ def run(
       draftmill run prompts.jsonl -o results.jsonl --adapter adapters/sql
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
+      draftmill run prompts.jsonl -o results.jsonl --notify 'say the batch is ready'
     """
     format_of(out)
     check_writable(out)
@@ -188,6 +192,8 @@ def run(
             if generated.seconds:
                 click.echo(generated)
             click.echo(where(output))
+        if job.has_all:
+            tell(hook, output)
         if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
 
