@@ -36,7 +36,7 @@ class Receiver:
                 self.send_header("location", "/elsewhere")
                 self.end_headers()
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)
@@ -172,7 +172,7 @@ def test_a_server_tells_how_batches_ended(
         worker()
         client = server.client()
         done = wait(client, create(client, jsonl(request("a"))).id)
-        wait_until(lambda: receiver.got)
+        wait_until(lambda: bool(receiver.got))
         server.kill()  # before it could tell
         server.start()
         failed = wait(server.client(), create(server.client(), b"no json\n").id)
