@@ -12,13 +12,13 @@ from .choose.constrained import Choice
 from .choose.history import Histories
 from .emission import emit, shown
 from .recovery import Failure, log, rewind
-from .request import Adapters, Completion, FinishReason, Request, RequestError
+from .request import Adapters, Completion, FinishReason, Origin, Request, RequestError
 from .rounds import Emitted, Round
 from .schedule.blame import blame, check_device
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
-from .stats import Origin, Stats
+from .stats import Stats
 from .text import Text
 from .verdict import Verdict
 

@@ -32,13 +32,12 @@ from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
-from .request import NO_ADAPTERS, Adapters, RequestError
+from .request import NO_ADAPTERS, SOURCES, Adapters, Origin, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
 from .shares import Shares
 from .state.kv_pool import KVPool
-from .stats import SOURCES, Origin
 from .text import Text
 
 MAX_ROWS = 32

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from .stats import Origin
+from typing import Literal, get_args
 
 FinishReason = Literal["stop", "length", "cancelled", "error", "failed"]
 
 Thinking = Literal["none", "may", "open"]
+
+Origin = Literal["dflash", "mtp", "lookup", "grammar"]
+"""Where a drafted token comes from: the pair's draft, an MTP head, the row's own text, or a grammar."""
+
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+SOURCES = ORIGINS[:3]
+"""Those that a worker can do without: a grammar leaves no choice."""
 
 
 NO_ADAPTER = -1

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-Origin = Literal["dflash", "mtp", "lookup", "grammar"]
-"""Where a drafted token comes from: the pair's draft, an MTP head, the row's own text, or a grammar."""
-
-ORIGINS: tuple[Origin, ...] = get_args(Origin)
-
-SOURCES = ORIGINS[:3]
-"""Those that a worker can do without: a grammar leaves no choice."""
 
 
 @dataclass

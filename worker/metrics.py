@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import orjson
 import prometheus_client as prometheus
 
-from ..engine.stats import ORIGINS, Stats
+from ..engine.request import ORIGINS
+from ..engine.stats import Stats
 from ..engine.verdict import Verdict
 from ..producer.queue.leases import Outcome, Reaped
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ..drafting.drafter import DraftRow
 from ..drafting.kinds import ModelSource
-from ..stats import Origin
+from ..request import Origin
 
 STRATA = 8
 """Rounds of a row, one after another, whose accepted counts are spread evenly over their distribution."""

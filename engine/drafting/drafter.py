@@ -14,9 +14,8 @@ from ...kernels.pages.places import Places
 from ..choose.change import Change, Slot
 from ..models.folder import ModelError
 from ..models.targets.transformer import Transformer
-from ..request import Request
+from ..request import Origin, Request
 from ..state.kv_pool import KVPool
-from ..stats import Origin
 from .dflash import DFlashDraft, Wanted
 
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..models.targets.transformer import Transformer
+from ..request import Origin
 from ..schedule.scheduler import PREFILL_TOKENS
 from ..state.kv_pool import KVPool
-from ..stats import Origin
 from .context import WaitingContext
 from .dflash import DFlashDraft
 from .drafter import Drafter

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple, Protocol
 
-from ..request import NO_ADAPTER, Completion, FinishReason, Request, TokenLogprob
-from ..stats import Origin
+from ..request import NO_ADAPTER, Completion, FinishReason, Origin, Request, TokenLogprob
 from .prefix import Prefix
 
 FROM_DRAFT = 0

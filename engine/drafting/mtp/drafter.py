@@ -10,7 +10,7 @@ import mlx.core as mx
 from ....kernels.packing import Packing, Span
 from ...choose.change import Slot, choose_changed
 from ...models.targets.transformer import Transformer
-from ...stats import Origin
+from ...request import Origin
 from ..drafter import DraftRow
 from .head import MTP
 

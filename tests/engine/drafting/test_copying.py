@@ -15,9 +15,8 @@ from draftmill.engine.depth.budget import Budget
 from draftmill.engine.drafting.suffix import MOST
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import Origin, Request, Sampling
 from draftmill.engine.schedule.row import FROM_DRAFT, Row
-from draftmill.engine.stats import Origin
 from tests.engine.depth.simulation import M5_MAX
 from tests.engine.drafting.test_speculation import BLOCK, BUILDERS, OTHERS, random_draft, small_model
 from tests.engine.small import NumberTokenizer, llama_model, memory_for, reference, requests, run

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
 import redis as redis_py
 
+from draftmill.engine.request import SOURCES
 from draftmill.producer.cli.cron import check_arguments, plan_arguments
 from draftmill.producer.client import client as python
 from draftmill.producer.client.submission import Submission
 from draftmill.producer.input import parameters
 from draftmill.producer.queue.errors import UserError
-from draftmill.producer.queue.wire import Grammar, JobBody, Sampling
+from draftmill.producer.queue.wire import DraftSource, Grammar, JobBody, Sampling
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer
 
@@ -171,3 +172,7 @@ def test_notes_reach_reports_and_programs(shell: Shell, redis: redis_py.Redis, r
         batch = client.submit([line], thinking=False, choice=["yes", "no"], n=2)
         same = "the n answers are all the same, because the temperature is 0 (1 line)"
         assert batch.notes == (notes[0], same, *notes[1:])
+
+
+def test_sources_of_drafts_are_the_engine_s() -> None:
+    assert get_args(DraftSource) == SOURCES
