@@ -344,6 +344,9 @@ FAILED = "draftmill:failed"
 LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 
+SPENT = "draftmill:spent"
+"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there."""
+
 USERS = "draftmill:users"
 """Set: users who have jobs that run."""
 

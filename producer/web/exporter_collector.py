@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from ..cli.report import word
 from ..queue import batches, fleet, wire
 from ..queue.batches import BatchStatus
-from ..queue.fleet import Report
+from ..queue.fleet import Report, Spent
 
 STATES = ("queued", "running", "paused", "complete", "cancelled", "collected")
 """Of a batch."""
@@ -35,7 +35,8 @@ class FarmCollector(Collector):
         up = 1
         found: list[Metric] = []
         try:
-            found = [*self._queues(), *_workers(fleet.reports(self._redis)), *self._server()]
+            workers = _workers(fleet.reports(self._redis))
+            found = [*self._queues(), *workers, _users(fleet.spent(self._redis)), *self._server()]
         except redis_py.RedisError:
             up = 0
         yield GaugeMetricFamily("draftmill_redis_up", "Whether Redis answers the exporter.", up)
@@ -116,6 +117,15 @@ def _workers(reports: list[Report]) -> Iterator[Metric]:
         if report.power_watts is not None:
             power.add_metric(labels, report.power_watts)
     yield from (age, lease, thermal, power)
+
+
+def _users(spent: list[Spent]) -> Metric:
+    help = "Tokens of a user's lines that have ended, of prompts and generated."
+    family = CounterMetricFamily("draftmill_user_tokens", help, labels=("user", "kind"))
+    for found in spent:
+        family.add_metric((found.user, "prompt"), found.prompt_tokens)
+        family.add_metric((found.user, "generated"), found.generated_tokens)
+    return family
 
 
 def _gauge(name: str, help: str, labels: tuple[str, ...], values: Any) -> GaugeMetricFamily:

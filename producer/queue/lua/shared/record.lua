@@ -64,6 +64,7 @@
 --                                          renewals came so often that no such lease can have run out for want of Redis
 --   draftmill:users                set     users who have jobs that run
 --   draftmill:running:user:<user>  set     jobs of the user that are leased
+--   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended
 --   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
 --   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
 --   draftmill:worker:<worker>      hash    what a worker reports of itself, see wire.py; expires a day after its end
@@ -304,6 +305,10 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   end
   redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
   redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
+  if prompt_tokens then -- by a worker
+    redis.call('HINCRBY', 'draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
+    redis.call('HINCRBY', 'draftmill:spent', 'generated ' .. job.user, completion_tokens)
+  end
   expire_if_complete(job.batch)
 end
 
