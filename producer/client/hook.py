@@ -100,10 +100,14 @@ class Hook:
                 raise UserError("--notify is empty; name a URL or a command")
             return Hook(target)
         try:
-            if not urlsplit(target).hostname:
-                raise ValueError
+            url = urlsplit(target)
+            host, is_plain = url.hostname, url.username is None
         except ValueError:
-            raise UserError("--notify is a URL without a host") from None
+            host, is_plain = None, True
+        if not host:
+            raise UserError("--notify is a URL without a host")
+        if not is_plain:
+            raise UserError(f"--notify is a URL with a user name for {host}; leave that out: what is sent is signed")
         return Hook(target, _key(_secret(secret_file)))
 
     def tell(self, event: Event) -> None:

@@ -203,7 +203,8 @@ class Feed:
         number, chunk = found
         batch = self.submission.info.id
         bodies = together([body.model_copy(update={"batch": batch}) for body in chunk.jobs])
-        match stored.keep(self._redis, batch, number, bodies, most, self._retry_failed, self._reason):
+        kept = stored.keep(self._redis, batch, number, bodies, most, self._retry_failed, self._reason)
+        match kept.became:
             case "kept":
                 self.left += len(bodies)
             case "full":
@@ -212,7 +213,7 @@ class Feed:
                     f"{self.submission.info.source} are handed over. Once there is room, {AGAIN}, or leave out --detach"
                 )
             case "known":
-                self.sent += Submitted(queued=len(bodies))
+                self.sent += Submitted(queued=kept.queued, done=len(bodies) - kept.queued)
             case "gone":
                 self.restart()  # `advance` finds out why
 

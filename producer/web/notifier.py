@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..client.hook import Event, Hook, Untold
+from ..queue.errors import UserError
 
 LOOK_SECONDS = 1.0
 """Between two looks for batches that have ended."""
@@ -50,7 +51,7 @@ class Notifier(threading.Thread):
         try:
             self._hook.tell(event)
             self._told(id)
-        except (Untold, OSError) as error:  # of the receiver, or of the disk that is to note it
+        except (Untold, OSError, UserError) as error:  # of the receiver, or of the disk that is to note it
             if id not in self._next:
                 self._say(f"{id}: cannot notify {self._hook.name}: {error}; trying again")
             self._next[id] = time.monotonic() + pause, min(2 * pause, LONGEST_SECONDS)

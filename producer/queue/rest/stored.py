@@ -33,7 +33,7 @@ MOST_UNPACKED = 4 * wire.MOST_BODY_BYTES
 NAME = re.compile(rb"\d{1,9} [1-9]\d{0,8}")
 """How Redis has the name of a chunk."""
 
-Kept = Literal["kept", "known", "full", "gone"]
+Became = Literal["kept", "known", "full", "gone"]
 """What became of a chunk: it is kept, or no line of it is still to be queued, or there is no room, or its batch was
 cancelled or is not there.
 """
@@ -48,6 +48,13 @@ class Name(NamedTuple):
     @property
     def field(self) -> bytes:
         return b"%d %d" % self
+
+
+class Kept(NamedTuple):
+    """What became of a chunk, and how many of its lines are queued or run already."""
+
+    became: Became
+    queued: int
 
 
 class Lines(NamedTuple):
@@ -104,7 +111,8 @@ def keep(
     chunk = zlib.compress(orjson.dumps({"retry_failed": retry_failed, "reason": reason, "lines": rows}))
     lines = [part for body in bodies for part in (wire.job_id(batch, body.custom_id), body.line)]
     field = Name(number, len(bodies)).field
-    return run(redis, KEEP, batch, field, chunk, int(retry_failed), reason, most, *lines).decode()
+    became, queued = run(redis, KEEP, batch, field, chunk, int(retry_failed), reason, most, *lines)
+    return Kept(became.decode(), queued)
 
 
 def batches(redis: redis_py.Redis) -> list[str]:

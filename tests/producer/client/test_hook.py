@@ -123,6 +123,7 @@ def test_a_command_gets_the_same_on_its_standard_input(tmp_path: Path) -> None:
         ("https://example.com", "", "is empty"),
         ("https://example.com", "whsec_?", "no base64 follows"),
         ("https://", "secret", "without a host"),
+        ("https://ann:word@example.com", "secret", "with a user name for example.com; leave that out"),
         ("tell me", "secret", "a command is not signed"),
         ("tell 'me", None, "is no command: no closing quotation"),
         (" ", None, "--notify is empty"),

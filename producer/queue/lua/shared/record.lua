@@ -250,6 +250,7 @@ end
 local function expire_if_complete(batch)
   if not complete(batch) then return end
   local seconds = kept_for(batch)
+  redis.call('HDEL', 'draftmill:batch:' .. batch, 'paused_at')
   redis.call('EXPIRE', 'draftmill:batch:' .. batch, seconds)
   for _, kind in ipairs(KINDS) do redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, seconds) end
   for _, queue in ipairs(queues_of(batch)) do
