@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from ..cli.report import word
 from ..queue import fleet, wire
 from ..queue.batches import BatchStatus
-from ..queue.fleet import Report
+from ..queue.fleet import Report, Spent
 from .batch_states import MOST_OPEN, BatchStates
 
 STATES = ("queued", "running", "paused", "complete", "cancelled", "collected")
@@ -63,7 +63,8 @@ class FarmCollector(Collector):
             with self._lock:
                 self._look()
                 found = list(self._batches())
-            found += [*_workers(fleet.reports(self._redis)), *self._server()]
+            workers, users = _workers(fleet.reports(self._redis)), _users(fleet.spent(self._redis))
+            found += [*workers, users, *self._server()]
         except redis_py.RedisError:
             up = 0
         yield GaugeMetricFamily("draftmill_redis_up", "Whether Redis answers the exporter.", up)
@@ -162,6 +163,15 @@ def _workers(reports: list[Report]) -> Iterator[Metric]:
         if report.power_watts is not None:
             power.add_metric(labels, report.power_watts)
     yield from (age, lease, thermal, power)
+
+
+def _users(spent: list[Spent]) -> Metric:
+    help = "Tokens of a user's lines that have ended, of prompts and generated."
+    family = CounterMetricFamily("draftmill_user_tokens", help, labels=("user", "kind"))
+    for found in spent:
+        family.add_metric((found.user, "prompt"), found.prompt_tokens)
+        family.add_metric((found.user, "generated"), found.generated_tokens)
+    return family
 
 
 def _gauge(name: str, help: str, labels: tuple[str, ...], values: Any) -> GaugeMetricFamily:

@@ -72,7 +72,7 @@ def read(page: str) -> dict[str, float]:
 def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> None:
     with redis_py.Redis.from_url(url(server, "admin")) as redis:
         for batch, priority, count in (("a", "normal", 3), ("b", "low", 2)):
-            info = batches.BatchInfo(batch, PAIR, priority, count)
+            info = batches.BatchInfo(batch, PAIR, priority, count, user="ann")
             bodies = [
                 wire.JobBody(batch=batch, custom_id=f"{n}", pair=PAIR, prompts=("x",), line=n) for n in range(count)
             ]
@@ -95,8 +95,11 @@ def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> Non
         later = found[f"queue_oldest_age_seconds{of_a}"]
         assert (found["jobs_running{}"], found[f"queue_depth{of_a}"]) == (1, 2)
         assert later < time.time() - batches.list_batches(redis)[1].created - 0.4, "the job that waited longest is gone"
-        queue.claim(10)
+        (last, *_) = reversed(queue.claim(10))
+        assert queue.commit([Outcome(last, "done", b"{}", 30, 50)]) == [True]
         found = read(page)
+        assert found["user_tokens_total{kind=prompt,user=ann}"] == 30
+        assert found["user_tokens_total{kind=generated,user=ann}"] == 50
         assert (found[f"queue_depth{of_a}"], found[f"queue_oldest_age_seconds{of_a}"]) == (0, 0)
         queue.release(first)
         assert read(page)[f"queue_oldest_age_seconds{of_a}"] < 0.4
