@@ -13,7 +13,6 @@ from typing import Any
 from ..drafting.suffix import LEAST_MATCH, MOST
 from ..schedule.row import FROM_DRAFT
 from .acceptance import Acceptance
-from .command_buffers import shallower
 from .depth_choice import Candidate, DepthChoice
 from .exploration import Exploration
 from .round_cost import Cost
@@ -50,10 +49,12 @@ class Budget:
         self._turned: tuple[Forecast, float] | None = None
         self._exploration = Exploration(self.acceptance)
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
+    def depths(
+        self, rows: Sequence[Candidate], prompt: int = 0, cut: Callable[[list[int]], list[int]] = list
+    ) -> list[int]:
         """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts.
 
-        `most` says how many of so many drafted tokens the round takes; all of them unless the device bounds it.
+        `cut` gives the depths that the round takes of those chosen; all unless command buffers are bounded.
         """
         self.forecast, self.kinds = None, []
         if not rows:
@@ -63,7 +64,7 @@ class Budget:
         self.times.next_round()
         choice = self._choice(rows, prompt)
         depths = self._exploration.instead(choice, choice.best()).depths
-        depths = shallower(depths, most(sum(depths)))
+        depths = cut(depths)
         if not prompt:
             self.forecast = self._forecast(choice, depths)
         return depths

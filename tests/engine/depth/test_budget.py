@@ -104,8 +104,10 @@ class Noting(Budget):
         super().__init__(cost, block)
         self.sizes: set[int] = set()
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
-        depths = super().depths(rows, prompt, most)
+    def depths(
+        self, rows: Sequence[Candidate], prompt: int = 0, cut: Callable[[list[int]], list[int]] = list
+    ) -> list[int]:
+        depths = super().depths(rows, prompt, cut)
         self.sizes.add(len(rows) + prompt + sum(depths))
         return depths
 
