@@ -47,7 +47,6 @@ def test_from_a_url_to_results(
     done += [
         shell("collect", batch, "-o", "out.jsonl", "--follow", *at),
         shell("status", batch, "--json", *at),
-        shell("submit", url, "--pair", PAIR, "--temperature", "1", *at),
         shell("run", url, "--pair", PAIR, "-o", "out.jsonl", *at),
     ]
     assert [orjson.loads(line)["custom_id"] for line in shell.lines("out.jsonl")] == ["a"]
