@@ -38,6 +38,7 @@ class BaseEngine(ABC):
         self.verdict: Verdict | None = None
         self.precision: str | None = None
         self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
+        self.after_round: Callable[[bool], None] = lambda idle: None  # likewise
         self._admission = Admission(text, context_length, vocabulary, adapters)
         self._ends = RowEnds(max_rows)
         self._histories = Histories(vocabulary)
@@ -87,6 +88,7 @@ class BaseEngine(ABC):
             failure = Failure.of(error)
         if failure:
             self._start_over(failure)
+        self.after_round(not self._rows)
         finished, self._finished = self._finished, []
         return [self._complete(row) for row in finished]
 

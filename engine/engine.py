@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from .base_engine import BaseEngine
 from .choose.constrained import Choice
 from .depth.budget import Budget
 from .depth.calibration import calibrated
-from .depth.command_buffers import LAUNCHES, Bound, Parts, shallower
-from .depth.depth_choice import Candidate
+from .depth.command_buffers import LAUNCHES, Bound, Parts
+from .depth.experience import Experience
 from .depth.round_cost import Cost
+from .depth.row_depths import RowDepths
 from .drafting.context import Seen
 from .drafting.drafter import DraftRow
 from .drafting.kinds import Draft, context_for, drafter_for
@@ -26,7 +27,6 @@ from .drafting.load import load_pair, type_name
 from .drafting.lookup import Lookup
 from .drafting.source import Source
 from .drafting.suffix import MOST as COPIED
-from .drafting.suffix import Suffix
 from .models.folder import ModelError
 from .models.lora import lay, read
 from .models.pairs import Pair
@@ -36,7 +36,7 @@ from .request import NO_ADAPTERS, SOURCES, Adapters, Origin, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
-from .shares import Shares
+from .shares import Needs, Shares, remember
 from .state.kv_pool import KVPool
 from .text import Text
 
@@ -94,23 +94,17 @@ class Engine(BaseEngine):
         self.workspace = shares.workspace
         deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
-
-        def depths(rows: Sequence[Row], prompt: int) -> list[int]:
-            return [deepest * row.allows(self.draft_origin) for row in rows]
-
-        self.scheduler = Scheduler(shares.pages, max_rows, block, depths, shares.prefixes, most or FORCED)
+        self.scheduler = Scheduler(shares.pages, max_rows, block, prefixes=shares.prefixes, forced=most or FORCED)
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
         self.drafter = drafter_for(draft, target, self.pool.pages, max_rows) if draft else None
         self.lookup = Lookup(self.pool.pages) if copying else None
-        self._suffixes: dict[Row, Suffix] = {}
+        self.depths = self.scheduler.depths = RowDepths(deepest, self.draft_origin, copying)
         self._context = context_for(draft, shares.late)
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
-        self.budget: Budget | None = None
         self.cost: Cost | None = None
-        self._bound: Bound | None = None
         self.stats.accepted_per_position = [0] * most
         self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
@@ -120,7 +114,7 @@ class Engine(BaseEngine):
         cls,
         pair: Pair,
         cache: Path,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = MAX_ROWS,
         memory: int | None = None,
         depth: int | None = None,
         draft_bits: int | None = None,
@@ -130,7 +124,8 @@ class Engine(BaseEngine):
         """An engine over what `load_pair` loads; unless a depth is given, it chooses depths by what rounds cost here,
         and each row drafts from whatever is worth most to it: of the sources named in `drafts`, or of all.
 
-        At depth 0 the draft is not loaded. With any other depth it is the only source.
+        At depth 0 the draft is not loaded. With any other depth it is the only source. `max_rows` None takes as many
+        rows as have ample room.
 
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
@@ -143,17 +138,23 @@ class Engine(BaseEngine):
         copying = depth is None and "lookup" in sources
         if drafts and "mtp" in drafts and not draft:
             raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")
+        needs = Needs.of(target, draft, copying, length)
+        if max_rows is None:
+            max_rows = needs.rows(memory)
+        remember(pair.target, needs, [parts.loaded.model, draft], cache)
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
         budgeted = depth is None and (draft is not None or copying)
         if budgeted or mx.metal.is_available():  # there also for the bound of command buffers
             block, width = draft.block if draft else 1, 1 + COPIED if copying else 0
             types = " and ".join(dict.fromkeys(type_name(model.dtype) for model in (target, draft) if model))
-            numbers = f"{draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
-            name = f"{pair.target}, {parts.draft_name}, {numbers}"
+            name = (
+                f"{pair.target}, {parts.draft_name}, {draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
+            )
             engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
             if budgeted:
-                engine.spend(Budget(engine.cost, block, copying))
+                engine.spend(budget := Budget(engine.cost, block, copying))
+                engine.after_round = Experience(cache, name, budget).keep
         return engine
 
     @property
@@ -194,18 +195,12 @@ class Engine(BaseEngine):
 
     def spend(self, budget: Budget) -> None:
         """Let a row budget choose depths from now on."""
+        self.depths.budget = budget
 
-        def depths(rows: Sequence[Row], prompt: int) -> list[int]:
-            candidates = [
-                Candidate(row.request.id, row.left, row.bound, self._match(row), row.allows(self.draft_origin))
-                for row in rows
-            ]
-            chosen = budget.depths(candidates, prompt, self._bound.drafts if self._bound else int)
-            for row, kind in zip(rows, budget.kinds, strict=True):
-                row.kind = kind
-            return chosen
-
-        self.budget, self.scheduler.depths = budget, depths
+    @property
+    def budget(self) -> Budget | None:
+        """What chooses depths, unless they are fixed."""
+        return self.depths.budget
 
     def keep_within(self, seconds: float, launches: int = LAUNCHES) -> None:
         """From now on no command buffer is to take longer, where one ends after so many launches: chunks of prompts and
@@ -216,28 +211,10 @@ class Engine(BaseEngine):
         """
         if not self.cost:
             raise ValueError("the cost of rounds is not known")
-        budget, depths = self.budget, self.scheduler.depths
         parts = Parts(len(self.target.layers), len(self.target.attending), launches)
-        pace = (lambda: budget.timing.pace) if budget else (lambda: 1.0)
-        self._bound = bound = Bound(self.cost, parts, seconds, PREFILL_TOKENS, pace)
+        bound = Bound(self.cost, parts, seconds, PREFILL_TOKENS, lambda: self.budget.times.pace if self.budget else 1.0)
+        self.depths.bound = bound
         self.scheduler.room = lambda decoding: bound.room([row.bound for row in decoding])
-        if not budget:
-
-            def cut(rows: Sequence[Row], prompt: int) -> Sequence[int]:
-                asked = depths(rows, prompt)
-                return shallower(asked, bound.drafts(sum(asked)))
-
-            self.scheduler.depths = cut
-
-    def _match(self, row: Row) -> int:
-        """How many of a row's last tokens, as the host knows them, stand in its text before; 0 if it may not copy."""
-        if not self.lookup or not row.allows("lookup"):
-            return 0
-        suffix = self._suffixes.get(row)
-        if suffix is None:
-            suffix = self._suffixes[row] = Suffix(row.request.tokens)
-        suffix.extend(row.generated[len(suffix) - len(row.request.tokens) :])
-        return suffix.match
 
     def _run_round(self) -> None:
         if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
@@ -257,9 +234,8 @@ class Engine(BaseEngine):
         rows = [row for row in dict.fromkeys(self._working) if row.finish_reason is None]
         self._read_at, self._working = None, []
         sent_back = self.scheduler.start_over()
-        if self.budget:
-            for row in sent_back:
-                self.budget.forget(row.request.id)
+        for row in sent_back:
+            self.depths.forget(row)
         self.scheduler.prefixes.clear()  # what the round should have written may be missing or wrong
         self._context.clear()
         return rows, sent_back
@@ -277,8 +253,7 @@ class Engine(BaseEngine):
         for row in plan.preempted:
             self._context.drop(row)
             self._histories.drop(row)
-            if self.budget:  # what they were to draft will not be seen
-                self.budget.forget(row.request.id)
+            self.depths.forget(row)
         self._grow()
         segments = plan.segments
         if not segments:
@@ -393,7 +368,5 @@ class Engine(BaseEngine):
 
     def _remove(self, row: Row) -> None:
         self._context.drop(row)
-        self._suffixes.pop(row, None)
-        if self.budget:
-            self.budget.forget(row.request.id)
+        self.depths.forget(row)
         self.scheduler.remove(row)

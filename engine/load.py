@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def load_engine(
     pair: Pair,
     cache: Path,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = MAX_ROWS,
     memory: int | None = None,
     depth: int | None = None,
     draft_bits: int | None = None,
@@ -60,7 +60,8 @@ def load_engine(
     folder = adapters.folders[one] if one else None
     subject = f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}" + (f", {folder}" if folder else "")
     loaded = suited(lambda: load(pair.target, cache, folder), subject, cache, chip())
-    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, max_rows, memory, adapters, kind)
+    rows = max_rows or MAX_ROWS
+    engine = PlainEngine(loaded.model, loaded.tokenizer, loaded.context_length, rows, memory, adapters, kind)
     engine.precision = loaded.precision
     choose_kernels(engine, None, cache)
     log.warning(engine.remark)

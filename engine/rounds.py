@@ -15,7 +15,7 @@ from .choose.constrained import Choice, choose
 from .choose.grammar import GrammarError
 from .choose.history import Histories
 from .choose.scored import Accepted, Scored
-from .depth.round_timing import Forecast
+from .depth.round_times import Forecast
 from .models.linear import Chosen
 from .request import NO_ADAPTER, TokenLogprob
 from .schedule.row import Row

@@ -207,6 +207,11 @@ if [ "$system" = Darwin ]; then
     if [ -n "$wired" ]; then
         fill mac/org.draftmill.wired-limit.plist | put 644 "$daemons/org.draftmill.wired-limit.plist"
         [ -n "$root" ] || sysctl "iogpu.wired_limit_mb=$wired"
+    elif [ -e "$daemons/org.draftmill.wired-limit.plist" ]; then
+        rm "$daemons/org.draftmill.wired-limit.plist"
+        changed=yes
+        say "removed $daemons/org.draftmill.wired-limit.plist"
+        [ -n "$root" ] || sysctl iogpu.wired_limit_mb=0 # the system's own limit
     fi
     if [ -z "$root" ]; then
         if [ -n "$changed" ] && launchctl print system/$label >/dev/null 2>&1; then

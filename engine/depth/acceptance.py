@@ -9,6 +9,7 @@ that were accepted and the first that was not; of what lies beyond, it tells not
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MEMORY = 0.98
@@ -137,6 +138,17 @@ class Acceptance:
         """The round in which the row was last judged, 0 if never."""
         rating = self._rows.get(key)
         return rating.judged if rating else 0
+
+    def to_list(self) -> list[float | None]:
+        """What is worth keeping: the log-odds of the positions, None where they were never judged."""
+        return [own.value if own.judged else None for own in self._positions]
+
+    def begin(self, learned: Sequence[float | None]) -> None:
+        """Go on from there. The next requests may be others: it is where to begin, and no more certain than a guess."""
+        self._round = 1  # as if all had been judged in it
+        for place, value in enumerate(learned[: len(self._positions)]):
+            if value is not None:
+                self._positions[place] = Rating(float(value), UNKNOWN, self._round)
 
     def forget(self, key: str) -> None:
         """The row is done."""

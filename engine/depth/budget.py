@@ -8,30 +8,21 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..drafting.suffix import LEAST_MATCH, MOST
 from ..schedule.row import FROM_DRAFT
 from .acceptance import Acceptance
-from .command_buffers import shallower
-from .depth_choice import Candidate, Chosen, DepthChoice
+from .depth_choice import Candidate, DepthChoice
 from .exploration import Exploration
 from .round_cost import Cost
-from .round_timing import ENOUGH, MEMORY, Forecast, RoundTiming
+from .round_times import Forecast, RoundTimes
 
 MATCHES = (LEAST_MATCH, 5, 8)
 """The shortest match of each kind of copied drafts: the more tokens are alike, the likelier is what follows."""
 
 PRIORS = (0.5, -0.5, -1.5)
 """First guesses of the log-odds that such a copied token is rejected."""
-
-REUSE = 32
-"""Rounds with the same number of tokens over which what the first of them takes is spread."""
-
-PLAUSIBLE = 2.0
-"""How many times as fast as priced rounds without drafts might be, if none was timed for long."""
-
-TRIAL = ENOUGH + 1
-"""Rounds without drafts in a row, to time them: enough, and one more, whose neighbour drafts."""
 
 
 class Budget:
@@ -52,48 +43,39 @@ class Budget:
         self._copied = [Acceptance(MOST, prior) for prior in PRIORS] if copying else []
         self.kinds: list[int] = []
         """Of the drafts of the rows whose depths were chosen last."""
-        self.timing = RoundTiming()
+        self.times = RoundTimes()
         self.forecast: Forecast | None = None
         """Of the round whose depths were chosen last; None if it has prompts, or no row that decodes."""
+        self._turned: tuple[Forecast, float] | None = None
         self._exploration = Exploration(self.acceptance)
-        self._extra: list[float] = []  # by packed tokens: a share of what a first round takes, 0 after it
-        self._trials: dict[int, int] = {}  # by rows, the round in which one began
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
+    def depths(
+        self, rows: Sequence[Candidate], prompt: int = 0, cut: Callable[[list[int]], list[int]] = list
+    ) -> list[int]:
         """For each row the drafted tokens to verify in the next round, which also has `prompt` tokens of prompts.
 
-        `most` says how many of so many drafted tokens the round takes; all of them unless the device bounds it.
+        `cut` gives the depths that the round takes of those chosen; all unless command buffers are bounded.
         """
         self.forecast, self.kinds = None, []
         if not rows:
             return []
         for acceptance in (self.acceptance, *self._copied):
             acceptance.next_round()
-        self.timing.next_round()
+        self.times.next_round()
         choice = self._choice(rows, prompt)
-        chosen = choice.best()
-        if not prompt and self._tries_without(choice, chosen):
-            chosen, depths = choice.plain, choice.plain.depths
-        else:
-            depths = self._exploration.add(choice, chosen)
-        depths = shallower(depths, most(sum(depths)))
+        depths = self._exploration.instead(choice, choice.best()).depths
+        depths = cut(depths)
         if not prompt:
-            self.forecast = self._forecast(choice, chosen, depths)
-        if self.cost.first:
-            self._extra[len(rows) + prompt + sum(depths)] = 0.0
+            self.forecast = self._forecast(choice, depths)
         return depths
 
     def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
         offers = self._offers(rows)
         self.kinds, chances = [kind for kind, _ in offers], [own for _, own in offers]
-        most = len(rows) * self.width
-        if self.cost.first:
-            self._extra += [self.cost.first / REUSE] * (most + prompt + 1 - len(self._extra))
-        timed = self.timing.listed(len(rows), most, self.block > 1)
         passing = [
             kind == FROM_DRAFT and row.writing and self.block > 1 for kind, row in zip(self.kinds, rows, strict=True)
         ]
-        return DepthChoice(self.cost, self.block, rows, chances, prompt, self._extra, timed, passing)
+        return DepthChoice(self.cost, self.block, rows, chances, prompt, self.times, passing)
 
     def _offers(self, rows: Sequence[Candidate]) -> list[tuple[int, list[float]]]:
         """Which kind of drafts is worth more to each row, and their chances."""
@@ -111,41 +93,25 @@ class Budget:
             offers.append((kind, chances))
         return offers
 
-    def _forecast(self, choice: DepthChoice, chosen: Chosen, depths: Sequence[int]) -> Forecast:
-        """How a round without prompts is priced in which rows verify so many drafted tokens."""
-        drafted, tokens = sum(depths), len(depths) + sum(depths)
-        drafting = drafted > 0 and self.block > 1
-        passes = sum(depth > 0 and passing for depth, passing in zip(depths, choice.passing, strict=True))
-        share = self._extra[tokens] if self.cost.first else 0.0
-        deepest = max((depth for depth, passing in zip(depths, choice.passing, strict=True) if passing), default=0)
-        seconds = choice.seconds(drafted, passes, deepest) - share
-        seconds -= self.timing.of(drafting, tokens)
-        return Forecast(tokens, drafting, depths != chosen.depths, seconds, choice.seconds(0, 0), REUSE * share)
-
-    def _tries_without(self, choice: DepthChoice, chosen: Chosen) -> bool:
-        """Whether to leave drafts out, because what rounds take without them was not timed for long and may matter."""
-        rows = len(choice.rows)
-        if not any(chosen.depths) or self.timing.known(False, rows):
-            return False
-        size, now = rows.bit_length(), self.timing.round
-        if size in self._trials and (since := now - self._trials[size]) <= MEMORY:
-            return since < TRIAL
-        if PLAUSIBLE * choice.plain.rate > chosen.rate:
-            self._trials[size] = now
-            return True
-        return False
+    def _forecast(self, choice: DepthChoice, depths: Sequence[int]) -> Forecast:
+        """What a round without prompts takes, as far as the cost says, in which rows verify so many drafted tokens."""
+        own = [depth for depth, passing in zip(depths, choice.passing, strict=True) if depth and passing]
+        drafted = sum(depths)
+        seconds = choice.calibrated(drafted, len(own), max(own, default=0))
+        return Forecast(drafted > 0 and self.block > 1, len(depths) + drafted, seconds, self.cost.first > 0)
 
     def ran(self, read: Forecast | None, launched: Forecast | None, seconds: float) -> None:
-        """So long after the round before it the round `read` was there, and `launched` had been handed over.
-
-        Whichever of the two took the time: where the device is slower it was the one, where the host is, the other.
-        """
+        """So long after the round before it the round `read` was there, and `launched` had been handed over."""
+        turned, self._turned = self._turned, None
         if not read or not launched:
             return
-        if read.probe or launched.probe:
-            self._exploration.took(max(0.0, seconds / self.timing.pace - launched.plain))
-        elif read.drafting == launched.drafting:
-            self.timing.learn(read, seconds)
+        if read.drafting == launched.drafting:
+            self.times.learn(read, seconds)
+        elif not turned:
+            self._turned = (read, seconds)
+        else:  # a single round among others: of both intervals, what is not one of theirs is its own
+            other, before = turned
+            self.times.learn(read, before + seconds - self.times.expected(other))
 
     def observe(self, key: str, depth: int, accepted: int, kind: int = FROM_DRAFT) -> None:
         """A round verified `depth` drafted tokens of a row and accepted the first `accepted` of them."""
@@ -161,3 +127,23 @@ class Budget:
         for acceptance in (self.acceptance, *self._copied):
             acceptance.forget(key)
         self._exploration.forget(key)
+
+    @property
+    def rounds(self) -> int:
+        """How many it has chosen depths for."""
+        return self.times.round
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is worth keeping for the next start with this pair, fit for JSON."""
+        estimates = [acceptance.to_list() for acceptance in (self.acceptance, *self._copied)]
+        return {"acceptance": estimates, "times": self.times.to_list()}
+
+    def begin(self, learned: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            KeyError, TypeError, ValueError: it was written by another version.
+        """
+        for acceptance, own in zip((self.acceptance, *self._copied), learned["acceptance"], strict=False):
+            acceptance.begin(own)
+        self.times.begin(learned["times"])

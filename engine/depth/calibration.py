@@ -63,14 +63,14 @@ def calibrated(
     if name not in known:
         known[name] = measure(target, draft, pages, max_rows, width)
         mx.clear_cache()  # the pools that rows need come next
-        measurements.write(_file(cache), _here(), {name: cost.to_dict() for name, cost in known.items()})
+        measurements.write(_file(cache), here(), {name: cost.to_dict() for name, cost in known.items()})
     return known[name]
 
 
 def known_costs(cache: Path) -> dict[str, Cost]:
     """What was measured on this machine, by name; without what an earlier version measured in another way."""
     costs: dict[str, Cost] = {}
-    for name, fields in measurements.read(_file(cache)).get(_here(), {}).items():
+    for name, fields in measurements.read(_file(cache)).get(here(), {}).items():
         with suppress(KeyError, TypeError):
             costs[name] = Cost.from_dict(fields)
     return costs
@@ -80,7 +80,7 @@ def _file(cache: Path) -> Path:
     return cache / "costs.json"
 
 
-def _here() -> str:
+def here() -> str:
     """What a round's time depends on beside the pair: chip, MLX and kernels; without a GPU, cores and libraries."""
     machine = f"{measurements.machine()}, {TOKENS}"
     if mx.default_device() != mx.cpu:

@@ -107,6 +107,10 @@ class Bound:
         """How many drafted tokens, `most` at most, the round still takes for which `room` was asked last."""
         return self._room.drafts(most) if self._room else most
 
+    def cut(self, depths: Sequence[int]) -> list[int]:
+        """Depths that this round takes."""
+        return shallower(depths, self.drafts(sum(depths)))
+
 
 class BufferRoom:
     """A round that fills up. It decodes without drafts at first; chunks come next, and drafts take what is left."""

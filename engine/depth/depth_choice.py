@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, zip_longest
 from operator import add, neg, sub, truediv
 
+from .ladder import rungs
 from .round_cost import Cost
+from .round_times import RoundTimes
 
 PROMISING = 2
 """How many numbers of drafting rows are looked at closely."""
+
+REUSE = 32
+"""Rounds with the same number of tokens over which what the first of them takes is spread."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,7 @@ class DepthChoice:
         chances: for each row, the probability that its first 1, 2, … drafted tokens survive; falling.
         prompt: tokens of prompts in the same round. What they take is no reason to draft more, as it must be spent in
             any case: it is left out of prices, but a round with many of them is past its knee.
-        extra: seconds by which a round of 0, 1, 2, … packed tokens is dearer, as far as any is.
-        timed: likewise, of 0, 1, 2, … drafted tokens.
+        times: what rounds take beyond their cost.
         passing: which rows' drafts take a pass of the draft; by default all do.
     """
 
@@ -62,34 +66,42 @@ class DepthChoice:
         rows: Sequence[Candidate],
         chances: Sequence[Sequence[float]],
         prompt: int = 0,
-        extra: Sequence[float] = (),
-        timed: Sequence[float] = (),
+        times: RoundTimes | None = None,
         passing: Sequence[bool] | None = None,
     ):
-        self.block, self.rows, self.chances = block, rows, chances
+        self.block, self.rows, self.chances, self.prompt = block, rows, chances, prompt
         self.passing = [True] * len(rows) if passing is None else passing
         self._rising = [list(map(neg, own)) for own in chances]  # negative, as bisection wants them rising
+        self._times = times or RoundTimes()
+        self._first = 0.0 if prompt else cost.first  # with prompts the number is a new one anyway
         count, context = len(rows), sum(row.context for row in rows)
-        width = max(block, 1 + max(map(len, chances)))
-        begin, reach = count + prompt, 1 + count * max(map(len, chances))
-        self._curve, self._extra, self._timed = cost.rounds(count * width + prompt), extra, timed
-        self._begin, self._per_token = begin, cost.round.per_pair * context / count  # of a row with average context
-        fixed = self._curve[count] - self._curve[begin] + cost.round.per_row * count
-        fixed += (cost.round.per_context + cost.round.per_pair) * context  # the anchors' pairs
-        self.rounds = self._rounds(0, reach)  # as far as tokens may be worth something
+        self._begin = begin = count + prompt
+        start = begin if prompt else 0  # prompts make a number that is on no ladder: one begins there
+        most = count * max(block - 1, *map(len, chances))
+        tops = [start + size for size in rungs(begin - start + 1, begin - start + most)]
+        self.ends = [top - begin for top in tops]  # how many drafted tokens fill a round
+        curve, per_token = cost.rounds(tops[-1]), cost.round.per_pair * context / count  # of a row with average context
+        fixed = curve[count] - curve[begin] + cost.round.per_row * count + cost.round.per_context * context
+        fixed += per_token * count  # the anchors' pairs
+        self._calibrated = {end: fixed + curve[begin + end] + per_token * end for end in (0, *self.ends)}
+        self.rounds = self._rounds()
         per_draft = (cost.draft.per_context + cost.draft.per_pair * block) * context / count
         drafts = cost.drafts(count, block)
-        self.drafts = [fixed + drafts[drafting] + per_draft * drafting for drafting in range(count + 1)]
+        self.drafts = [drafts[drafting] + per_draft * drafting for drafting in range(count + 1)]
         per_step = (cost.step.per_context + cost.step.per_pair) * context / count
         self.steps = [step + per_step * drafting for drafting, step in enumerate(cost.steps(count)[: count + 1])]
 
-    def _rounds(self, first: int, end: int) -> list[float]:
-        """What depends on the number of drafted tokens, from `first` of them on."""
-        packed = slice(self._begin + first, self._begin + end)
-        rounds = [seconds + self._per_token * tokens for tokens, seconds in enumerate(self._curve[packed], first)]
-        for more in (self._extra[packed], self._timed[first:end]):
-            if more:
-                rounds = list(map(add, rounds, more))
+    def _rounds(self) -> list[float]:
+        """Seconds of rounds with 0, 1, 2, … drafted tokens: up to a rung all take what that takes, and none takes less
+        than a round without drafts.
+        """
+        count, share = len(self.rows), self._first / REUSE
+        [excess] = self._times.excess(False, [count])
+        rounds = [self._calibrated[0] + excess]
+        sizes = [count + end for end in self.ends]
+        for size, end, excess in zip(sizes, self.ends, self._times.excess(self.block > 1, sizes), strict=True):
+            seconds = self._calibrated[end] + excess + share * self._times.first(size)
+            rounds += [max(rounds[0], seconds)] * (1 + end - len(rounds))
         return rounds
 
     def seconds(self, tokens: int, passes: int, deepest: int = 0) -> float:
@@ -97,8 +109,15 @@ class DepthChoice:
 
         Where each token takes a pass, all these rows are taken to be in every one.
         """
-        rounds = self.rounds[tokens] if tokens < len(self.rounds) else self._rounds(tokens, tokens + 1)[0]
-        return rounds + self.drafts[passes] + self.steps[passes] * max(0, deepest - 1)
+        return self.rounds[tokens] + self._passes(passes, deepest)
+
+    def calibrated(self, tokens: int, passes: int, deepest: int = 0) -> float:
+        """As `seconds`, as far as the cost alone says."""
+        end = self.ends[bisect_left(self.ends, tokens)] if tokens else 0
+        return self._calibrated[end] + self._passes(passes, deepest)
+
+    def _passes(self, rows: int, deepest: int) -> float:
+        return self.drafts[rows] + self.steps[rows] * max(0, deepest - 1)
 
     @property
     def plain(self) -> Chosen:
@@ -108,9 +127,9 @@ class DepthChoice:
     def best(self) -> Chosen:
         """The depths that yield most tokens a second.
 
-        Tokens are bought in falling order of their chances, and every prefix of that order is priced, because a
-        round's price has a knee and steps. Because each row of the draft's pass also pays for its whole block, this
-        is done for a few numbers of the best rows; and where each token takes a pass, for each number of passes.
+        Tokens are bought in falling order of their chances, and every prefix of that order is priced that fills a
+        round: up to the next rung, tokens are free. Because each row of the draft's pass also pays for its whole block,
+        this is done for a few numbers of the best rows; and where each token takes a pass, for each number of passes.
         """
         count, chosen = len(self.rows), self.plain
         worth = list(map(sum, self.chances))
@@ -138,7 +157,7 @@ class DepthChoice:
         return set(sorted(highest, key=highest.__getitem__, reverse=True)[:PROMISING])
 
     def _prefix(self, order: Sequence[int], limit: int) -> Chosen:
-        """The best prefix of these rows' drafted tokens in falling order of their chances; at least one token.
+        """The best prefix of these rows' drafted tokens in falling order of their chances that fills a round.
 
         Rows of the draft's pass draft so many tokens at most, and where each takes a pass, as many passes are paid.
         """
@@ -146,24 +165,49 @@ class DepthChoice:
         values = sorted(chain.from_iterable(rising.values()))
         gains = list(accumulate(values, sub, initial=float(len(self.rows))))
         firsts = sorted([(self._rising[row][0], self.passing[row]) for row in order])
-        starts = [bisect_left(values, first) for first, _ in firsts]
-        starts.append(len(values))
-        drafts: list[float] = []  # of each prefix: a row drafts from where its first token is bought
-        passes = 0
-        for place, (_, passing) in enumerate(firsts):
-            passes += passing
-            price = self.drafts[passes] + self.steps[passes] * (limit - 1)
-            drafts += [price] * (starts[place + 1] - starts[place])
-        prices = list(map(add, self.rounds[1:], drafts))
-        rates = list(map(truediv, gains[1:], prices))
-        bought = rates.index(max(rates)) + 1
-        least = values[bought - 1]
+        starts = [bisect_left(values, first) for first, _ in firsts]  # a row drafts from where its first is bought
+        passes = list(accumulate((passing for _, passing in firsts), initial=0))
+
+        def tokens(end: int) -> float:
+            return gains[min(end, len(values))]
+
+        def seconds(end: int) -> float:
+            return self.seconds(end, passes[bisect_left(starts, min(end, len(values)))], limit)
+
+        def rate(end: int) -> float:
+            return tokens(end) / seconds(end)
+
+        ends = self.ends[: 1 + bisect_left(self.ends, len(values))]
+        end = max(ends, key=rate)
+        chosen = Chosen(self._filled(order, rising, values, end, limit), tokens(end), seconds(end))
+        total = sum(chosen.depths)
+        smaller = max((size for size in ends if size <= total), key=rate, default=end)
+        if total < end and self._first and self._times.first(self._begin + total):
+            # Rows are near their ends, and such a number is hardly reused.
+            chosen = replace(chosen, seconds=chosen.seconds + self._first)
+        if total < end and smaller < end and rate(smaller) > chosen.rate:
+            return Chosen(self._filled(order, rising, values, smaller, limit), tokens(smaller), seconds(smaller))
+        return chosen
+
+    def _filled(
+        self, order: Sequence[int], rising: dict[int, list[float]], values: Sequence[float], end: int, limit: int
+    ) -> list[int]:
+        """Depths of rows whose best tokens make `end` together, as far as they can."""
         depths = [0] * len(self.rows)
-        for row in order:
-            depths[row] = bisect_right(rising[row], least)
-        surplus = sum(depths) - bought
-        for row in reversed(order):  # of tokens that are worth the same, the last were not bought
-            while surplus and depths[row] and rising[row][depths[row] - 1] == least:
-                depths[row] -= 1
-                surplus -= 1
-        return Chosen(depths, gains[bought], prices[bought - 1])
+        least = values[min(end, len(values)) - 1]
+
+        def take(bounds: Sequence[int]) -> None:
+            missing = end - sum(depths)
+            for row, bound in zip(order, bounds, strict=True):
+                more = max(0, min(missing, bound - depths[row]))
+                depths[row] += more
+                missing -= more
+
+        take([bisect_left(rising[row], least) for row in order])
+        take([bisect_right(rising[row], least) for row in order])  # of tokens that are worth the same, the first
+        take([self._room(row, limit) if depths[row] else 0 for row in order])  # and some that are worth little
+        return depths
+
+    def _room(self, row: int, limit: int) -> int:
+        """How many tokens a row may draft."""
+        return min(limit, self.block - 1, self.rows[row].left - 1) if self.passing[row] else len(self.chances[row])

@@ -20,12 +20,23 @@ def default_budget(workspace: int) -> int:
     """
     if mx.default_device().type == mx.DeviceType.cpu:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
-    info = mx.device_info()
-    limit = int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
-    spare = int(MARGIN * limit) - mx.get_active_memory()
+    spare = int(MARGIN * device_limit()) - mx.get_active_memory()
     if mx.metal.is_available() and (left := left_by_others()):
         spare = min(spare, left)
     return max(0, spare - workspace)
+
+
+def device_limit() -> int:
+    """Bytes that a program may use of the GPU's memory, as the device recommends."""
+    info = mx.device_info()
+    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
+
+
+def recommended(memory: int) -> int:
+    """What macOS recommends on a Mac with so many bytes unless `sysctl iogpu.wired_limit_mb` says more: two thirds, or
+    three quarters from 36 GiB on.
+    """
+    return memory * 2 // 3 if memory < 36 << 30 else memory * 3 // 4
 
 
 def left_by_others() -> int | None:

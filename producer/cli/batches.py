@@ -11,6 +11,7 @@ import redis as redis_py
 from ..client import shares
 from ..client.collect import Collector
 from ..client.follower import Follower, current, known
+from ..client.hook import Hook
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
@@ -29,7 +30,7 @@ from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES
 from . import options
 from .dry_run import preview
 from .progress import BatchProgress
-from .report import output_report, print_json
+from .report import output_report, print_json, tell
 
 
 @click.command("submit")
@@ -57,6 +58,7 @@ def submit_command(
     keep_results: float | None,
     detach: bool,
     retry_failed: bool,
+    reason: str,
     dry_run: bool,
     as_json: bool,
     redis_url: str | None,
@@ -86,6 +88,7 @@ def submit_command(
       draftmill submit mixed.jsonl --models gpt-4o=qwen3-8b,/models/mine    # others run on the pair of --pair
       draftmill submit million.jsonl --detach
       draftmill submit prompts.jsonl --retry-failed
+      draftmill submit prompts.jsonl --retry-failed --reason lost_leases
       draftmill submit prompts.jsonl --json | jq -r .batch
     """
     submission = planned(user_of(redis_url), input, priority, keep_results, **given)
@@ -111,7 +114,7 @@ def submit_command(
     else:
         options.say_notes(shares.notes(redis, submission))
         try:
-            sent, left = _submit(redis, submission, detach, retry_failed)
+            sent, left = _submit(submission, Patience(redis, say), detach, retry_failed, reason)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command queues the rest") from None
     if retry_failed:
@@ -129,12 +132,13 @@ def submit_command(
         context.exit(FAILED_ITEMS)
 
 
-def _submit(redis: redis_py.Redis, submission: Submission, detach: bool, retry_failed: bool) -> tuple[Submitted, int]:
+def _submit(
+    submission: Submission, patience: Patience, detach: bool, retry_failed: bool, reason: str
+) -> tuple[Submitted, int]:
     """Queues all lines, or those that there is room for; returns what became of them, and how many are left."""
-    patience = Patience(redis, say)
     if not detach:
-        return submit(patience, submission, full=Notice(), retry_failed=retry_failed), 0
-    feed = Feed(submission, patience, retry_failed=retry_failed)
+        return submit(patience, submission, full=Notice(), retry_failed=retry_failed, reason=reason), 0
+    feed = Feed(submission, patience, retry_failed=retry_failed, reason=reason)
     patience(feed.begin)
     return feed.detach(), feed.left
 
@@ -179,6 +183,7 @@ class Notice:
 @click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
 @click.option("--leave", is_flag=True, help="Leave the results in Redis for others once OUT has them all.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.notify
 @options.as_json
 @options.redis_url
 @click.pass_context
@@ -190,6 +195,7 @@ def collect_command(
     in_order: bool,
     leave: bool,
     force: bool,
+    hook: Hook | None,
     as_json: bool,
     redis_url: str | None,
 ) -> None:
@@ -205,6 +211,7 @@ def collect_command(
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow
       draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
       draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
+      draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow --notify https://example.com/done
     """
     format_of(out)
     check_writable(out)
@@ -233,6 +240,8 @@ def collect_command(
                 "run the same command again, or add --follow",
                 err=True,
             )
+        if state.complete:
+            tell(hook, output, "cancelled" if state.is_cancelled else "completed")
         if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
 

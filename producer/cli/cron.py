@@ -261,8 +261,8 @@ def plan_arguments(user: str, arguments: tuple[str, ...], slot: str) -> Planned:
     """What `draftmill submit` would make of arguments, once they are checked, for `user` and a slot."""
     given = _parse(submit_command, arguments).params
     about = {name: value for name, value in given.items() if name not in OWN}
-    retry_failed: bool = about.pop("retry_failed")
-    return Planned(planned(user, slot=slot, **about), retry_failed)
+    retry_failed, reason = about.pop("retry_failed"), about.pop("reason") or ""
+    return Planned(planned(user, slot=slot, **about), retry_failed, reason)
 
 
 def _parse(command: click.Command, arguments: tuple[str, ...]) -> click.Context:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import click
 import orjson
 
+from ..client.hook import SECRET, Hook
 from ..input.dataset import Dataset, Survey
 from ..input.defaults import defaults
 from ..input.request.faults import Fault
@@ -153,7 +154,48 @@ def lora(command: Command) -> Command:
     return with_lora
 
 
-retry_failed = click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+def retry_failed(command: Command) -> Command:
+    """Gives a command the arguments `retry_failed` and `reason`."""
+
+    @click.option("--retry-failed", is_flag=True, help="Run failed lines again; those with a result stay.")
+    @click.option(
+        "--reason",
+        metavar="TEXT",
+        help="With --retry-failed: only those with TEXT in the first 200 characters of their error, code and message.",
+    )
+    @wraps(command)
+    def with_retry(*args: Any, retry_failed: bool, reason: str | None, **given: Any) -> Any:
+        if reason is not None and not retry_failed:
+            raise click.UsageError("--reason says which failed lines run again; it needs --retry-failed")
+        return command(*args, retry_failed=retry_failed, reason=reason or "", **given)
+
+    return with_retry
+
+
+def notify(command: Command) -> Command:
+    """Gives a command the argument `hook`: whom to tell when the batch has ended, or None."""
+
+    @click.option(
+        "--notify",
+        metavar="URL|COMMAND",
+        help="Tell it when the batch has ended: a URL by a signed POST, a command on its standard input.",
+    )
+    @click.option(
+        "--notify-secret",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"Holds the secret that signs for a URL.  [default: the environment's {SECRET}]",
+    )
+    @wraps(command)
+    def with_hook(*args: Any, notify: str | None, notify_secret: Path | None, **given: Any) -> Any:
+        if notify is None and notify_secret:
+            raise click.UsageError("--notify-secret signs what --notify sends; name a URL with --notify")
+        hook = None if notify is None else Hook.of(notify, notify_secret)
+        return command(*args, hook=hook, **given)
+
+    return with_hook
+
+
 dry_run = click.option("--dry-run", is_flag=True, help="Show three prompts, tokens and time; submit nothing.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts on standard output.")
 

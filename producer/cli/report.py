@@ -9,6 +9,7 @@ from typing import Any
 import click
 import orjson
 
+from ..client.hook import Event, Hook, Status
 from ..output.output import Output
 from ..queue.batches import BatchStatus
 from ..queue.fleet import Report
@@ -48,6 +49,11 @@ def print_table(
     widths = [max(map(cell_len, column)) for column in zip(*([head] if head else []), *rows, strict=True)]
     *others, last = widths
     fixed = sum(others) + GAP * len(others)
+    if not console.is_terminal and not numbers:  # Rich takes half a millisecond a row
+        for row in ([head] if head else []) + list(rows):
+            cells = (cell + " " * (width - cell_len(cell) + GAP) for cell, width in zip(row, widths, strict=True))
+            click.echo("".join(cells).rstrip())
+        return
     if console.is_terminal and not numbers:
         last = min(last, max(NARROW, console.width - fixed))
     console.width = fixed + last
@@ -133,6 +139,19 @@ def worker_report(report: Report) -> dict[str, Any]:
         "watt_hours_per_million_tokens": report.watt_hours_per_million,
         "heartbeat_seconds": round(report.age, 1),
     }
+
+
+def tell(hook: Hook | None, output: Output, status: Status = "completed") -> None:
+    """Tells whom it concerns that OUT is complete, unless that was told before. Raises UserError."""
+    manifest = output.manifest
+    about = output_report(output, True) | {"source": manifest.source}
+    event = Event(manifest.batch, status, {name: about[name] for name in TOLD})
+    if hook and manifest.told != event.id:
+        hook.tell_patiently(event)
+        output.remember(event.id)
+
+
+TOLD = ("source", "out", "errors", "done", "failed", "bad")
 
 
 def output_report(output: Output, complete: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import redis as redis_py
 
 from ..client.collect import Collector
 from ..client.follower import Follower
+from ..client.hook import Hook
 from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
@@ -32,7 +33,7 @@ from . import options
 from .dry_run import preview
 from .local_worker import LocalWorker
 from .progress import BatchProgress
-from .report import output_report, print_json
+from .report import output_report, print_json, tell
 
 READY_SECONDS = 0.2
 """Between two looks whether the worker has loaded its model."""
@@ -62,6 +63,7 @@ class Run:
     output: Output
     in_order: bool
     retry_failed: bool
+    reason: str
     worker_options: tuple[str, ...] = ()
 
     @property
@@ -75,7 +77,12 @@ class Run:
         output = self.output
         is_whole = output.is_packed and output.errors.bad_ids == {bad.id for bad in self.submission.survey.bad_lines}
         in_order = output.manifest.in_order or not self.in_order
-        return self.has_all and is_whole and in_order and not (self.retry_failed and output.failed)
+        return self.has_all and is_whole and in_order and not self.retries
+
+    @property
+    def retries(self) -> bool:
+        """Whether lines that failed are to run again."""
+        return self.retry_failed and bool(self.output.errors.failed_for(self.reason))
 
     def finish(self) -> None:
         """Makes of OUT what was asked for, once it has all."""
@@ -92,6 +99,7 @@ class Run:
 @options.lora
 @options.retry_failed
 @click.option("--force", is_flag=True, help="Overwrite OUT if it holds something else.")
+@options.notify
 @options.dry_run
 @options.as_json
 @options.redis_url
@@ -102,11 +110,13 @@ def run(
     out: Path,
     in_order: bool,
     retry_failed: bool,
+    reason: str,
     force: bool,
     dry_run: bool,
     as_json: bool,
     redis_url: str | None,
     lora: options.Lora,
+    hook: Hook | None,
     **given: Any,
 ) -> None:
     """Run the prompts of INPUT on this machine, and write the results to OUT.
@@ -140,6 +150,7 @@ def run(
       draftmill run prompts.jsonl -o results.jsonl --adapter adapters/sql
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
+      draftmill run prompts.jsonl -o results.jsonl --notify 'say the batch is ready'
     """
     format_of(out)
     check_writable(out)
@@ -159,7 +170,7 @@ def run(
         preview(submission, redis_url)
         return
     with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
-        job, generated = Run(submission, output, in_order, retry_failed, lora.options), Generated()
+        job, generated = Run(submission, output, in_order, retry_failed, reason, lora.options), Generated()
         if cancelled := output.errors.failed_with(ending.CANCELLED):
             _take_back(job, cancelled, redis_url)
         if job.is_done:
@@ -181,6 +192,8 @@ def run(
             if generated.seconds:
                 click.echo(generated)
             click.echo(where(output))
+        if job.has_all:
+            tell(hook, output)
         if output.failed or output.bad:
             context.exit(FAILED_ITEMS)
 
@@ -200,7 +213,7 @@ def _run(job: Run, redis_url: str | None) -> Generated:
     if survey.bad:
         click.echo(f"{count(survey.bad, 'bad line')} left out, first: {survey.first_bad}", err=True)
     generated = Generated()
-    if not job.has_all or (job.retry_failed and output.failed):
+    if not job.has_all or job.retries:
         redis_url = resolve(redis_url)
         generated = _generate(job, connect(redis_url), redis_url)
     job.finish()
@@ -219,7 +232,7 @@ def _generate(job: Run, redis: redis_py.Redis, redis_url: str) -> Generated:
             if before:
                 collector.step()  # results that no OUT has yet
             if job.retry_failed:
-                output.errors.drop_failures()
+                output.errors.drop_failures(job.reason)
             patience(_let_be, patience.redis, batch.id, job)
             if job.has_all:
                 return Generated()

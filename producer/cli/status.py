@@ -13,22 +13,30 @@ from ..client.follower import Follower, known
 from ..client.patience import Patience
 from ..client.shares import Share, shares
 from ..output.summary import count
-from ..queue import batches
+from ..queue import batches, fleet
 from ..queue.batches import BatchStatus
 from ..queue.connect import connect
+from ..queue.fleet import Spent
 from ..queue.rest import duty
 from . import options
 from .progress import BatchProgress, Speed, describe_worker, rates, speed
 from .report import batch_report, print_json, print_table, word
 
+MOST_LISTED = 100
+"""Batches that a list shows unless all are asked for."""
+
 
 @click.command("status")
 @options.batch(required=False)
 @click.option("--watch", is_flag=True, help="Show progress until BATCH is complete.")
+@click.option("--all", "is_all", is_flag=True, help=f"List all batches, not the newest {MOST_LISTED}; --json does.")
+@click.option("--users", is_flag=True, help="Show the tokens that each user has had so far.")
 @options.as_json
 @options.redis_url
-def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str | None) -> None:
-    """List the batches, or show one.
+def status_command(
+    batch: str | None, watch: bool, is_all: bool, users: bool, as_json: bool, redis_url: str | None
+) -> None:
+    """List the batches, the newest first, or show one, or who had how much.
 
     With --json an object is printed for BATCH, and for each of its changes with --watch; without BATCH a list of all.
 
@@ -36,12 +44,19 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     Examples:
       draftmill status
       draftmill status batch_0123456789abcdef01234567 --watch
+      draftmill status --users
       draftmill status --json | jq -r '.[] | select(.state == "running").batch'
     """
     if watch and batch is None:
         raise click.UsageError("--watch needs a BATCH; `draftmill status` lists them")
+    if is_all and batch is not None:
+        raise click.UsageError("--all lists batches: leave BATCH out")
+    if users and batch is not None:
+        raise click.UsageError("--users is about all batches; leave out BATCH")
     redis = connect(redis_url)
-    if batch is not None:
+    if users:
+        _users(fleet.spent(redis), as_json)
+    elif batch is not None:
         state = known(redis, batch)
         if watch:
             state = _watch(redis, state, as_json)
@@ -49,7 +64,10 @@ def status_command(batch: str | None, watch: bool, as_json: bool, redis_url: str
     elif as_json:
         print_json([batch_report(state) for state in batches.list_batches(redis)])
     else:
-        _list(redis, batches.list_batches(redis))
+        names = batches.newest(redis, None if is_all else MOST_LISTED + 1)
+        _list(redis, batches.statuses(redis, names if is_all else names[:MOST_LISTED]))
+        if not is_all and len(names) > MOST_LISTED:
+            click.echo(f"The newest {MOST_LISTED}; draftmill status --all lists the older ones too")
 
 
 def _watch(redis: redis_py.Redis, state: BatchStatus, as_json: bool) -> BatchStatus:
@@ -90,6 +108,16 @@ def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
     print_table(("BATCH", "STATE", "ENDED", "FAILED", "PAIR", "SOURCE"), rows)
     if (live := speed(redis)).workers:
         click.echo(" · ".join([f"{count(len(live.workers), 'worker')} live", *rates(live)]))
+
+
+def _users(spent: list[Spent], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(found) for found in spent])
+    elif spent:
+        rows = [(f"{found.prompt_tokens:,}", f"{found.generated_tokens:,}", found.user) for found in spent]
+        print_table(("PROMPT TOKENS", "GENERATED", "USER"), rows)
+    else:
+        click.echo("Nobody had any tokens here")
 
 
 def _show(redis: redis_py.Redis, state: BatchStatus) -> None:

@@ -26,7 +26,7 @@ from ..queue.wire import DEFAULT_PAIR
 from .collect import refuse_collected
 from .follower import BLOCK_SECONDS, Follower, current, known
 from .patience import Patience
-from .submission import POLL_SECONDS, Cancelled, Feed, Submission, plan, refuse_cancelled
+from .submission import POLL_SECONDS, Cancelled, Feed, plan, refuse_cancelled
 
 Source = str | PathLike[str] | Iterable[str | Mapping[str, Any]]
 """A path, or the rows themselves: prompts, or what a line of a JSONL file has."""
@@ -74,10 +74,11 @@ class Options(TypedDict, total=False):
     strict: bool
     keep_results: float
     retry_failed: bool
+    reason: str
     detach: bool
 
 
-NOT_ABOUT_LINES = {"priority", "keep_results", "retry_failed", "detach"}
+NOT_ABOUT_LINES = {"priority", "keep_results", "retry_failed", "reason", "detach"}
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,10 @@ class Feeder(threading.Thread):
     the rest is left to a feeder of the fleet.
     """
 
-    def __init__(self, redis: redis_py.Redis, submission: Submission, retry_failed: bool, detach: bool) -> None:
-        super().__init__(name=f"draftmill-{submission.info.id}")
+    def __init__(self, feed: Feed, detach: bool) -> None:
+        super().__init__(name=f"draftmill-{feed.submission.info.id}")
         self.error: Exception | None = None
-        self._stopped, self._detach = threading.Event(), detach
-        self._feed = Feed(submission, Patience(redis), retry_failed=retry_failed)
+        self._stopped, self._feed, self._detach = threading.Event(), feed, detach
 
     def run(self) -> None:
         try:
@@ -215,15 +215,18 @@ class Client:
 
         `source` is a path, or prompts, or rows such as `{"id": "q1", "prompt": "…", "max_tokens": 100}`. The same
         source with the same options is the same batch: submitting it again, after whatever befell this process,
-        queues what has no result yet, and with `retry_failed` also what failed. With `detach`, what finds no room is
-        left to a feeder of the fleet, and `close` does not wait for it. Lines that cannot be run are in `Batch.bad`;
-        with `strict` they raise UserError. What of the others was ignored is told by `Batch.notes`.
+        queues what has no result yet, and with `retry_failed` also what failed, if its error has `reason` in its code
+        or message. With `detach`, what finds no room is left to a feeder of the fleet, and `close` does not wait for
+        it. Lines that cannot be run are in `Batch.bad`; with `strict` they raise UserError. What of the others was
+        ignored is told by `Batch.notes`.
         """
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"submit() has no option {', '.join(sorted(unknown))}")
         given: dict[str, Any] = {"pair": DEFAULT_PAIR, **options, "keep": tuple(options.get("keep", ()))}
         dataset = self._dataset(source, given)
         survey = dataset.survey(options.get("slot"))
+        if options.get("reason") and not options.get("retry_failed"):
+            raise UserError("reason says which failed lines run again; it needs retry_failed")
         if survey.first_bad and options.get("strict"):
             raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all)")
         about = parameters.of({name: given[name] for name in given.keys() - NOT_ABOUT_LINES})
@@ -237,7 +240,9 @@ class Client:
         if before and before.collected and not retry_failed:
             return Batch(id, self.redis, bad, notes=notes)
         submission.begin(self.redis)
-        feeder = Feeder(self.redis, submission, retry_failed, options.get("detach", False))
+        patience, reason = Patience(self.redis), options.get("reason", "")
+        feed = Feed(submission, patience, retry_failed=retry_failed, reason=reason)
+        feeder = Feeder(feed, options.get("detach", False))
         self._feeders.append(feeder)
         feeder.start()
         return Batch(id, self.redis, bad, feeder, notes)

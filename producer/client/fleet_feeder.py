@@ -72,17 +72,19 @@ class FleetFeeder(threading.Thread):
         """Queues all that there is room for, a chunk of each batch in turn; nothing without the duty."""
         waiting = stored.batches(self._redis) if duty.take(self._redis, self.feeder) else []
         self._bytes_per_line = {batch: size for batch, size in self._bytes_per_line.items() if batch in waiting}
-        while waiting and not self._stopping.is_set() and duty.take(self._redis, self.feeder):
-            waiting = [batch for batch in waiting if self._feed(batch)]
+        while waiting and not self._stopping.is_set():
+            states = {state.id: state for state in batches.statuses(self._redis, waiting)}
+            waiting = [batch for batch in waiting if self._feed(batch, states.get(batch))]
 
-    def _feed(self, batch: str) -> bool:
-        """Queues the next chunk of a batch; False if there is none, or no room for it."""
-        state = batches.status(self._redis, batch)
+    def _feed(self, batch: str, state: BatchStatus | None) -> bool:
+        """Queues the next chunk of a batch; False if there is none or no room for it, or another has the duty."""
+        if state and not state.is_cancelled and is_full(state, self._bytes_per_line.get(batch, 0.0)):
+            return False
         names = stored.names(self._redis, batch)
         if state is None or state.is_cancelled or not names:
             stored.tidy(self._redis, batch)
             return False
-        if is_full(state, self._bytes_per_line.get(batch, 0.0)):
+        if not duty.take(self._redis, self.feeder):
             return False
         chunk = stored.read(self._redis, batch, names[0])
         if chunk is None:  # another feeder was faster
@@ -100,7 +102,8 @@ class FleetFeeder(threading.Thread):
         else:
             self._bytes_per_line[state.id] = lines.size / chunk.name.lines
             info = BatchInfo(state.id, state.pair, state.priority, state.total)
-            batches.submit_chunk(self._redis, info, lines.bodies, retry_failed=lines.retry_failed)
+            again, reason = lines.retry_failed, lines.reason
+            batches.submit_chunk(self._redis, info, lines.bodies, retry_failed=again, reason=reason)
         stored.fed(self._redis, state.id, chunk)
 
     def _pause(self, seconds: float) -> None:

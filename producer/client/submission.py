@@ -90,8 +90,8 @@ class Feed:
     """Queues the lines of a submission that have no result yet, a chunk at a time while less than a window have none.
 
     Lines that `output` has are not queued; those that it lacks are, even if their results were handed over. With
-    `retry_failed` lines that failed are queued again. After Redis was away all lines are looked at again, for it may
-    have lost some.
+    `retry_failed` lines that failed are queued again whose error has `reason` in its code or message. After Redis was
+    away all lines are looked at again, for it may have lost some.
     """
 
     def __init__(
@@ -100,9 +100,11 @@ class Feed:
         patience: Patience,
         output: Output | None = None,
         retry_failed: bool = False,
+        reason: str = "",
     ) -> None:
         self.submission = submission
-        self._redis, self._patience, self._output, self._retry_failed = patience.redis, patience, output, retry_failed
+        self._redis, self._patience, self._output = patience.redis, patience, output
+        self._retry_failed, self._reason = retry_failed, reason
         self._bytes_per_line = 0.0
         self.restart()
 
@@ -144,9 +146,13 @@ class Feed:
         batch = self.submission.info
         lacking = [body.model_copy(update={"batch": batch.id}) for body in chunk.jobs if not self._ended(body)]
         if lacking:
-            missing, again = self._output is not None, self._retry_failed
             self.sent += batches.submit_chunk(
-                self._redis, batch, together(lacking), retry_failed=again, missing=missing
+                self._redis,
+                batch,
+                together(lacking),
+                retry_failed=self._retry_failed,
+                reason=self._reason,
+                missing=self._output is not None,
             )
         return True
 
@@ -197,7 +203,8 @@ class Feed:
         number, chunk = found
         batch = self.submission.info.id
         bodies = together([body.model_copy(update={"batch": batch}) for body in chunk.jobs])
-        match stored.keep(self._redis, batch, number, bodies, self._retry_failed, most):
+        kept = stored.keep(self._redis, batch, number, bodies, most, self._retry_failed, self._reason)
+        match kept.became:
             case "kept":
                 self.left += len(bodies)
             case "full":
@@ -206,7 +213,7 @@ class Feed:
                     f"{self.submission.info.source} are handed over. Once there is room, {AGAIN}, or leave out --detach"
                 )
             case "known":
-                self.sent += Submitted(queued=len(bodies))
+                self.sent += Submitted(queued=kept.queued, done=len(bodies) - kept.queued)
             case "gone":
                 self.restart()  # `advance` finds out why
 
@@ -221,12 +228,13 @@ def submit(
     tick: Callable[[], object] = lambda: None,
     full: Callable[[BatchStatus], object] = lambda _: None,
     retry_failed: bool = False,
+    reason: str = "",
 ) -> Submitted:
     """Queues every line that has no result yet; returns what became of all lines.
 
     Submitting again queues only what is missing, at any time and however often it was cut.
     """
-    feed = Feed(submission, patience, retry_failed=retry_failed)
+    feed = Feed(submission, patience, retry_failed=retry_failed, reason=reason)
     patience(feed.begin)
     return feed.to_end(tick, full)
 

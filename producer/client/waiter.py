@@ -19,7 +19,7 @@ from .collect import HOLD_SECONDS
 BLOCK_SECONDS = 0.5
 """How long Redis is asked to wait for results. Who begins to wait meanwhile is noticed after that."""
 LOOK_SECONDS = 5.0
-"""Between two looks at whether Redis still has the batches, and nobody has cancelled them."""
+"""Between two looks at whether Redis still has the batches, and nobody has cancelled or paused them."""
 RENEW_SECONDS = HOLD_SECONDS / 3
 """Between two renewals of the right to collect them."""
 
@@ -27,13 +27,15 @@ RENEW_SECONDS = HOLD_SECONDS / 3
 @dataclass(frozen=True)
 class Waiting:
     """A batch that has nothing to do before it has a result behind the stream entry `after`, or before the time `until`
-    of time.monotonic. Meanwhile nobody but `holder` may take its results. Without one only time wakes it.
+    of time.monotonic. Meanwhile nobody but `holder` may take its results. Without one only time wakes it. `is_paused`
+    says whether it was paused when it began to wait.
     """
 
     batch: str
     after: str = "0-0"
     holder: str = ""
     until: float = math.inf
+    is_paused: bool = False
 
 
 class Waiter(threading.Thread):
@@ -106,12 +108,16 @@ def _with_results(redis: redis_py.Redis, held: Sequence[Waiting]) -> Iterable[st
 
 
 def _changed(redis: redis_py.Redis, held: Sequence[Waiting]) -> Iterable[str]:
-    """Those that Redis has lost, or that were cancelled."""
+    """Those that Redis has lost, or that were cancelled, paused or resumed."""
     with redis.pipeline(transaction=False) as pipe:
         for each in held:
-            pipe.hmget(wire.batch_key(each.batch), "pair", "cancelled_at")
+            pipe.hmget(wire.batch_key(each.batch), "pair", "cancelled_at", "paused_at")
         known = pipe.execute()
-    return [each.batch for each, (pair, cancelled) in zip(held, known, strict=True) if cancelled or not pair]
+    return [
+        each.batch
+        for each, (pair, cancelled, paused) in zip(held, known, strict=True)
+        if cancelled or not pair or (paused is not None) != each.is_paused
+    ]
 
 
 def _taken(redis: redis_py.Redis, held: Sequence[Waiting]) -> Iterable[str]:

@@ -38,6 +38,7 @@ class Planned(NamedTuple):
 
     submission: Submission
     retry_failed: bool
+    reason: str = ""
 
 
 Plan = Callable[[tuple[str, ...], str], Planned]
@@ -130,7 +131,7 @@ class Work(threading.Thread):
     def _submit(self, planned: Planned) -> Ended:
         """Queues all lines, or leaves them to a feeder; how the slot ends if nothing is to be written."""
         submission = planned.submission
-        feed = Feed(submission, self._patience, retry_failed=planned.retry_failed)
+        feed = self._feed(planned)
         self._patience(feed.begin)
         try:
             feed.detach(self._go_on)
@@ -144,6 +145,9 @@ class Work(threading.Thread):
         batch, bad = submission.info.id, submission.survey.bad
         return Ended(self._slot.at, FAILED_ITEMS if bad else DONE, f"submitted as {batch}", batch, bad=bad)
 
+    def _feed(self, planned: Planned, output: Output | None = None) -> Feed:
+        return Feed(planned.submission, self._patience, output, planned.retry_failed, planned.reason)
+
     def _collect(self, planned: Planned | None, state: BatchStatus | None) -> Ended | Waiting:
         """Writes results to OUT, and meanwhile queues what is `planned`: so a large dataset never fills Redis."""
         with self._open(planned, state) as output:
@@ -151,7 +155,7 @@ class Work(threading.Thread):
             if planned is None and self._patience(batches.handed, self._redis, batch) > output.ended:
                 planned = self._plan_anew(batch, state)
             self._remember(batch)
-            feed = Feed(planned.submission, self._patience, output, planned.retry_failed) if planned else None
+            feed = self._feed(planned, output) if planned else None
             if planned and feed:
                 self.is_long = not fits(planned.submission.survey)
                 self._patience(feed.begin)

@@ -12,6 +12,9 @@ from ..input.dataset import BAD_LINE, key_of
 from .files import GrowingFile, remove, replacing, size
 from .records import FAULTS, changed, whole_lines
 
+MOST_REASON = 200
+"""Characters of an error, code and message, in which a reason is looked for; the queue keeps so many."""
+
 
 class ErrorFile:
     """Grows like OUT. A failure that no longer counts, because its line has a result or failed again since, stays until
@@ -51,9 +54,22 @@ class ErrorFile:
 
     def failed_with(self, code: str) -> set[int]:
         """Of the lines that failed those whose last failure has this code."""
+        return {key for key, error in self._last().items() if error["code"] == code}
+
+    def failed_for(self, reason: str) -> set[int]:
+        """Those whose last failure has this text in the first characters of its code and message; the case of letters
+        makes no difference.
+        """
+        if not reason:
+            return set(self.failed)
+        told = {key: f"{error['code']}: {error.get('message')}"[:MOST_REASON] for key, error in self._last().items()}
+        return {key for key, text in told.items() if reason.lower() in text.lower()}
+
+    def _last(self) -> dict[int, dict[str, Any]]:
+        """The last error of each line that failed."""
         self.flush()
-        last = {key_of(line["custom_id"]): line["error"]["code"] for _, line in self.failures()}
-        return {key for key in self.failed if last[key] == code}
+        last = {key_of(line["custom_id"]): line["error"] for _, line in self.failures()}
+        return {key: last[key] for key in self.failed}
 
     def drop(self, key: int) -> None:
         """The failure of a line that has a result now no longer counts."""
@@ -66,10 +82,10 @@ class ErrorFile:
         self._untidy |= not self.bad_ids <= ids
         self.bad_ids &= ids
 
-    def drop_failures(self) -> None:
-        """No failure counts any longer; bad lines stay."""
-        self._untidy |= bool(self.failed)
-        self.failed.clear()
+    def drop_failures(self, reason: str = "") -> None:
+        """Failures for a reason, see `failed_for`, no longer count; bad lines stay."""
+        for key in self.failed_for(reason):
+            self.drop(key)
         self.tidy()
 
     def tidy(self) -> None:

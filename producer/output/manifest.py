@@ -18,7 +18,7 @@ class Manifest:
     """Of which batch OUT holds results. `content` names its lines, whoever runs them; empty if INPUT was not seen.
 
     `columns` are the kept columns of a table's header, once it is written. `in_order` says that OUT is in input order.
-    `token` tells the queue this OUT from others.
+    `token` tells the queue this OUT from others. `told` is the event that others were told last of it.
     """
 
     batch: str
@@ -28,6 +28,7 @@ class Manifest:
     columns: list[str] | None = None
     in_order: bool = False
     token: str = ""
+    told: str = ""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Manifest:

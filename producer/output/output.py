@@ -266,6 +266,7 @@ class Output:
         if found.is_of(new):
             adopt_errors(self.path, self.errors.path, content)
             new.columns, new.in_order, new.token = found.columns, found.in_order, found.token or new.token
+            new.told = found.told
             return new
         if out:
             raise UserError(
@@ -355,6 +356,11 @@ class Output:
                 yield file
         except FAULTS:
             raise changed(self.path, "it is no Parquet file of results") from None
+
+    def remember(self, event: str) -> None:
+        """Notes that others were told of this."""
+        self.manifest.told = event
+        self._save_manifest()
 
     def _save_manifest(self) -> None:
         with replacing(self._manifest_path, self.path) as file:

@@ -39,7 +39,7 @@ WHO_WORKS = (
 """What progress displays read."""
 
 HOW_FAR = (
-    Grant("hget hgetall", "%R~draftmill:batch:*"),
+    Grant("hget hgetall hmget", "%R~draftmill:batch:*"),
     Grant("zrange zrevrange", "%R~draftmill:batches"),
     Grant("hlen", "%R~draftmill:open:*"),
     Grant("bitcount", "%R~draftmill:ended:*"),
@@ -47,6 +47,7 @@ HOW_FAR = (
     Grant("llen zcard", "%R~rq:queue:draftmill.* %R~rq:wip:draftmill.*"),
     Grant("hkeys", "%R~draftmill:rest:*"),
     Grant("get", "%R~draftmill:feeder"),
+    Grant("hgetall", "%R~draftmill:spent"),
     *WHO_WORKS,
 )
 """What says how far batches are."""
@@ -90,6 +91,7 @@ ROLES = {
                 "~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
+            Grant("hincrby", "~draftmill:spent"),
             *RINGS,
             Grant("blpop", "~draftmill:bell:*"),
             Grant("hget", "%R~draftmill:limits"),

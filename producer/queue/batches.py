@@ -155,20 +155,23 @@ def submit_chunk(
     bodies: Sequence[wire.JobBody],
     *,
     retry_failed: bool = False,
+    reason: str = "",
     missing: bool = False,
 ) -> Submitted:
     """Queues those of `bodies` that have no outcome and are not queued, each for its pair, one of the batch's; some
     hundreds at a time are best.
 
-    With `retry_failed`, failures are taken back and queued again, in one step: the line has no outcome until its next
-    one is recorded. With `missing`, so are lines whose results were acknowledged: the caller's file lacks them. Those
-    whose results are still to be read are not. A batch that was cancelled, or that Redis no longer knows, takes none.
+    With `retry_failed`, failures whose error has `reason` in its code or message are taken back and queued again, in
+    one step: the line has no outcome until its next one is recorded. With `missing`, so are lines whose results were
+    acknowledged: the caller's file lacks them. Those whose results are still to be read are not. A batch that was
+    cancelled, or that Redis no longer knows, takes none.
     """
     sent = Submitted()
     for pair in dict.fromkeys(body.pair for body in bodies):
         queue, own = wire.queue_name(pair, batch.id), [body for body in bodies if body.pair == pair]
         jobs = _jobs(redis, batch.id, queue, own)
-        sent += Submitted(*run(redis, SUBMIT, batch.id, int(retry_failed), int(missing), queue, len(own), *jobs))
+        how = int(retry_failed), int(missing), reason
+        sent += Submitted(*run(redis, SUBMIT, batch.id, *how, queue, len(own), *jobs))
     return sent
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import redis as redis_py
 from pydantic import TypeAdapter
 
-from .wire import FLEET, LIMITS, USERS, WORKERS, user_running_key, worker_key
+from .wire import FLEET, LIMITS, SPENT, USERS, WORKERS, user_running_key, worker_key
 
 EVERYBODY = "*"
 """Stands for all machines of the fleet."""
@@ -268,3 +268,20 @@ def limits(redis: redis_py.Redis) -> list[Limit]:
         Limit(name.decode(), int(most[name]) if name in most else None, count)
         for name, count in zip(names, running, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Tokens of all lines of a user that workers ended, also of batches that were forgotten."""
+
+    user: str
+    prompt_tokens: int
+    generated_tokens: int
+
+
+def spent(redis: redis_py.Redis) -> list[Spent]:
+    """What each user had, by name. It is never set back."""
+    found: Any = redis.hgetall(SPENT)
+    tokens = {tuple(field.decode("utf-8", "replace").split(" ", 1)): int(count) for field, count in found.items()}
+    users = sorted({user for _, user in tokens})
+    return [Spent(user, tokens.get(("prompt", user), 0), tokens.get(("generated", user), 0)) for user in users]

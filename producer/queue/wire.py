@@ -305,8 +305,8 @@ def results_key(batch: str) -> str:
 
 
 def failures_key(batch: str) -> str:
-    """Hash: job -> "failed <n> <entry>" | "cancelled <n> <entry>": lines that could be retried, and where their error
-    line stands or stood in the results.
+    """Hash: job -> "failed <n> <entry> <reason>" | "cancelled <n> <entry> <reason>": lines that could be retried, where
+    their error line stands or stood in the results, and its first characters.
     """
     return f"draftmill:failures:{batch}"
 
@@ -343,6 +343,9 @@ FAILED = "draftmill:failed"
 
 LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
+
+SPENT = "draftmill:spent"
+"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there."""
 
 USERS = "draftmill:users"
 """Set: users who have jobs that run."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from .exporter_collector import FarmCollector
 
 SHUTDOWN_SECONDS = 2
 """How long a scrape may go on once the exporter is told to stop."""
+LOOK_SECONDS = 1.0
+"""Between two looks at a farm with many open batches."""
 
 
 @click.command("exporter")
@@ -64,6 +68,13 @@ def exporter(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, 
 
 def create_app(redis: redis_py.Redis) -> Starlette:
     """The exporter's two pages."""
+    collector = FarmCollector(redis)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        looking = asyncio.create_task(_keep_up(collector))
+        yield
+        looking.cancel()
 
     def discover(_: Request) -> Response:
         try:
@@ -74,8 +85,17 @@ def create_app(redis: redis_py.Redis) -> Starlette:
     def missing(_: Request, __: Exception) -> Response:
         return PlainTextResponse("/metrics and /sd are here\n", 404)
 
-    routes = [Route("/metrics", Metrics(FarmCollector(redis))), Route("/sd", discover)]
-    return Starlette(routes=routes, exception_handlers={404: missing})
+    routes = [Route("/metrics", Metrics(collector)), Route("/sd", discover)]
+    return Starlette(routes=routes, exception_handlers={404: missing}, lifespan=lifespan)
+
+
+async def _keep_up(collector: FarmCollector) -> None:
+    """Looks between scrapes as well, where one look cannot read all open batches."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if collector.is_behind:
+            with suppress(redis_py.RedisError):  # the next scrape says so
+                await run_in_threadpool(collector.look)
 
 
 class Metrics:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis as redis_py
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..cli.report import word
-from ..queue import batches, fleet, wire
+from ..queue import fleet, wire
 from ..queue.batches import BatchStatus
-from ..queue.fleet import Report
+from ..queue.fleet import Report, Spent
+from .batch_states import MOST_OPEN, BatchStates
 
 STATES = ("queued", "running", "paused", "complete", "cancelled", "collected")
 """Of a batch."""
@@ -25,17 +28,43 @@ WORKER = ("worker", "host", "pair")
 """Labels of what is known of one worker."""
 
 
+class Waiting(NamedTuple):
+    """The jobs of a batch that wait for a pair; `labels` are pair and priority. The first waits since a Redis TIME in
+    seconds, or infinity.
+    """
+
+    labels: tuple[str, str]
+    depth: int
+    since: float
+
+
 class FarmCollector(Collector):
-    """Reads Redis anew for each scrape; while it does not answer there is `draftmill_redis_up 0` and nothing else."""
+    """Reads Redis for each scrape; while it does not answer there is `draftmill_redis_up 0` and nothing else.
+
+    Of many open batches a look reads some: see BatchStates. Then `look` is to be called between scrapes, too.
+    """
 
     def __init__(self, redis: redis_py.Redis) -> None:
         self._redis = redis
+        self._states = BatchStates(redis, round=1)
+        self._words: dict[str, str] = {}
+        self._waiting: dict[tuple[str, str], Waiting] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are more open batches than a look reads."""
+        return len(self._states.open) > MOST_OPEN
 
     def collect(self) -> Iterator[Metric]:
         up = 1
         found: list[Metric] = []
         try:
-            found = [*self._queues(), *_workers(fleet.reports(self._redis)), *self._server()]
+            with self._lock:
+                self._look()
+                found = list(self._batches())
+            workers, users = _workers(fleet.reports(self._redis)), _users(fleet.spent(self._redis))
+            found += [*workers, users, *self._server()]
         except redis_py.RedisError:
             up = 0
         yield GaugeMetricFamily("draftmill_redis_up", "Whether Redis answers the exporter.", up)
@@ -45,26 +74,44 @@ class FarmCollector(Collector):
         """Nothing: Redis need not be there when the collector is registered."""
         return iter(())
 
-    def _queues(self) -> Iterator[Metric]:
-        states = batches.list_batches(self._redis)
-        by_state = Counter({state: 0 for state in STATES})
-        by_state.update(word(state) for state in states)
-        yield _gauge("draftmill_batches", "Batches that Redis holds, by state.", ("state",), by_state)
-        open_ones = [state for state in states if not state.complete and not state.is_cancelled]
-        depths: Counter[tuple[str, str]] = Counter()
-        ages: dict[tuple[str, str], float] = {}
-        seconds, microseconds = self._redis.time()
-        now = seconds + microseconds / 1e6
+    def look(self) -> None:
+        """Reads what has not been read for longest. Raises RedisError."""
+        with self._lock:
+            self._look()
+
+    def _look(self) -> None:
+        names = self._states.look()
+        read = self._states.read
+        self._words |= {state.id: word(state) for state in read}
+        open_ones = [state for state in read if not (state.complete or state.is_cancelled)]
         queues = [(state, pair) for state in open_ones for pair in state.pairs]
+        for state in read:
+            for pair in state.pairs:
+                self._waiting.pop((state.id, pair), None)
         for (state, pair), depth in zip(queues, self._depths(queues), strict=True):
-            key = (pair, state.priority)
-            depths[key] += depth
-            waiting = max(0.0, now - state.waiting_since[pair]) if depth else 0.0
-            ages[key] = max(ages.get(key, 0.0), waiting)
-        labels = ("pair", "priority")
-        yield _gauge("draftmill_queue_depth", "Jobs that wait for a worker.", labels, depths)
+            since = state.waiting_since[pair] if depth else math.inf
+            self._waiting[state.id, pair] = Waiting((pair, state.priority), depth, since)
+        if len(self._words) > len(names):
+            known = set(names)
+            self._words = {name: word for name, word in self._words.items() if name in known}
+            self._waiting = {queue: waiting for queue, waiting in self._waiting.items() if queue[0] in known}
+
+    def _batches(self) -> Iterator[Metric]:
+        by_state = {state: 0 for state in STATES} | Counter(self._words.values())
+        yield _gauge("draftmill_batches", "Batches that Redis holds, by state.", ("state",), by_state)
+        seconds, microseconds = self._redis.time()
+        depths: dict[tuple[str, str], int] = {}
+        first: dict[tuple[str, str], float] = {}
+        for labels, depth, since in self._waiting.values():
+            depths[labels] = depths.get(labels, 0) + depth
+            if since < first.get(labels, math.inf):
+                first[labels] = since
+        now = seconds + microseconds / 1e6
+        ages = {labels: max(0.0, now - first.get(labels, now)) for labels in depths}
+        names = ("pair", "priority")
+        yield _gauge("draftmill_queue_depth", "Jobs that wait for a worker.", names, depths)
         help = "How long the job has waited that has waited longest; 0 if none waits."
-        yield _gauge("draftmill_queue_oldest_age_seconds", help, labels, ages)
+        yield _gauge("draftmill_queue_oldest_age_seconds", help, names, ages)
 
     def _depths(self, queues: list[tuple[BatchStatus, str]]) -> list[int]:
         """Jobs in the queue of each of these batches and pairs."""
@@ -116,6 +163,15 @@ def _workers(reports: list[Report]) -> Iterator[Metric]:
         if report.power_watts is not None:
             power.add_metric(labels, report.power_watts)
     yield from (age, lease, thermal, power)
+
+
+def _users(spent: list[Spent]) -> Metric:
+    help = "Tokens of a user's lines that have ended, of prompts and generated."
+    family = CounterMetricFamily("draftmill_user_tokens", help, labels=("user", "kind"))
+    for found in spent:
+        family.add_metric((found.user, "prompt"), found.prompt_tokens)
+        family.add_metric((found.user, "generated"), found.generated_tokens)
+    return family
 
 
 def _gauge(name: str, help: str, labels: tuple[str, ...], values: Any) -> GaugeMetricFamily:

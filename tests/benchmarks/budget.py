@@ -17,21 +17,27 @@ from draftmill.engine.depth.budget import Budget
 from tests.engine.depth.simulation import (
     BLOCK,
     BUSY_HOST,
+    HOST_BOUND,
     MACHINES,
+    PLANNING,
     REFERENCE_BLAS,
+    Job,
     Machine,
+    chance_of,
     differing,
     drifting,
     equal,
     hindsight,
     jobs,
+    mixed,
+    switching,
     turning,
     work,
 )
 
 Case = tuple[Machine, int, str]
 
-ALL = (*MACHINES, BUSY_HOST, REFERENCE_BLAS)
+ALL = (*MACHINES, BUSY_HOST, REFERENCE_BLAS, HOST_BOUND, PLANNING)
 """The busy host takes longer than the measurements that the budget is given say, and not always as long."""
 
 
@@ -42,14 +48,27 @@ def kinds(count: int) -> dict[str, Callable[[int, float], float]]:
         "two kinds": lambda number, place: 0.95 if number % 2 else 0.2,
         "drifting": drifting(0.2, 0.95, count),
         "turning": turning(0.2, 0.95),
+        "mixed": mixed,
+        "switching": switching(0.1, 0.9),
+        "short, useless": equal(0.0),
+        "short, 2 each": equal(chance_of(2)),
     }
+
+
+def asked(rows: int, kind: str) -> list[Job]:
+    """Requests of a kind, several for each row."""
+    count, lengths = max(24, 4 * rows), (100, 300)
+    if kind.startswith("short"):  # one set of rows, the turn of a benchmark
+        count, lengths = rows, (40, 120)
+    elif kind == "switching":
+        count, lengths = 2 * rows, (400, 400)
+    return jobs(count, kinds(count)[kind], lengths=lengths)
 
 
 def measure(case: Case) -> tuple[Case, float, float]:
     """The budget's tokens per second over those of the best fixed depth, and over those of depth 0."""
     machine, rows, kind = case
-    count = max(24, 4 * rows)
-    requests = jobs(count, kinds(count)[kind])
+    requests = asked(rows, kind)
     found = work(machine, rows, requests, Budget(machine.measure(rows, noise=0.02), BLOCK)).rate
     return case, found / hindsight(machine, rows, requests).rate, found / work(machine, rows, requests, 0).rate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import plistlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from draftmill.engine.depth.command_buffers import SECONDS
+from draftmill.engine.models.pairs import resolve
+from draftmill.worker.cli.worker import worker
 from tests.producer.conftest import ROOT
 from tests.redis_server import RedisServer, fresh_server
 
@@ -39,7 +43,9 @@ def test_scripts_parse(script: Path) -> None:
         assert subprocess.run([checker, script]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["org.draftmill.worker.plist", "org.draftmill.wired-limit.plist"])
+@pytest.mark.parametrize(
+    "name", ["org.draftmill.worker.plist", "org.draftmill.wired-limit.plist", "org.draftmill.agent.plist"]
+)
 def test_property_lists(name: str, tmp_path: Path) -> None:
     text = (DEPLOY / "mac" / name).read_text("utf-8")
     filled = re.sub(r"@(STOP_SECONDS|WIRED_LIMIT)@", "330", text)
@@ -48,6 +54,24 @@ def test_property_lists(name: str, tmp_path: Path) -> None:
     if checker := shutil.which("plutil"):
         (tmp_path / name).write_text(filled)
         assert subprocess.run([checker, "-lint", tmp_path / name]).returncode == 0
+
+
+def test_an_agent_is_a_worker_that_gives_way() -> None:
+    """Its command is one that `draftmill worker` takes."""
+    plist = plistlib.loads((DEPLOY / "mac" / "org.draftmill.agent.plist").read_bytes())
+    *shell, script = plist["ProgramArguments"]
+    assert shell == ["/bin/sh", "-c"]
+    assert subprocess.run(["/bin/sh", "-n", "-c", script]).returncode == 0
+    before, _, command = script.partition(" & exec ")
+    assert before == "caffeinate -i -w $$"
+    program, *words = shlex.split(command)
+    assert (program, words[0]) == ("$HOME/draftmill/.venv/bin/draftmill", "worker")
+    options = worker.make_context("worker", words[1:]).params
+    assert 0 < options["gpu_seconds"] < SECONDS
+    assert resolve(options["pair"]).draft
+    assert plist["ExitTimeOut"] > options["drain"]
+    assert (plist["LimitLoadToSessionType"], plist["KeepAlive"], plist["Nice"]) == ("Aqua", True, 10)
+    assert plist["EnvironmentVariables"].keys() == {"REDIS_URL"}
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

@@ -180,8 +180,15 @@ def test_a_mac_s_files(machine: Machine, tmp_path: Path) -> None:
     assert owner.endswith(":")
     assert (int(mode, 8), int(count), int(kilobytes), when, set(flags)) == (0o640, 7, 1024, "*", {*"GNJ"})
     assert not any(re.search(rb"@[A-Z_]+@", content) for content, _ in files.values())
-    assert machine("leave.sh").returncode == 0
-    assert machine.files() == {}
+    again = machine("join.sh", "--venv", sys.prefix, "--pair", "auto", "--wired-limit", "28000")
+    assert "nothing to change" in again.stdout
+    assert machine.files() == files
+    without = machine("join.sh", "--venv", sys.prefix, "--pair", "auto")
+    assert without.stdout.count("removed") == 1
+    assert files.keys() - machine.files().keys() == {f"{daemons}.wired-limit.plist"}
+    for _ in range(2):
+        assert machine("leave.sh").returncode == 0
+        assert machine.files() == {}
 
 
 @pytest.mark.parametrize(

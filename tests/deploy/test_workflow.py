@@ -14,14 +14,17 @@ import yaml
 from tests.producer.conftest import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+SELFTEST = ".venv/bin/draftmill selftest --out selftest.json"
 LINTER = Path(sys.executable).with_name("actionlint")
 
 
-def test_linux_runs_what_this_repository_asks_for_and_a_mac_the_tests() -> None:
+def test_linux_runs_what_this_repository_asks_for_and_a_mac_the_tests_and_itself() -> None:
     jobs: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
     commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
-    assert commands == {"linux": [".ci/run"], "mac": ["make test"]}
+    assert commands == {"linux": [".ci/run"], "mac": ["make test", SELFTEST]}
     assert jobs["mac"]["runs-on"].startswith("macos-")
+    (report,) = [step["with"]["path"] for step in jobs["mac"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert SELFTEST.endswith(f" {report}")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     oldest, newest = jobs["linux"]["strategy"]["matrix"]["python"]
     assert project["requires-python"] == f">={oldest},<3.{int(newest.split('.')[1]) + 1}"

@@ -220,7 +220,7 @@ def gpu_aborts(full: bool) -> Figure:
 
 
 def clocks(full: bool) -> Figure:
-    """Two workers whose clocks are 120 s ahead and 120 s behind; a third, behind, dies."""
+    """Workers whose clocks are 120 s ahead, 120 s behind, and jump between the two; another, behind, dies."""
     if sys.platform != "linux":
         return Figure("not run: shifting a process's clock needs LD_PRELOAD", True)
     jobs = 4_000 if full else 300
@@ -230,10 +230,12 @@ def clocks(full: bool) -> Figure:
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
         farm.shift_clocks(library, 120)
         farm.start()
+        farm.work_in({"LD_PRELOAD": str(library), "SHIFTED_BY": "120", "JUMPS_EVERY": "1"})
+        farm.start()
         farm.shift_clocks(library, -120)
         farm.start()
         victim = farm.start()
-        assert farm.wait(lambda: farm.redis.scard("rq:workers") == 3, 20)  # else one could do all the work
+        assert farm.wait(lambda: farm.redis.scard("rq:workers") == 4, 20)  # else one could do all the work
         farm.submit(jobs)
         assert farm.wait(lambda: farm.status().done > jobs // 4, 60)
         workers: Any = farm.redis.smembers("rq:workers")
@@ -241,4 +243,4 @@ def clocks(full: bool) -> Figure:
         minutes = {beat.decode()[:16] for beat in beats if beat}
         farm.kill(victim)
         account = farm.account(jobs)
-    return Figure(f"clocks +120 s and -120 s, one kill; {account}", account.clean and len(minutes) > 1)
+    return Figure(f"clocks +120 s, -120 s and jumping, one kill; {account}", account.clean and len(minutes) > 1)

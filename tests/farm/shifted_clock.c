@@ -1,20 +1,22 @@
-/* Preloaded, it shifts a process's wall clock by SHIFTED_BY seconds; monotonic clocks stay as they are. */
+/* Preloaded, it shifts a process's wall clock by SHIFTED_BY seconds; monotonic clocks stay as they are. With JUMPS_EVERY
+   so many seconds the clock jumps forth and back instead, as those of machines that wake and ask for the time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <sys/time.h>
 #include <time.h>
 
-static long shift(void) {
-    const char *seconds = getenv("SHIFTED_BY");
-    return seconds ? atol(seconds) : 0;
+static long shift(time_t now) {
+    const char *seconds = getenv("SHIFTED_BY"), *every = getenv("JUMPS_EVERY");
+    long by = seconds ? atol(seconds) : 0;
+    return every && now / atol(every) % 2 ? -by : by;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *at) {
     static int (*real)(clockid_t, struct timespec *);
     if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
     int failed = real(clock, at);
-    if (!failed && clock == CLOCK_REALTIME) at->tv_sec += shift();
+    if (!failed && clock == CLOCK_REALTIME) at->tv_sec += shift(at->tv_sec);
     return failed;
 }
 

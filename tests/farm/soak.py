@@ -30,7 +30,7 @@ FAULTS = (
         "gpu-aborts", "10 aborts of a GPU in 2,000 jobs: 0 lost, 0 poisoned, 0 blamed, back in 10 s", dying.gpu_aborts
     ),
     Fault("submits", "10,000 lines submitted twice and cut at random: 10,000 results", load.interrupted_submits),
-    Fault("clocks", f"two clocks off by 120 s: {NOTHING}", dying.clocks),
+    Fault("clocks", f"clocks off by 120 s, one that jumps: {NOTHING}", dying.clocks),
     Fault("hostile-jobs", "1,000 hostile bodies: all refused, nothing run, worker alive", load.hostile_jobs),
     Fault("hostile-lines", "1,000 hostile lines: all refused", load.hostile_lines),
     Fault("turns", "20 batches of one user beside 1 of another: turns within 10 % of fair", fairness.turns),

@@ -117,13 +117,13 @@ def test_a_feeder_does_its_whole_job(fleet: Fleet) -> None:
     bodies = [wire.JobBody(batch="b", custom_id=f"r-{n}", pair=PAIR, prompts=("x",), line=n) for n in range(2)]
     with fleet.connect("producer") as producer, fleet.connect("feeder") as client, fleet.connect("admin") as admin:
         batches.create(producer, info)
-        assert [stored.keep(producer, "b", n, [bodies[n]], True, 10**6) for n in range(2)] == ["kept", "kept"]
+        assert [stored.keep(producer, "b", n, [bodies[n]], 10**6, True).became for n in range(2)] == ["kept", "kept"]
         assert duty.unfed(producer, "b").startswith("2 lines wait")
         feeder = FleetFeeder(client)
         feeder.look()
         assert duty.unfed(producer, "b") == ""
         assert batches.submit_chunk(client, info, bodies).queued == 2
-        assert stored.keep(producer, "b", 0, bodies, True, 10**6) == "known"
+        assert stored.keep(producer, "b", 0, bodies, 10**6, True) == ("known", 2)
         duty.leave(client, feeder.feeder)
         batches.cancel(admin, "b")
     with fleet.connect("collector") as collector:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
+from draftmill.engine.bench.fits import PUBLISHED
 from draftmill.engine.models.kernels_for import results_file
+from draftmill.engine.models.pairs import PAIRS
 from draftmill.engine.models.precision import Precision, remember
+from draftmill.engine.state.memory import recommended
 from draftmill.kernels.race import measurements
 from draftmill.kernels.race.race import Result, write
+from draftmill.worker.cli.doctor import examine_fits
 from tests.redis_server import RedisServer
+
+NEEDS, WEIGHTS = PUBLISHED["qwen3.5-4b"]
+PUBLISHED_ENTRY = {"weights": WEIGHTS, **asdict(NEEDS)}
 
 
 def doctor(url: str, cache: Path | None = None) -> tuple[int, dict[str, str]]:
@@ -66,3 +76,18 @@ def test_models_that_ran_without_an_adapter(redis_server: RedisServer, tmp_path:
     code, found = doctor(redis_server.url, tmp_path)
     assert code == 0
     assert found["plain"] == "slow /models/phi: no adapter for phi3"
+
+
+def test_what_fits_for_each_known_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DRAFTMILL_CACHE", str(tmp_path))
+    ((name, text, verdict), (_, unknown, _)) = examine_fits(recommended(16 << 30))
+    assert (name, verdict) == ("fits", "ok")
+    assert text == "qwen3.5-4b in 4 bits: 24 rows, 13,312 tokens in all, if nothing else needs the memory"
+    assert unknown.startswith("unknown until a worker has loaded them here: smollm2-135m, qwen3-4b, ")
+    ((_, text, verdict), _) = examine_fits(recommended(4 << 30))
+    assert verdict == "slow"
+    assert text == "qwen3.5-4b in 4 bits: not in 2.7 GiB: its weights take 3.2"
+    assert len(PAIRS) == unknown.count(",") + 2
+    measurements.write(tmp_path / "needs.json", measurements.machine(), {"mine/4bit": PUBLISHED_ENTRY})
+    ((_, text, _), *_) = examine_fits(recommended(24 << 30))
+    assert text == "mine/4bit: 32 rows, 78,336 tokens in all, if nothing else needs the memory"

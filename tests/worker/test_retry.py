@@ -43,6 +43,24 @@ def outcomes(mill: Mill) -> dict[str, bool]:
     return {id: line["error"] is None for id, line in mill.lines().items()}
 
 
+def test_only_failures_for_a_reason_run_again(mill: Mill) -> None:
+    submit(mill)
+    queue = JobQueue(mill.redis, "w", PAIR, 60)
+    told = [
+        {"code": "lost_leases", "message": "given up: [it] died"},
+        {"code": "engine_failed", "message": "out of memory"},
+        {"code": "other", "message": f"{'x' * 200} memory"},
+    ]
+    lines = [orjson.dumps({"custom_id": "", "error": error}) for error in told]
+    queue.commit([Outcome(job, "failed", line) for job, line in zip(queue.claim(3), lines, strict=True)])
+    counts: list[int] = []
+    for reason in ("power", "[IT]", "engine_failed", "memory", "Other:"):
+        sent = batches.submit_chunk(mill.redis, INFO, bodies(), retry_failed=True, reason=reason)
+        counts.append(sent.retried)
+    assert counts == [0, 1, 1, 0, 1]
+    assert mill.status().failed == 0
+
+
 def test_only_failures_run_again(mill: Mill) -> None:
     assert submit(mill) == batches.Submitted(new=3)
     run(mill, "done", "failed", "failed")

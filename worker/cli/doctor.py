@@ -102,6 +102,10 @@ def examine_engine() -> Iterator[Finding]:
     yield from examine_precisions()
     yield from examine_plain()
     yield from examine_costs()
+    if backend != "CPU":
+        from ...engine.state.memory import device_limit
+
+        yield from examine_fits(device_limit())
 
 
 def pools() -> Finding:
@@ -163,6 +167,29 @@ def examine_costs() -> Iterator[Finding]:
     for name, cost in known_costs(paths.cache_dir()).items():
         yield Finding("costs", f"{name}: cost estimates are off by {cost.residual:.1%} in the median")
         yield Finding("workspace", f"{name}: rounds took {cost.workspace / GIB:.2f} GiB beside what rows keep")
+
+
+def examine_fits(limit: int) -> Iterator[Finding]:
+    """For each known pair how many rows and tokens fit where a program may use so many bytes of the GPU's memory.
+
+    What a pair takes is known once a worker has loaded it here, and of some published ones in 4 bits.
+    """
+    from ...engine.bench.fits import PUBLISHED
+    from ...engine.models.pairs import PAIRS
+    from ...engine.shares import known_needs
+
+    known = known_needs(paths.cache_dir())
+    others = [pair.name for pair in PAIRS.values() if pair.target not in known]
+    known |= {f"{name} in 4 bits": PUBLISHED[name] for name in others if name in PUBLISHED}
+    for name, (needs, weights) in known.items():
+        rows, tokens = needs.fit(limit, weights)
+        if rows:
+            yield Finding("fits", f"{name}: {rows} rows, {tokens:,} tokens in all, if nothing else needs the memory")
+        else:
+            text = f"{name}: not in {limit / GIB:.1f} GiB: its weights take {weights / GIB:.1f}"
+            yield Finding("fits", text, "slow")
+    if unknown := [name for name in others if name not in PUBLISHED]:
+        yield Finding("fits", f"unknown until a worker has loaded them here: {', '.join(unknown)}")
 
 
 def redis_server(url: str | None) -> Finding:

@@ -61,7 +61,9 @@ class Bytes(click.ParamType):
 @click.option("--draft-bits", type=click.Choice(["4", "8"]), help="Quantise the draft as it is loaded.")
 @options.lora
 @click.option("--redis-url", envvar="REDIS_URL", help="Redis of the fleet; by default this machine's own.")
-@click.option("--max-rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows at a time.")
+@click.option(
+    "--max-rows", type=click.IntRange(1, 1024), help="Rows at a time.  [default: as many as have room, 32 at most]"
+)
 @click.option("--memory", type=Bytes(), help="For keys and values, such as 4G; by default what can be spared.")
 @click.option(
     "--lease",
@@ -110,7 +112,7 @@ def worker(
     draft_bits: str | None,
     lora: options.Lora,
     redis_url: str | None,
-    max_rows: int,
+    max_rows: int | None,
     memory: int | None,
     lease: float,
     drain: float,
@@ -152,7 +154,7 @@ def worker(
         raise UserError("--depth is a fixed number of the draft's tokens: give either --depth or --drafts")
 
     if sys.platform == "darwin" and not life:
-        sys.exit(_raise(redis_url, host or host_name(), log_file, until_closed))
+        sys.exit(_work_below(redis_url, host or host_name(), log_file, until_closed))
     from ..blas import preload
 
     slow = preload()
@@ -239,8 +241,8 @@ def worker(
         sys.exit(INTERRUPTED)
 
 
-def _raise(redis_url: str | None, host: str, log_file: str | None, until_closed: bool) -> int:
-    """Start this command again, as a child, as often as that is of use; returns the exit code."""
+def _work_below(redis_url: str | None, host: str, log_file: str | None, until_closed: bool) -> int:
+    """Be the parent: start this command again, as often as that is of use; returns the exit code."""
     if until_closed:
         threading.Thread(target=_end_with_input, daemon=True).start()
     _log_to(log_file)

@@ -1,12 +1,13 @@
 -- Queues the jobs of a chunk that have no outcome yet and are not queued already. Keys: see record.lua.
 --   ARGV[3]  batch   ARGV[4]  1 to run jobs again that ended without a completion
 --   ARGV[5]  1 to run jobs again whose results were handed over: the caller lacks them
---   ARGV[6]  queue of these jobs, one of the batch's   ARGV[7]  number of jobs
+--   ARGV[6]  text that the reason of those that failed must have in it
+--   ARGV[7]  queue of these jobs, one of the batch's   ARGV[8]  number of jobs
 --   then for each job: id, custom_id, line number, number of strings that follow, and RQ's hash as field, value, …
 -- Returns {new, already queued or running, already ended, of the new ones those that had failed}. A batch that was
 -- cancelled, or that is not there, takes no jobs.
 
-local batch, again, missing, queue = ARGV[3], ARGV[4] == '1', ARGV[5] == '1', ARGV[6]
+local batch, again, missing, reason, queue = ARGV[3], ARGV[4] == '1', ARGV[5] == '1', ARGV[6], ARGV[7]
 local key, failures, results = 'draftmill:batch:' .. batch, 'draftmill:failures:' .. batch, 'draftmill:results:' .. batch
 local opened, ended_bits, handed = 'draftmill:open:' .. batch, 'draftmill:ended:' .. batch, 'draftmill:handed:' .. batch
 local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'user')
@@ -14,7 +15,7 @@ if about[1] or not about[2] then return { 0, 0, 0, 0 } end
 local generation, user = about[2], about[3]
 local new, waiting, ended, retried = 0, 0, 0, 0
 local anew
-local at = 8
+local at = 9
 
 -- Takes an outcome back: the line is as if it had never run, in a generation of its own.
 local function take_back(id, n, failure)
@@ -22,14 +23,14 @@ local function take_back(id, n, failure)
   redis.call('SETBIT', ended_bits, n, 0)
   redis.call('SETBIT', handed, n, 0)
   if not failure then return end
-  local outcome, entry = string.match(failure, '^(%a+) %d+ (.+)$')
+  local outcome, entry = string.match(failure, '^(%a+) %d+ (%S+)')
   redis.call('HDEL', failures, id)
   redis.call('XDEL', results, entry)
   redis.call('HINCRBY', key, outcome, -1)
   retried = retried + 1
 end
 
-for _ = 1, tonumber(ARGV[7]) do
+for _ = 1, tonumber(ARGV[8]) do
   local id, custom_id, n, width = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local first = at + 4
   at = first + width
@@ -37,7 +38,7 @@ for _ = 1, tonumber(ARGV[7]) do
   local has_ended = redis.call('GETBIT', ended_bits, n) == 1
   local failure = has_ended and redis.call('HGET', failures, id)
   local is_back = has_ended
-    and ((again and failure) or (missing and redis.call('GETBIT', handed, n) == 1))
+    and ((again and failure and failed_for(failure, reason)) or (missing and redis.call('GETBIT', handed, n) == 1))
   if redis.call('HEXISTS', opened, id) == 1 then
     waiting = waiting + 1
   elseif has_ended and not is_back then

@@ -33,7 +33,7 @@ MOST_UNPACKED = 4 * wire.MOST_BODY_BYTES
 NAME = re.compile(rb"\d{1,9} [1-9]\d{0,8}")
 """How Redis has the name of a chunk."""
 
-Kept = Literal["kept", "known", "full", "gone"]
+Became = Literal["kept", "known", "full", "gone"]
 """What became of a chunk: it is kept, or no line of it is still to be queued, or there is no room, or its batch was
 cancelled or is not there.
 """
@@ -50,11 +50,21 @@ class Name(NamedTuple):
         return b"%d %d" % self
 
 
+class Kept(NamedTuple):
+    """What became of a chunk, and how many of its lines are queued or run already."""
+
+    became: Became
+    queued: int
+
+
 class Lines(NamedTuple):
-    """What a chunk holds: the jobs of its lines, whether those that failed are to run again, and its bytes as JSON."""
+    """What a chunk holds: the jobs of its lines, whether those that failed for a `reason` are to run again, and its
+    bytes as JSON.
+    """
 
     bodies: Sequence[wire.JobBody]
     retry_failed: bool
+    reason: str
     size: int
 
 
@@ -76,7 +86,7 @@ class Stored:
             raw = zlib.decompressobj().decompress(self.chunk, MOST_UNPACKED)
             found = orjson.loads(raw)
             bodies = [wire.JobBody.model_validate(row) for row in found["lines"]]
-            return Lines(bodies, found["retry_failed"] is True, len(raw))
+            return Lines(bodies, found["retry_failed"] is True, str(found["reason"]), len(raw))
         except (ValueError, TypeError, KeyError, zlib.error):
             raise UserError(f"chunk {self.name.number} is damaged; submit the file again") from None
 
@@ -88,14 +98,21 @@ def most_bytes(redis: redis_py.Redis) -> int:
 
 
 def keep(
-    redis: redis_py.Redis, batch: str, number: int, bodies: Sequence[wire.JobBody], retry_failed: bool, most: int
+    redis: redis_py.Redis,
+    batch: str,
+    number: int,
+    bodies: Sequence[wire.JobBody],
+    most: int,
+    retry_failed: bool = False,
+    reason: str = "",
 ) -> Kept:
     """Leaves a chunk of a batch to a feeder, if all of them have at most `most` bytes. Repeating is harmless."""
     rows = [body.model_dump(mode="json", exclude_defaults=True) for body in bodies]
-    chunk = zlib.compress(orjson.dumps({"retry_failed": retry_failed, "lines": rows}))
+    chunk = zlib.compress(orjson.dumps({"retry_failed": retry_failed, "reason": reason, "lines": rows}))
     lines = [part for body in bodies for part in (wire.job_id(batch, body.custom_id), body.line)]
     field = Name(number, len(bodies)).field
-    return run(redis, KEEP, batch, field, chunk, int(retry_failed), most, *lines).decode()
+    became, queued = run(redis, KEEP, batch, field, chunk, int(retry_failed), reason, most, *lines)
+    return Kept(became.decode(), queued)
 
 
 def batches(redis: redis_py.Redis) -> list[str]:

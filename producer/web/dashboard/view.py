@@ -15,7 +15,7 @@ from ...cli.report import batch_report
 from ...queue import fleet, wire
 from ...queue.batches import BatchStatus
 from ...queue.fleet import Report
-from .batch_states import BatchStates
+from ..batch_states import BatchStates
 
 MOST_BATCHES = 50
 MOST_WORKERS = 100
@@ -49,7 +49,7 @@ class Observer:
         names = self._states.look(self._meters)
         reports = fleet.reports(self._redis)
         speed = sum(report.tokens_per_second for report in reports)
-        queued = sum(state.queued for state in self._states.open.values() if not state.is_cancelled)
+        queued = self._states.queued
         parts = {
             "totals": self._totals(reports, speed, queued),
             "batches": self._batches(names),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
+from ...client.hook import Event, Status
 from .api_errors import ApiError
 from .files import expiry
 from .forms.translation import ENDPOINTS, Translation
@@ -17,8 +18,11 @@ PARAMETERS = ("input_file_id", "endpoint", "completion_window", "metadata", "out
 STATUSES = ("validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled")
 OPEN = STATUSES[:4]
 
-PRIVATE = ("user", "created", "pair", "adapters", "notes", "paused", "output_lasts", "refused")
+PRIVATE = ("user", "created", "pair", "adapters", "notes", "paused", "to_tell", "output_lasts", "refused")
 """Fields that are nobody's business but the server's, or are shown by another name."""
+
+TOLD = ("input_file_id", "output_file_id", "error_file_id", "request_counts", "metadata")
+"""Fields that receivers are told."""
 
 WINDOW = re.compile(r"([1-9]\d{0,4})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -36,7 +40,8 @@ class BatchRecord(Record):
     by several names), the LoRA `adapters` that models stand for, and the `notes` about what they ask for that is
     ignored; those about what workers could not do follow at the end. `refused` counts the requests that are never
     queued because something is wrong with them; `failed` includes them. OpenAI has no status for a batch that is
-    `paused`. Times are Unix seconds; the output files stay for `output_lasts` seconds.
+    `paused`. One is `to_tell` while a receiver does not know how it ended. Times are Unix seconds; the output files
+    stay for `output_lasts` seconds.
     """
 
     endpoint: str
@@ -56,6 +61,7 @@ class BatchRecord(Record):
     completed: int = 0
     failed: int = 0
     paused: bool = False
+    to_tell: bool = False
     in_progress_at: int | None = None
     finalizing_at: int | None = None
     completed_at: int | None = None
@@ -92,6 +98,13 @@ class BatchRecord(Record):
         stamped = replace(self, **{f"{status}_at": int(time.time())})
         stays = self.status == "cancelling" and status in ("in_progress", "finalizing")
         return self if stays else replace(stamped, status=status)
+
+    def event(self) -> Event | None:
+        """What its receiver is to be told; None if there is nothing to tell."""
+        if self.is_open or not self.to_tell:
+            return None
+        shown = self.public()
+        return Event(self.id, cast(Status, self.status), {name: shown[name] for name in TOLD})
 
     def public(self) -> dict[str, Any]:
         shown = asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -20,10 +21,11 @@ MOST_OPEN = 100
 
 
 class Batches:
-    """The batches of all users, each of which may take `window` seconds at least."""
+    """The batches of all users, each of which may take `window` seconds at least; who `tells` tells how each ended."""
 
-    def __init__(self, files: Files, runner: Runner, window: float) -> None:
+    def __init__(self, files: Files, runner: Runner, window: float, tells: bool = False) -> None:
         self._files, self._runner, self._shelf, self._window = files, runner, runner.shelf, window
+        self._tells = tells
 
     @property
     def routes(self) -> Iterator[Route]:
@@ -34,6 +36,7 @@ class Batches:
 
     async def create(self, request: Request) -> Response:
         record = read(await json_object(request), request.state.user, self._window)
+        record = replace(record, to_tell=self._tells)
         await run_in_threadpool(self._open, record)
         return JSONResponse(record.public())
 

@@ -14,6 +14,7 @@ import click
 
 from ...cli import options
 from ...client.fleet_feeder import FleetFeeder
+from ...client.hook import Hook
 from ...queue.connect import connect, user
 from ...queue.errors import UserError, explain_file
 from ...queue.pair_names import KNOWN, canonical
@@ -96,6 +97,7 @@ def _aliases(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     metavar="TIME",
     help="How long files, and batches once they have ended, are kept, such as 30d. Default: until they are deleted.",
 )
+@options.notify
 @tls_files.options
 @options.redis_url
 def serve(
@@ -108,6 +110,7 @@ def serve(
     timeout: float,
     window: float,
     retention: float | None,
+    hook: Hook | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     redis_url: str | None,
@@ -128,6 +131,8 @@ def serve(
 
     The server may be stopped or killed at any time: started again with the same files and the same Redis, it goes
     on with every unfinished batch. Outputs stay in DIR until they are deleted, or for --retention.
+
+    --notify tells one receiver of each batch that has ended, until it was told, as OpenAI's webhooks do.
 
     Keys: users see their own files and batches only, and `draftmill limit NAME JOBS` limits how many jobs of a
     user run at once. A key without a name has a user of its own, derived from the key. Without any keys the
@@ -153,7 +158,9 @@ def serve(
     LOG.setLevel(logging.INFO)
     with _own(folder), listen.listen(host, port) as listener:
         kept_for = math.inf if retention is None else retention
-        app = create_app(redis, folder, Settings(accepted, user(redis), pairs, aliases, timeout, window, kept_for))
+        app = create_app(
+            redis, folder, Settings(accepted, user(redis), pairs, aliases, timeout, window, kept_for, hook)
+        )
         LOG.info("serving %s/v1, files in %s", listen.url(listener, tls), folder)
         feeder = FleetFeeder(redis)
         feeder.start()

@@ -216,7 +216,7 @@ class Runner:
             try:
                 for state in collector.until(batch.total, feed):
                     self._tick(state, output)
-                    yield _rest(follower, collector)
+                    yield _rest(state, follower, collector)
             except (Ended, Cancelled):
                 follower.feed = None
                 yield from self._end(batch.id, dataset, follower, collector, output)
@@ -246,7 +246,7 @@ class Runner:
             batches.cancel(self._redis, id)
             for state in collector:
                 self._count(state, output)
-                yield _rest(follower, collector)
+                yield _rest(state, follower, collector)
         for job in dataset:
             if isinstance(job, JobBody) and not output.has(job.custom_id):
                 output.write_bad(Unqueued(job.line, UNQUEUED, job.custom_id, id))
@@ -274,7 +274,7 @@ class Runner:
         return self._work(id) / "input.jsonl"
 
 
-def _rest(follower: Follower, collector: Collector) -> Waiting | None:
+def _rest(state: BatchStatus, follower: Follower, collector: Collector) -> Waiting | None:
     if not follower.is_idle:
         return None
-    return Waiting(follower.batch, follower.after, collector.holder, collector.due)
+    return Waiting(follower.batch, follower.after, collector.holder, collector.due, state.is_paused)

@@ -7,11 +7,12 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.depth_choice import Candidate
 from draftmill.engine.depth.round_cost import Cost, Point, shapes_to_time
-from draftmill.engine.depth.round_timing import Forecast
+from draftmill.engine.depth.round_times import Forecast
 
 BLOCK = 16
 
@@ -25,7 +26,10 @@ class Machine:
     computed partly by tiles. A verified token costs the more of `flat`, even where arithmetic does not bind.
 
     What no measurement of the models shows: each drafted token takes `host` seconds more; with `noise` rounds scatter,
-    and one in a hundred is interrupted; and every other stretch of time all rounds take `slow` times as long.
+    and one in a hundred is interrupted; and every other stretch of time all rounds take `slow` times as long. The host
+    takes `build` seconds to build a round, half of which a measurement shows, `build_row` for each of its rows and
+    `build_draft` for a draft's pass; it builds a round while the one before it runs. The first round with some number
+    of tokens takes `plan` seconds more.
     """
 
     name: str
@@ -39,6 +43,10 @@ class Machine:
     host: float = 0.0
     noise: float = 0.0
     slow: float = 1.0
+    build: float = 0.0
+    build_row: float = 0.0
+    build_draft: float = 0.0
+    plan: float = 0.0
 
     def _curve(self, tokens: int) -> float:
         tiled = (tokens + math.ceil(tokens / self.tile) * self.tile) / 2
@@ -52,19 +60,24 @@ class Machine:
             return 0.0
         return self.base * self.draft * (self._curve(rows * BLOCK) + self.per_row * rows + self.per_context * context)
 
+    def building(self, rows: int, drafting: int) -> float:
+        """Of the host."""
+        return self.build + self.build_row * rows + (self.build_draft if drafting else 0.0)
+
     def measure(self, max_rows: int, noise: float, seed: int = 0) -> Cost:
         """The cost model that a worker would fit on this machine."""
         chance = random.Random(seed)
         points: dict[bool, list[Point]] = {False: [], True: []}
         for shape in shapes_to_time(max_rows, BLOCK):
             context = shape.rows * shape.context
-            seconds = (
-                self.drafting(shape.rows, context) if shape.draft else self.round(shape.tokens, shape.rows, context)
-            )
+            if shape.draft:
+                seconds = self.drafting(shape.rows, context)
+            else:
+                seconds = max(self.build / 2, self.round(shape.tokens, shape.rows, context))
             for _ in range(3):
                 noisy = seconds * math.exp(chance.gauss(0, noise))
                 points[shape.draft].append(Point(shape.tokens, shape.rows, context, noisy))
-        return Cost.fit(points[False], points[True])
+        return Cost.fit(points[False], points[True], self.plan)
 
 
 M4_PRO = Machine("M4 Pro", 0.010, 8, 8, per_row=0.002, per_context=2e-6)
@@ -72,6 +85,8 @@ M5_MAX = Machine("M5 Max", 0.006, 30, 16, per_row=0.002, per_context=2e-6)
 H200 = Machine("H200", 0.004, 200, 64, per_row=0.001, per_context=1e-6)
 REFERENCE_BLAS = Machine("reference BLAS", 0.020, 1, 1, flat=0.0, draft=0.1)
 BUSY_HOST = replace(H200, name="H200, busy host", host=5e-5, noise=0.1, slow=1.6)
+HOST_BOUND = replace(H200, name="H200, host-bound", build=0.005, build_row=5e-5, build_draft=0.0015)
+PLANNING = replace(H200, name="H200, plans", plan=0.02)
 MACHINES = (M4_PRO, M5_MAX, H200)
 
 
@@ -125,6 +140,26 @@ def turning(low: float, high: float) -> Callable[[int, float], float]:
     return lambda number, place: high if (place < 0.5) == (number % 2 == 0) else low
 
 
+def mixed(number: int, place: float) -> float:
+    """Requests that would yield 1 to 8 tokens a round if all of a block were verified, side by side."""
+    return chance_of(1 + number % 8)
+
+
+@cache
+def chance_of(tokens: float) -> float:
+    """At which chance of acceptance a round with a whole block yields so many tokens."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**i for i in range(BLOCK)) < tokens else (low, middle)
+    return low
+
+
+def switching(low: float, high: float) -> Callable[[int, float], float]:
+    """Good, bad, good, bad: requests of the same length that begin together change suddenly, and nearly together."""
+    return lambda number, place: (high, low)[int(4 * place) % 2]
+
+
 @dataclass
 class Outcome:
     tokens: int = 0
@@ -137,26 +172,31 @@ class Outcome:
         return self.tokens / self.seconds
 
 
-def work(machine: Machine, rows: int, requests: Sequence[Job], chooser: Budget | int) -> Outcome:
+def work(machine: Machine, rows: int, requests: Sequence[Job], chooser: Budget | int, seed: int = 1) -> Outcome:
     """Work through the requests, `rows` at a time, at a fixed depth or by a budget, which learns a round late."""
     waiting = deque(requests)
     running: list[tuple[Job, int]] = []
     outcome = Outcome()
     late: list[tuple[str, int, int]] = []
     launched: Forecast | None = None
-    seconds, chance = 0.0, random.Random(1)
+    before, chance = 0.0, random.Random(seed)  # seconds that the round in flight takes the device
+    planned: set[int] = set()
     while waiting or running:
         while waiting and len(running) < rows:
             running.append((waiting.popleft(), 0))
         candidates = [Candidate(job.key, len(job.draws) - done, job.prompt + done) for job, done in running]
         if isinstance(chooser, Budget):
             depths = chooser.depths(candidates)
+        else:
+            depths = [min(chooser, candidate.left - 1) for candidate in candidates]
+        drafting = [candidate.context for candidate, depth in zip(candidates, depths, strict=True) if depth]
+        seconds = max(before, machine.building(len(depths), len(drafting)))
+        outcome.seconds += seconds
+        if isinstance(chooser, Budget):
             chooser.ran(launched, chooser.forecast, seconds)
             launched = chooser.forecast
             for key, depth, accepted in late:
                 chooser.observe(key, depth, accepted)
-        else:
-            depths = [min(chooser, candidate.left - 1) for candidate in candidates]
         late = []
         following: list[tuple[Job, int]] = []
         for (job, done), depth in zip(running, depths, strict=True):
@@ -168,17 +208,19 @@ def work(machine: Machine, rows: int, requests: Sequence[Job], chooser: Budget |
                 chooser.forget(job.key)
             outcome.tokens += accepted + 1
         context = sum(candidate.context for candidate in candidates)
-        drafting = [candidate.context for candidate, depth in zip(candidates, depths, strict=True) if depth]
-        seconds = machine.round(len(depths) + sum(depths), len(depths), context)
-        seconds += machine.drafting(len(drafting), sum(drafting))
-        seconds += machine.host * sum(depths)
+        before = machine.round(len(depths) + sum(depths), len(depths), context)
+        before += machine.drafting(len(drafting), sum(drafting))
+        before += machine.host * sum(depths)
         if machine.noise:
-            seconds *= math.exp(chance.gauss(0, machine.noise)) * (5 if chance.random() < 0.01 else 1)
-        seconds *= machine.slow if outcome.seconds // STRETCH % 2 else 1
-        outcome.seconds += seconds
+            before *= math.exp(chance.gauss(0, machine.noise)) * (5 if chance.random() < 0.01 else 1)
+        before *= machine.slow if outcome.seconds // STRETCH % 2 else 1
+        if len(depths) + sum(depths) not in planned:
+            planned.add(len(depths) + sum(depths))
+            before += machine.plan
         outcome.rounds += 1
         outcome.drafted += sum(depths)
         running = following
+    outcome.seconds += before
     return outcome
 
 

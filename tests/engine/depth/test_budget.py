@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -13,15 +14,18 @@ import pytest
 
 from draftmill.engine.depth.budget import Budget
 from draftmill.engine.depth.depth_choice import Candidate, Chosen, DepthChoice
+from draftmill.engine.depth.ladder import rung
 from draftmill.engine.depth.round_cost import Cost, Curve
 
 from .simulation import (
     BLOCK,
     BUSY_HOST,
     H200,
+    HOST_BOUND,
     M4_PRO,
     M5_MAX,
     MACHINES,
+    PLANNING,
     REFERENCE_BLAS,
     Machine,
     differing,
@@ -29,6 +33,8 @@ from .simulation import (
     equal,
     hindsight,
     jobs,
+    mixed,
+    switching,
     turning,
     work,
 )
@@ -88,7 +94,7 @@ def test_rounds_of_a_size_that_was_there_before_are_preferred():
         budget = Noting(Cost(cost.round, cost.draft, first), BLOCK)
         rates[first], sizes[first] = work(H200, 16, requests, budget).rate, budget.sizes
     assert len(sizes[0.02]) < 0.7 * len(sizes[0.0])
-    assert rates[0.02] > 0.98 * rates[0.0]
+    assert rates[0.02] > 0.97 * rates[0.0]
 
 
 class Noting(Budget):
@@ -98,8 +104,10 @@ class Noting(Budget):
         super().__init__(cost, block)
         self.sizes: set[int] = set()
 
-    def depths(self, rows: Sequence[Candidate], prompt: int = 0, most: Callable[[int], int] = int) -> list[int]:
-        depths = super().depths(rows, prompt, most)
+    def depths(
+        self, rows: Sequence[Candidate], prompt: int = 0, cut: Callable[[list[int]], list[int]] = list
+    ) -> list[int]:
+        depths = super().depths(rows, prompt, cut)
         self.sizes.add(len(rows) + prompt + sum(depths))
         return depths
 
@@ -213,6 +221,65 @@ def test_finds_out_that_rounds_without_drafts_take_less_than_the_model_says():
     plain, *fixed = (work(machine, 1, requests, depth).rate for depth in DEPTHS)
     assert 0.9 * plain > max(fixed)
     assert found > 0.92 * plain
+
+
+@pytest.mark.parametrize("machine", [M5_MAX, H200, HOST_BOUND, PLANNING], ids=lambda machine: machine.name)
+def test_rows_of_mixed_acceptance_side_by_side(machine: Machine):
+    """They yield 1 to 8 tokens a round: at least as fast as any fixed depth, though that knows it beforehand."""
+    assert ratio(machine, 8, mixed, 32) > 1.02
+
+
+@pytest.mark.parametrize("machine", [M4_PRO, H200], ids=lambda machine: machine.name)
+def test_sudden_changes_of_acceptance(machine: Machine):
+    requests = jobs(8, switching(0.1, 0.9), lengths=(400, 400))
+    budget = Budget(measured(machine, 4), BLOCK)
+    assert work(machine, 4, requests, budget).rate > 0.97 * hindsight(machine, 4, requests, DEPTHS).rate
+
+
+def test_rounds_without_prompts_have_numbers_of_the_ladder():
+    """Unless rows are near their ends, or leave drafts out."""
+    budget = Noting(measured(H200, 16), BLOCK)
+    work(H200, 16, jobs(16, differing(0.2, 0.95), lengths=(300, 300)), budget)
+    assert len([size for size in budget.sizes if size > 16 and size != rung(size)]) <= 2
+    assert len(budget.sizes) < 24
+
+
+def test_what_is_free_up_to_the_next_rung_is_used():
+    here = choice(M5_MAX, [0.9] * 3 + [0.02] * 6)
+    depths = here.best().depths
+    assert (len(depths) + sum(depths)) % 8 == 0
+    assert min(depths[:3]) > 0
+
+
+def learned(machine: Machine, rows: int, chance: float) -> Budget:
+    """A new start, after one that worked through such requests."""
+    before, after = (Budget(measured(machine, rows), BLOCK) for _ in range(2))
+    work(machine, rows, jobs(3 * rows, equal(chance), seed=5), before)
+    after.begin(json.loads(json.dumps(before.to_dict())))
+    return after
+
+
+@pytest.mark.parametrize("machine", [M5_MAX, H200], ids=lambda machine: machine.name)
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_new_start_parks_or_drafts_at_once_as_the_last_one_did(machine: Machine, rows: int):
+    candidates = [Candidate(str(row), 100, 500) for row in range(rows)]
+    useless, good = (learned(machine, rows, chance) for chance in (0.0, 0.9))
+    assert sum(any(useless.depths(candidates)) for _ in range(5)) <= 1  # a trial
+    assert [any(good.depths(candidates)) for _ in range(5)] == [True] * 5
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_new_start_may_find_what_the_last_one_did_not(rows: int):
+    requests = jobs(6 * rows, equal(0.9))
+    found = work(H200, rows, requests, learned(H200, rows, 0.0)).rate
+    assert found > 0.9 * hindsight(H200, rows, requests, DEPTHS).rate
+
+
+@pytest.mark.parametrize("machine", [*MACHINES, REFERENCE_BLAS], ids=lambda machine: machine.name)
+def test_trials_lose_less_than_one_percent(machine: Machine):
+    requests = jobs(4, equal(0.0), lengths=(1000, 1000))
+    found = work(machine, 1, requests, learned(machine, 1, 0.0)).rate
+    assert 0.99 < found / work(machine, 1, requests, 0).rate <= 1
 
 
 def test_takes_little_of_the_host():

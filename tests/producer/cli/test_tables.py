@@ -6,11 +6,17 @@ import re
 import subprocess
 import sys
 
+import orjson
 import pytest
+import redis as redis_py
 
 from draftmill.producer.cli.report import print_table
+from draftmill.producer.cli.status import MOST_LISTED
+from draftmill.producer.queue import batches
+from draftmill.producer.queue.batches import BatchInfo
 from tests.producer.cli.test_terminal import COLOUR, on_a_terminal
 from tests.producer.conftest import Shell
+from tests.redis_server import RedisServer
 
 HEAD = ("WORKER", "STATE", "")
 REASON = "serves smollm2-135m, the schedule says qwen3.5-27b from ten in the evening until six in the morning"
@@ -78,3 +84,16 @@ def test_commands_print_them(shell: Shell) -> None:
 def test_only_who_prints_one_imports_rich() -> None:
     code = "import sys, draftmill.producer.cli.main; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_status_lists_the_newest_batches(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> None:
+    for n in range(MOST_LISTED + 5):
+        batches.create(redis, BatchInfo(f"b-{n}", "none", "normal", 1))
+    at = ("--redis-url", redis_server.url)
+    *listed, last = shell("status", *at).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["BATCH", *(f"b-{n}" for n in range(MOST_LISTED + 4, 4, -1))]
+    assert "draftmill status --all" in last
+    assert len(shell("status", "--all", *at).stdout.splitlines()) == 1 + MOST_LISTED + 5
+    assert len(orjson.loads(shell("status", "--json", *at).stdout)) == MOST_LISTED + 5
+    refused = shell("status", "b-1", "--all", *at)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

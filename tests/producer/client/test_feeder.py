@@ -43,9 +43,9 @@ def submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submission:
     return plan(dataset, dataset.survey(), "ann")
 
 
-def detached(redis: redis_py.Redis, submission: Submission, retry_failed: bool = False) -> Feed:
+def detached(redis: redis_py.Redis, submission: Submission, retry_failed: bool = False, reason: str = "") -> Feed:
     """What a submitter does that leaves; it is gone afterwards."""
-    feed = Feed(submission, Patience(redis), retry_failed=retry_failed)
+    feed = Feed(submission, Patience(redis), retry_failed=retry_failed, reason=reason)
     feed.begin()
     feed.detach()
     return feed
@@ -56,7 +56,7 @@ def work(redis: redis_py.Redis, status: str = "done") -> set[str]:
     ran: list[str] = []
     worker = JobQueue(redis, "w", PAIR, 60)
     while jobs := worker.claim(50):
-        lines = [b'{"custom_id":"%b"}' % job.custom_id.encode() for job in jobs]
+        lines = [b'{"custom_id":"%b","error":{"code":"x"}}' % job.custom_id.encode() for job in jobs]
         outcomes = [Outcome(job, status, line) for job, line in zip(jobs, lines, strict=True)]  # pyright: ignore[reportArgumentType]
         assert all(worker.commit(outcomes))
         ran += [job.custom_id for job in jobs]
@@ -179,7 +179,9 @@ def test_failed_lines_are_left_to_a_feeder_too(redis: redis_py.Redis, submission
     while work(redis, "failed"):
         feeder.look()
     assert state_of(redis, submission).failed == LINES
-    again = detached(redis, submission, retry_failed=True)
+    others = detached(redis, submission, retry_failed=True, reason="memory")
+    assert (others.sent, others.left) == (batches.Submitted(done=LINES), 0)
+    again = detached(redis, submission, retry_failed=True, reason="x:")
     assert (again.sent.retried, again.left) == (100, LINES - 100)
     assert len(feed_and_work(redis, feeder)) == LINES
     state = state_of(redis, submission)

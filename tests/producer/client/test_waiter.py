@@ -12,6 +12,7 @@ import pytest
 from draftmill.producer.client import waiter
 from draftmill.producer.client.waiter import Waiter, Waiting
 from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.orders import steer
 from tests.producer.queue.helpers import outcome, queue
 from tests.worker.conftest import Mill, mill, redis, redis_server
 
@@ -79,14 +80,20 @@ def test_each_is_woken_for_its_own_results_and_once(waiters: Waiters, mill: Mill
 
 
 def test_what_else_wakes(waiters: Waiters, mill: Mill) -> None:
-    names = ("lost", "cancelled", "taken", "urgent", "due", "calm")
+    names = ("lost", "cancelled", "paused", "taken", "urgent", "due", "calm")
     for name in names:
         mill.submit(1, batch=name)
-    queue(mill, "w").claim(6)  # so that cancelling ends none at once
+    queue(mill, "w").claim(7)  # so that cancelling ends none at once
     waiters.wait_for(*(set(names) - {"due"}))
     assert waiters.next(1) is None
     batches.cancel(mill.redis, "cancelled")
     assert waiters.next() == "cancelled"
+    steer.pause(mill.redis, "paused")
+    assert waiters.next() == "paused"
+    waiters.waiter.add(Waiting("paused", holder=HOLDER, is_paused=True))
+    assert waiters.next(1) is None
+    steer.resume(mill.redis, "paused")
+    assert waiters.next() == "paused"
     mill.redis.delete(wire.batch_key("lost"))
     assert waiters.next() == "lost"
     while waiters.woken.empty():  # it may be renewed just now

@@ -205,6 +205,17 @@ def test_failures_are_dropped_to_run_again(tmp_path: Path) -> None:
     assert [orjson.loads(line)["custom_id"] for line in failures(path)] == [None, "r-0"]
 
 
+def test_failures_for_a_reason_are_dropped_to_run_again(tmp_path: Path) -> None:
+    with Output(tmp_path / "out.jsonl", "b") as output:
+        for n, message in enumerate(["out of memory", "no such file", f"{'x' * 200} memory"]):
+            error = {"code": "engine_failed", "message": message}
+            output.write(Result(f"{n}-0", orjson.dumps({"custom_id": f"r-{n}", "response": None, "error": error}), n))
+        assert len(output.errors.failed_for("Engine_Failed")) == len(output.errors.failed_for("")) == 3
+        output.errors.drop_failures("MEMORY")
+        assert [output.has(f"r-{n}") for n in range(3)] == [False, True, True]
+    assert [orjson.loads(line)["custom_id"] for line in failures(tmp_path / "out.jsonl")] == ["r-1", "r-2"]
+
+
 def test_an_interruption_in_the_middle_of_a_result_does_not_write_it_twice(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     expected = pytest.raises(UserError, match="keeps other columns")

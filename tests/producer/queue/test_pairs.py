@@ -31,9 +31,9 @@ def bodies() -> list[wire.JobBody]:
     ]
 
 
-def submit(mill: Mill, **options: bool) -> batches.Submitted:
+def submit(mill: Mill, retry_failed: bool = False) -> batches.Submitted:
     batches.create(mill.redis, INFO)
-    return batches.submit_chunk(mill.redis, INFO, bodies(), **options)
+    return batches.submit_chunk(mill.redis, INFO, bodies(), retry_failed=retry_failed)
 
 
 def numbers(jobs: list[Claimed]) -> list[int]:

@@ -20,7 +20,9 @@ import redis as redis_py
 from prometheus_client.parser import text_string_to_metric_families
 
 from draftmill.producer.queue import acl, batches, wire
-from draftmill.producer.queue.leases import JobQueue
+from draftmill.producer.queue.leases import JobQueue, Outcome
+from draftmill.producer.web.batch_states import MOST_OPEN
+from draftmill.producer.web.exporter_collector import FarmCollector
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer
 
@@ -70,7 +72,7 @@ def read(page: str) -> dict[str, float]:
 def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> None:
     with redis_py.Redis.from_url(url(server, "admin")) as redis:
         for batch, priority, count in (("a", "normal", 3), ("b", "low", 2)):
-            info = batches.BatchInfo(batch, PAIR, priority, count)
+            info = batches.BatchInfo(batch, PAIR, priority, count, user="ann")
             bodies = [
                 wire.JobBody(batch=batch, custom_id=f"{n}", pair=PAIR, prompts=("x",), line=n) for n in range(count)
             ]
@@ -93,8 +95,11 @@ def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> Non
         later = found[f"queue_oldest_age_seconds{of_a}"]
         assert (found["jobs_running{}"], found[f"queue_depth{of_a}"]) == (1, 2)
         assert later < time.time() - batches.list_batches(redis)[1].created - 0.4, "the job that waited longest is gone"
-        queue.claim(10)
+        (last, *_) = reversed(queue.claim(10))
+        assert queue.commit([Outcome(last, "done", b"{}", 30, 50)]) == [True]
         found = read(page)
+        assert found["user_tokens_total{kind=prompt,user=ann}"] == 30
+        assert found["user_tokens_total{kind=generated,user=ann}"] == 50
         assert (found[f"queue_depth{of_a}"], found[f"queue_oldest_age_seconds{of_a}"]) == (0, 0)
         queue.release(first)
         assert read(page)[f"queue_oldest_age_seconds{of_a}"] < 0.4
@@ -160,3 +165,37 @@ def test_it_stops_when_told_and_says_why_it_cannot_begin(server: RedisServer) ->
     assert refused.returncode == 2
     why = f"cannot listen on 127.0.0.1:{port}: address already in use; choose another --host or --port"
     assert refused.stderr == f"Error: {why}\n"
+
+
+def test_many_batches_are_counted_in_several_looks(redis: redis_py.Redis) -> None:
+    """Each look reads some; what they have read before counts as it was."""
+    collector = FarmCollector(redis)
+    for n in range(MOST_OPEN + 50):
+        info = batches.BatchInfo(f"b-{n}", PAIR, "normal", 1)
+        batches.create(redis, info)
+        body = wire.JobBody(batch=info.id, custom_id="a", pair=PAIR, prompts=("x",), line=1)
+        batches.submit_chunk(redis, info, [body])
+
+    def counted() -> dict[str, float]:
+        found = [sample for metric in collector.collect() for sample in metric.samples]
+        return {" ".join((sample.name[10:], *sample.labels.values())): sample.value for sample in found}
+
+    assert counted()[f"queue_depth {PAIR} normal"] == counted()["batches queued"] == MOST_OPEN + 50
+    assert collector.is_behind
+    queue = JobQueue(redis, "w", PAIR, 60)
+    claimed = queue.claim(20)
+    queue.commit([Outcome(job, "done", b"{}") for job in claimed])
+    collector.look()
+    collector.look()
+    found = counted()
+    assert found[f"queue_depth {PAIR} normal"] == found["batches queued"] == MOST_OPEN + 30
+    assert found["batches complete"] == 20
+    for n in range(MOST_OPEN + 50):
+        batches.cancel(redis, f"b-{n}")
+        batches.forget(redis, f"b-{n}")
+    for _ in range(3):
+        collector.look()
+    found = counted()
+    assert not any(value for name, value in found.items() if name.startswith("batches "))
+    assert f"queue_depth {PAIR} normal" not in found
+    assert not collector.is_behind

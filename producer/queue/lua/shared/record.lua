@@ -35,8 +35,8 @@
 --   draftmill:handed:<batch>       bitmap  by line number: its outcome was acknowledged
 --   draftmill:running:batch:<batch>  set   jobs of the batch that are leased
 --   draftmill:aside:<batch>        set     jobs of the batch that are in draftmill:later or draftmill:alone
---   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <n> <entry>`: how it ended without a
---                                          completion, and where that stands or stood in the results
+--   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <n> <entry> <reason>`: how it ended
+--                                          without a completion, where that stands or stood in the results, and why
 --   draftmill:results:<batch>      stream  outcomes that nobody acknowledged: `line`, the JSON output line, `n`, `job`
 --   draftmill:bad:<batch>          list    error lines of the dataset's bad lines
 --   draftmill:rest:<batch>         hash    `<number> <lines>` of a chunk -> its lines, compressed, that a feeder is to queue
@@ -64,6 +64,7 @@
 --                                          renewals came so often that no such lease can have run out for want of Redis
 --   draftmill:users                set     users who have jobs that run
 --   draftmill:running:user:<user>  set     jobs of the user that are leased
+--   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended
 --   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
 --   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
 --   draftmill:worker:<worker>      hash    what a worker reports of itself, see wire.py; expires a day after its end
@@ -249,6 +250,7 @@ end
 local function expire_if_complete(batch)
   if not complete(batch) then return end
   local seconds = kept_for(batch)
+  redis.call('HDEL', 'draftmill:batch:' .. batch, 'paused_at')
   redis.call('EXPIRE', 'draftmill:batch:' .. batch, seconds)
   for _, kind in ipairs(KINDS) do redis.call('EXPIRE', 'draftmill:' .. kind .. ':' .. batch, seconds) end
   for _, queue in ipairs(queues_of(batch)) do
@@ -267,6 +269,21 @@ local function file(job, status)
   redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
+-- Why a job ended without a completion, as its output line says it: code and message, as far as --reason looks.
+local MOST_REASON = 200
+local function reason_in(line)
+  local is_json, found = pcall(cjson.decode, line)
+  local fault = is_json and type(found) == 'table' and found.error
+  if type(fault) ~= 'table' then return '' end
+  return string.sub(tostring(fault.code) .. ': ' .. tostring(fault.message), 1, MOST_REASON)
+end
+
+-- Whether what draftmill:failures has of a job names a reason that has this text in it; each has the empty one.
+local function failed_for(failure, text)
+  local reason = string.match(failure, '^%a+ %d+ %S+ ?(.*)$') or ''
+  return string.find(string.lower(reason), string.lower(text), 1, true) ~= nil
+end
+
 -- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
 local function record(job, outcome, line, prompt_tokens, completion_tokens)
   drop_lease(job)
@@ -283,11 +300,16 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   if outcome ~= 'done' then
     redis.call('HINCRBY', batch, outcome, 1)
     if not cancelled(job) then
-      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, outcome .. ' ' .. job.n .. ' ' .. entry)
+      local failure = outcome .. ' ' .. job.n .. ' ' .. entry .. ' ' .. reason_in(line)
+      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, failure)
     end
   end
   redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
   redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
+  if prompt_tokens then -- by a worker
+    redis.call('HINCRBY', 'draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
+    redis.call('HINCRBY', 'draftmill:spent', 'generated ' .. job.user, completion_tokens)
+  end
   expire_if_complete(job.batch)
 end
 

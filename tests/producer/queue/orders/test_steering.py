@@ -9,9 +9,11 @@ from click.testing import CliRunner, Result
 
 from draftmill.producer.cli.main import main
 from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.leases import Outcome
 from draftmill.producer.queue.orders import steer
 from tests.producer.queue.helpers import lapse, lose, outcome, queue
 from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
 
 
 def draftmill(mill: Mill, *words: str) -> Result:
@@ -36,6 +38,19 @@ def test_a_paused_batch_takes_no_turns_until_it_goes_on(mill: Mill) -> None:
     assert steer.resume(mill.redis, "a")
     assert w.wait(1)  # it is called
     assert Counter(job.batch for job in w.claim(100)) == {"a": 30 - own}
+
+
+def test_a_batch_that_ends_while_it_is_paused_is_paused_no_longer(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    jobs = w.claim(1)
+    steer.pause(mill.redis, "b")
+    w.commit([Outcome(job, "failed", b"{}") for job in jobs])
+    info = batches.BatchInfo("b", PAIR, "normal", 1)
+    body = wire.JobBody(batch="b", custom_id="r-0", pair=PAIR, prompts=("x",), line=1)
+    assert batches.submit_chunk(mill.redis, info, [body], retry_failed=True).retried == 1
+    assert not mill.status().is_paused
+    assert len(w.claim(1)) == 1
 
 
 def test_a_lost_lease_of_a_paused_batch_waits_too(mill: Mill) -> None:
