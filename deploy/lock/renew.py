@@ -43,7 +43,7 @@ LAYERS = (
     Layer("serve", ("serve",), "producer"),
     Layer("worker", ("worker",), "producer"),
     Layer("run", RUN, "worker"),
-    Layer("dev", (*RUN, "dev"), "run"),
+    Layer("dev", (*RUN, "remote", "dev"), "run"),
     Layer("bench", ("worker", "bench"), "worker"),
 )
 """From the lowest upwards. The tools install the rest: setuptools, and a pip quicker than those of older Pythons."""

@@ -66,10 +66,10 @@ def submit_command(
 ) -> None:
     """Queue the prompts of INPUT; print the batch id.
 
-    INPUT is JSON lines, CSV, Parquet, a dataset that Hugging Face's `datasets` saved, a folder of text files, or - for
-    standard input; see `draftmill run --help`. The same lines with the same parameters are the same batch: submitting
-    them again queues only what has no result yet. Another parameter makes another batch. Bad lines are left out and
-    listed on standard error.
+    INPUT is JSON lines, CSV, Parquet, a dataset that Hugging Face's `datasets` saved, a folder of text files, the URL
+    of a file, or - for standard input; see `draftmill run --help`. The same lines with the same parameters are the same
+    batch: submitting them again queues only what has no result yet. Another parameter makes another batch. Bad lines
+    are left out and listed on standard error.
 
     A line whose model is one of `draftmill pairs`, or is named by --models, runs on that pair, the others on that of
     --pair. All are one batch: each pair needs a worker, and results come together.
@@ -84,6 +84,7 @@ def submit_command(
     Examples:
       batch=$(draftmill submit prompts.jsonl --redis-url redis://queue.local)
       draftmill collect $batch -o results.jsonl --follow
+      draftmill submit s3://bucket/prompts.jsonl.gz
       draftmill submit articles.parquet --template 'Summarise: {{ text }}' --where 'lang == "en"' --sample 100
       draftmill submit mixed.jsonl --models gpt-4o=qwen3-8b,/models/mine    # others run on the pair of --pair
       draftmill submit million.jsonl --detach

@@ -19,9 +19,10 @@ from click.core import ParameterSource
 from ..client.fleet_feeder import FleetFeeder
 from ..cron import entries
 from ..cron.entries import Entry
-from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside
+from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside, check_url
 from ..cron.scheduler import Scheduler
 from ..cron.work import Planned, log
+from ..input.remote import is_url
 from ..queue import schedules as store
 from ..queue.connect import connect, resolve, user
 from ..queue.errors import INTERRUPTED, UserError
@@ -94,7 +95,8 @@ def add(name: str, arguments: tuple[str, ...], every: float | None, redis_url: s
              comes once, at its first time; with * for the hour, each hour comes, however it is called.
     Missed   A slot is missed if no scheduler took it within 60 s, or before the next slot. `skip` leaves it
              out, `one` runs the last one that was missed, however late, `all` runs each, the oldest first.
-    Paths    INPUT and OUT are relative to the folder in which `draftmill cron run` runs, and inside it.
+    Paths    INPUT and OUT are relative to the folder in which `draftmill cron run` runs, and inside it. INPUT may
+             be a URL below one that `draftmill cron run --urls` names.
     OUT      is written by the scheduler when the batch is complete. %Y %m %d %H %M and so on stand for the
              slot's time in --timezone; no two slots may have the same OUT.
 
@@ -193,22 +195,31 @@ def remove(name: str, redis_url: str | None) -> None:
     metavar="TIME",
     help="After which others take over the slots of a scheduler that fell silent.",
 )
+@click.option(
+    "--urls", multiple=True, metavar="URL", help="INPUT of schedules may be below this one; repeatable. Default: none."
+)
 @options.redis_url
 @click.pass_context
-def run(context: click.Context, folder: Path, lease: float, redis_url: str | None) -> None:
+def run(context: click.Context, folder: Path, lease: float, urls: tuple[str, ...], redis_url: str | None) -> None:
     """Run the schedules until stopped; start as many schedulers as you like.
 
     Each slot is submitted by one of them; if that one dies meanwhile, another goes on with it. Schedulers on
-    several machines need the same files in their folders. SIGTERM or Ctrl-C hands open slots to the others.
+    several machines need the same files in their folders. A schedule whose INPUT is a URL runs only where --urls says
+    so: the scheduler reads it with its own credentials, whoever wrote the schedule. SIGTERM or Ctrl-C hands open slots
+    to the others.
 
     \b
     Example:
       draftmill cron run --folder ~/work
+      draftmill cron run --urls s3://bucket/prompts
     """
     url = resolve(redis_url)
     redis = connect(url)
     os.chdir(folder)
-    scheduler = Scheduler(redis, lease, check_arguments, partial(plan_arguments, user(redis)))
+    for folder_url in urls:
+        check_url("--urls", folder_url, None)
+    check = partial(check_arguments, urls=urls)
+    scheduler = Scheduler(redis, lease, check, partial(plan_arguments, user(redis)))
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     if context.find_root().params["debug"]:
         log.setLevel(logging.DEBUG)
@@ -223,8 +234,10 @@ def run(context: click.Context, folder: Path, lease: float, redis_url: str | Non
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)
 
 
-def check_arguments(arguments: tuple[str, ...]) -> None:
-    """Refuses what `submit` would not take, and what a schedule must not do."""
+def check_arguments(arguments: tuple[str, ...], urls: tuple[str, ...] | None = None) -> None:
+    """Refuses what `submit` would not take, and what a schedule must not do. URLs must be below one of `urls`, if they
+    are given.
+    """
     command = copy(submit_command)
     command.params = [copy(parameter) for parameter in command.params]
     for parameter in command.params:
@@ -236,7 +249,9 @@ def check_arguments(arguments: tuple[str, ...]) -> None:
             continue
         if parameter.name in OWN:
             raise UserError(f"a schedule cannot have {parameter.opts[0]}: {OWN[parameter.name]}")
-        if parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
+        if parameter.name == "input" and is_url(given):
+            check_url("INPUT", given, urls)
+        elif parameter.name == "input" or isinstance(parameter.type, click.Path | click.File):
             check_inside("INPUT" if parameter.name == "input" else parameter.opts[0], str(given))
         elif isinstance(given, str) and given.startswith("@"):
             check_inside(f"{parameter.opts[0]} @", given[1:])

@@ -24,6 +24,7 @@ from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
 from ..queue.wire import DEFAULT_PAIR, MOST_CHOICES, MOST_LOGPROBS, DraftSource
 from .completion import batch_ids
+from .progress import Fetching
 
 Command = Callable[..., Any]
 
@@ -340,7 +341,7 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
         said = defaults(given, {name: _called(name, value) for name, value in given.items()})
     except Fault as fault:
         raise UserError(str(fault)) from None
-    dataset = Dataset(input, pair, said, _row_options(given))
+    dataset = Dataset(input, pair, said, _row_options(given), tell=Fetching())
     survey = dataset.survey(slot)
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 """Seconds between two lines in a pipe."""
+FETCH_SECONDS = 1.0
+"""Seconds until the first line about a file that is fetched."""
 REPORT_SECONDS = 1.0
 """Seconds between two looks at the workers' reports."""
 WINDOW_SECONDS = 120.0
@@ -149,6 +151,21 @@ class BatchProgress:
     def _line(self, text: str) -> None:
         click.echo(text, err=True)
         self._line_at, self._last_line = time.monotonic(), text
+
+
+class Fetching:
+    """Says how far INPUT is fetched; call it with each new text. What takes a moment only is not worth a line.
+
+    Nothing but plain lines: a scheduler fetches for several schedules at once.
+    """
+
+    def __init__(self) -> None:
+        self._line_at = time.monotonic() - PLAIN_SECONDS + FETCH_SECONDS
+
+    def __call__(self, text: str) -> None:
+        if (now := time.monotonic()) - self._line_at > PLAIN_SECONDS:
+            click.echo(text, err=True)
+            self._line_at = now
 
 
 def below(workers: Sequence[WorkerSpeed]) -> list[str]:

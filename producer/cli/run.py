@@ -127,7 +127,7 @@ def run(
     INPUT is JSON lines, CSV (its first line names the columns), Parquet, a folder that Hugging Face's `datasets` saved
     (FOLDER/SPLIT if it has several splits), or a folder of text files (*.txt, or as 'FOLDER/*.md' says): a row for
     each, with the columns id (its name), path and text. JSON lines and CSV may be compressed by gzip or zstd. It may be
-    - for standard input.
+    the URL of a file (https://, s3://, gs://, hf://), which is fetched once, or - for standard input.
 
     A row is a prompt with its parameters, or, with --template, columns of which the template makes the prompt. All
     columns of a row together are called row, as in {{ row | tojson }} or {{ row["Its text"] }}. A row whose template or

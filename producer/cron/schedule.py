@@ -1,13 +1,13 @@
 """A schedule: which slots it has, what becomes of missed ones, and the arguments of `draftmill submit` that it holds.
 
 A schedule is data. What is read back from Redis is checked as strictly as what a user types: it can name options of
-`submit` and files below the scheduler's folder, and nothing else.
+`submit`, files below the scheduler's folder and URLs below those that the scheduler was started with, and nothing else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, tzinfo
 from itertools import count, islice
 from pathlib import PurePosixPath
@@ -17,6 +17,8 @@ from zoneinfo import ZoneInfo
 from croniter import croniter
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..input import remote
+from ..output.files import refuse_url
 from ..queue.errors import UserError
 from ..queue.schedules import spoken
 
@@ -113,6 +115,7 @@ class Schedule(BaseModel):
         return datetime.fromtimestamp(slot / 1000, _zone(self.timezone))
 
     def _check_output(self) -> None:
+        refuse_url(PurePosixPath(self.output))
         if PurePosixPath(self.output).suffix not in RESULTS:
             raise UserError(f"-o {self.output!r} must end in one of {', '.join(RESULTS)}")
         first = islice(self.slots(0), COMPARED)
@@ -130,6 +133,18 @@ def check_inside(what: str, path: str) -> None:
     parts = PurePosixPath(path).parts
     if path == "-" or not parts or path.startswith(("/", "~")) or ".." in parts:
         raise UserError(f"{what} {path!r} must be a path relative to the scheduler's folder, and inside it")
+
+
+def check_url(what: str, url: str, below: Collection[str] | None) -> None:
+    """Raises UserError for a URL that is below none of the URLs `below` (None: wherever it is), or that has a login."""
+    name = remote.name_of(url)
+    if name != url:
+        raise UserError(f"{what} {name} has a login or a query, and everybody can read schedules; leave it out")
+    if re.search(r"/\.{1,2}(?:/|$)|\\|%2e|%2f|%5c", url, re.IGNORECASE):
+        raise UserError(f"{what} {name} must not have . or .. in its path, nor %2E, %2F or %5C")
+    if below is not None and not any(url.startswith(f"{folder.rstrip('/')}/") for folder in below):
+        folder = name[: name.rindex("/")]
+        raise UserError(f"{what} {name} is below no --urls of this scheduler; start it with --urls {folder}")
 
 
 def _check_cron(expression: str) -> None:

@@ -19,7 +19,7 @@ from .defaults import Defaults
 from .notes import Notes
 from .request.faults import Fault, show
 from .rows import RowOptions, Rows
-from .sources import open_source
+from .sources import name_of, open_source
 
 NOT_IN_ID: Any = {"batch": True, "line": True, "drafts": True, "sampling": {"max_seconds"}}
 AT_FIRST = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
@@ -96,9 +96,9 @@ class Dataset:
     """A dataset to be run by `pair` where its lines name no other. Iterating reads it from the start; it may be read
     several times.
 
-    `source` is a path or "-" (standard input), of any format that `sources` reads. The system message of `defaults`
-    is a template over a row's columns, as is that of `options`. `rewrite` makes of a line the one that is read, with
-    notes about what it ignored, or raises Fault.
+    `source` is a path, a URL or "-" (standard input), of any format that `sources` reads. The system message of
+    `defaults` is a template over a row's columns, as is that of `options`. `rewrite` makes of a line the one that is
+    read, with notes about what it ignored, or raises Fault. `tell` hears how far a URL is fetched.
     """
 
     def __init__(
@@ -108,14 +108,15 @@ class Dataset:
         defaults: Defaults,
         options: RowOptions | None = None,
         rewrite: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self.name = "standard input" if source == "-" else source
+        self.name = name_of(source)
         self.pair = canonical(pair)
         self.defaults = defaults
         self.options = options or RowOptions()
         self._rewrite = rewrite or (lambda line: (line, []))
         self.notes = Notes()
-        self._rows = Rows(open_source(source, self.options.format), self.options, defaults.system)
+        self._rows = Rows(open_source(source, self.options.format, tell), self.options, defaults.system)
 
     def __iter__(self) -> Iterator[JobBody | BadLine]:
         seen: set[int] = set()

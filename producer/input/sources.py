@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -17,9 +17,10 @@ import orjson
 
 from ..queue.errors import UserError, explain_file
 from ..queue.wire import MOST_BODY_BYTES
-from . import lines
+from . import lines, remote
 from .columns import Parquet, SavedDataset, is_saved
 from .compression import explain_damage, plain
+from .fetch import fetch
 from .request.faults import Fault
 from .texts import TextFiles
 
@@ -51,17 +52,28 @@ class Source(Protocol):
         ...
 
 
-def open_source(source: str, format: str | None = None) -> Source:
-    """Opens a file, a folder, or "-" (standard input); what can be read only once is copied to a temporary file.
+def name_of(source: str) -> str:
+    """What messages call a source; a URL has no login or query there. Raises UserError for a URL that is not read."""
+    if source == "-":
+        return "standard input"
+    return remote.name_of(source) if remote.is_url(source) else source
+
+
+def open_source(source: str, format: str | None = None, tell: Callable[[str], object] = lambda _: None) -> Source:
+    """Opens a file, a folder, a URL, or "-" (standard input); what can be read only once is copied to a temporary file.
 
     Without a `format` the name's extension tells it; JSONL is the default. JSONL and CSV may be compressed. A folder
-    is a saved dataset or text files; a name with a * stands for text files, too.
+    is a saved dataset or text files; a name with a * stands for text files, too. What a URL has is fetched into the
+    cache folder first, and `tell` hears how far that is.
     """
-    name = "standard input" if source == "-" else source
+    name = name_of(source)
     try:
-        if source != "-" and (folder := _open_folder(Path(source))):
+        if remote.is_url(source):
+            file = fetch(source, tell)
+        elif source != "-" and (folder := _open_folder(Path(source))):
             return folder
-        file = _open(source)
+        else:
+            file = _open(source)
     except OSError as error:
         raise UserError(explain_file(error, "cannot read", name)) from error
     match format or _extension(source):
@@ -85,7 +97,7 @@ def _open_folder(path: Path) -> Source | None:
 
 
 def _extension(source: str) -> str:
-    path = Path(source.lower())
+    path = Path((remote.path_of(source) if remote.is_url(source) else source).lower())
     return (path.with_suffix("") if path.suffix in (".gz", ".zst") else path).suffix.removeprefix(".")
 
 

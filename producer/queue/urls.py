@@ -20,10 +20,13 @@ SENTINEL = re.compile(rf"(?P<scheme>rediss?\+sentinel://){LOGIN}(?P<place>{PRIMA
 """URLs of which every part is certain."""
 
 WORD = re.compile(
-    r"(?:-[\w-]*=)?(?P<url>[a-z+]*://.*[@?].*|(?:rediss?(?:\+sentinel)?|unix):.*|[^\s:@]*:\S*@\S+)",
+    r"(?:-[\w-]*=)?(?P<url>(?!(?:s3|gs|hf)://[^/@:]*/)"
+    r"(?:[a-z+]*://.*[@?].*|(?:rediss?(?:\+sentinel)?|unix):.*|[^\s:@]*:\S*@\S+))",
     re.DOTALL | re.IGNORECASE,
 )
-"""A word of a command line that is a URL, or an option with one. Its scheme may have been forgotten."""
+"""A word of a command line that is a URL, or an option with one. Its scheme may have been forgotten. Names in stores
+have no passwords, and an @ in them is one of the name.
+"""
 
 OPTIONS = {
     "client_name",

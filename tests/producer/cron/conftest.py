@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +48,9 @@ class Cron:
         arguments = ("in.jsonl", "--pair", PAIR)
         return entries.add(self.redis, Schedule.model_validate({"name": "tick", "arguments": arguments} | given))
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        process = self.shell.start(*options, "cron", "run", "--lease", "2", "--redis-url", self.url)
+    def start(self, *options: str, urls: Sequence[str] = ()) -> subprocess.Popen[str]:
+        own = [f"--urls={url}" for url in urls]
+        process = self.shell.start(*options, "cron", "run", "--lease", "2", "--redis-url", self.url, *own)
         self.processes.append(process)
         return process
 

@@ -19,6 +19,7 @@ from draftmill.producer.queue import wire
 from draftmill.producer.queue.schedules import Ended, Slot, spoken
 from tests.producer.conftest import ROOT
 from tests.producer.cron.conftest import HOUR, LINE, Cron, wait
+from tests.producer.file_server import serving
 from tests.worker.run_worker import PAIR, Settings
 
 
@@ -44,6 +45,21 @@ def test_three_schedulers_one_killed_each_slot_once(cron: Cron) -> None:
     for batch in found.values():
         assert (batch.total, batch.submitted) == (1, 1)
         assert cron.redis.llen(f"rq:queue:{wire.queue_name(PAIR, batch.id)}") == 1
+
+
+def test_an_input_at_a_url_runs_where_the_scheduler_may_read_it(cron: Cron) -> None:
+    cron.shell.environment["DRAFTMILL_CACHE"] = str(cron.shell.folder / "cache")
+    with serving() as files:
+        url, other = (files.put(f"/{folder}/in.jsonl", LINE.encode()) for folder in ("data", "other"))
+        slot = cron.add(every_ms=HOUR, arguments=(url, "--pair", PAIR)) - HOUR
+        cron.add(name="tock", every_ms=HOUR, arguments=(other, "--pair", PAIR))
+        cron.redis.zadd(store.NEXT, {"tick": slot, "tock": slot})
+        process = cron.start(urls=[f"{files.url}/data"])
+        wait(cron.last)
+        assert f"tock cannot run: INPUT {other} is below no --urls of this scheduler" in cron.stop(process)
+        assert cron.found().keys() == {cron.batch_of(slot)}
+        assert [batch.source for batch in cron.found().values()] == [url]
+        assert len(files.asked) == 1
 
 
 def test_a_slot_whose_scheduler_died_is_taken_over(cron: Cron) -> None:

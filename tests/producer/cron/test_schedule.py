@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
 from itertools import islice, pairwise
 
@@ -102,6 +103,7 @@ def test_missed_slots() -> None:
             every(HOUR, output="../%Y%m%d%H.jsonl"),
             "-o '../1970010101.jsonl' must be a path relative to the scheduler's",
         ),
+        (every(HOUR, output="s3://b/%Y%m%d%H.jsonl"), "OUT is a URL of s3://, and results are written to files only"),
     ],
 )
 def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
@@ -121,6 +123,11 @@ def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
         (("/etc/passwd",), "INPUT '/etc/passwd' must be a path relative to"),
         (("~/.ssh/id_rsa",), "INPUT '~/.ssh/id_rsa' must be a path relative to"),
         (("notes/../../x.jsonl",), "INPUT 'notes/../../x.jsonl' must be a path relative to"),
+        (("https://ann:pw@host/x.jsonl",), "INPUT https://host/x.jsonl has a login or a query, and everybody can read"),
+        (("https://host/x.jsonl?sig=1",), "INPUT https://host/x.jsonl?*** has a login or a query"),
+        (("https://host/a/%2e%2E/x.jsonl",), "INPUT https://host/a/%2e%2E/x.jsonl must not have . or .. in its path"),
+        (("https://host/a/../x.jsonl",), "INPUT https://host/a/../x.jsonl must not have . or .. in its path"),
+        (("ftp://host/x.jsonl",), "draftmill reads no URL of ftp://"),
         (("in.jsonl", "--redis-url", "redis://other"), "a schedule cannot have --redis-url: it is submitted to the"),
         (("in.jsonl", "--template", "@/etc/passwd"), "--template @ '/etc/passwd' must be a path relative to"),
         (("in.jsonl", "--schema", "/etc/passwd"), "--schema '/etc/passwd' must be a path relative to"),
@@ -132,3 +139,23 @@ def test_a_schedule_holds_arguments_of_submit_and_nothing_else(arguments: tuple[
     with pytest.raises(UserError) as error:
         Schedule(name="s", every_ms=HOUR, arguments=arguments).check(check_arguments)
     assert error.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_below"),
+    [
+        ("https://host/data/x.jsonl", True),
+        ("https://host/data/deep/x.jsonl", True),
+        ("https://host/database/x.jsonl", False),
+        ("https://host.example/data/x.jsonl", False),
+        ("http://host/data/x.jsonl", False),
+        ("s3://bucket/x.jsonl", True),
+        ("s3://bucket2/x.jsonl", False),
+    ],
+)
+def test_a_scheduler_reads_urls_below_those_that_it_was_given(url: str, is_below: bool) -> None:
+    check_arguments((url,))
+    with nullcontext() if is_below else pytest.raises(UserError, match="is below no --urls of this scheduler"):
+        check_arguments((url,), ("https://host/data/", "s3://bucket"))
+    with pytest.raises(UserError, match=f"start it with --urls {url[: url.rindex('/')]}"):
+        check_arguments((url,), ())
