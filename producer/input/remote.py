@@ -247,7 +247,9 @@ def _store(url: str) -> tuple[Any, str]:
 
         return url_to_fs(url)
     except ImportError:
-        raise UserError(f"reading {_scheme(url)}:// needs its packages: pip install 'draftmill[remote]'") from None
+        scheme = _scheme(url)
+        extra = "gcs" if scheme == "gs" else "remote"
+        raise UserError(f"reading {scheme}:// needs its packages: pip install 'draftmill[{extra}]'") from None
 
 
 @contextmanager
