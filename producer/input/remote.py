@@ -248,8 +248,8 @@ def _store(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except ImportError:
         scheme = _scheme(url)
-        extra = "gcs" if scheme == "gs" else "remote"
-        raise UserError(f"reading {scheme}:// needs its packages: pip install 'draftmill[{extra}]'") from None
+        packages = "'draftmill[remote]'" + (" gcsfs" if scheme == "gs" else "")
+        raise UserError(f"reading {scheme}:// needs its packages: pip install {packages}") from None
 
 
 @contextmanager

@@ -132,6 +132,6 @@ def test_a_missing_package_is_one_line(url: str, missing: str, s3: Any, monkeypa
     monkeypatch.setitem(sys.modules, missing, None)
     done = CliRunner().invoke(main, ["submit", url, "--dry-run"])
     scheme = url.partition(":")[0]
-    extra = "gcs" if scheme == "gs" else "remote"
-    assert done.stderr == f"Error: reading {scheme}:// needs its packages: pip install 'draftmill[{extra}]'\n"
+    packages = "'draftmill[remote]'" + (" gcsfs" if scheme == "gs" else "")
+    assert done.stderr == f"Error: reading {scheme}:// needs its packages: pip install {packages}\n"
     assert done.exit_code == 2
