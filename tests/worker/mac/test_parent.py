@@ -39,8 +39,10 @@ def start(mill: Mill) -> Iterator[Start]:
 
     yield parent
     for process in started:
-        process.kill()
-        process.communicate()
+        for _ in range(2):  # by kill -9 its worker would go on
+            process.terminate()
+            time.sleep(0.1)
+        process.communicate(timeout=30)
 
 
 def blamed(mill: Mill, ended: bool = True) -> int:
