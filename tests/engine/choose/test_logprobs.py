@@ -70,7 +70,7 @@ def test_they_are_mlx_lm_s_whatever_is_drafted(family: str, sampling: dict[str, 
 
 def test_rows_that_are_sent_back_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = small_model("llama"), asking(max_tokens=60)[:6]
-    broken = failing(replaying(model, asked, lambda i: i % 5 == 0, max_rows=4), at(20, 90, 150), singular)
+    broken = failing(replaying(model, asked, lambda i: i % 5 == 0, max_rows=4), at(90), singular)
     check(run(broken, asked, every=2), asked, model)
     monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
     tight = small_engine(model, max_rows=6, slots=150)

@@ -152,7 +152,7 @@ def test_rows_keep_their_history_when_they_are_sent_back(name: str, monkeypatch:
     for engine in (tight, drafting):
         assert tokens(run(engine, long)) == wanted
     assert tight.scheduler.preempted > 0
-    broken = failing(replaying(own, lambda i: i % 5 == 0, max_rows=4), at(20, 90, 150), singular)
+    broken = failing(replaying(own, lambda i: i % 5 == 0, max_rows=4), at(90), singular)
     assert tokens(run(broken, long, every=2)) == wanted
 
 
