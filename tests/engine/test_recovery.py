@@ -43,8 +43,8 @@ def escaped(mixed: mx.array) -> mx.array:
 def singular(mixed: mx.array) -> mx.array:
     """Fails while it is computed, when the host has gone on; what came of it then holds anything.
 
-    Tests fail so only once. When MLX raises in the host, one of ten times it takes a task for running that never
-    began, and with eleven of them it waits for ever.
+    A process must see few of these: with each of them MLX takes a task for running that never began, and with eleven
+    such tasks it waits for ever.
     """
     return mixed + mx.linalg.inv(mx.zeros((2, 2)), stream=mx.cpu)[0, 0]
 

@@ -18,7 +18,7 @@ from tests.engine.choose import test_grammar
 from tests.engine.drafting.test_speculation import engine_with_draft, replaying, small_model
 from tests.engine.processors import continuation, told
 from tests.engine.small import reference, requests, run, small_engine
-from tests.engine.test_recovery import at, failing, singular
+from tests.engine.test_recovery import at, failing
 
 NEAR = 1e-4
 
@@ -70,7 +70,7 @@ def test_they_are_mlx_lm_s_whatever_is_drafted(family: str, sampling: dict[str, 
 
 def test_rows_that_are_sent_back_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = small_model("llama"), asking(max_tokens=60)[:6]
-    broken = failing(replaying(model, asked, lambda i: i % 5 == 0, max_rows=4), at(90), singular)
+    broken = failing(replaying(model, asked, lambda i: i % 5 == 0, max_rows=4), at(20, 90, 150))
     check(run(broken, asked, every=2), asked, model)
     monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
     tight = small_engine(model, max_rows=6, slots=150)

@@ -14,7 +14,7 @@ from draftmill.engine.request import Completion, Request, RequestError, Sampling
 from tests.engine.drafting.test_speculation import Replay, changing, engine_with_draft, small_model
 from tests.engine.processors import continuation
 from tests.engine.small import VOCABULARY, reference, requests, run, small_engine
-from tests.engine.test_recovery import at, failing, singular
+from tests.engine.test_recovery import at, failing
 
 END = 13
 """The end token of all engines here: greedy rows of the small models come to it."""
@@ -152,7 +152,7 @@ def test_rows_keep_their_history_when_they_are_sent_back(name: str, monkeypatch:
     for engine in (tight, drafting):
         assert tokens(run(engine, long)) == wanted
     assert tight.scheduler.preempted > 0
-    broken = failing(replaying(own, lambda i: i % 5 == 0, max_rows=4), at(90), singular)
+    broken = failing(replaying(own, lambda i: i % 5 == 0, max_rows=4), at(20, 90, 150))
     assert tokens(run(broken, long, every=2)) == wanted
 
 
