@@ -83,12 +83,12 @@ def test_acknowledged_results_leave_the_batch_s_record_only(mill: Mill) -> None:
     assert mill.status().collected is None
     for _ in range(2):
         batches.acknowledge(mill.redis, "b", found)
-    record = {b"batch:b", b"batches", b"ended:b", b"handed:b", b"generation"}
+    record = {b"batch:b", b"batches", b"ended:b", b"handed:b", b"generation", b"spent"}
     assert set(mill.redis.keys()) == {b"draftmill:" + name for name in record} | {b"rq:queues"}
     assert sum(mill.redis.memory_usage(wire.ended_key("b")) or 0 for _ in "b") < 1000
     assert (mill.status().done, mill.status().collected is not None) == (2500, True)
     assert batches.forget(mill.redis, "b")
-    assert set(mill.redis.keys()) == {b"draftmill:generation"}
+    assert set(mill.redis.keys()) == {b"draftmill:generation", b"draftmill:spent"}
     assert mill.submit(1) == batches.Submitted(1, 0, 0)
 
 
