@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shlex
-import signal
 from copy import copy
 from dataclasses import asdict
 from functools import partial
@@ -31,6 +30,7 @@ from ..queue.urls import masked
 from . import options
 from .batches import planned, submit_command
 from .report import print_json
+from .until_stopped import until_stopped
 
 
 class Name(click.ParamType):
@@ -223,12 +223,10 @@ def run(context: click.Context, folder: Path, lease: float, urls: tuple[str, ...
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     if context.find_root().params["debug"]:
         log.setLevel(logging.DEBUG)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: scheduler.stop.set())
     click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {Path.cwd()}")
     feeder = FleetFeeder(redis)
     feeder.start()
-    is_done = scheduler.run()
+    is_done = until_stopped(scheduler.run, scheduler.stop.set)
     feeder.stop()
     if not is_done:
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 
 import click
 
@@ -11,6 +10,7 @@ from ...client.fleet_feeder import FleetFeeder, log
 from ...queue.connect import connect, resolve
 from ...queue.urls import masked
 from .. import options
+from ..until_stopped import until_stopped
 
 
 @click.command("feed")
@@ -29,7 +29,5 @@ def feed_command(redis_url: str | None) -> None:
     url = resolve(redis_url)
     feeder = FleetFeeder(connect(url), log.warning)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: feeder.ask_to_stop())
     click.echo(f"feeder {feeder.feeder} feeds the batches of {masked(url)}")
-    feeder.run()
+    until_stopped(feeder.run, feeder.ask_to_stop)

@@ -49,3 +49,47 @@ def test_at_any_moment(shell: Shell, arguments: tuple[str, ...]) -> None:
         assert code in (0, 130), err  # 0 if it had ended before
         assert err.count("\n") <= 1, err
         assert "Traceback" not in err
+
+
+WAITS = """
+import sys, threading
+from draftmill.producer.cli.until_stopped import until_stopped
+from draftmill.producer.queue.errors import heed_signals
+
+heed_signals()
+stop = threading.Event()
+
+def work():
+    print("up", flush=True)
+    while not stop.wait(0):  # it holds the event's lock most of the time
+        pass
+    if sys.argv[1] == "stays":
+        threading.Event().wait()
+    return 7
+
+sys.exit(until_stopped(work, stop.set))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_work_that_waits_is_told_to_stop(number: signal.Signals) -> None:
+    """At whatever moment the signal comes: none of many may hang."""
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", WAITS, "ends"], stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.wait(20) == 7
+
+
+def test_a_second_signal_ends_work_that_does_not_stop() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, "stays"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "up\n"
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert process.returncode not in (0, 7, None)
