@@ -18,7 +18,7 @@ from draftmill.producer.queue import schedules as store
 from draftmill.producer.queue import wire
 from draftmill.producer.queue.schedules import Ended, Slot, spoken
 from tests.producer.conftest import ROOT
-from tests.producer.cron.conftest import HOUR, LINE, Cron, wait
+from tests.producer.cron.conftest import LINE, YEAR, Cron, wait
 from tests.producer.file_server import serving
 from tests.worker.run_worker import PAIR, Settings
 
@@ -51,8 +51,8 @@ def test_an_input_at_a_url_runs_where_the_scheduler_may_read_it(cron: Cron) -> N
     cron.shell.environment["DRAFTMILL_CACHE"] = str(cron.shell.folder / "cache")
     with serving() as files:
         url, other = (files.put(f"/{folder}/in.jsonl", LINE.encode()) for folder in ("data", "other"))
-        slot = cron.add(every_ms=HOUR, arguments=(url, "--pair", PAIR)) - HOUR
-        cron.add(name="tock", every_ms=HOUR, arguments=(other, "--pair", PAIR))
+        slot = cron.add(every_ms=YEAR, arguments=(url, "--pair", PAIR)) - YEAR
+        cron.add(name="tock", every_ms=YEAR, arguments=(other, "--pair", PAIR))
         cron.redis.zadd(store.NEXT, {"tick": slot, "tock": slot})
         process = cron.start(urls=[f"{files.url}/data"])
         wait(cron.last)
@@ -63,7 +63,7 @@ def test_an_input_at_a_url_runs_where_the_scheduler_may_read_it(cron: Cron) -> N
 
 
 def test_a_slot_whose_scheduler_died_is_taken_over(cron: Cron) -> None:
-    slot = cron.add(every_ms=HOUR) - HOUR
+    slot = cron.add(every_ms=YEAR) - YEAR
     cron.redis.zadd(store.NEXT, {"tick": slot})
     taken = store.look(cron.redis, "dead", 1.0, 4, entries.read(cron.redis, check_arguments).due).taken
     assert taken == {Slot("tick", slot): ""}
@@ -94,7 +94,7 @@ def test_missed_slots(cron: Cron, missed: str, expected: list[int]) -> None:
 
 
 def test_results_are_written_by_whoever_is_there(cron: Cron) -> None:
-    slot = cron.add(every_ms=HOUR, output="out/%Y-%m-%dT%H.jsonl") - HOUR
+    slot = cron.add(every_ms=YEAR, output="out/%Y-%m-%dT%H.jsonl") - YEAR
     cron.redis.zadd(store.NEXT, {"tick": slot})
     process = cron.start()
     wait(lambda: cron.redis.hlen(store.BATCH))
@@ -137,7 +137,7 @@ def test_what_cannot_be_submitted_is_said_and_the_next_slot_comes(cron: Cron) ->
 
 
 def test_bad_lines_are_no_failure_of_a_slot(cron: Cron) -> None:
-    slot = cron.add(every_ms=HOUR, missed="one") - HOUR
+    slot = cron.add(every_ms=YEAR, missed="one") - YEAR
     cron.shell.write("in.jsonl", LINE + "not json\n")
     cron.redis.zadd(store.NEXT, {"tick": slot})
     process = cron.start()
@@ -161,7 +161,7 @@ def test_bad_lines_are_no_failure_of_a_slot(cron: Cron) -> None:
     ],
 )
 def test_a_schedule_that_was_tampered_with_runs_nothing(cron: Cron, changed: dict[str, Any]) -> None:
-    cron.add(every_ms=HOUR)
+    cron.add(every_ms=YEAR)
     kept: Any = cron.redis.hget(store.CRON, "tick")
     cron.redis.hset(store.CRON, mapping={"tick": orjson.dumps(orjson.loads(kept) | changed)})
     cron.redis.zadd(store.NEXT, {"tick": 0})
@@ -191,7 +191,7 @@ def test_what_users_read(cron: Cron) -> None:
     assert lines[3] == "  submit  in.jsonl --system 'Be brief.'"
     (report,) = orjson.loads(cron("list", "--json").stdout)
     assert (report["name"], report["cron"], report["last"]) == ("daily", "0 9 * * *", None)
-    assert report["next"] % (24 * HOUR) == 0  # 9:00 in Tokyo is midnight in UTC
+    assert report["next"] % (24 * 3_600_000) == 0  # 9:00 in Tokyo is midnight in UTC
     assert cron("remove", "daily").stdout == "Removed daily\n"
 
 
@@ -212,7 +212,7 @@ def test_what_users_read(cron: Cron) -> None:
     ],
 )
 def test_mistakes_are_one_line(cron: Cron, arguments: tuple[str, ...], message: str) -> None:
-    entries.add(cron.redis, Schedule(name="known", every_ms=HOUR, arguments=("in.jsonl",)))
+    entries.add(cron.redis, Schedule(name="known", every_ms=YEAR, arguments=("in.jsonl",)))
     cron.shell.environment["REDIS_URL"] = cron.url
     done = cron.shell("cron", *arguments)
     assert done.returncode == 2

@@ -29,7 +29,7 @@ from draftmill.producer.queue.leases import JobQueue, Outcome
 from draftmill.producer.queue.rest import stored
 from draftmill.producer.queue.schedules import Slot
 from tests.producer.conftest import Shell
-from tests.producer.cron.conftest import HOUR, LINE, Cron, wait
+from tests.producer.cron.conftest import LINE, YEAR, Cron, wait
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR
 
@@ -81,9 +81,9 @@ def lines(count: int, text: str = "say") -> str:
 
 
 def test_an_error_of_any_kind_ends_only_its_slot(cron: Cron) -> None:
-    odd = Schedule(name="odd", every_ms=HOUR, arguments=("in\0.jsonl", "--pair", PAIR))
-    cron.redis.zadd(store.NEXT, {"odd": entries.add(cron.redis, odd) - HOUR})
-    cron.redis.zadd(store.NEXT, {"tick": cron.add(every_ms=HOUR) - HOUR})
+    odd = Schedule(name="odd", every_ms=YEAR, arguments=("in\0.jsonl", "--pair", PAIR))
+    cron.redis.zadd(store.NEXT, {"odd": entries.add(cron.redis, odd) - YEAR})
+    cron.redis.zadd(store.NEXT, {"tick": cron.add(every_ms=YEAR) - YEAR})
     process = cron.start("--debug")
     wait(cron.last)
     wait(lambda: "unexpected ValueError: embedded null byte" in cron("list").stdout)
@@ -96,7 +96,7 @@ def test_an_error_of_any_kind_ends_only_its_slot(cron: Cron) -> None:
 
 @pytest.mark.parametrize("first", [float("inf"), -1e17])
 def test_a_damaged_time_stops_no_other_schedule(cron: Cron, first: float) -> None:
-    entries.add(cron.redis, Schedule(name="odd", every_ms=HOUR, arguments=("in.jsonl",)))
+    entries.add(cron.redis, Schedule(name="odd", every_ms=YEAR, arguments=("in.jsonl",)))
     cron.redis.zadd(store.NEXT, {"odd": first})
     process, _ = cron.start_now()
     wait(cron.last)
@@ -106,8 +106,8 @@ def test_a_damaged_time_stops_no_other_schedule(cron: Cron, first: float) -> Non
 
 def test_a_dataset_that_cannot_be_read_to_its_end_holds_nothing_up(cron: Cron) -> None:
     os.mkfifo(cron.shell.folder / "pipe.jsonl")  # and nobody writes to it
-    pipe = Schedule(name="pipe", every_ms=HOUR, arguments=("pipe.jsonl", "--pair", PAIR))
-    slot = entries.add(cron.redis, pipe) - HOUR
+    pipe = Schedule(name="pipe", every_ms=YEAR, arguments=("pipe.jsonl", "--pair", PAIR))
+    slot = entries.add(cron.redis, pipe) - YEAR
     cron.redis.zadd(store.NEXT, {"pipe": slot})
     process, _ = cron.start_now()
     wait(cron.last)
@@ -125,7 +125,7 @@ def test_a_dataset_that_cannot_be_read_to_its_end_holds_nothing_up(cron: Cron) -
 
 
 def test_what_failed_is_counted(cron: Cron) -> None:
-    slot = cron.add(every_ms=HOUR, output=OUT) - HOUR
+    slot = cron.add(every_ms=YEAR, output=OUT) - YEAR
     cron.shell.write("in.jsonl", lines(3) + "not json\n")
     cron.redis.zadd(store.NEXT, {"tick": slot})
     process = cron.start()
@@ -187,7 +187,7 @@ def test_lines_that_redis_lost_are_submitted_again(cron: Cron) -> None:
 
 def test_results_that_went_elsewhere_are_generated_again(cron: Cron) -> None:
     """As when another machine's scheduler died while it wrote them."""
-    slot = cron.add(every_ms=HOUR, output=OUT) - HOUR
+    slot = cron.add(every_ms=YEAR, output=OUT) - YEAR
     cron.shell.write("in.jsonl", lines(2))
     cron.redis.zadd(store.NEXT, {"tick": slot})
     process = cron.start()
@@ -205,7 +205,7 @@ def test_an_out_that_another_process_writes_is_waited_for(
     cron: Cron, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(cron.shell.folder)
-    slot = cron.add(every_ms=HOUR, output=OUT) - HOUR
+    slot = cron.add(every_ms=YEAR, output=OUT) - YEAR
     cron.redis.zadd(store.NEXT, {"tick": slot})
     out = cron.shell.folder / time.strftime(OUT, time.gmtime(slot / 1000))
     out.parent.mkdir()
@@ -223,7 +223,7 @@ def test_an_out_that_another_process_writes_is_waited_for(
 
 def test_a_large_dataset_is_written_while_it_is_submitted(cron: Cron) -> None:
     count = WINDOW + 1100
-    slot = cron.add(every_ms=HOUR, output=OUT) - HOUR
+    slot = cron.add(every_ms=YEAR, output=OUT) - YEAR
     cron.shell.write("in.jsonl", lines(count))
     cron.redis.zadd(store.NEXT, {"tick": slot})
     victim = cron.start()
@@ -253,14 +253,14 @@ def test_large_batches_hold_no_other_slot_up(cron: Cron, monkeypatch: pytest.Mon
     monkeypatch.setattr(chunks, "CHUNK", 10)
     cron.shell.write("large.jsonl", lines(30))
     for name, out in (("left", ""), ("followed", OUT)):
-        large = Schedule(name=name, every_ms=HOUR, output=out, arguments=("large.jsonl", "--pair", PAIR))
-        cron.redis.zadd(store.NEXT, {name: entries.add(cron.redis, large) - HOUR})
+        large = Schedule(name=name, every_ms=YEAR, output=out, arguments=("large.jsonl", "--pair", PAIR))
+        cron.redis.zadd(store.NEXT, {name: entries.add(cron.redis, large) - YEAR})
     running = Scheduler(cron.redis, 1.0, check_arguments, partial(plan_arguments, login()))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     wait(lambda: [state.submitted for state in cron.found().values()] == [10, 10])
-    slot = cron.add(every_ms=HOUR)
-    cron.redis.zadd(store.NEXT, {"tick": slot - HOUR})
+    slot = cron.add(every_ms=YEAR)
+    cron.redis.zadd(store.NEXT, {"tick": slot - YEAR})
     wait(cron.last)
     (left,) = stored.batches(cron.redis)
     assert [name.lines for name in stored.names(cron.redis, left)] == [10, 10]
