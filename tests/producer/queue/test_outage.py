@@ -50,7 +50,7 @@ def test_living_workers_lose_nothing_to_a_long_outage(mill: Mill) -> None:
     workers = [mill.start(rows=8, round_seconds=0.01, lease=2) for _ in range(2)]
     mill.wait(lambda status: status.running >= 16)
     mill.server.kill()
-    time.sleep(5)
+    time.sleep(6)
     mill.server.start()
     mill.wait(lambda status: status.done == 16)
     for worker in workers:

@@ -369,9 +369,9 @@ def test_a_thousand_batches_and_fifty_workers(redis: redis_py.Redis, read_only: 
         report(redis, f"mini-{n:02}", state="working", tokens_per_second=10, pair=PAIR)
     observer = Observer(redis)
     observer.look()
-    begin = time.process_time()
+    begin = time.perf_counter()
     view = observer.look()
-    assert time.process_time() - begin < 0.2
+    assert time.perf_counter() - begin < 0.2
     assert len(view.parts["batches"]) == MOST_BATCHES
     assert {batch["state"] for batch in view.parts["batches"]} == {"running"}
     assert view.queued == 20 * 100
