@@ -13,18 +13,10 @@ from draftmill.kernels.recurrent.gated_delta import Tape, gated_delta
 from draftmill.kernels.recurrent.plan import Place, Steps
 from draftmill.kernels.recurrent.recurrence import convolution_fits, convolved_heads_by_kernel, gated_delta_by_kernel
 from tests.kernels.forms import EXACTLY, IN_HALF_PRECISION, Form
+from tests.kernels.recurrent.rounds import error, random_rounds, spans
 
 Sizes = tuple[int, int, int, int]  # Hk, Hv, Dk, Dv
 LOOKS, BESIDE = 4, 12
-
-
-def error(result: mx.array, expected: mx.array) -> float:
-    """The largest error, relative to the largest number."""
-    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
-    if not expected.size:
-        return 0.0
-    result, expected = result.astype(mx.float32), expected.astype(mx.float32)
-    return float(mx.abs(result - expected).max() / mx.maximum(mx.abs(expected).max(), 1e-3))
 
 
 class Rounds:
@@ -73,32 +65,13 @@ class Rounds:
         assert max(error(*pair) for pair in pairs) < self.form.bound
 
 
-def spans(rows: list[tuple[int, int, bool, bool]]) -> list[Span]:
-    """Spans of (row, count, fresh, final)."""
-    firsts = [sum(count for _, count, _, _ in rows[:i]) for i in range(len(rows))]
-    return [
-        Span(at, count, (), 0, row=row, fresh=fresh, final=final)
-        for at, (row, count, fresh, final) in zip(firsts, rows, strict=True)
-    ]
-
-
 @EXACTLY
 @pytest.mark.parametrize("seed", range(10))
 def test_random_rounds(form: Form, seed: int) -> None:
     chance = random.Random(seed)
     rounds = Rounds(form, seed=seed)
-    lengths = dict.fromkeys(range(5), 0)
-    for turn in range(15):
-        rows = list(range(5))
-        chance.shuffle(rows)
-        drawn = []
-        for row in rows:
-            final = chance.random() < 0.3
-            count = chance.randint(1, 40) if final else chance.randint(1, 16)
-            drawn.append((row, count, turn == 0 or chance.random() < 0.1, final))
-        accepted = [chance.randint(0, lengths[row] or 9) for row in rows]
-        rounds.round(spans(drawn), accepted)
-        lengths = {row: 0 if final else count for row, count, _, final in drawn}
+    for packed, accepted in random_rounds(chance, 15):
+        rounds.round(packed, accepted)
 
 
 @EXACTLY
