@@ -56,7 +56,7 @@ def test_quantisations(name: str, form: Form, quantisation: Quantisation) -> Non
     check(name, form, 6, 2, 5, quantisation)
 
 
-@EITHER
+@pytest.mark.parametrize("name", ["kernel", "matrices"])
 @IN_HALF_PRECISION
 def test_half_precision(name: str, form: Form) -> None:
     check(name, form, 9, 2, 6, FOUR_BITS)
