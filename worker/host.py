@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ..engine.stats import Stats
+from ..producer.queue.leases import UNKNOWN, Pace
 from .mac.memory import NAMES, NOTHING_KNOWN, MemoryReading, memory
 
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
@@ -111,6 +113,49 @@ class Meter:
         """Over the last ten beats."""
         (before, then), (after, latest) = self._tokens[0], self._tokens[-1]
         return round((latest - then) / (after - before), 1) if after > before else 0
+
+
+class RowSpeed:
+    """How fast the rows of this worker are, over about its last `MEMORY` jobs, and how that compares with its fleet.
+
+    `rows` is how many take jobs, `beside_fleet` what `JobQueue.compare` said. The worker counts here, its heartbeat
+    compares, its courier asks.
+    """
+
+    MEMORY = 50
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.beside_fleet = 0.0, 0.0
+        self._before = 0, 0
+        self._tokens = self._row_seconds = self._sizes = self._jobs = 0.0
+
+    def observe_round(self, seconds: float, stats: Stats) -> None:
+        """After a round."""
+        tokens, rows = self._before
+        self._before = stats.generated_tokens, stats.rows
+        self._tokens += stats.generated_tokens - tokens
+        self._row_seconds += seconds * (stats.rows - rows)
+
+    def observe_job(self, size: int) -> None:
+        """After a job that asked for so many tokens."""
+        self._sizes += size
+        self._jobs += 1
+        if self._jobs > self.MEMORY:
+            kept = self.MEMORY / self._jobs
+            self._tokens, self._row_seconds = kept * self._tokens, kept * self._row_seconds
+            self._sizes, self._jobs = kept * self._sizes, self.MEMORY
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one row; 0 until a job has ended."""
+        return self._tokens / self._row_seconds if self._jobs and self._row_seconds else 0.0
+
+    @property
+    def pace(self) -> Pace:
+        if not self._jobs:
+            return UNKNOWN
+        return Pace(*self.beside_fleet, self._sizes / self._jobs, self._row_seconds / self._jobs)
 
 
 class Power:

@@ -82,13 +82,14 @@ ROLES = {
         (
             *HOW_FAR,
             Grant(
-                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hscan "
-                "lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
+                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hrandfield "
+                "hscan lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
                 "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
                 "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
                 "~draftmill:turns:* ~draftmill:parked:* ~draftmill:clock:* ~draftmill:alone:* ~draftmill:drains:* "
-                "~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
+                "~draftmill:paces:* ~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* "
+                "~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
             Grant("hincrby", "~draftmill:spent"),

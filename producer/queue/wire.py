@@ -218,6 +218,11 @@ class JobBody(BaseModel):
     keep: dict[str, Any] | None = None
 
     @property
+    def size(self) -> int:
+        """Tokens that all its choices may come to."""
+        return self.sampling.max_tokens * self.n * max(1, len(self.prompts or ()))
+
+    @property
     def parts(self) -> list[tuple[str, str]]:
         """What is asked, for people: each message by its role, or each prompt, token ids as numbers."""
         if self.messages is not None:
@@ -359,6 +364,11 @@ def alone_key(pair: str) -> str:
 def bell_key(pair: str) -> str:
     """List with an entry for each worker that is to wake and look for jobs of the pair; expires."""
     return f"draftmill:bell:{WIRE}:{slug(pair)}"
+
+
+def paces_key(pair: str) -> str:
+    """Hash: worker that takes jobs of the pair -> `<tokens a second of a row> <rows> <gone when>`; expires."""
+    return f"draftmill:paces:{WIRE}:{slug(pair)}"
 
 
 WORKERS = "draftmill:workers"

@@ -14,7 +14,9 @@
 --     draftmill_n                          its line number in the dataset
 --     draftmill_keep                       JSON object that its result hands back, or absent
 --     draftmill_generation                 that of its batch; a line that is queued again gets a new one
+--     draftmill_size                       tokens that it may come to, or absent
 --     draftmill_enqueued                   Redis TIME in ms when it was last queued
+--     draftmill_passed                     Redis TIME in ms when a slow worker first passed it to faster ones, or absent
 --     draftmill_lease                      token of the last lease, `<worker>.<generation>.<number>`
 --     draftmill_lease_ms                   length of that lease
 --     draftmill_blamed                     token of the last lease under which it was in a row: it counts
@@ -55,6 +57,8 @@
 --                                          the turns meanwhile, so that a claim need not pass it
 --   draftmill:parked:user:<w>:<user>  set  `<pair>:<flow>` of the user's flows that are parked
 --   draftmill:clock:<w>:<pair>     string  the latest time at which a job came due since a flow was parked
+--   draftmill:paces:<w>:<pair>     hash    worker that takes jobs -> `<tokens a second of a row> <rows> <gone when>`, the
+--                                          last in Redis TIME in ms; expires
 --   draftmill:bell:<w>:<pair>      list    as many entries as workers are to wake and look for jobs; expires
 --   draftmill:alone:<w>:<pair>     list    jobs on their last lease, which must run alone; the head is the oldest
 --   draftmill:drains:<w>:<pair>    string  worker that drains to run one of these, `-` once it did; expires
