@@ -345,7 +345,9 @@ LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 
 SPENT = "draftmill:spent"
-"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there."""
+"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there;
+`metered <user>` -> generated ones of them for which a machine said how much it drew, `millijoules <user>` -> how much.
+"""
 
 USERS = "draftmill:users"
 """Set: users who have jobs that run."""

@@ -64,7 +64,9 @@
 --                                          renewals came so often that no such lease can have run out for want of Redis
 --   draftmill:users                set     users who have jobs that run
 --   draftmill:running:user:<user>  set     jobs of the user that are leased
---   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended
+--   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended;
+--                                          `metered <user>` -> generated ones of them for which a machine said how much it
+--                                          drew, `millijoules <user>` -> how much
 --   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
 --   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
 --   draftmill:worker:<worker>      hash    what a worker reports of itself, see wire.py; expires a day after its end
@@ -285,7 +287,7 @@ local function failed_for(failure, text)
 end
 
 -- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
-local function record(job, outcome, line, prompt_tokens, completion_tokens)
+local function record(job, outcome, line, prompt_tokens, completion_tokens, millijoules)
   drop_lease(job)
   take_up(job)
   file(job, STATUS[outcome])
@@ -309,6 +311,10 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   if prompt_tokens then -- by a worker
     redis.call('HINCRBY', 'draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
     redis.call('HINCRBY', 'draftmill:spent', 'generated ' .. job.user, completion_tokens)
+    if millijoules ~= '' then
+      redis.call('HINCRBY', 'draftmill:spent', 'metered ' .. job.user, completion_tokens)
+      redis.call('HINCRBY', 'draftmill:spent', 'millijoules ' .. job.user, millijoules)
+    end
   end
   expire_if_complete(job.batch)
 end
