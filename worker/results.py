@@ -38,8 +38,9 @@ def completed(
     text: Text,
     joules: float | None = None,
 ) -> Outcome:
-    """The outcome of a job whose requests ran to their ends, with `joules` if they are known: a choice for each of them,
-    in their order.
+    """The outcome of a job whose requests ran to their ends: a choice for each of them, in their order.
+
+    `joules` are what the machine drew for it, if that is known.
     """
     answers = [
         read(completion, request.thinking, asked.tools, text) if body.messages is not None else Answer(completion.text)

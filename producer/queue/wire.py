@@ -305,8 +305,9 @@ def results_key(batch: str) -> str:
 
 
 def failures_key(batch: str) -> str:
-    """Hash: job -> "failed <n> <entry> <reason>" | "cancelled <n> <entry> <reason>": lines that could be retried, where
-    their error line stands or stood in the results, and its first characters.
+    """Hash: job -> "failed <n> <entry> <reason>…" | "cancelled <n> <entry> <reason>…": lines that could be retried,
+    where their error line stands or stood in the results, its first characters, and more for people, see
+    `failed/failures.py`.
     """
     return f"draftmill:failures:{batch}"
 
