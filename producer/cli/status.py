@@ -151,6 +151,8 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
     }
     if not live.workers and not state.complete and len(state.pairs) == 1:
         lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
+    if state.failed:
+        lines["failures"] = f"draftmill failures {state.id} says why"
     if unfed := duty.unfed(redis, state.id):
         lines["feeder"] = unfed
     for name, value in lines.items():
