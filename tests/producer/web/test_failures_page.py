@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -34,7 +35,7 @@ def fail(redis: redis_py.Redis, count: int, batch: str = "batch_a", source: str 
     """A batch of which `count` lines of two pairs have failed, for two reasons, as record.lua writes it."""
     info = BatchInfo(batch, "pair-a", "normal", count, source, "ann", others=("pair-b",))
     batches.create(redis, info)
-    failures: dict[str, str] = {}
+    failures: dict[Any, Any] = {}
     for n in range(1, count + 1):
         if n % 10:
             reason, about = f"engine_failed: out of memory in round {n}", f"3 pair-a mini-{n % 3} r-{n}"

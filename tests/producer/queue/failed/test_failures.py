@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import orjson
 from click.testing import CliRunner, Result
@@ -68,7 +69,7 @@ def test_they_stay_after_they_are_collected_until_their_lines_run_again(mill: Mi
 
 
 def test_what_earlier_versions_recorded_is_read(mill: Mill) -> None:
-    early = {"b-1": "failed 7 1-0 x: in\ntwo lines", "b-2": "cancelled 8 2-0 ", "b-3": "failed 9 0-0", "b-4": "?"}
+    early: Any = {"b-1": "failed 7 1-0 x: in\ntwo lines", "b-2": "cancelled 8 2-0 ", "b-3": "failed 9 0-0", "b-4": "?"}
     mill.redis.hset(wire.failures_key("b"), mapping=early)
     found = sorted(failures(mill.redis, "b"), key=lambda one: one.n)
     assert [(one.n, one.reason, one.attempts, one.at) for one in found] == [
