@@ -22,9 +22,6 @@ from .responses import write_atomically
 GROUPS = (64, 32)
 """How many weights share a scale: the first of these that fits."""
 
-CODES, CODE_BITS = ("markov_head.markov_w1", "markov_head.markov_w2"), 4
-"""The matrices of a Markov head that have a row for each token, and the bits of a quantised draft's."""
-
 LEARNING = (
     "Layers start as copies of the target's last ones. Several blocks of a sequence in one pass, each seeing only the "
     "context before its anchor; cross-entropy through the target's frozen head."
@@ -79,7 +76,7 @@ def settings(bits: int) -> Callable[[str, nn.Module], bool | dict[str, int]]:
         group = weight is not None and next((size for size in GROUPS if weight.shape[-1] % size == 0), None)
         if not group or not hasattr(layer, "to_quantized"):
             return False
-        return {"group_size": group, "bits": CODE_BITS if path in CODES else bits}
+        return {"group_size": group, "bits": bits}
 
     return setting
 
@@ -101,7 +98,7 @@ def quantise(draft: DFlashDraft, bits: int) -> dict[str, Any]:
 
 
 def export(draft: DFlashDraft, folder: Path, bits: int) -> DFlashDraft:
-    """Write a copy of the draft in `bits` 6, 8 or 16, as `load_draft` reads it; returns what it then is, in float32."""
+    """Write a copy of the draft in `bits` 8 or 16, as `load_draft` reads it; returns what it then is, in float32."""
     config: Any = draft.config
     dspark = isinstance(draft, DSparkDraft)
     head = {name: getattr(config, name) for name in ("markov_rank", "markov_head_type")} if dspark else {}
@@ -135,7 +132,7 @@ def write_card(folder: Path, draft: DFlashDraft, recipe: Recipe, story: Story, b
         f"blocks of {config.block_size} tokens, features from the target's layers {taps} (0-based, after the layer), "
         f"mask token {config.mask_token_id}. It has neither embedding nor head: both are the target's. {weights}",
         "",
-        *([_about_head(recipe, bits), ""] if recipe.markov_rank else []),
+        *([_about_head(recipe), ""] if recipe.markov_rank else []),
         f"Made by `draftmill train`; the method is that of the {kind} paper. It can only propose: what is generated is "
         "the target's own output, whatever the draft's quality.",
         "",
@@ -169,12 +166,11 @@ def write_card(folder: Path, draft: DFlashDraft, recipe: Recipe, story: Story, b
     write_atomically(folder / "README.md", "\n".join(lines).encode())
 
 
-def _about_head(recipe: Recipe, bits: int) -> str:
-    stored = "" if bits == 16 else f", stored in {CODE_BITS} bits"
+def _about_head(recipe: Recipe) -> str:
     alone = " Only this head was trained, on a finished draft." if recipe.backbone else ""
     return (
         f"A Markov head ({recipe.markov_head}) adds to each slot's logits what the token before it says, by codes of "
-        f"{recipe.markov_rank} numbers{stored}.{alone}"
+        f"{recipe.markov_rank} numbers.{alone}"
     )
 
 

@@ -31,7 +31,7 @@ OF_THE_BACKBONE = ("layers", "block", "mask_token")
 @click.option("--max-tokens", type=click.IntRange(8), default=256, show_default=True, help="Longest response.")
 @click.option("--max-rows", type=click.IntRange(1, 1024), default=256, show_default=True, help="Rows at a time.")
 @click.option("--mask-token", type=click.IntRange(0), help="Token id that masks; by default an unused special one.")
-@click.option("--bits", type=click.Choice(["6", "8", "16"]), default="8", show_default=True, help="Of the weights.")
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of the weights.")
 @click.option("--markov-rank", type=click.IntRange(1), help="Add a Markov head, with codes of so many numbers.")
 @click.option(
     "--markov-head",
@@ -59,7 +59,7 @@ def train(context: click.Context, **options: Any) -> None:
     and a checkpoint below training/: the same command goes on from there.
 
     A Markov head tells each slot of a block which token was drafted before it. With --backbone, a finished DFlash
-    draft stays as it is and only the head learns, which takes minutes instead of hours.
+    draft stays as it is and only the head learns, from far fewer answers.
 
     \b
     Examples:

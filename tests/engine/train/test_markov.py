@@ -137,6 +137,20 @@ def test_features_hold_what_the_backbone_says(tmp_path: Path) -> None:
     assert (found.candidates[..., 0] == followers)[found.valid].all()
 
 
+def test_only_missing_features_are_made(tmp_path: Path) -> None:
+    target, backbone, _ = headed()
+    given = target, backbone, regular(5), replace(HEADED, batch_tokens=128), tmp_path
+    first, second, third = write_features(*given, lambda line: None)
+    made, before = first.stat().st_mtime_ns, load_features(second)
+    second.unlink()
+    third.with_suffix(".tmp.npz").write_bytes(b"cut off")
+    said: list[str] = []
+    assert write_features(*given, said.append) == [first, second, third]
+    assert said == ["features of 4 of 5 responses"]
+    assert first.stat().st_mtime_ns == made
+    assert np.array_equal(load_features(second).logits, before.logits)
+
+
 def test_a_head_learns_what_the_target_says_next(tmp_path: Path) -> None:
     """The backbone knows nothing yet; what the target says after a token is soon learnt."""
     learner = trainer(tmp_path)
@@ -153,7 +167,7 @@ def test_a_whole_run_makes_a_draft_that_decodes(family: str, tmp_path: Path) -> 
     draft = load_draft(given.out)
     assert isinstance(draft, DSparkDraft)
     config = json.loads((given.out / "config.json").read_text())
-    assert config["quantization"]["markov_head.markov_w1"]["bits"] == 4
+    assert config["quantization"]["markov_head.markov_w1"] == {"group_size": 32, "bits": 8}
     assert (draft.config.markov_rank, draft.first) == (HEADED.markov_rank, 1)
     assert "Markov head" in (given.out / "README.md").read_text()
     assert story.steps == 60
@@ -209,7 +223,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     whole = trainer(tmp_path / "whole")
     whole.run()
     cut = tmp_path / "cut"
-    killed(cut, "features of 8")  # while the backbone still works
     killed(cut, "step 50")
     made = {file: file.stat().st_mtime_ns for file in cut.glob("features-*.npz")}
     resumed = trainer(cut)
@@ -223,7 +236,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
 def test_a_backbone_of_another_kind_is_refused(tmp_path: Path) -> None:
     target, _, draft = headed()
     export(draft, tmp_path, 8)
-    with pytest.raises(TrainingError, match="is a DSparkDraftModel; a Markov head needs a DFlashDraftModel"):
+    with pytest.raises(TrainingError, match="is a DSparkDraftModel; only a DFlashDraftModel takes a Markov head"):
         load_backbone(tmp_path, target, 8)
 
 
