@@ -22,6 +22,9 @@ from .responses import write_atomically
 GROUPS = (64, 32)
 """How many weights share a scale: the first of these that fits."""
 
+OF_HEADS = ("markov_rank", "markov_head", "backbone")
+"""Settings that say nothing where there is no Markov head."""
+
 LEARNING = (
     "Layers start as copies of the target's last ones. Several blocks of a sequence in one pass, each seeing only the "
     "context before its anchor; cross-entropy through the target's frozen head."
@@ -160,7 +163,11 @@ def write_card(folder: Path, draft: DFlashDraft, recipe: Recipe, story: Story, b
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in asdict(recipe).items()),
+        *(
+            f"| {name} | {value} |"
+            for name, value in asdict(recipe).items()
+            if recipe.markov_rank or name not in OF_HEADS
+        ),
         "",
     ]
     write_atomically(folder / "README.md", "\n".join(lines).encode())
