@@ -181,7 +181,7 @@ def test_a_whole_run_makes_a_draft_that_decodes(family: str, tmp_path: Path) -> 
     assert all(list(done[each.id].tokens) == reference(target, each) for each in asked)
 
 
-STEPS = 80
+STEPS = 60
 
 
 def dense(layer: Any) -> mx.array:
