@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from ..engine.stats import Stats
 from .mac.memory import NAMES, NOTHING_KNOWN, MemoryReading, memory
 
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
@@ -92,19 +93,47 @@ class Sensors(threading.Thread):
             time.sleep(READ_EVERY)
 
 
+class Work(NamedTuple):
+    """What a worker has done by some moment: `tokens` that it handled, `joules` that its machine drew meanwhile."""
+
+    joules: float
+    tokens: int
+
+
 class Meter:
-    """What a worker generates and what its machine draws meanwhile, between one heartbeat and the next."""
+    """What a worker generates, by the `stats` of its engine, and what its machine draws meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
         self._tokens: deque[tuple[float, int]] = deque(maxlen=11)
-        self.joules = 0.0
+        self._last: tuple[float, float, float | None] = time.monotonic(), 0.0, None  # when, joules by then, watts
 
-    def beat(self, tokens: int, watts: float | None) -> float:
-        """So many tokens so far, at such a power if that is to count; returns joules since the last beat."""
-        self._tokens.append((time.monotonic(), tokens))
-        joules = (watts or 0.0) * (self._tokens[-1][0] - self._tokens[-2][0]) if len(self._tokens) > 1 else 0.0
-        self.joules += joules
+    def beat(self, watts: float | None, at_work: bool) -> float:
+        """The machine draws so many watts, which count while jobs are in flight; returns joules since the last beat."""
+        before, drawn, _ = self._last
+        now = time.monotonic()
+        joules = (watts or 0.0) * (now - before) if self._tokens and at_work else 0.0
+        self._tokens.append((now, self._stats.generated_tokens))
+        self._last = now, drawn + joules, watts
         return joules
+
+    @property
+    def joules(self) -> float:
+        """Until the last beat."""
+        return self._last[1]
+
+    @property
+    def now(self) -> Work:
+        """All until now: since the last beat at the power that was known then."""
+        beat, joules, watts = self._last
+        return Work(joules + (watts or 0.0) * (time.monotonic() - beat), self._stats.handled_tokens)
+
+    def share(self, before: Work, tokens: int) -> float | None:
+        """Joules since a moment, of so many `tokens` of those that were handled since; None if the power is unknown."""
+        if self._last[2] is None:
+            return None
+        joules, handled = (after - then for after, then in zip(self.now, before, strict=True))
+        return max(0.0, joules) * min(1.0, tokens / max(1, handled))
 
     @property
     def tokens_per_second(self) -> float:

@@ -104,16 +104,13 @@ class MillWorker(BaseWorker):
         self.host = host
         self.sensors, self.relief = Sensors(host), Relief()
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
-        self.duty = UNHEARD
-        self.restart = False
-        self._hand_back_at = math.inf
-        self.signals = 0
-        self._stop_at = math.inf
+        self.duty, self.restart, self.signals = UNHEARD, False, 0
+        self._hand_back_at = self._stop_at = math.inf
         self._running: dict[str, Running] = {}
         self._of_request: dict[str, Running] = {}
         self._requests_per_job = 1.0
         self._done = self._failed = 0
-        self.meter = Meter()
+        self.meter = Meter(engine.stats)
         self.birth_date = now()
 
     def _set_connection(self, connection: redis_py.Redis) -> redis_py.Redis:
@@ -180,7 +177,7 @@ class MillWorker(BaseWorker):
             try:
                 body = model_defaults.applied(jobs.decode(job, self.pair), self.defaults)
                 asked = jobs.asked(job, body, self.engine.text, self.engine.adapters)
-                self._start(running := Running(job, body, asked, time.monotonic()))
+                self._start(running := Running(job, body, asked, time.monotonic(), self.meter.now))
             except (jobs.BadJob, RequestError) as error:
                 ended.append(results.refused(job, str(error)))
             except Exception as error:  # whatever it is, it concerns this job alone
@@ -311,7 +308,8 @@ class MillWorker(BaseWorker):
         cancelled = [each.id for each in completions if each.finish_reason == "cancelled"]
         if not cancelled:
             self.metrics.run_seconds.observe(time.monotonic() - running.since)
-            return results.completed(job, running.body, running.asked, completions, self.engine.text)
+            joules = self.meter.share(running.before, running.handled_tokens)
+            return results.completed(job, running.body, running.asked, completions, self.engine.text, joules)
         if running.dropped is None:  # stopped for a lost lease, then leased to us anew
             running.in_row = False
             for id in cancelled:
@@ -379,7 +377,7 @@ class MillWorker(BaseWorker):
         """What each heartbeat publishes; `wire.worker_key` describes it. Called by the heartbeat's thread."""
         reading, held = self.sensors.latest, len(self.courier.held())
         self.metrics.memory_short.set(reading.memory.short)
-        if joules := self.meter.beat(self.engine.stats.generated_tokens, reading.power_watts if held else None):
+        if joules := self.meter.beat(reading.power_watts, held > 0):
             self.metrics.add_energy(joules)
         state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)
         return {

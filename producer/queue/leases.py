@@ -50,7 +50,10 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why."""
+    """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why.
+
+    `joules` are what its machine drew for it, or None if nobody knows.
+    """
 
     job: Claimed
     status: Status
@@ -58,6 +61,7 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reason: str = ""
+    joules: float | None = None
 
 
 class Drop(NamedTuple):
@@ -159,7 +163,8 @@ class JobQueue:
         if end.status == "retry":
             return RETRY, (self.worker, *lease, end.reason, str(int(RETRY_SECONDS * 1000)))
         counts = str(end.prompt_tokens), str(end.completion_tokens)
-        return COMMIT, (self.worker, *lease, end.status, end.line, *counts, end.reason)
+        millijoules = "" if end.joules is None else str(round(1000 * end.joules))
+        return COMMIT, (self.worker, *lease, end.status, end.line, *counts, end.reason, millijoules)
 
     def release(self, jobs: Iterable[Claimed]) -> int:
         """Hand unfinished jobs back to the front of their queue."""

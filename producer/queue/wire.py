@@ -305,8 +305,9 @@ def results_key(batch: str) -> str:
 
 
 def failures_key(batch: str) -> str:
-    """Hash: job -> "failed <n> <entry> <reason>" | "cancelled <n> <entry> <reason>": lines that could be retried, where
-    their error line stands or stood in the results, and its first characters.
+    """Hash: job -> "failed <n> <entry> <reason>…" | "cancelled <n> <entry> <reason>…": lines that could be retried,
+    where their error line stands or stood in the results, its first characters, and more for people, see
+    `failed/failures.py`.
     """
     return f"draftmill:failures:{batch}"
 
@@ -345,7 +346,9 @@ LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 
 SPENT = "draftmill:spent"
-"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there."""
+"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there;
+`metered <user>` -> generated ones of them for which a machine said how much it drew, `millijoules <user>` -> how much.
+"""
 
 USERS = "draftmill:users"
 """Set: users who have jobs that run."""

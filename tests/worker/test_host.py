@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from draftmill.worker.host import Host, Power, Sensors, Thermal, hottest_zone, pressure
+from draftmill.engine.stats import Stats
+from draftmill.worker.host import Host, Meter, Power, Sensors, Thermal, hottest_zone, pressure
 
 
 def write(folder: Path, files: dict[str, int | str]) -> None:
@@ -26,6 +27,23 @@ def test_this_machine() -> None:
     assert sensors.latest.power_watts == 40
     sensors.start()
     assert sensors.latest.power_watts == 40
+
+
+def test_a_job_s_part_of_what_the_machine_draws() -> None:
+    meter = Meter(stats := Stats())
+    before = meter.now
+    assert meter.share(before, 10) is None
+    meter.beat(None, True)
+    assert meter.share(before, 10) is None
+    begin = time.monotonic()
+    meter.beat(1000, False)
+    before = meter.now
+    stats.generated_tokens, stats.prefilled_tokens = 30, 10
+    time.sleep(0.1)
+    quarter = meter.share(before, 10)
+    assert 20 < (quarter or 0) <= 250 * (time.monotonic() - begin)
+    assert meter.beat(1000, True) == meter.joules >= 4 * (quarter or 0)
+    assert (meter.share(before, 10) or 0) > (quarter or 0)
 
 
 @pytest.mark.parametrize(
