@@ -42,7 +42,11 @@ FAULTS = (
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
     Fault("csv-rows", "100,000 CSV rows: producer below 300 MB, Redis below 1 GB", datasets.csv_rows),
     Fault("two-servers", "run killed under one OUT, two servers in turn: 0 lost, 0 twice", outputs.two_servers),
-    Fault("followed", "100,000 rows submitted and collected at once: Redis below 200 MB", outputs.followed),
+    Fault(
+        "followed",
+        "1,000,000 rows submitted and collected at once: Redis below 200 MB, commands 150 MB, 600 s",
+        outputs.followed,
+    ),
     Fault("leaks", "100,000 jobs: memory back to its baseline + 5 %", load.leaks),
     Fault("full-memory", f"maxmemory reached: {NOTHING}", redis_faults.full_memory),
     Fault("full-disk", f"disk full under the append-only file: {NOTHING}", redis_faults.full_disk),

@@ -216,6 +216,13 @@ local function drains()
   return true
 end
 
+-- Whether at least so many jobs are queued. Counts some more at once, for this claim takes one after the other.
+local counted = 0
+local function are_queued(fewest)
+  if counted - #claimed < fewest then counted = count_queued(fewest + wanted) + #claimed end
+  return counted - #claimed >= fewest
+end
+
 -- Whether this worker passes the next job of a queue to faster ones.
 local passed = false
 local function passes(queue)
@@ -226,7 +233,7 @@ local function passes(queue)
   local size = (tonumber(about[1]) or mean) / mean
   local waits = #claimed >= free
   local fewest = math.ceil(behind * size + (waits and meanwhile or 0))
-  if count_queued(fewest) >= fewest then return false end
+  if are_queued(fewest) then return false end
   if waits then return true end
   if about[2] and NOW - about[2] > takes * size then return false end
   if not about[2] then redis.call('HSET', key, 'draftmill_passed', NOW) end

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
+from tests.farm.files.memory import peak_memory
 from tests.worker.run_worker import PAIR
 
 MOST_PRODUCER, MOST_REDIS = 300 * 2**20, 2**30
@@ -52,18 +51,6 @@ def _peak(farm: Farm, *arguments: str) -> tuple[str, int]:
     )
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _memory(process.pid))
+        peak = max(peak, peak_memory(process.pid))
         time.sleep(0.05)
     return process.communicate()[0].strip(), peak
-
-
-def _memory(pid: int) -> int:
-    """The memory of a process so far, or now where no more is known."""
-    status = Path(f"/proc/{pid}/status")
-    try:
-        if found := re.search(r"VmHWM:\s*(\d+)", status.read_text()):
-            return int(found[1]) * 1024
-    except FileNotFoundError:
-        pass
-    now = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return int(now or 0) * 1024

@@ -15,6 +15,7 @@ import orjson
 from draftmill.producer.queue import batches, wire
 from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
+from tests.farm.files.memory import peak_memory
 from tests.producer.small_model import small_model
 from tests.redis_server import fresh_server
 from tests.worker.run_worker import PAIR
@@ -22,6 +23,12 @@ from tests.worker.run_worker import PAIR
 DRAFTMILL = [sys.executable, "-m", "draftmill"]
 MOST_REDIS = 200 * 2**20
 """For a batch of any size: a window of its lines, the results of some seconds, and its record."""
+
+MOST_CLIENT = 150 * 2**20
+"""For a command that submits or collects a batch of any size."""
+
+MOST_SECONDS = 600
+"""For a million rows, of an engine that costs nothing."""
 
 MOST_WAITING = 4_000
 """Results that OUT has or is to have, and Redis still."""
@@ -84,32 +91,36 @@ def whole(out: Path) -> bytes:
 
 def followed(full: bool) -> Figure:
     """A batch that is submitted and collected at once: Redis holds a window of it and the latest results."""
-    rows = 100_000 if full else 6_000
+    rows = 1_000_000 if full else 6_000
     with Farm(rows=64 if full else 8, round_seconds=0 if full else 0.005, lease=10) as farm:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
         with source.open("w") as file:
             file.writelines(f'{{"id": "r-{n}", "prompt": "{"word " * 100}", "max_tokens": 1}}\n' for n in range(rows))
         environment = os.environ | {"REDIS_URL": farm.server.url, "DRAFTMILL_HOME": str(farm.folder)}
         farm.start()
+        begin = time.monotonic()
         submit = [*DRAFTMILL, "submit", str(source), "--pair", PAIR]
         silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         submitting = subprocess.Popen(submit, cwd=ROOT, env=environment, **silent)
-        farm.wait(lambda: bool(farm.redis.zcard(wire.BATCHES)), 60)
+        farm.wait(lambda: bool(farm.redis.zcard(wire.BATCHES)), 300)  # it reads the file before
         (batch,) = batches.newest(farm.redis)
         collect = [*DRAFTMILL, "collect", batch, "-o", str(out), "--follow"]
         collecting = subprocess.Popen(collect, cwd=ROOT, env=environment, **silent)
-        most = 0
+        waiting, memory = 0, {submitting: 0, collecting: 0}
         while collecting.poll() is None:
-            most = max(most, farm.redis.xlen(wire.results_key(batch)))
+            waiting = max(waiting, farm.redis.xlen(wire.results_key(batch)))
+            memory |= {each: max(most, peak_memory(each.pid)) for each, most in memory.items() if each.poll() is None}
             time.sleep(0.02)
-        codes = collecting.returncode, submitting.wait()
+        codes, seconds = (collecting.returncode, submitting.wait()), time.monotonic() - begin
         peak = int(farm.redis.info("memory")["used_memory_peak"])
         left = farm.redis.memory_usage(wire.handed_key(batch)) or 0
-        ids = [orjson.loads(line)["custom_id"] for line in out.read_bytes().splitlines()]
+        with out.open("rb") as file:
+            ids = [orjson.loads(line)["custom_id"] for line in file]
+    submit_mb, collect_mb = (each / 2**20 for each in memory.values())
     text = (
-        f"{len(set(ids)):,} results; Redis at most {peak / 2**20:,.0f} MB and {most:,} results, "
-        f"then {left / 2**10:,.0f} KB"
+        f"{len(set(ids)):,} results in {seconds:,.0f} s; Redis at most {peak / 2**20:,.0f} MB and {waiting:,} results, "
+        f"then {left / 2**10:,.0f} KB; submit {submit_mb:,.0f} MB, collect {collect_mb:,.0f} MB"
     )
-    return Figure(
-        text, codes == (0, 0) and len(ids) == len(set(ids)) == rows and peak < MOST_REDIS and most < MOST_WAITING
-    )
+    complete = codes == (0, 0) and len(ids) == len(set(ids)) == rows
+    small = peak < MOST_REDIS and waiting < MOST_WAITING and max(memory.values()) < MOST_CLIENT
+    return Figure(text, complete and small and seconds < MOST_SECONDS)
