@@ -122,8 +122,9 @@ class LayerPool:
         """
         key = ("gathered", rows.firsts, rows.lengths, length)
         if self.launch is None:
+            key = (*key, self.heads)
             if key not in kept:
-                kept[key] = _pages_of(rows, length)
+                kept[key] = _places_of(rows, length, self.heads)
             keys, values = (self._taken(pool, kept[key], length) for pool in self.arrays)
             return keys, values
         count = len(rows.firsts)
@@ -142,14 +143,11 @@ class LayerPool:
         )
         return keys.view(self.dtype), values.view(self.dtype)
 
-    def _taken(self, pool: mx.array, pages: int | mx.array, length: int) -> mx.array:
-        """Keys or values [R, KV, length, D] of one row whose pages follow `pages`, or of rows with these [R, n]."""
-        if isinstance(pages, int):  # no copy
-            taken = pool[pages * PAGE : pages * PAGE + length][None]
-        else:
-            whole = pool.reshape(-1, PAGE, self.heads, self.dim)[pages]  # [R, n, PAGE, KV, D]
-            taken = whole.reshape(pages.shape[0], -1, self.heads, self.dim)[:, :length]
-        return taken.transpose(0, 2, 1, 3)
+    def _taken(self, pool: mx.array, places: int | mx.array, length: int) -> mx.array:
+        """Keys or values [R, KV, length, D] from these places, or of one row from this slot on."""
+        if isinstance(places, int):  # no copy
+            return pool[places : places + length].swapaxes(0, 1)[None]
+        return pool.reshape(-1, self.dim)[places]
 
     def grow(self, pages: int) -> None:
         """Make room for so many pages, once everything launched has run. Holds the keys, then the values, twice."""
@@ -175,13 +173,15 @@ class LayerPool:
         return mx.zeros((pages * PAGE, self.heads, self.dim * self.dtype.size // WORD.size), WORD)
 
 
-def _pages_of(rows: Rows, length: int) -> int | mx.array:
-    """The pages [R, n] of the first positions of rows, of which the last repeats; the first one, where there is one row
-    and they follow each other.
+def _places_of(rows: Rows, length: int, heads: int) -> int | mx.array:
+    """Where the heads of the first positions of rows lie in a pool [R, KV, length], heads of all slots counted; behind
+    a row's pages, in its last one again. The first slot, where there is one row and its pages follow each other.
     """
     count = pages_for(length)
     if len(rows.pages) == 1:
         own = rows.pages[0][:count]
         if list(own) == list(range(own[0], own[0] + count)):
-            return own[0]
-    return mx.array([[own[min(i, len(own) - 1)] for i in range(count)] for own in rows.pages])
+            return own[0] * PAGE
+    pages = mx.array([[own[min(i, len(own) - 1)] for i in range(count)] for own in rows.pages])
+    slots = (pages[:, :, None] * PAGE + mx.arange(PAGE)).reshape(len(rows.pages), 1, -1)[..., :length]
+    return slots * heads + mx.arange(heads)[:, None]
