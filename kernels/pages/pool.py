@@ -15,6 +15,7 @@ from .places import Places, tabled
 from .sizes import PAGE, pages_for
 
 SOURCE = Path(__file__).with_name("pages.metal")
+STORE, GATHER = (read_kernels(SOURCE)[name] for name in ("store", "gather"))
 THREADS = 256
 
 WORD = mx.uint64
@@ -107,7 +108,7 @@ class LayerPool:
         units = new[0].size
         inputs = [*self.memory, *new, *places.arrays]
         (self.after,) = self.launch(
-            read_kernels(SOURCE)["store"],
+            STORE,
             [*inputs, numbers(keys.shape[0]), self.after],
             self._constants,
             (-(-units // THREADS), 1, 1),
@@ -134,7 +135,7 @@ class LayerPool:
         words = self._keys.shape[2]
         made = ((count, self.heads, length, words), WORD)
         keys, values = self.launch(
-            read_kernels(SOURCE)["gather"],
+            GATHER,
             [*self.memory, rows.table, kept[key], numbers(count, length), self.after],
             self._constants,
             (-(-count * self.heads * length * words // THREADS), 1, 1),

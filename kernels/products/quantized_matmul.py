@@ -10,6 +10,7 @@ from ..gpu.launch import numbers, on_gpu
 from ..gpu.source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
+KERNEL = read_kernels(SOURCE)["quantized_matmul"]
 
 OUTPUTS = 4
 """Lines of the weight that a simdgroup takes."""
@@ -38,7 +39,7 @@ def quantized_matmul_by_kernel(
     rows = next((rows for rows in (2, 4, 8) if count <= rows), 16)
     sizes = {"K": length, "LINES": lines, "BITS": bits, "GROUP": group_size, "OUTPUTS": OUTPUTS, "ROWS": rows}
     (outputs,) = launch(
-        read_kernels(SOURCE)["quantized_matmul"],
+        KERNEL,
         [x, w, scales, biases, numbers(count)],
         {"T": x.dtype, **sizes},
         (-(-lines // (OUTPUTS * SIMDGROUPS)), -(-count // rows), 1),

@@ -10,6 +10,7 @@ from ..gpu.launch import numbers, on_gpu
 from ..gpu.source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
+KERNEL = read_kernels(SOURCE)["quantized_matmul_simdgroup"]
 
 FEW_LINES = 4096
 """Below so many lines, threadgroups take half as many and share each out among twice as many simdgroups: more of the
@@ -36,7 +37,7 @@ def quantized_matmul_by_simdgroups(
     sizes = {"K": length, "LINES": lines, "BITS": bits, "GROUP": group_size}
     form = {"TILES": tiles, "COLUMNS": columns, "SPLITS": splits, "STAGED": count < 8}
     (outputs,) = launch(
-        read_kernels(SOURCE)["quantized_matmul_simdgroup"],
+        KERNEL,
         [x, w, scales, biases, numbers(count)],
         {"T": x.dtype, **sizes, **form},
         (-(-lines // columns), -(-count // (8 * tiles)), 1),
