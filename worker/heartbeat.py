@@ -19,7 +19,7 @@ from ..producer.queue import wire
 from ..producer.queue.fleet import Orders
 from ..producer.queue.leases import BEAT, Claimed, Drop, JobQueue
 from ..producer.queue.scripts import run
-from .metrics import Metrics
+from .metrics.metrics import Metrics
 
 log = logging.getLogger("draftmill.worker")
 

@@ -31,7 +31,7 @@ from .heartbeat import Heartbeat
 from .host import Host, Meter, Sensors
 from .jobs import Running
 from .mac.memory import Relief
-from .metrics import Metrics
+from .metrics.metrics import Metrics
 from .protocol import Engine
 from .spool import Spool
 from .witness import Witness

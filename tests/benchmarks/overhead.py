@@ -23,6 +23,7 @@ import orjson
 import redis as redis_py
 
 from draftmill.producer.queue import batches, wire
+from draftmill.worker.blas import preload
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,16 @@ class Side:
 
 class Direct(Side):
     def __init__(self, model: Path, rows: int, tokens: int, prompts: Path) -> None:
-        super().__init__("tests.benchmarks.direct", str(model), str(rows), str(tokens), str(prompts))
+        super().__init__(
+            "tests.benchmarks.overhead",
+            "--direct",
+            str(model),
+            str(prompts),
+            "--rows",
+            str(rows),
+            "--tokens",
+            str(tokens),
+        )
 
     def run(self) -> tuple[Cost, int]:
         """Costs and generated tokens."""
@@ -67,6 +77,27 @@ class Direct(Side):
         self.process.stdin.flush()
         seconds, generated = orjson.loads(self.read())
         return Cost(seconds, cpu_seconds(self.process.pid) - before), generated
+
+
+def run_directly(model: Path, file: Path, rows: int, tokens: int) -> None:
+    """What `Direct` runs: an engine without a queue. Each line on standard input starts a run of the file's prompts."""
+    preload()
+    from draftmill.engine.engine import Engine
+    from draftmill.engine.models.pairs import Pair
+    from draftmill.engine.request import Request, Sampling
+    from draftmill.producer.queue.paths import cache_dir
+
+    prompts = orjson.loads(file.read_bytes())
+    engine = Engine.load(Pair(str(model), str(model)), cache_dir(), max_rows=rows)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin, generated = time.perf_counter(), engine.stats.generated_tokens
+        for n, prompt in enumerate(prompts):
+            engine.add(Request(str(n), engine.text.encode(prompt).tokens, Sampling(max_tokens=tokens, ignore_eos=True)))
+        while engine.busy:
+            engine.step()
+        seconds = time.perf_counter() - begin
+        print(orjson.dumps([seconds, engine.stats.generated_tokens - generated]).decode(), flush=True)
 
 
 class Service(Side):
@@ -170,14 +201,17 @@ def both(jobs: int, tokens: int, rows: int) -> Iterator[tuple[Direct, Service, l
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Of each job.")
 @click.option("--rows", type=click.IntRange(1), default=16, show_default=True, help="At a time, on both sides.")
 @click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each side.")
-def main(jobs: int, tokens: int, rows: int, pairs: int) -> None:
+@click.option("--direct", type=(Path, Path), hidden=True, help="Model and prompts of a process without a queue.")
+def main(jobs: int, tokens: int, rows: int, pairs: int, direct: tuple[Path, Path] | None) -> None:
     """Compare the engine alone with Redis, worker and engine."""
+    if direct:
+        return run_directly(*direct, rows, tokens)
     found: list[tuple[Cost, Cost]] = []
     click.echo(f"{jobs} jobs of {tokens} tokens, {rows} rows: seconds, CPU seconds in brackets\n")
     click.echo("pair   engine alone         service           ratio")
     for n in range(pairs):
-        with both(jobs, tokens, rows) as (direct, service, prompts):
-            runs = [direct.run, lambda: service.run(prompts, tokens)]
+        with both(jobs, tokens, rows) as (alone, service, prompts):
+            runs = [alone.run, lambda: service.run(prompts, tokens)]
             results = {side: runs[side]() for side in ((0, 1) if n % 2 == 0 else (1, 0))}
         generated = {results[0][1], results[1][1]}
         if len(generated) > 1:

@@ -16,7 +16,7 @@ from draftmill.producer.queue.wire import JobBody
 from draftmill.worker import results
 from draftmill.worker.cli.worker import Bytes
 from draftmill.worker.jobs import Asked
-from draftmill.worker.metrics import Metrics
+from draftmill.worker.metrics.metrics import Metrics
 from tests.engine.drafting.test_speculation import replaying
 from tests.engine.small import llama_model, requests
 

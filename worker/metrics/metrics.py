@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import prometheus_client as prometheus
 
-from ..engine.verdict import Verdict
-from ..producer.queue.leases import Outcome, Reaped
-from .round_metrics import RoundMetrics
+from ...engine.verdict import Verdict
+from ...producer.queue.leases import Outcome, Reaped
+from .rounds import RoundMetrics
 
 JOB_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 
