@@ -85,7 +85,8 @@ class Operations:
         heads = ("form", queries.shape[1:], pool.heads, queries.dtype, parts)
         form = packing.kept.get(heads)
         if form is None:
-            form = self.winners.get(attention_key(queries, pool.heads, packing, *parts), STOCK)
+            unraced = TOGETHER if packing.even else STOCK  # few calls: each costs the host as much as a layer's rest
+            form = self.winners.get(attention_key(queries, pool.heads, packing, *parts), unraced)
             packing.kept[heads] = form
         if form == KERNEL and pool.launch:
             return ragged_attention(queries, pool, packing, manner)

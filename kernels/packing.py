@@ -156,6 +156,13 @@ class Packing:
         order = [i * width + t for i, span in enumerate(self.spans) for t in range(span.count)]
         return Padded(queries, length, mx.array(order))
 
+    @cached_property
+    def even(self) -> bool:
+        """Whether there are several spans, and their rectangle has at most twice the scores that they have."""
+        rows, width = len(self.spans), max(span.count for span in self.spans)
+        longest = max(span.length for span in self.spans)
+        return rows > 1 and rows * width * longest <= 2 * sum(span.count * span.length for span in self.spans)
+
     def mask(self, index: int, window: int | None) -> mx.array | str | None:
         """The mask of span `index` over its row: [count, length] boolean, "causal", or None where all is visible.
 

@@ -12,7 +12,7 @@ import redis as redis_py
 from ..producer.queue.errors import denied, redis_trouble
 from ..producer.queue.leases import Claimed, JobQueue, Outcome
 from .host import RowSpeed
-from .metrics import Metrics
+from .metrics.metrics import Metrics
 from .spool import Spool
 
 log = logging.getLogger("draftmill.worker")

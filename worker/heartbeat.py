@@ -20,7 +20,7 @@ from ..producer.queue.fleet import Orders
 from ..producer.queue.leases import BEAT, Claimed, Drop, JobQueue
 from ..producer.queue.scripts import run
 from .host import RowSpeed
-from .metrics import Metrics
+from .metrics.metrics import Metrics
 
 log = logging.getLogger("draftmill.worker")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from queue import SimpleQueue
@@ -10,6 +11,7 @@ from queue import SimpleQueue
 import redis as redis_py
 
 from ..producer.queue.leases import Claimed, JobQueue
+from .jobs import Running
 
 PATIENCE = 0.5
 """Seconds that the engine may wait for Redis to answer."""
@@ -25,7 +27,16 @@ class Witness(threading.Thread):
         self._last: Future[None] = Future()
         self._last.set_result(None)
 
-    def tell(self, starting: list[Claimed], waiting: list[Claimed]) -> bool:
+    def keep_up(self, running: Collection[Running]) -> None:
+        """Let Redis know which jobs are in a row and which only wait: should this worker die, those are to blame."""
+        starting = [job for job in running if job.in_row and not job.counts]
+        waiting = [job for job in running if not job.in_row and job.counts is not False]
+        if starting or waiting:
+            told = self._tell([each.job for each in starting], [each.job for each in waiting])
+            for job in (*starting, *waiting):
+                job.counts = job.in_row if told else None
+
+    def _tell(self, starting: list[Claimed], waiting: list[Claimed]) -> bool:
         """Whether Redis knows now; asks nothing while it owes an earlier answer."""
         if not self._last.done():
             return False

@@ -30,12 +30,15 @@ from .heartbeat import Heartbeat
 from .host import Host, Meter, RowSpeed, Sensors
 from .jobs import Running
 from .mac.memory import Relief
-from .metrics import Metrics
+from .metrics.metrics import Metrics
 from .protocol import Engine
 from .spool import Spool
 from .witness import Witness
 
 log = logging.getLogger("draftmill.worker")
+
+LOOK_EVERY = 0.02
+"""Seconds between two looks at what is not a round, while none ends a request: rounds may be much shorter."""
 
 
 class MillWorker(BaseWorker):
@@ -104,6 +107,7 @@ class MillWorker(BaseWorker):
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
         self.duty, self.restart, self.signals = UNHEARD, False, 0
         self._hand_back_at = self._stop_at = math.inf
+        self._look_at = 0.0
         self._running: dict[str, Running] = {}
         self._of_request: dict[str, Running] = {}
         self._requests_per_job = 1.0
@@ -133,13 +137,8 @@ class MillWorker(BaseWorker):
         ended_well = False
         try:
             while not self._out_of_time:
-                if not (self.courier.is_alive() and self.pulse.is_alive()):
-                    raise RuntimeError("a thread of the worker has ended; see the log above")
-                self._take()
-                self._drop()
-                self._watch_deadlines()
-                self._watch_duty()
-                self._watch_memory()
+                if self.courier.arrived.is_set() or not self.engine.busy or time.monotonic() >= self._look_at:
+                    self._look_around()
                 if self.engine.busy:
                     self._step()
                 elif self.signals and not self.courier.arrived.is_set():
@@ -162,6 +161,18 @@ class MillWorker(BaseWorker):
     @property
     def _out_of_time(self) -> bool:
         return self.signals > 1 or time.monotonic() > self._stop_at
+
+    def _look_around(self) -> None:
+        """Whatever is to be done between rounds."""
+        if not (self.courier.is_alive() and self.pulse.is_alive()):
+            raise RuntimeError("a thread of the worker has ended; see the log above")
+        self._look_at = time.monotonic() + LOOK_EVERY
+        self.witness.keep_up(self._running.values())
+        self._take()
+        self._drop()
+        self._watch_deadlines()
+        self._watch_duty()
+        self._watch_memory()
 
     def _take(self) -> None:
         """Hand the jobs that have arrived to the engine."""
@@ -258,33 +269,23 @@ class MillWorker(BaseWorker):
         begin = time.perf_counter()
         try:
             completions = self.engine.step()
-        except DeviceFailed:
-            raise
         except Exception as error:  # the engine goes on after rounds that fail, while it can
-            self._give_up(error)
+            if not isinstance(error, DeviceFailed):
+                self._give_up(error)
             raise
-        self._tell_rows()
         seconds = time.perf_counter() - begin
-        self.metrics.observe_round(seconds, self.engine.stats)
+        self.metrics.rounds.observe(seconds, self.engine.stats)
         self.speed.observe_round(seconds, self.engine.stats)
-        ended = [self._ended(completion) for completion in completions]
-        self._deliver([outcome for outcome in ended if outcome])
+        if completions:
+            ended = [self._ended(completion) for completion in completions]
+            self._deliver([outcome for outcome in ended if outcome])
+            self._look_at = 0.0  # there is room for others
 
     def _start_rows(self, ids: Sequence[str]) -> None:
         for id in ids:
             if running := self._of_request.get(id):
                 running.in_row = True
-        self._tell_rows()
-
-    def _tell_rows(self) -> None:
-        """Let Redis know which jobs are in a row and which only wait: should this worker die, those are to blame."""
-        starting = [running for running in self._running.values() if running.in_row and not running.counts]
-        waiting = [running for running in self._running.values() if not running.in_row and running.counts is not False]
-        if not (starting or waiting):
-            return
-        told = self.witness.tell([running.job for running in starting], [running.job for running in waiting])
-        for running in (*starting, *waiting):
-            running.counts = running.in_row if told else None
+        self.witness.keep_up(self._running.values())
 
     def _ended(self, completion: Completion) -> results.Outcome | None:
         """A request has ended: what becomes of its job, if that was the last one, or none of the others is of use."""

@@ -35,8 +35,14 @@ from .round_cost import Cost, Point, RoundShape, shapes_to_time
 SECONDS = 8.0
 """Longest to time; the cost of larger rounds is then extrapolated. First runs do not count here."""
 
+ON_CPU = 1.0
+"""The same on a CPU, whose rounds take a tenth of a second and more: the first answer should not wait for that."""
+
 FIRSTS = 24.0
 """Longest for the first runs of shapes, in which a GPU may have to compile."""
+
+COARSE = 4
+"""On a CPU, sizes that are so many times as large as the last one are timed: a CPU has no tiles."""
 
 SLOW_FIRST, STRIDE = 1.0, 8
 """Where the first run of a size takes so many seconds more than the next one, as with quantised experts on CUDA, only
@@ -61,7 +67,8 @@ def calibrated(
     """
     known = known_costs(cache)
     if name not in known:
-        known[name] = measure(target, draft, pages, max_rows, width)
+        pace = (ON_CPU, COARSE) if mx.default_device() == mx.cpu else (SECONDS, 1)
+        known[name] = measure(target, draft, pages, max_rows, width, *pace)
         mx.clear_cache()  # the pools that rows need come next
         measurements.write(_file(cache), here(), {name: cost.to_dict() for name, cost in known.items()})
     return known[name]
@@ -89,8 +96,18 @@ def here() -> str:
     return f"{machine}, {os.cpu_count()} cores, threads {threads or 'all'}, preloaded {libraries or 'nothing'}"
 
 
-def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0) -> Cost:
-    """Time rounds and draft passes of growing size, over pools of their own with so many pages at most."""
+def measure(
+    target: Transformer,
+    draft: Draft | None,
+    pages: int,
+    max_rows: int,
+    width: int = 0,
+    seconds: float = SECONDS,
+    stride: int = 1,
+) -> Cost:
+    """Time rounds and draft passes of growing size for so many `seconds`, each size at least `stride` times the last
+    one, over pools of their own with so many pages at most.
+    """
     block = draft.block if draft else 1
     width = max(block, width)
     shapes = shapes_to_time(max_rows, block, pages, width)
@@ -100,10 +117,10 @@ def measure(target: Transformer, draft: Draft | None, pages: int, max_rows: int,
     drafts: list[Point] = []
     steps: list[Point] = []
     firsts: dict[int, float] = {}
-    of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft))
-    of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0))
+    of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft), stride=stride)
+    of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0), stride=stride)
     stepping = isinstance(drafter, MTPDrafter)
-    left, left_for_firsts = SECONDS, FIRSTS
+    left, left_for_firsts = seconds, FIRSTS
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
     for shape in shapes:

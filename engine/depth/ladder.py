@@ -5,6 +5,8 @@ A device computes in tiles, so 9 tokens take what 16 take, and on CUDA MLX plans
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 STEPS = ((8, 1), (64, 8), (128, 16))
 """Up to so many tokens, the distance from one rung to the next."""
 
@@ -18,9 +20,10 @@ def rung(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def rungs(first: int, last: int) -> list[int]:
+@lru_cache(4096)
+def rungs(first: int, last: int) -> tuple[int, ...]:
     """The rungs from the one for `first` tokens to the one for `last`."""
     found = [rung(first)]
     while found[-1] < last:
         found.append(rung(found[-1] + 1))
-    return found
+    return tuple(found)

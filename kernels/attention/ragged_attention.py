@@ -16,6 +16,7 @@ from ..pages.sizes import PAGE
 from .manner import Manner
 
 SOURCE = Path(__file__).with_suffix(".metal")
+ATTEND, COMBINE = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
 
 PAIRS = {64: (32,), 128: (16, 32), 256: (16,), 512: (16,)}
 """Head dimensions, and how many pairs of query and head a threadgroup can take: its memory sets the most, and with 512
@@ -53,19 +54,18 @@ def ragged_attention(queries: mx.array, pool: LayerPool, packing: Packing, manne
     if key not in packing.kept:
         packing.kept[key] = _tiling(queries, pool.heads, packing, window)
     tiling: Tiling = packing.kept[key]
-    attend, combine = (read_kernels(SOURCE)[name] for name in ("attend", "combine"))
     inputs = [queries, *pool.memory, pool.after, packing.places.table, tiling.tiles, packing.sees(window)]
     inputs += [real(scale) if cap is None else reals(scale, cap), queries if sinks is None else _long_enough(sinks)]
     constants = tiling.constants | {"SINKS": sinks is not None, "CAPPED": cap is not None}
     if tiling.splits == 1:
         made = [((count, heads, dim), dtype), ((1,), mx.float32)]
-        outputs, _ = launch(attend, inputs, constants, tiling.groups, THREADS, made)
+        outputs, _ = launch(ATTEND, inputs, constants, tiling.groups, THREADS, made)
         return outputs.reshape(count, -1)
     made = [((count, heads, tiling.splits, width), mx.float32) for width in (dim, 2)]
-    sums, shares = launch(attend, inputs, constants, tiling.groups, THREADS, made)
+    sums, shares = launch(ATTEND, inputs, constants, tiling.groups, THREADS, made)
     inputs = [sums, shares, numbers(count * heads, tiling.splits)]
     made = [((count, heads, dim), dtype)]
-    (outputs,) = launch(combine, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
+    (outputs,) = launch(COMBINE, inputs, {"T": dtype, "D": dim}, (-(-count * heads // 4), 1, 1), THREADS, made)
     return outputs.reshape(count, -1)
 
 

@@ -22,6 +22,7 @@ from .cut import KEY_BITS, top_k, top_p
 from .noise import gumbel
 
 SOURCE = Path(__file__).with_suffix(".metal")
+KERNEL = read_kernels(SOURCE)["choose"]
 THREADS = 512
 MOST_TOKENS = 1 << 24
 """The kernel counts tokens in float32."""
@@ -91,7 +92,7 @@ def choose_by_kernel(
     padding = [Setting()] * (CONSTANT_SIZE - count)
     rows = [*settings, *padding]
     (tokens,) = launch(
-        read_kernels(SOURCE)["choose"],
+        KERNEL,
         [
             logits,
             mx.array(list(chain.from_iterable((row.inverse, row.top_p, row.bar) for row in rows)), mx.float32),

@@ -10,6 +10,7 @@ from ..gpu.launch import TYPES, on_gpu, real
 from ..gpu.source import Launch, read_kernels
 
 SOURCE = Path(__file__).with_suffix(".metal")
+KERNEL = read_kernels(SOURCE)["add_norm"]
 THREADS = 256
 
 
@@ -29,7 +30,7 @@ def add_norm_by_kernel(
 ) -> tuple[mx.array, mx.array]:
     """As `add_norm`, of tokens that `fits`."""
     total, normed = launch(
-        read_kernels(SOURCE)["add_norm"],
+        KERNEL,
         [x, y, weight, real(epsilon)],
         {"T": x.dtype, "SIZE": x.shape[1], "THREADS": THREADS},
         (x.shape[0], 1, 1),

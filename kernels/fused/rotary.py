@@ -16,6 +16,7 @@ from ..pages.pool import WORD, LayerPool
 from ..pages.sizes import PAGE
 
 SOURCE = Path(__file__).with_suffix(".metal")
+KERNEL = read_kernels(SOURCE)["rotate"]
 THREADS = 128
 
 
@@ -131,7 +132,7 @@ def rotate_by_kernel(
     inputs = [projected, turns, query_weight, key_weight, real(layout.epsilon or 0.0), *pool.memory]
     inputs += [*places.arrays, numbers(count), pool.after]
     queries, pool.after = pool.launch(
-        read_kernels(SOURCE)["rotate"],
+        KERNEL,
         inputs,
         constants,
         (-(-count * (layout.heads + 2 * layout.kv_heads) * 32 // THREADS), 1, 1),

@@ -15,6 +15,7 @@ from .places import Places, tabled
 from .sizes import PAGE, pages_for
 
 SOURCE = Path(__file__).with_name("pages.metal")
+STORE, GATHER = (read_kernels(SOURCE)[name] for name in ("store", "gather"))
 THREADS = 256
 
 WORD = mx.uint64
@@ -107,7 +108,7 @@ class LayerPool:
         units = new[0].size
         inputs = [*self.memory, *new, *places.arrays]
         (self.after,) = self.launch(
-            read_kernels(SOURCE)["store"],
+            STORE,
             [*inputs, numbers(keys.shape[0]), self.after],
             self._constants,
             (-(-units // THREADS), 1, 1),
@@ -122,8 +123,9 @@ class LayerPool:
         """
         key = ("gathered", rows.firsts, rows.lengths, length)
         if self.launch is None:
+            key = (*key, self.heads)
             if key not in kept:
-                kept[key] = _pages_of(rows, length)
+                kept[key] = _places_of(rows, length, self.heads)
             keys, values = (self._taken(pool, kept[key], length) for pool in self.arrays)
             return keys, values
         count = len(rows.firsts)
@@ -133,7 +135,7 @@ class LayerPool:
         words = self._keys.shape[2]
         made = ((count, self.heads, length, words), WORD)
         keys, values = self.launch(
-            read_kernels(SOURCE)["gather"],
+            GATHER,
             [*self.memory, rows.table, kept[key], numbers(count, length), self.after],
             self._constants,
             (-(-count * self.heads * length * words // THREADS), 1, 1),
@@ -142,14 +144,11 @@ class LayerPool:
         )
         return keys.view(self.dtype), values.view(self.dtype)
 
-    def _taken(self, pool: mx.array, pages: int | mx.array, length: int) -> mx.array:
-        """Keys or values [R, KV, length, D] of one row whose pages follow `pages`, or of rows with these [R, n]."""
-        if isinstance(pages, int):  # no copy
-            taken = pool[pages * PAGE : pages * PAGE + length][None]
-        else:
-            whole = pool.reshape(-1, PAGE, self.heads, self.dim)[pages]  # [R, n, PAGE, KV, D]
-            taken = whole.reshape(pages.shape[0], -1, self.heads, self.dim)[:, :length]
-        return taken.transpose(0, 2, 1, 3)
+    def _taken(self, pool: mx.array, places: int | mx.array, length: int) -> mx.array:
+        """Keys or values [R, KV, length, D] from these places, or of one row from this slot on."""
+        if isinstance(places, int):  # no copy
+            return pool[places : places + length].swapaxes(0, 1)[None]
+        return pool.reshape(-1, self.dim)[places]
 
     def grow(self, pages: int) -> None:
         """Make room for so many pages, once everything launched has run. Holds the keys, then the values, twice."""
@@ -175,13 +174,15 @@ class LayerPool:
         return mx.zeros((pages * PAGE, self.heads, self.dim * self.dtype.size // WORD.size), WORD)
 
 
-def _pages_of(rows: Rows, length: int) -> int | mx.array:
-    """The pages [R, n] of the first positions of rows, of which the last repeats; the first one, where there is one row
-    and they follow each other.
+def _places_of(rows: Rows, length: int, heads: int) -> int | mx.array:
+    """Where the heads of the first positions of rows lie in a pool [R, KV, length], heads of all slots counted; behind
+    a row's pages, in its last one again. The first slot, where there is one row and its pages follow each other.
     """
     count = pages_for(length)
     if len(rows.pages) == 1:
         own = rows.pages[0][:count]
         if list(own) == list(range(own[0], own[0] + count)):
-            return own[0]
-    return mx.array([[own[min(i, len(own) - 1)] for i in range(count)] for own in rows.pages])
+            return own[0] * PAGE
+    pages = mx.array([[own[min(i, len(own) - 1)] for i in range(count)] for own in rows.pages])
+    slots = (pages[:, :, None] * PAGE + mx.arange(PAGE)).reshape(len(rows.pages), 1, -1)[..., :length]
+    return slots * heads + mx.arange(heads)[:, None]

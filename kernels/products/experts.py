@@ -21,6 +21,7 @@ from .quantized_matmul import Routed, quantized_matmul_by_kernel
 from .tiling import Tiling
 
 SOURCE = Path(__file__).with_name("route.metal")
+ROUTE = read_kernels(SOURCE)["route"]
 
 MANY = 64
 """Choices from which on mlx-lm sorts them."""
@@ -97,7 +98,7 @@ def route(chosen: mx.array, experts: int, rows: int, launch: Launch = on_gpu) ->
     count = chosen.size
     tiles = (count + min(experts, count) * (rows - 1)) // rows  # there are no more, however they chose
     (table,) = launch(
-        read_kernels(SOURCE)["route"],
+        ROUTE,
         [chosen.astype(mx.uint32), numbers(count, tiles)],
         {"ROWS": rows, "ROOM": ROOM},
         (1, 1, 1),

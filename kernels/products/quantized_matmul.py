@@ -13,6 +13,7 @@ from .quantisation import NUMBERS, Weight
 from .tiling import Tiling
 
 SOURCE = Path(__file__).with_suffix(".metal")
+KERNELS = read_kernels(SOURCE)
 
 
 class Routed(NamedTuple):
@@ -53,7 +54,7 @@ def quantized_matmul_by_kernel(
     sizes = numbers(count, length, weight.lines, routed.share if routed else 1)
     format = {"MODE": NUMBERS[quantisation.mode], "BITS": quantisation.bits, "GROUP": quantisation.group_size}
     (outputs,) = launch(
-        read_kernels(SOURCE)[tiling.kernel],
+        KERNELS[tiling.kernel],
         [x, packed, scales, scales if biases is None else biases, sizes, routed.table if routed else sizes],
         {"T": x.dtype, **format, "GROUPED": routed is not None, "SPLITS": splits, **tiling.constants(rows, x.dtype)},
         (-(-weight.lines // tiling.across(splits)), tiles, 1),

@@ -15,6 +15,8 @@ from .gated_delta import Tape
 from .plan import Steps
 
 _HERE = Path(__file__).parent
+GATED_DELTA = read_kernels(_HERE / "gated_delta.metal")["gated_delta"]
+CONVOLVE = read_kernels(_HERE / "convolution.metal")["convolve"]
 
 LANES = 8
 """Lanes that share a line of a head's state: few, so that their sums take few exchanges."""
@@ -52,7 +54,7 @@ def gated_delta_by_kernel(
     sizes = {"HK": key_heads, "HV": value_heads, "DK": key_dim, "DV": value_dim}
     inputs = [q, k, v, decay, beta, *map(_some, (state, tape.k, tape.delta, tape.decay)), steps.table, steps.accepted]
     output, state, *left = launch(
-        read_kernels(_HERE / "gated_delta.metal")["gated_delta"],
+        GATED_DELTA,
         inputs,
         {"T": q.dtype, **sizes, "LANES": LANES},
         (-(-value_dim * LANES // THREADS), value_heads, seats),
@@ -106,7 +108,7 @@ def _convolve(
     """The kernel's outputs: as many as are `made` of the round's tokens, and the inputs that the round leaves."""
     (count, width), kept, (channels, looks) = x.shape, len(steps.kept), weight.shape
     return launch(
-        read_kernels(_HERE / "convolution.metal")["convolve"],
+        CONVOLVE,
         [x, weight, _some(inputs), steps.looks, steps.kept, steps.table, steps.accepted, steps.sizes],
         {"T": x.dtype, "WIDTH": width, **sizes, "LOOKS": looks},
         (-(-channels // (4 * THREADS)), count + kept, 1),

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,18 @@ import click
 import orjson
 import redis as redis_py
 
+from draftmill.engine.request import Request, Sampling
 from draftmill.producer.queue import batches, wire
-from tests.redis_server import RedisServer
+from draftmill.worker.blas import preload
+from draftmill.worker.worker import MillWorker
+from tests.redis_server import RedisServer, fresh_server
+from tests.worker.set_speed_engine import SetSpeedEngine
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, HEAD_DIM = 8, 512, 64
+FAST = 0.0005
+"""Seconds of a fast round."""
+CLOCKS = time.perf_counter, time.process_time, time.thread_time
 
 
 class Cost(NamedTuple):
@@ -57,7 +65,16 @@ class Side:
 
 class Direct(Side):
     def __init__(self, model: Path, rows: int, tokens: int, prompts: Path) -> None:
-        super().__init__("tests.benchmarks.direct", str(model), str(rows), str(tokens), str(prompts))
+        super().__init__(
+            "tests.benchmarks.overhead",
+            "--direct",
+            str(model),
+            str(prompts),
+            "--rows",
+            str(rows),
+            "--tokens",
+            str(tokens),
+        )
 
     def run(self) -> tuple[Cost, int]:
         """Costs and generated tokens."""
@@ -67,6 +84,26 @@ class Direct(Side):
         self.process.stdin.flush()
         seconds, generated = orjson.loads(self.read())
         return Cost(seconds, cpu_seconds(self.process.pid) - before), generated
+
+
+def run_directly(model: Path, file: Path, rows: int, tokens: int) -> None:
+    """What `Direct` runs: an engine without a queue. Each line on standard input starts a run of the file's prompts."""
+    preload()
+    from draftmill.engine.engine import Engine
+    from draftmill.engine.models.pairs import Pair
+    from draftmill.producer.queue.paths import cache_dir
+
+    prompts = orjson.loads(file.read_bytes())
+    engine = Engine.load(Pair(str(model), str(model)), cache_dir(), max_rows=rows)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin, generated = time.perf_counter(), engine.stats.generated_tokens
+        for n, prompt in enumerate(prompts):
+            engine.add(Request(str(n), engine.text.encode(prompt).tokens, Sampling(max_tokens=tokens, ignore_eos=True)))
+        while engine.busy:
+            engine.step()
+        seconds = time.perf_counter() - begin
+        print(orjson.dumps([seconds, engine.stats.generated_tokens - generated]).decode(), flush=True)
 
 
 class Service(Side):
@@ -170,14 +207,20 @@ def both(jobs: int, tokens: int, rows: int) -> Iterator[tuple[Direct, Service, l
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Of each job.")
 @click.option("--rows", type=click.IntRange(1), default=16, show_default=True, help="At a time, on both sides.")
 @click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each side.")
-def main(jobs: int, tokens: int, rows: int, pairs: int) -> None:
+@click.option("--direct", type=(Path, Path), hidden=True, help="Model and prompts of a process without a queue.")
+@click.option("--fast", is_flag=True, help="Instead: what a worker costs where rounds take half a millisecond.")
+def main(jobs: int, tokens: int, rows: int, pairs: int, direct: tuple[Path, Path] | None, fast: bool) -> None:
     """Compare the engine alone with Redis, worker and engine."""
+    if direct:
+        return run_directly(*direct, rows, tokens)
+    if fast:
+        return fast_rounds()
     found: list[tuple[Cost, Cost]] = []
     click.echo(f"{jobs} jobs of {tokens} tokens, {rows} rows: seconds, CPU seconds in brackets\n")
     click.echo("pair   engine alone         service           ratio")
     for n in range(pairs):
-        with both(jobs, tokens, rows) as (direct, service, prompts):
-            runs = [direct.run, lambda: service.run(prompts, tokens)]
+        with both(jobs, tokens, rows) as (alone, service, prompts):
+            runs = [alone.run, lambda: service.run(prompts, tokens)]
             results = {side: runs[side]() for side in ((0, 1) if n % 2 == 0 else (1, 0))}
         generated = {results[0][1], results[1][1]}
         if len(generated) > 1:
@@ -186,6 +229,40 @@ def main(jobs: int, tokens: int, rows: int, pairs: int) -> None:
         show(str(n + 1), *found[-1])
     medians = [Cost(*map(statistics.median, zip(*side, strict=True))) for side in zip(*found, strict=True)]
     show("median", *medians)
+
+
+def fast_rounds(rows: int = 32, jobs: int = 512, tokens: int = 512) -> None:
+    """What a worker's main thread costs where rounds take half a millisecond, by an engine of set speed."""
+    engines = [SetSpeedEngine(rows, FAST) for _ in range(2)]
+    prompt = engines[0].text.encode("say hello").tokens
+    for n in range(jobs):
+        engines[0].add(Request(str(n), prompt, Sampling(max_tokens=tokens)))
+    begin = time.thread_time()
+    while engines[0].busy:
+        engines[0].step()
+    alone = (time.thread_time() - begin) / engines[0].stats.rounds
+    with fresh_server() as server, server.connect() as redis:
+        batch = batches.BatchInfo("fast", "fast", "normal", jobs)
+        batches.create(redis, batch)
+        sampling = wire.Sampling(max_tokens=tokens)
+        same: Any = dict(batch=batch.id, pair="fast", prompts=("say hello",), sampling=sampling)
+        bodies = [wire.JobBody(custom_id=str(n), line=n, **same) for n in range(1, jobs + 1)]
+        batches.submit_chunk(redis, batch, bodies)
+        worker = MillWorker(engines[1], "fast", server.connect(), server.folder / "spool")
+
+        def stop() -> None:
+            while (status := batches.status(redis, batch.id)) and status.done < jobs:
+                time.sleep(0.5)
+            worker.request_shutdown()
+
+        threading.Thread(target=stop, daemon=True).start()
+        wall, process, thread = time.perf_counter(), time.process_time(), time.thread_time()
+        worker.work()
+        wall, process, thread = (now() - then for now, then in zip(CLOCKS, (wall, process, thread), strict=True))
+    rounds = engines[1].stats.rounds
+    click.echo(f"main thread: {1e6 * alone:.0f} us of CPU a round alone, {1e6 * thread / rounds:.0f} in a worker")
+    click.echo(f"other threads: {100 * (process - thread) / wall:.1f} % of a core")
+    click.echo(f"a round took {1e3 * wall / rounds:.2f} ms")
 
 
 def show(name: str, alone: Cost, service: Cost) -> None:

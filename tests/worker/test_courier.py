@@ -11,7 +11,7 @@ from draftmill.producer.queue import wire
 from draftmill.producer.queue.leases import Claimed, JobQueue
 from draftmill.worker.courier import Courier
 from draftmill.worker.host import RowSpeed
-from draftmill.worker.metrics import Metrics
+from draftmill.worker.metrics.metrics import Metrics
 from draftmill.worker.spool import Spool
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR

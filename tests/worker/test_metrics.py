@@ -16,7 +16,7 @@ from draftmill.producer.queue.wire import JobBody
 from draftmill.worker import results
 from draftmill.worker.cli.worker import Bytes
 from draftmill.worker.jobs import Asked
-from draftmill.worker.metrics import Metrics
+from draftmill.worker.metrics.metrics import Metrics
 from tests.engine.drafting.test_speculation import replaying
 from tests.engine.small import llama_model, requests
 
@@ -24,17 +24,16 @@ from tests.engine.small import llama_model, requests
 def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     metrics = Metrics("pair", "host-1", "0", chip="M4")
     metrics.serve("127.0.0.1", 0)
-    metrics.observe_round(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
-    metrics.observe_round(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7, cached_tokens=5))
+    metrics.rounds.observe(0.02, Stats(rounds=1, rows=6, generated_tokens=6))
+    metrics.rounds.observe(0.02, Stats(rounds=2, rows=10, generated_tokens=10, prompt_tokens=7, cached_tokens=5))
     speculated = Stats(
         row_rounds=4,
         drafted_by=Counter(dflash=9, lookup=3),
         accepted_by=Counter(dflash=5, lookup=1),
         accepted_per_position=[4, 2, 0],
     )
-    metrics.observe_round(
-        0.02, replace(speculated, rounds=3, rows=20, generated_tokens=20, prompt_tokens=7, cached_tokens=5)
-    )
+    last = replace(speculated, rounds=3, rows=20, prefilled_tokens=9)
+    metrics.rounds.observe(0.2, replace(last, generated_tokens=20, prompt_tokens=7, cached_tokens=5))
     job = Claimed("b-1", b"", "t.1", "b", "r-1", 0.0)
     metrics.observe_outcome(results.refused(job, "too long"))
     metrics.observe_outcome(results.retry(job, "the engine failed with RuntimeError"))
@@ -50,6 +49,11 @@ def test_rounds_are_counted_from_the_engine_s_counters() -> None:
     assert "draftmill_prompt_tokens_total 7.0" in text
     assert "draftmill_cached_tokens_total 5.0" in text
     assert 'draftmill_batch_size_bucket{le="4.0"} 1.0' in text
+    assert 'draftmill_batch_size_bucket{le="8.0"} 2.0' in text
+    assert "draftmill_batch_size_sum 20.0" in text
+    assert 'draftmill_round_seconds_bucket{le="0.025",phase="decode"} 2.0' in text
+    assert 'draftmill_round_seconds_bucket{le="0.1",phase="prefill"} 0.0' in text
+    assert 'draftmill_round_seconds_count{phase="prefill"} 1.0' in text
     assert 'draftmill_jobs_total{outcome="failed"} 1.0' in text
     assert 'draftmill_failures_total{reason="invalid_request"} 1.0' in text
     assert 'draftmill_failures_total{reason="engine_failed"} 1.0' in text
@@ -68,7 +72,7 @@ def test_the_real_engine_s_counters_are_the_sums_over_its_result_lines() -> None
         engine.add(request)
     while engine.busy:
         ended = engine.step()
-        metrics.observe_round(0.01, engine.stats)
+        metrics.rounds.observe(0.01, engine.stats)
         for completion in ended:
             body = JobBody(batch="b", custom_id="r-1", pair="pair", prompts=("x",))
             one = Asked((next(request for request in asked if request.id == completion.id),))

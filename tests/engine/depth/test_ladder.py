@@ -14,6 +14,6 @@ def test_every_number_up_to_8_then_wider_and_wider_steps():
 
 
 def test_rungs_reach_what_is_asked_for():
-    assert rungs(9, 33) == [16, 24, 32, 40]
-    assert rungs(3, 3) == [3]
+    assert rungs(9, 33) == (16, 24, 32, 40)
+    assert rungs(3, 3) == (3,)
     assert len(rungs(1, 512)) < 32

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections import Counter
 from functools import partial
-from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 import prometheus_client as prometheus
 
-from ..engine.request import ORIGINS
-from ..engine.stats import Stats
-from ..engine.verdict import Verdict
-from ..producer.queue.leases import Outcome, Reaped
+from ...engine.verdict import Verdict
+from ...producer.queue.leases import Outcome, Reaped
+from .rounds import RoundMetrics
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-ROUND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 JOB_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 
 OUTCOMES = ("done", "failed", "cancelled", "retry", "returned")
@@ -29,36 +24,6 @@ ANYWHERE = ("", "0.0.0.0", "::")
 """Addresses to listen on under which nobody can be reached."""
 
 prometheus.disable_created_metrics()  # when a series began is of no use here, and doubles what a scrape carries
-
-
-class Counts(NamedTuple):
-    """The engine's counters at one moment."""
-
-    rounds: int
-    rows: int
-    generated: int
-    prompt: int
-    cached: int
-    prefilled: int
-    row_rounds: int
-    drafted: Counter[str]
-    accepted: Counter[str]
-    positions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, stats: Stats) -> Counts:
-        return cls(
-            stats.rounds,
-            stats.rows,
-            stats.generated_tokens,
-            stats.prompt_tokens,
-            stats.cached_tokens,
-            stats.prefilled_tokens,
-            stats.row_rounds,
-            stats.drafted_by.copy(),
-            stats.accepted_by.copy(),
-            tuple(stats.accepted_per_position),
-        )
 
 
 class Metrics:
@@ -82,22 +47,8 @@ class Metrics:
         self.result_tokens = counter(
             "draftmill_result_tokens", "Tokens of recorded results, as their lines say.", ["kind"]
         )
-        self.generated = counter("draftmill_generated_tokens", "Tokens generated.")
-        self.prompt = counter("draftmill_prompt_tokens", "Prompt tokens of ended requests.")
-        self.cached = counter("draftmill_cached_tokens", "Prompt tokens of ended requests that were not prefilled.")
-        self.rounds = counter("draftmill_rounds", "Rounds of the engine.")
-        self.spec_rounds = counter("draftmill_spec_rounds", "Decoding rounds, counted for each row.")
-        self.spec_drafted = counter("draftmill_spec_draft_tokens", "Draft tokens verified, by source.", ["source"])
-        self.spec_accepted = counter("draftmill_spec_accepted_tokens", "Draft tokens accepted, by source.", ["source"])
-        self.spec_positions = counter(
-            "draftmill_spec_accepted_tokens_per_position",
-            "Draft tokens accepted, by their place in the block.",
-            ["position"],
-        )
-        self.batch_size = histogram("draftmill_batch_size", "Rows in a round.", buckets=ROWS)
-        self.round_seconds = histogram(
-            "draftmill_round_seconds", "Wall time of a round; prefill: with prompts.", ["phase"], buckets=ROUND_SECONDS
-        )
+        self.rounds = RoundMetrics()
+        self.registry.register(self.rounds)
         self.slots = gauge("draftmill_slots", "Rows that the engine runs at a time.")
         self.in_flight = gauge("draftmill_in_flight", "Jobs that the engine has.")
         self.run_seconds = histogram("draftmill_run_seconds", "From claim to end of a job.", buckets=JOB_SECONDS)
@@ -126,11 +77,7 @@ class Metrics:
             self.failures.labels(reason)
         for kind in KINDS:
             self.result_tokens.labels(kind)
-        for source in ORIGINS:
-            self.spec_drafted.labels(source)
-            self.spec_accepted.labels(source)
         self._energy: prometheus.Counter | None = None
-        self._seen = Counts.of(Stats())
 
     def serve(self, host: str, port: int) -> None:
         """Answer Prometheus on `host:port`, any free port if it is 0; raises OSError if the port is taken.
@@ -154,26 +101,6 @@ class Metrics:
 
         self.active_memory.set_function(mx.get_active_memory)
         self.peak_memory.set_function(mx.get_peak_memory)
-
-    def observe_round(self, seconds: float, stats: Stats) -> None:
-        """Account for one step of the engine."""
-        before, self._seen = self._seen, Counts.of(stats)
-        now = self._seen
-        self.generated.inc(now.generated - before.generated)
-        self.prompt.inc(now.prompt - before.prompt)
-        self.cached.inc(now.cached - before.cached)
-        self.spec_rounds.inc(now.row_rounds - before.row_rounds)
-        for source in ORIGINS:
-            self.spec_drafted.labels(source).inc(now.drafted[source] - before.drafted[source])
-            self.spec_accepted.labels(source).inc(now.accepted[source] - before.accepted[source])
-        for position, (new, old) in enumerate(zip_longest(now.positions, before.positions, fillvalue=0)):
-            if new > old:
-                self.spec_positions.labels(position).inc(new - old)
-        if rounds := now.rounds - before.rounds:
-            self.rounds.inc(rounds)
-            self.batch_size.observe((now.rows - before.rows) / rounds)
-            phase = "prefill" if now.prefilled > before.prefilled else "decode"
-            self.round_seconds.labels(phase).observe(seconds)
 
     def observe_outcome(self, outcome: Outcome) -> None:
         """Account for an outcome that Redis has recorded."""
