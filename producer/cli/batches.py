@@ -201,7 +201,8 @@ def collect_command(
     """Write the results that BATCH has so far to OUT.
 
     OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
-    complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
+    complete, and until then its rows are in OUT.partial.jsonl. OUT may be a URL (s3://, gs://, hf://datasets/…), to
+    which all is sent when the command ends. Run it again for the rest: OUT never gets a line twice,
     however often it was cut. Failed and bad lines go to OUT.errors.jsonl. Redis drops the results that OUT has, unless
     you --leave them for others.
 
@@ -209,6 +210,7 @@ def collect_command(
     Examples:
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow
       draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
+      draftmill collect batch_0123456789abcdef01234567 -o s3://bucket/results.jsonl --follow
       draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow --notify https://example.com/done
     """

@@ -133,7 +133,8 @@ def run(
 
     OUT is one line of JSON for each result, in the form of the OpenAI Batch API, or a table if its name ends in .csv or
     .parquet. It grows while the batch runs; a Parquet file is written at the end, and until then its rows are in
-    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl.
+    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl. OUT may be a URL (s3://, gs://,
+    hf://datasets/…): results grow on this machine, and are sent there at the end.
 
     Interrupted, or killed at any moment, the same command goes on where it stopped. Beside OUT lies a manifest,
     OUT.draftmill.json, that says of which batch OUT is. Other lines or other parameters are another batch, and OUT is
@@ -148,6 +149,7 @@ def run(
       draftmill run prompts.jsonl -o results.jsonl --adapter adapters/sql
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
+      draftmill run prompts.jsonl -o hf://datasets/ann/answers/results.parquet
       draftmill run prompts.jsonl -o results.jsonl --notify 'say the batch is ready'
     """
     places.check(out)

@@ -148,6 +148,10 @@ class RemotePlace(Place):
         return self._url
 
     @property
+    def _title(self) -> str:
+        return PurePosixPath(self._url).name
+
+    @property
     def address(self) -> str:
         return self._url
 
@@ -157,6 +161,10 @@ class RemotePlace(Place):
         return self._url_of(end) if is_there else str(path)
 
     def claim(self) -> None:
+        if self._force:  # what is there must never be taken for results of this batch
+            with self._explaining():
+                self._store.put({}, [self._url_of(end) for end in self._sent], f"Remove {self._title}")
+            self._sent = {}
         self._send([MANIFEST], has_met=True)
 
     def send(self) -> None:
@@ -177,7 +185,8 @@ class RemotePlace(Place):
         if "" in newer and MANIFEST not in there:
             raise UserError(f"{self._url} exists; choose another place or overwrite it with --force")
         fetched = {end: self._fetch(end) for end in newer}
-        if lost := [end for end, new in fetched.items() if self._would_lose(end, new)]:
+        others = {end: new for end, new in fetched.items() if not self._is_same(end, new)}
+        if lost := [end for end in others if self._is_unsent(end)]:
             for new in fetched.values():
                 new.unlink()
             raise UserError(
@@ -186,8 +195,9 @@ class RemotePlace(Place):
             )
         for end, new in fetched.items():
             new.replace(self._path_of(end))
-            is_same = end != MANIFEST or not self._take_over()
-            self._sent[end] = Sent(there[end], _stamp(self._path_of(end)) if is_same else "")
+            self._sent[end] = Sent(there[end], _stamp(self._path_of(end)))
+        if MANIFEST in others:
+            self._take_over()
         self._save()
 
     def _lacks(self, end: str, version: str) -> bool:
@@ -195,21 +205,21 @@ class RemotePlace(Place):
         sent = self._sent.get(end)
         return sent is None or sent.version != version or (sent.stamp != "" and not size(self._path_of(end)))
 
-    def _would_lose(self, end: str, new: Path) -> bool:
-        """Whether a file here has what never was at the URL, nor is in what is there now."""
-        path = self._path_of(end)
-        is_sent = end in self._sent and self._sent[end].stamp == _stamp(path)
-        return size(path) > 0 and not is_sent and not filecmp.cmp(path, new, shallow=False)
+    def _is_same(self, end: str, new: Path) -> bool:
+        """Whether what the URL has is what is here: a kill came before that was noted."""
+        return size(self._path_of(end)) > 0 and filecmp.cmp(self._path_of(end), new, shallow=False)
 
-    def _take_over(self) -> bool:
-        """Makes this OUT another one than that of the machine before, for the queue; False if it is already."""
+    def _is_unsent(self, end: str) -> bool:
+        """Whether a file here has what never was at the URL."""
+        sent, path = self._sent.get(end), self._path_of(end)
+        return size(path) > 0 and (sent is None or sent.stamp != _stamp(path))
+
+    def _take_over(self) -> None:
+        """Makes this OUT another one for the queue than that of the machine before."""
         path = self._path_of(MANIFEST)
-        content = manifests.read(path)
-        if not content or not content.get("token"):
-            return False
-        with replacing(path) as file:
-            file.write(orjson.dumps(content | {"token": ""}))
-        return True
+        if content := manifests.read(path):
+            with replacing(path) as file:
+                file.write(orjson.dumps(content | {"token": ""}))
 
     def _fetch(self, end: str) -> Path:
         """A copy of what the URL has, beside the file that it may replace."""
@@ -222,7 +232,7 @@ class RemotePlace(Place):
         """Sends those of the files that are not at the URL. It `has_met` if it has seen just now what is there."""
         here = {end: _stamp(self._path_of(end)) for end in ends if self._is_here(end)}
         new = [end for end, stamp in here.items() if end not in self._sent or self._sent[end].stamp != stamp]
-        dropped = [end for end in ends if end in self._sent and end not in here]
+        dropped = [end for end in ends if end and end in self._sent and end not in here]
         if not new and not dropped:
             return
         known = {end: sent.version for end, sent in self._sent.items()}
@@ -231,7 +241,7 @@ class RemotePlace(Place):
         files = {self._url_of(end): self._path_of(end) for end in new}
         self._tell(f"sending {self._url}: {sum(map(size, files.values())) / 1e6:,.1f} MB")
         with self._explaining():
-            self._store.put(files, [self._url_of(end) for end in dropped], f"Write {PurePosixPath(self._url).name}")
+            self._store.put(files, [self._url_of(end) for end in dropped], f"Write {self._title}")
         there = self._versions()
         for end in dropped:
             del self._sent[end]

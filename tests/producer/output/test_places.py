@@ -158,7 +158,9 @@ def test_what_others_have_there_is_overwritten_by_force_only(s3: S3) -> None:
     with place_of(URL) as place, Output(place, "b") as output:
         output.write(failed(2))
         output.send()
-    write(3, batch="c", force=True)
+    with place_of(URL, True) as place, Output(place, "c", True):
+        assert s3.there() == [MANIFEST]  # a kill now, and another machine would not mix two batches
+    write(3, batch="c")
     assert s3.there() == [MANIFEST, "a/out.jsonl"]
     assert ids(s3.read("a/out.jsonl")) == ["r-3"]
 
