@@ -239,7 +239,8 @@ class RemotePlace(Place):
         if not has_met and self._versions() != known:
             raise UserError(f"{self._url} was changed by somebody else meanwhile, and nothing was written there")
         files = {self._url_of(end): self._path_of(end) for end in new}
-        self._tell(f"sending {self._url}: {sum(map(size, files.values())) / 1e6:,.1f} MB")
+        if not has_met:
+            self._tell(f"sending {self._url}: {sum(map(size, files.values())) / 1e6:,.1f} MB")
         with self._explaining():
             self._store.put(files, [self._url_of(end) for end in dropped], f"Write {self._title}")
         there = self._versions()
