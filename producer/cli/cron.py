@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from ..client.fleet_feeder import FleetFeeder
+from ..client.until_stopped import until_stopped
 from ..cron import entries
 from ..cron.entries import Entry
 from ..cron.schedule import LONGEST_MS, NAME, SHORTEST_MS, Missed, Schedule, check_inside, check_url
@@ -30,7 +31,6 @@ from ..queue.urls import masked
 from . import options
 from .batches import planned, submit_command
 from .report import print_json
-from .until_stopped import until_stopped
 
 
 class Name(click.ParamType):

@@ -7,10 +7,10 @@ import logging
 import click
 
 from ...client.fleet_feeder import FleetFeeder, log
+from ...client.until_stopped import until_stopped
 from ...queue.connect import connect, resolve
 from ...queue.urls import masked
 from .. import options
-from ..until_stopped import until_stopped
 
 
 @click.command("feed")

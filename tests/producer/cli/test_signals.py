@@ -53,7 +53,7 @@ def test_at_any_moment(shell: Shell, arguments: tuple[str, ...]) -> None:
 
 WAITS = """
 import sys, threading
-from draftmill.producer.cli.until_stopped import until_stopped
+from draftmill.producer.client.until_stopped import until_stopped
 from draftmill.producer.queue.errors import heed_signals
 
 heed_signals()
