@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 
 import orjson
 import pyarrow.parquet as pq
@@ -77,10 +78,11 @@ def test_killed_while_it_sends_the_same_command_goes_on(shell: Shell, s3: S3, wo
 def test_an_interrupted_run_goes_on_on_another_machine(
     shell: Shell, s3: S3, model: str, elsewhere: Callable[[], None]
 ) -> None:
-    command = ["run", prompts(shell), "-o", OUT, "--pair", model]
+    lines = (shell.folder / prompts(shell)).read_bytes().replace(b'"max_tokens":2000', b'"max_tokens":600')
+    command = ["run", shell.write("in.jsonl", lines), "-o", OUT, "--pair", model]
     process = shell.start(*command)
     outputs = f"{shell.environment['DRAFTMILL_HOME']}/outputs"
-    wait_for_lines(shell, process.poll, outputs, COUNT - 1)
+    wait_for_lines(process.poll, outputs, COUNT - 1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -95,10 +97,8 @@ def test_an_interrupted_run_goes_on_on_another_machine(
     assert ids(s3.read("out.jsonl")) == sorted(f"r-{n}" for n in range(COUNT))
 
 
-def wait_for_lines(shell: Shell, poll: Callable[[], object], outputs: str, count: int) -> None:
+def wait_for_lines(poll: Callable[[], object], outputs: str, count: int) -> None:
     """Returns when a command has written so many results on this machine."""
-    from pathlib import Path
-
     while sum(path.read_bytes().count(b"\n") for path in Path(outputs).glob("*/results.jsonl")) < count:
         assert poll() is None
         time.sleep(0.02)
