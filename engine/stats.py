@@ -29,3 +29,8 @@ class Stats:
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     accepted_per_position: list[int] = field(default_factory=list)
+
+    @property
+    def handled_tokens(self) -> int:
+        """Tokens that were prefilled and tokens that were generated."""
+        return self.prefilled_tokens + self.generated_tokens

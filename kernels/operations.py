@@ -18,15 +18,16 @@ from .gpu.source import Launch
 from .packing import Packing
 from .pages.places import Places
 from .pages.pool import LayerPool
-from .products.experts import Through, experts, experts_in_other_order
+from .products.experts import ROOM, Through, experts, experts_by_kernel, experts_in_other_order
+from .products.quantisation import Weight
 from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from .products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from .products.tiling import TILINGS
 from .race.keys import (
     KERNEL,
     OTHER_ORDER,
-    SIMDGROUPS,
     STOCK,
     TOGETHER,
+    ExpertsKind,
     Key,
     attention_key,
     choice_key,
@@ -143,23 +144,23 @@ class Operations:
             return gated_convolution_by_kernel(x, weight, inputs, steps, self.launch)
         return gated_convolution(x, weight, bias, inputs, steps)
 
-    def quantized_matmul(
-        self, x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
-    ) -> mx.array:
+    def quantized_matmul(self, x: mx.array, weight: Weight) -> mx.array:
         """As `quantized_matmul.quantized_matmul`."""
-        form = self.winners.get(product_key(x, w, group_size, bits), STOCK)
-        if form == KERNEL:
-            return quantized_matmul_by_kernel(x, w, scales, biases, group_size, bits, self.launch)
-        if form == SIMDGROUPS:
-            return quantized_matmul_by_simdgroups(x, w, scales, biases, group_size, bits, self.launch)
-        return quantized_matmul(x, w, scales, biases, group_size, bits)
+        rows, length = x.shape
+        key = product_key(rows, length, weight.lines, weight.quantisation, x.dtype)
+        tiling = TILINGS.get(self.winners.get(key, STOCK))
+        if tiling and weight.quantisation.known:
+            return quantized_matmul_by_kernel(x, weight, tiling, self.launch)
+        return quantized_matmul(x, weight)
 
-    def experts(self, x: mx.array, chosen: mx.array, through: Through, kind: tuple[int | str, ...]) -> mx.array:
-        """As `experts.experts`, of experts whose `kind` is that of their race."""
+    def experts(self, x: mx.array, chosen: mx.array, through: Through, kind: ExpertsKind) -> mx.array:
+        """As `experts.experts`, of experts of this kind."""
         tokens, each = chosen.shape
-        key = experts_key(tokens, each, kind, x.dtype)
-        form = experts_in_other_order if self.winners.get(key, STOCK) == OTHER_ORDER else experts
-        return form(x, chosen, through)
+        form = self.winners.get(experts_key(tokens, each, kind, x.dtype), STOCK)
+        tiling = TILINGS.get(form)
+        if tiling and kind.quantisation.known and chosen.size <= ROOM:
+            return experts_by_kernel(x, chosen, through, tiling, kind.experts, self.launch)
+        return (experts_in_other_order if form == OTHER_ORDER else experts)(x, chosen, through)
 
     def choose(self, logits: mx.array, settings: Sequence[Setting], positions: mx.array) -> mx.array:
         """As `choose.choose`."""

@@ -24,6 +24,8 @@ from .operations import Operations
 from .packing import FEW, Packing, Span
 from .pages.pool import LayerPool
 from .pages.sizes import pages_for
+from .products.experts import Layer, Product
+from .products.quantisation import AFFINE, Quantisation, Weight
 from .race.contestants import (
     AttentionShape,
     ChoiceShape,
@@ -34,14 +36,16 @@ from .race.contestants import (
     RecurrentShape,
     RotaryShape,
 )
+from .race.experts import ExpertsShape
+from .race.keys import MOST_TOKENS
 from .recurrent.gated_delta import Tape
 from .recurrent.plan import Steps
 
 COUNTS = (*range(1, 18), FEW, FEW + 1)
 """Queries of a span, or steps: all numbers in which tiles may differ, and the first of a prompt's chunks."""
 
-TOKENS = (*range(1, 34), 64, 65)
-"""Tokens of a product: all numbers up to where its tiles are as large as they become."""
+TOKENS = (*range(1, 34), 49, 64, 65, MOST_TOKENS)
+"""Tokens of a product: all numbers up to where its tiles are as large as they become, and more of such tiles."""
 
 PASTS = (0, 300, 2048)
 """Keys before a round: none, enough to be split, enough for another winner."""
@@ -59,6 +63,10 @@ class Inputs(Protocol):
         """An array [shape]."""
         ...
 
+    def weight(self, lines: int, length: int, quantisation: Quantisation, dtype: mx.Dtype) -> Weight:
+        """A quantised weight [lines, length]."""
+        ...
+
     def pool(self, operations: Operations, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
         """A pool with the keys and values that attention reads."""
         ...
@@ -69,6 +77,12 @@ class Zeros:
 
     def array(self, shape: Sequence[int], dtype: mx.Dtype = mx.float32) -> mx.array:
         return mx.zeros(shape, dtype)
+
+    def weight(self, lines: int, length: int, quantisation: Quantisation, dtype: mx.Dtype) -> Weight:
+        group_size, bits, mode = quantisation
+        scales = mx.zeros((lines, length // group_size), dtype if mode == AFFINE else mx.uint8)
+        biases = scales if mode == AFFINE else None
+        return Weight(mx.zeros((lines, length * bits // 32), mx.uint32), scales, biases, quantisation)
 
     def pool(self, operations: Operations, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
         return operations.pool(pages, heads, dim, dtype)
@@ -138,6 +152,8 @@ def calls(shape: OperationShape, inputs: Inputs = ZEROS) -> Iterator[tuple[str, 
             yield "choose", partial(_choose, shape, inputs)
         case ProductShape():
             yield from (("quantised product", call) for call in _products(shape, inputs))
+        case ExpertsShape():
+            yield from (("experts", call) for call in _experts(shape, inputs))
 
 
 def _store_and_gather(shape: AttentionShape, inputs: Inputs, operations: Operations) -> Sequence[mx.array]:
@@ -274,14 +290,23 @@ def _gated_convolution(
 
 
 def _products(shape: ProductShape, inputs: Inputs) -> Iterator[Call]:
-    weight = inputs.array((shape.lines, shape.length * shape.bits // 32), mx.uint32)
-    scales = inputs.array((shape.lines, shape.length // shape.group_size), shape.dtype)
+    weight = inputs.weight(shape.lines, shape.length, shape.quantisation, shape.dtype)
     for count in TOKENS:
         x = inputs.array((count, shape.length), shape.dtype)
-        yield partial(_multiply, x, weight, scales, shape)
+        yield lambda operations, x=x: [operations.quantized_matmul(x, weight)]
 
 
-def _multiply(
-    x: mx.array, weight: mx.array, scales: mx.array, shape: ProductShape, operations: Operations
-) -> Sequence[mx.array]:
-    return [operations.quantized_matmul(x, weight, scales, scales, shape.group_size, shape.bits)]
+def _experts(shape: ExpertsShape, inputs: Inputs) -> Iterator[Call]:
+    kind = shape.kind
+    up, down = (
+        Layer(inputs.weight(kind.experts * lines, length, kind.quantisation, shape.dtype).of_experts(kind.experts))
+        for lines, length in ((kind.inside, kind.length), (kind.length, kind.inside))
+    )
+
+    def through(x: mx.array, product: Product) -> mx.array:
+        return product(product(x, up), down)
+
+    for count in range(1, MOST_TOKENS + 1):
+        x = inputs.array((count, kind.length), shape.dtype)
+        chosen = mx.broadcast_to(mx.arange(shape.chosen, dtype=mx.uint32), (count, shape.chosen))
+        yield lambda operations, x=x, chosen=chosen: [operations.experts(x, chosen, through, kind)]

@@ -11,6 +11,7 @@ import redis as redis_py
 
 from ..producer.queue.errors import denied, redis_trouble
 from ..producer.queue.leases import Claimed, JobQueue, Outcome
+from .host import RowSpeed
 from .metrics import Metrics
 from .spool import Spool
 
@@ -68,11 +69,12 @@ class Courier(threading.Thread):
     A failing Redis costs time, never a result: undelivered outcomes stay here and on disk, and are sent again.
     """
 
-    def __init__(self, queue: JobQueue, metrics: Metrics, spool: Spool) -> None:
+    def __init__(self, queue: JobQueue, metrics: Metrics, spool: Spool, speed: RowSpeed) -> None:
         super().__init__(name="courier", daemon=True)
         self.queue = queue
         self.metrics = metrics
         self.spool = spool
+        self.speed = speed
         self.arrived = threading.Event()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -159,6 +161,8 @@ class Courier(threading.Thread):
         """Wait until there is something to do: an outcome, more room, or jobs."""
         if found:
             self._wake.wait(SOON)
+        elif self.queue.passed:  # calls are for faster workers
+            self._wake.wait(LISTEN_SECONDS)
         elif self._has_free_row:
             self._listener.wants.set()
             self._wake.wait(2 * LISTEN_SECONDS)
@@ -218,7 +222,7 @@ class Courier(threading.Thread):
             alone = any(job.alone for job in self._held.values())
         if not room or alone or self._closing.is_set():
             return False
-        jobs = self.queue.claim(room, ahead, held)
+        jobs = self.queue.claim(room, ahead, held, self.speed.pace)
         with self._lock:
             self._room = max(0, self._room - len(jobs))
             self._held.update((job.id, job) for job in jobs)

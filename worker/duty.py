@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 from ..producer.queue.fleet import Orders
-from ..producer.queue.wire import slug
+from ..producer.queue.wire import WIRE, slug
+
+VERSIONS = {name: version(name) for name in ("draftmill", "mlx", "rq")} | {"wire": str(WIRE)}
+"""Of this worker, as operators can require them."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..producer.queue import wire
 from ..producer.queue.fleet import Orders
 from ..producer.queue.leases import BEAT, Claimed, Drop, JobQueue
 from ..producer.queue.scripts import run
+from .host import RowSpeed
 from .metrics import Metrics
 
 log = logging.getLogger("draftmill.worker")
@@ -35,6 +36,7 @@ class Heartbeat(threading.Thread):
     Args:
         queue: on a client without retries; a client that pauses between its own attempts could wake too late to renew.
         held: the jobs whose leases are to be renewed.
+        speed: of the rows, to be compared with the fleet.
         host: name of this machine in the fleet.
         report: what the worker says of itself, as text or numbers.
         on_orders: called after each beat with what operators ask of this worker.
@@ -47,6 +49,7 @@ class Heartbeat(threading.Thread):
         queue: JobQueue,
         metrics: Metrics,
         held: Callable[[], list[Claimed]],
+        speed: RowSpeed,
         host: str,
         report: Callable[[], dict[str, Any]],
         on_orders: Callable[[Orders], None],
@@ -54,7 +57,7 @@ class Heartbeat(threading.Thread):
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.worker, self.queue, self.metrics = worker, queue, metrics
-        self.held, self.report = held, report
+        self.held, self.speed, self.report = held, speed, report
         self.on_orders, self.on_shutdown = on_orders, on_shutdown
         self._order_fields = Orders.fields(worker.name, host)
         self.drops: SimpleQueue[Drop] = SimpleQueue()
@@ -72,6 +75,7 @@ class Heartbeat(threading.Thread):
                 self._beat()
                 if time.monotonic() >= reap_at:
                     self._reap()
+                    self.speed.beside_fleet = self.queue.compare(self.speed.tokens_per_second, self.speed.rows)
                     reap_at = time.monotonic() + self.reap_every
                 self._listen(self.beat_every)
             except redis_py.RedisError:  # the courier says so; here, time will tell
@@ -92,6 +96,7 @@ class Heartbeat(threading.Thread):
         with self.queue.redis.pipeline(transaction=True) as pipe:
             pipe.zrem(wire.WORKERS, self.worker.name)
             pipe.delete(wire.worker_key(self.worker.name))
+            pipe.hdel(wire.paces_key(self.queue.pair), self.worker.name)
             pipe.execute()
 
     def _beat(self) -> None:

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from ..engine.stats import Stats
+from ..producer.queue.leases import UNKNOWN, Pace
 from .mac.memory import NAMES, NOTHING_KNOWN, MemoryReading, memory
 
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
@@ -92,25 +94,96 @@ class Sensors(threading.Thread):
             time.sleep(READ_EVERY)
 
 
+class Work(NamedTuple):
+    """What a worker has done by some moment: `tokens` that it handled, `joules` that its machine drew meanwhile."""
+
+    joules: float
+    tokens: int
+
+
 class Meter:
-    """What a worker generates and what its machine draws meanwhile, between one heartbeat and the next."""
+    """What a worker generates, by the `stats` of its engine, and what its machine draws meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
         self._tokens: deque[tuple[float, int]] = deque(maxlen=11)
-        self.joules = 0.0
+        self._last: tuple[float, float, float | None] = time.monotonic(), 0.0, None  # when, joules by then, watts
 
-    def beat(self, tokens: int, watts: float | None) -> float:
-        """So many tokens so far, at such a power if that is to count; returns joules since the last beat."""
-        self._tokens.append((time.monotonic(), tokens))
-        joules = (watts or 0.0) * (self._tokens[-1][0] - self._tokens[-2][0]) if len(self._tokens) > 1 else 0.0
-        self.joules += joules
+    def beat(self, watts: float | None, at_work: bool) -> float:
+        """The machine draws so many watts, which count while jobs are in flight; returns joules since the last beat."""
+        before, drawn, _ = self._last
+        now = time.monotonic()
+        joules = (watts or 0.0) * (now - before) if self._tokens and at_work else 0.0
+        self._tokens.append((now, self._stats.generated_tokens))
+        self._last = now, drawn + joules, watts
         return joules
+
+    @property
+    def joules(self) -> float:
+        """Until the last beat."""
+        return self._last[1]
+
+    @property
+    def now(self) -> Work:
+        """All until now: since the last beat at the power that was known then."""
+        beat, joules, watts = self._last
+        return Work(joules + (watts or 0.0) * (time.monotonic() - beat), self._stats.handled_tokens)
+
+    def share(self, before: Work, tokens: int) -> float | None:
+        """Joules since a moment, of so many `tokens` of those that were handled since; None if the power is unknown."""
+        if self._last[2] is None:
+            return None
+        joules, handled = (after - then for after, then in zip(self.now, before, strict=True))
+        return max(0.0, joules) * min(1.0, tokens / max(1, handled))
 
     @property
     def tokens_per_second(self) -> float:
         """Over the last ten beats."""
         (before, then), (after, latest) = self._tokens[0], self._tokens[-1]
         return round((latest - then) / (after - before), 1) if after > before else 0
+
+
+class RowSpeed:
+    """How fast the rows of this worker are, over about its last `MEMORY` jobs, and how that compares with its fleet.
+
+    `rows` is how many take jobs, `beside_fleet` what `JobQueue.compare` said. The worker counts here, its heartbeat
+    compares, its courier asks.
+    """
+
+    MEMORY = 50
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.beside_fleet = 0.0, 0.0
+        self._before = 0, 0
+        self._tokens = self._row_seconds = self._sizes = self._jobs = 0.0
+
+    def observe_round(self, seconds: float, stats: Stats) -> None:
+        """After a round."""
+        tokens, rows = self._before
+        self._before = stats.generated_tokens, stats.rows
+        self._tokens += stats.generated_tokens - tokens
+        self._row_seconds += seconds * (stats.rows - rows)
+
+    def observe_job(self, size: int) -> None:
+        """After a job that asked for so many tokens."""
+        self._sizes += size
+        self._jobs += 1
+        if self._jobs > self.MEMORY:
+            kept = self.MEMORY / self._jobs
+            self._tokens, self._row_seconds = kept * self._tokens, kept * self._row_seconds
+            self._sizes, self._jobs = kept * self._sizes, self.MEMORY
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one row; 0 until a job has ended."""
+        return self._tokens / self._row_seconds if self._jobs and self._row_seconds else 0.0
+
+    @property
+    def pace(self) -> Pace:
+        if not self._jobs:
+            return UNKNOWN
+        return Pace(*self.beside_fleet, self._sizes / self._jobs, self._row_seconds / self._jobs)
 
 
 class Power:

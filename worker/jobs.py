@@ -17,6 +17,7 @@ from ..engine.request import NO_ADAPTERS, Adapters, Completion, Grammar, Request
 from ..engine.text import Prompt, Text
 from ..producer.queue.leases import Claimed
 from ..producer.queue.wire import FUNCTION, MOST_BODY_BYTES, JobBody
+from .host import Work
 
 SEEDS = 2**63
 """Seeds of an engine are smaller."""
@@ -68,8 +69,8 @@ class Asked:
 
 @dataclass
 class Running:
-    """A claimed job in the engine, `since` when, and the `completions` that it has; `dropped` says why it should no
-    longer run.
+    """A claimed job in the engine, `since` when, what the worker had done `before`, and the `completions` that it has;
+    `dropped` says why it should no longer run.
 
     `counts` is whether Redis would count a loss of its lease against it, as it should while it is `in_row`; None if
     nobody knows what Redis has.
@@ -79,6 +80,7 @@ class Running:
     body: JobBody
     asked: Asked
     since: float
+    before: Work
     completions: dict[str, Completion] = field(default_factory=dict)
     dropped: str | None = None
     in_row: bool = False
@@ -98,6 +100,11 @@ class Running:
     def open(self) -> list[Request]:
         """Its requests that the engine still has."""
         return [request for request in self.asked.requests if request.id not in self.completions]
+
+    @property
+    def handled_tokens(self) -> int:
+        """Tokens that were prefilled for its completions, and those that they have."""
+        return sum(each.prompt_tokens - each.cached_tokens + len(each.tokens) for each in self.completions.values())
 
     @property
     def choices(self) -> list[Completion]:

@@ -30,8 +30,18 @@ CANCELLED = {
 OVERDUE = "deadline_exceeded"
 
 
-def completed(job: Claimed, body: JobBody, asked: Asked, completions: Sequence[Completion], text: Text) -> Outcome:
-    """The outcome of a job whose requests ran to their ends: a choice for each of them, in their order."""
+def completed(
+    job: Claimed,
+    body: JobBody,
+    asked: Asked,
+    completions: Sequence[Completion],
+    text: Text,
+    joules: float | None = None,
+) -> Outcome:
+    """The outcome of a job whose requests ran to their ends: a choice for each of them, in their order.
+
+    `joules` are what the machine drew for it, if that is known.
+    """
     answers = [
         read(completion, request.thinking, asked.tools, text) if body.messages is not None else Answer(completion.text)
         for request, completion in zip(asked.requests, completions, strict=True)
@@ -53,7 +63,7 @@ def completed(job: Claimed, body: JobBody, asked: Asked, completions: Sequence[C
     if notes := dict.fromkeys([*asked.notes, *(note for answer in answers for note in answer.notes)]):
         answer["draftmill"] = {"notes": list(notes)}
     line = _line(job, {"status_code": 200, "request_id": f"req_{job.id}", "body": answer}, None)
-    return Outcome(job, "done", line, usage["prompt_tokens"], usage["completion_tokens"])
+    return Outcome(job, "done", line, usage["prompt_tokens"], usage["completion_tokens"], joules=joules)
 
 
 def refused(job: Claimed, reason: str) -> Outcome:

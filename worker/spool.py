@@ -165,6 +165,7 @@ def _line(outcome: Outcome) -> bytes:
         "prompt_tokens": outcome.prompt_tokens,
         "completion_tokens": outcome.completion_tokens,
         "reason": outcome.reason,
+        "joules": outcome.joules,
     }
     return orjson.dumps(record) + b"\n"
 
@@ -186,6 +187,8 @@ def _outcome(line: bytes) -> Outcome | None:
             "reason": str(reason),
         }:
             job = Claimed(id, b"", token, "", "", 0)
-            return Outcome(job, status, text.encode(), prompt_tokens, completion_tokens, reason)
+            joules = record.get("joules")  # an earlier version wrote none
+            joules = joules if isinstance(joules, float) else None
+            return Outcome(job, status, text.encode(), prompt_tokens, completion_tokens, reason, joules)
         case _:
             return None

@@ -9,7 +9,6 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from ..producer.queue.errors import redis_trouble
 from ..producer.queue.fleet import VERSIONED, Orders
 from ..producer.queue.leases import JobQueue
 from ..producer.queue.pair_names import canonical
-from ..producer.queue.wire import WIRE, JsonSerializer, pair_queue
+from ..producer.queue.wire import JsonSerializer, pair_queue
 from . import jobs, model_defaults, protocol, results
 from .courier import Courier
-from .duty import UNHEARD, duty
+from .duty import UNHEARD, VERSIONS, duty
 from .heartbeat import Heartbeat
-from .host import Host, Meter, Sensors
+from .host import Host, Meter, RowSpeed, Sensors
 from .jobs import Running
 from .mac.memory import Relief
 from .metrics import Metrics
@@ -37,8 +36,6 @@ from .spool import Spool
 from .witness import Witness
 
 log = logging.getLogger("draftmill.worker")
-
-VERSIONS = {name: version(name) for name in ("draftmill", "mlx", "rq")} | {"wire": str(WIRE)}
 
 
 class MillWorker(BaseWorker):
@@ -88,7 +85,8 @@ class MillWorker(BaseWorker):
             self.metrics.observe_check(engine.verdict)
         self.queue = JobQueue(connection, self.name, pair, lease)
         self.spool = Spool(spool, self.name)
-        self.courier = Courier(self.queue, self.metrics, self.spool)
+        self.meter, self.speed = Meter(engine.stats), RowSpeed()
+        self.courier = Courier(self.queue, self.metrics, self.spool, self.speed)
         self.witness = Witness(self.queue)
         engine.starting = self._start_rows
         self.pulse = Heartbeat(
@@ -96,24 +94,20 @@ class MillWorker(BaseWorker):
             JobQueue(without_retries(connection), self.name, pair, lease),
             self.metrics,
             self.courier.held,
+            self.speed,
             host.name,
             self.report,
             self.obey,
             self.request_shutdown,
         )
-        self.host = host
-        self.sensors, self.relief = Sensors(host), Relief()
+        self.host, self.sensors, self.relief = host, Sensors(host), Relief()
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
-        self.duty = UNHEARD
-        self.restart = False
-        self._hand_back_at = math.inf
-        self.signals = 0
-        self._stop_at = math.inf
+        self.duty, self.restart, self.signals = UNHEARD, False, 0
+        self._hand_back_at = self._stop_at = math.inf
         self._running: dict[str, Running] = {}
         self._of_request: dict[str, Running] = {}
         self._requests_per_job = 1.0
         self._done = self._failed = 0
-        self.meter = Meter()
         self.birth_date = now()
 
     def _set_connection(self, connection: redis_py.Redis) -> redis_py.Redis:
@@ -180,7 +174,7 @@ class MillWorker(BaseWorker):
             try:
                 body = model_defaults.applied(jobs.decode(job, self.pair), self.defaults)
                 asked = jobs.asked(job, body, self.engine.text, self.engine.adapters)
-                self._start(running := Running(job, body, asked, time.monotonic()))
+                self._start(running := Running(job, body, asked, time.monotonic(), self.meter.now))
             except (jobs.BadJob, RequestError) as error:
                 ended.append(results.refused(job, str(error)))
             except Exception as error:  # whatever it is, it concerns this job alone
@@ -192,7 +186,8 @@ class MillWorker(BaseWorker):
 
     def _room(self) -> tuple[int, int]:
         """How many jobs to have more, and how many of them are not for a free row, if they are as large as the last."""
-        if not self.duty.takes_jobs or self.signals:
+        self.speed.rows = self.engine.max_rows if self.duty.takes_jobs and not self.signals else 0
+        if not self.speed.rows:
             return 0, 0
         if self._running:
             self._requests_per_job = len(self._of_request) / len(self._running)
@@ -269,7 +264,9 @@ class MillWorker(BaseWorker):
             self._give_up(error)
             raise
         self._tell_rows()
-        self.metrics.observe_round(time.perf_counter() - begin, self.engine.stats)
+        seconds = time.perf_counter() - begin
+        self.metrics.observe_round(seconds, self.engine.stats)
+        self.speed.observe_round(seconds, self.engine.stats)
         ended = [self._ended(completion) for completion in completions]
         self._deliver([outcome for outcome in ended if outcome])
 
@@ -300,6 +297,7 @@ class MillWorker(BaseWorker):
         if not running.ended:
             return None
         del self._running[running.job.id]
+        self.speed.observe_job(running.body.size)
         return self._outcome(running)
 
     def _outcome(self, running: Running) -> results.Outcome | None:
@@ -311,7 +309,8 @@ class MillWorker(BaseWorker):
         cancelled = [each.id for each in completions if each.finish_reason == "cancelled"]
         if not cancelled:
             self.metrics.run_seconds.observe(time.monotonic() - running.since)
-            return results.completed(job, running.body, running.asked, completions, self.engine.text)
+            joules = self.meter.share(running.before, running.handled_tokens)
+            return results.completed(job, running.body, running.asked, completions, self.engine.text, joules)
         if running.dropped is None:  # stopped for a lost lease, then leased to us anew
             running.in_row = False
             for id in cancelled:
@@ -379,7 +378,7 @@ class MillWorker(BaseWorker):
         """What each heartbeat publishes; `wire.worker_key` describes it. Called by the heartbeat's thread."""
         reading, held = self.sensors.latest, len(self.courier.held())
         self.metrics.memory_short.set(reading.memory.short)
-        if joules := self.meter.beat(self.engine.stats.generated_tokens, reading.power_watts if held else None):
+        if joules := self.meter.beat(reading.power_watts, held > 0):
             self.metrics.add_energy(joules)
         state, reason = ("draining", "stopping") if self.signals else (self.duty.state, self.duty.reason)
         return {

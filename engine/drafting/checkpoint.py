@@ -49,8 +49,9 @@ def load_draft(folder: Path, quantize_bits: int | None = None) -> DFlashDraft:
     weights = draft.adopt({name.removeprefix("model."): array for name, array in weights.items()})
     if quantization := raw.get("quantization"):
 
-        def quantised(path: str, module: nn.Module) -> bool:
-            return hasattr(module, "to_quantized") and f"{path}.scales" in weights
+        def quantised(path: str, module: nn.Module) -> bool | dict[str, Any]:
+            there = hasattr(module, "to_quantized") and f"{path}.scales" in weights
+            return there and (quantization.get(path) or True)  # a layer may have other settings than the rest
 
         nn.quantize(draft, quantization["group_size"], quantization["bits"], class_predicate=quantised)
     expected = {name: array.shape for name, array in arrays(draft)}

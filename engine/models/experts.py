@@ -1,4 +1,4 @@
-"""Quantised experts of mlx-lm's, through which tokens go in the order that is faster on this machine."""
+"""Quantised experts of mlx-lm's, through which tokens go in the way that is fastest on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import mlx.core as mx
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU
 
 from ...kernels.operations import Operations
+from ...kernels.products.experts import Layer, Product
 from ...kernels.race.experts import ExpertsShape
+from ...kernels.race.keys import ExpertsKind
+from .linear import quantisation, quantised
 
 
 class Experts:
@@ -18,16 +21,16 @@ class Experts:
 
     def __init__(self, glu: SwitchGLU, operations: Callable[[], Operations]):
         self.glu, self._operations = glu, operations
-        self._shape = _shape(glu)
+        self._kind = _kind(glu)
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """Tokens x [N, K] through their experts `chosen` [N, E]: [N, E, K]."""
-        return self._operations().experts(x, chosen, self._through, self._shape)
+        return self._operations().experts(x, chosen, self._through, self._kind)
 
-    def _through(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
+    def _through(self, x: mx.array, product: Product) -> mx.array:
         glu: Any = self.glu
-        inside = glu.activation(glu.up_proj(x, experts, ascending), glu.gate_proj(x, experts, ascending))
-        return glu.down_proj(inside, experts, ascending)
+        inside = glu.activation(product(x, _layer(glu.up_proj)), product(x, _layer(glu.gate_proj)))
+        return product(inside, _layer(glu.down_proj))
 
 
 def ordered(block: Any, operations: Callable[[], Operations]) -> Any:
@@ -43,7 +46,7 @@ def ordered(block: Any, operations: Callable[[], Operations]) -> Any:
 def expert_shapes(blocks: Iterable[Any], chosen: int, dtype: mx.Dtype) -> Iterator[ExpertsShape]:
     """The shapes of blocks' experts, each once, of which a token chooses so many."""
     experts = (it for block in blocks for it in vars(block).values() if isinstance(it, Experts))
-    yield from dict.fromkeys(ExpertsShape(*_shape(it.glu), chosen, dtype) for it in experts)
+    yield from dict.fromkeys(ExpertsShape(_kind(it.glu), chosen, dtype) for it in experts)
 
 
 def _is_known(child: Any) -> bool:
@@ -52,10 +55,13 @@ def _is_known(child: Any) -> bool:
     layers: list[Any] = [child.gate_proj, child.up_proj, child.down_proj]
     if not all(isinstance(layer, QuantizedSwitchLinear) and layer.global_scale is None for layer in layers):
         return False
-    return len({(layer.group_size, layer.bits, layer.mode) for layer in layers}) == 1
+    return len({quantisation(layer) for layer in layers}) == 1
 
 
-def _shape(glu: Any) -> tuple[int, int, int, int, int, str]:
-    """What tokens have outside and inside, how many experts there are, and how they are quantised."""
+def _kind(glu: Any) -> ExpertsKind:
     up = glu.up_proj
-    return up.input_dims, up.output_dims, up.num_experts, up.group_size, up.bits, up.mode
+    return ExpertsKind(up.input_dims, up.output_dims, up.num_experts, quantisation(up))
+
+
+def _layer(layer: Any) -> Layer:
+    return Layer(quantised(layer), layer.get("bias"))

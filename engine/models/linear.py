@@ -12,10 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...kernels.operations import Operations
+from ...kernels.products.quantisation import Quantisation, Weight
 from ...kernels.race.contestants import ProductShape
-
-BITS, GROUPS = (4, 8), (32, 64)
-"""Affine quantisations that the kernels know."""
 
 ROWS = ("weight", "scales", "biases", "bias")
 """Arrays of a linear layer whose first dimension is its outputs."""
@@ -115,28 +113,33 @@ def width(layer: Any) -> int:
 def sizes(layer: Any) -> tuple[int, int]:
     """How many inputs and outputs a linear layer of mlx-lm's has, quantised or not."""
     outputs, inputs = layer.weight.shape
-    return inputs * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else inputs, outputs
+    packed = isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+    return inputs * 32 // layer.bits if packed else inputs, outputs
 
 
 def product(layer: Any, x: mx.array, operations: Operations) -> mx.array:
     """Rows x [N, K] times the transpose of a quantised layer's or embedding's weight [O, K]: [N, O]."""
-    weight, scales, biases = (layer[name] for name in ("weight", "scales", "biases"))
-    return operations.quantized_matmul(x, weight, scales, biases, layer.group_size, layer.bits)
+    return operations.quantized_matmul(x, quantised(layer))
 
 
 def products(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[ProductShape]:
     """The quantised products of layers that the kernels know, each shape once."""
     shape = partial(ProductShape, dtype=dtype)
     yield from dict.fromkeys(
-        shape(layer.weight.shape[1] * 32 // layer.bits, layer.weight.shape[0], layer.group_size, layer.bits)
-        for joint in layers
-        for layer in parts(joint)
-        if known(layer)
+        shape(*sizes(layer), quantisation(layer)) for joint in layers for layer in parts(joint) if known(layer)
     )
 
 
 def known(layer: nn.Module) -> bool:
     """Whether the kernels know a layer's quantisation."""
-    if not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
-        return False
-    return layer.mode == "affine" and layer.bits in BITS and layer.group_size in GROUPS
+    return isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding) and quantisation(layer).known
+
+
+def quantised(layer: Any) -> Weight:
+    """The weight of a layer, or of all experts of one."""
+    return Weight(layer.weight, layer.scales, layer.get("biases"), quantisation(layer))
+
+
+def quantisation(layer: Any) -> Quantisation:
+    """How a layer is quantised."""
+    return Quantisation(layer.group_size, layer.bits, layer.mode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -13,9 +13,11 @@ from ...kernels.gpu.source import Launch
 from ...kernels.operations import Operations
 from ...kernels.pages.pool import LayerPool
 from ...kernels.pages.proof import flaw
+from ...kernels.products.quantisation import Quantisation, Weight
+from ...kernels.products.tiling import RACED, raced
 from ...kernels.race.contestants import ChoiceShape, OperationShape, ProductShape, contests, filled
-from ...kernels.race.keys import KERNEL, SIMDGROUPS
-from ...kernels.race.noise import noise
+from ...kernels.race.keys import KERNEL, Key
+from ...kernels.race.noise import noise, quantised_noise
 from ...kernels.race.race import BOUNDS, difference
 from ...kernels.variants import Call, Recorder, calls
 from .check import Skipped, Wrong
@@ -46,9 +48,10 @@ class Noise:
     launch: Launch
 
     def array(self, shape: Sequence[int], dtype: mx.Dtype = mx.float32) -> mx.array:
-        if dtype == mx.uint32:  # quantised weights
-            return mx.random.randint(-(1 << 31), (1 << 31) - 1, shape, mx.int32).view(mx.uint32)
         return noise(*shape, dtype=dtype)
+
+    def weight(self, lines: int, length: int, quantisation: Quantisation, dtype: mx.Dtype) -> Weight:
+        return quantised_noise(lines, length, quantisation, dtype)
 
     def pool(self, operations: Operations, pages: int, heads: int, dim: int, dtype: mx.Dtype) -> LayerPool:
         mx.random.seed(SEED)
@@ -84,12 +87,21 @@ def compare_kernels(of: Callable[[], Iterable[OperationShape]], known: Known, la
 
 
 def in_all_forms(shapes: Iterable[OperationShape], launch: Launch) -> Iterator[tuple[OperationShape, Operations]]:
-    """Each shape with kernels for it, in each form that there is here: simdgroup matrices are Metal's."""
+    """Each shape with kernels for it, in each form that is raced here."""
     for shape in shapes:
-        metal = isinstance(shape, ProductShape) and mx.metal.is_available()
-        keys = [contest.key for contest in contests([shape])]
-        for form in (KERNEL, SIMDGROUPS) if metal else (KERNEL,):
+        every: dict[str, list[Key]] = {}
+        for contest in contests([shape]):
+            for form in forms(shape, contest.key):
+                every.setdefault(form, []).append(contest.key)
+        for form, keys in every.items():
             yield shape, Operations(dict.fromkeys(keys, form), launch, in_place=True)
+
+
+def forms(shape: OperationShape, key: Key) -> Collection[str]:
+    """The kernels that a contest of a shape has; those of products end their keys with the number of rows."""
+    if isinstance(shape, ProductShape):
+        return raced(RACED[int(key[-1])], shape.length, shape.quantisation)
+    return [KERNEL]
 
 
 def new_calls(shape: OperationShape, kernels: Operations, known: Known) -> Iterator[tuple[str, Call]]:

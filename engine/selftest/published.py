@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ...kernels.fused.rotary import Layout
+from ...kernels.products.quantisation import Quantisation
 from ...kernels.race.contestants import (
     AttentionShape,
     ChoiceShape,
@@ -21,6 +22,8 @@ from ...kernels.race.contestants import (
     RotaryShape,
 )
 from ...kernels.recurrent.convolution import Heads
+
+FOUR_BITS = Quantisation(64, 4)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Published:
             found.append(ConvolutionShape(self.hidden, self.looks, dtype))
         found += attention(*self.heads, dtype, rotated=self.heads[-1])
         found += [NormShape(self.hidden, dtype), ChoiceShape(self.vocabulary, dtype)]
-        found += [ProductShape(length, lines, 64, 4, dtype) for length, lines in self.products]
+        found += [ProductShape(length, lines, FOUR_BITS, dtype) for length, lines in self.products]
         return [*found, ChoiceShape(self.vocabulary, mx.float32, most=16)]
 
 

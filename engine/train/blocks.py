@@ -13,7 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...kernels.fused.rotary import Norms, split
-from ..drafting.dflash import DFlashDraft
+from ..drafting.dflash import STOCK_OPERATIONS, DFlashDraft
+from ..drafting.dspark import DSparkDraft
+from ..drafting.markov import MarkovHead
 from ..models.targets.transformer import Transformer
 
 
@@ -24,12 +26,25 @@ def compiled(function: Callable[..., Any], **state: Any) -> Callable[..., Any]:
 
 def target_taps(target: Transformer, tokens: mx.array, layer_ids: tuple[int, ...]) -> mx.array:
     """Hidden states [B, S, taps * hidden] after the tapped layers, of tokens [B, S]."""
+    return mx.concatenate(_after(target, tokens, layer_ids), axis=-1)
+
+
+def target_states(target: Transformer, tokens: mx.array, layer_ids: tuple[int, ...]) -> tuple[mx.array, mx.array]:
+    """As `target_taps`; and the states [B, S, hidden] that the target's head reads."""
+    *taps, last = _after(target, tokens, (*layer_ids, len(target.layers) - 1))
+    return mx.concatenate(taps, axis=-1), target.norm(last)
+
+
+def _after(target: Transformer, tokens: mx.array, layer_ids: tuple[int, ...]) -> list[mx.array]:
+    """The residual stream [B, S, hidden] after each of these layers, of tokens [B, S]."""
     hidden = target.enter(tokens)
-    taps: dict[int, mx.array] = {}
+    found: dict[int, mx.array] = {}
     for index, layer in enumerate(target.layers[: max(layer_ids) + 1]):
-        hidden = layer(hidden, mask=causal_mask(tokens.shape[1], target.window(index)))
-        taps[index] = hidden
-    return mx.concatenate([taps[index] for index in layer_ids], axis=-1)
+        attends = index in target.attending  # other layers see only what is before a token anyway
+        mask = causal_mask(tokens.shape[1], target.window(index)) if attends else None
+        hidden = layer(hidden, mask=mask)
+        found[index] = hidden
+    return [found[index] for index in layer_ids]
 
 
 def causal_mask(length: int, window: int | None) -> Any:
@@ -57,10 +72,10 @@ def block_mask(anchors: mx.array, length: int, block: int, causal: bool, window:
     return mx.concatenate([visible, mx.broadcast_to(own, (anchors.shape[0], count, count))], axis=-1)
 
 
-def block_logits(
+def block_hidden(
     target: Transformer, draft: DFlashDraft, taps: mx.array, tokens: mx.array, anchors: mx.array
 ) -> mx.array:
-    """Logits [B, A, block - 1, vocabulary] of the mask slots of blocks at `anchors` [B, A] in `tokens` [B, S]."""
+    """Hidden states [B, A, block - 1, hidden] of the mask slots of blocks at `anchors` [B, A] in `tokens` [B, S]."""
     (batch, length), block = tokens.shape, draft.config.block_size
     count = anchors.shape[1] * block
     places = mx.broadcast_to(mx.arange(length, dtype=mx.int32), (batch, length)).reshape(-1)
@@ -86,9 +101,35 @@ def block_logits(
         return mixed.transpose(0, 2, 1, 3).reshape(batch * count, -1)
 
     hidden = draft(target.embed_drafts(inputs), positions, attend)
-    hidden = hidden.reshape(*anchors.shape, block, -1)[:, :, 1:]
-    logits = draft.finish(target.score_drafts(hidden.reshape(-1, hidden.shape[-1])))
-    return logits.reshape(*anchors.shape, block - 1, -1)
+    return hidden.reshape(*anchors.shape, block, -1)[:, :, 1:]
+
+
+def block_logits(
+    target: Transformer, draft: DFlashDraft, taps: mx.array, tokens: mx.array, anchors: mx.array
+) -> mx.array:
+    """Logits [B, A, block - 1, vocabulary] of the mask slots of blocks at `anchors` [B, A] in `tokens` [B, S].
+
+    A Markov head is told the true tokens before each slot. While a walk is right, these are the drafted ones.
+    """
+    hidden = block_hidden(target, draft, taps, tokens, anchors)
+    logits = draft.score(hidden.reshape(-1, hidden.shape[-1]), target).reshape(*hidden.shape[:3], -1)
+    if not isinstance(draft, DSparkDraft):
+        return logits
+    before = tokens_before(tokens, anchors, draft.config.block_size).reshape(-1, hidden.shape[2])
+    features = block_codes(draft.markov_head, before, hidden.reshape(-1, *hidden.shape[2:]))
+    return logits + draft.markov_head.markov_w2(features).reshape(logits.shape)
+
+
+def block_codes(head: MarkovHead, before: mx.array, hidden: mx.array) -> mx.array:
+    """What a Markov head multiplies by W2 [M, D, rank] in blocks of D slots with hidden states [M, D, hidden], after
+    the tokens `before` each slot [M, D].
+    """
+    state, found = None, []
+    for slot in range(before.shape[1]):
+        code, x = head.markov_w1(before[:, slot]).astype(hidden.dtype), hidden[:, slot]
+        feature, state = head.feature(code, x, state, STOCK_OPERATIONS)
+        found.append(feature)
+    return mx.stack(found, axis=1)
 
 
 def _rows(states: mx.array, batch: int, count: int) -> mx.array:
@@ -99,9 +140,18 @@ def _rows(states: mx.array, batch: int, count: int) -> mx.array:
 def block_labels(tokens: mx.array, lengths: mx.array, anchors: mx.array, block: int) -> tuple[mx.array, mx.array]:
     """The true tokens of the mask slots [B, A, block - 1], and which of them lie inside the sequence."""
     at = anchors[..., None] + mx.arange(1, block)
+    return _tokens_at(tokens, at), at < lengths[:, None, None]
+
+
+def tokens_before(tokens: mx.array, anchors: mx.array, block: int) -> mx.array:
+    """The true tokens before the mask slots [B, A, block - 1]: the anchor, and all labels but the last."""
+    return _tokens_at(tokens, anchors[..., None] + mx.arange(block - 1))
+
+
+def _tokens_at(tokens: mx.array, at: mx.array) -> mx.array:
+    """Of tokens [B, S] those at places [B, A, slots]; behind the end, the last one."""
     flat = mx.minimum(at, tokens.shape[1] - 1).reshape(at.shape[0], -1)
-    labels = mx.take_along_axis(tokens, flat, axis=1).reshape(at.shape)
-    return labels, at < lengths[:, None, None]
+    return mx.take_along_axis(tokens, flat, axis=1).reshape(at.shape)
 
 
 def block_loss(logits: mx.array, labels: mx.array, valid: mx.array, gamma: float) -> tuple[mx.array, mx.array]:

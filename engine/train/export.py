@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,26 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
-from ..drafting.dflash import ARCHITECTURE, DFlashDraft
+from ..drafting.dflash import DFlashDraft, DraftConfig
+from ..drafting.dspark import DSparkDraft
 from .recipe import Recipe
 from .responses import write_atomically
 
-GROUP = 64
-"""Weights that share a scale in an 8-bit draft."""
+GROUPS = (64, 32)
+"""How many weights share a scale: the first of these that fits."""
+
+OF_HEADS = ("markov_rank", "markov_head", "backbone")
+"""Settings that say nothing where there is no Markov head."""
+
+LEARNING = (
+    "Layers start as copies of the target's last ones. Several blocks of a sequence in one pass, each seeing only the "
+    "context before its anchor; cross-entropy through the target's frozen head."
+)
+LEARNING_HEAD = (
+    "The finished draft drafted blocks at random anchors, once; the head learnt to weigh each slot's 32 likeliest "
+    "tokens as the target does, told the true tokens before it. Cross-entropy with the target's probabilities."
+)
+"""What a model card says of the loss: of a whole draft, and of a head alone."""
 
 SPECULATION = ("target_layer_ids", "mask_token_id", "block_size")
 """Fields that belong into `dflash_config`."""
@@ -42,21 +57,60 @@ class Story:
     """Prompt file never trained on -> prompts and tokens per round."""
 
 
+def described(config: DraftConfig, head: Mapping[str, Any]) -> dict[str, Any]:
+    """A draft's `config.json`: DFlash's, or with the fields of a Markov `head` DSpark's in the nested layout."""
+    fields = {field.name for field in dataclass_fields(DraftConfig)}
+    said = {name: value for name, value in asdict(config).items() if name in fields and value is not None}
+    kind = DSparkDraft if head else DFlashDraft
+    dspark = {"projector_type": "dspark", "sample_from_anchor": False, **head} if head else {}
+    return {
+        "architectures": [kind.architecture],
+        "model_type": "qwen3",
+        **{name: value for name, value in said.items() if name not in SPECULATION},
+        "dflash_config": {**{name: said[name] for name in SPECULATION}, **dspark},
+    }
+
+
+def settings(bits: int) -> Callable[[str, nn.Module], bool | dict[str, int]]:
+    """How each layer of a draft in `bits` is quantised, False for not at all."""
+
+    def setting(path: str, layer: nn.Module) -> bool | dict[str, int]:
+        weight: Any = layer.get("weight")
+        group = weight is not None and next((size for size in GROUPS if weight.shape[-1] % size == 0), None)
+        if not group or not hasattr(layer, "to_quantized"):
+            return False
+        return {"group_size": group, "bits": bits}
+
+    return setting
+
+
+def quantise(draft: DFlashDraft, bits: int) -> dict[str, Any]:
+    """Quantise a draft in place; returns the `quantization` of its `config.json`, in mlx-lm's form."""
+    common = {"group_size": GROUPS[0], "bits": bits}
+    said: dict[str, Any] = dict(common)
+    setting = settings(bits)
+
+    def noted(path: str, layer: nn.Module) -> bool | dict[str, int]:
+        found = setting(path, layer)
+        if found and found != common:
+            said[path] = found
+        return found
+
+    nn.quantize(draft, class_predicate=noted)
+    return said
+
+
 def export(draft: DFlashDraft, folder: Path, bits: int) -> DFlashDraft:
     """Write a copy of the draft in `bits` 8 or 16, as `load_draft` reads it; returns what it then is, in float32."""
-    config = {name: value for name, value in asdict(draft.config).items() if value is not None}
-    raw: dict[str, Any] = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "qwen3",
-        **{name: value for name, value in config.items() if name not in SPECULATION},
-        "dflash_config": {name: config[name] for name in SPECULATION},
-    }
-    copy = DFlashDraft(draft.config)
+    config: Any = draft.config
+    dspark = isinstance(draft, DSparkDraft)
+    head = {name: getattr(config, name) for name in ("markov_rank", "markov_head_type")} if dspark else {}
+    raw = described(config, head)
+    copy = type(draft)(config)
     copy.update(draft.parameters())
     copy.set_dtype(mx.float16)
-    if bits == 8:
-        nn.quantize(copy, group_size=GROUP, bits=bits)
-        raw["quantization"] = {"group_size": GROUP, "bits": bits}
+    if bits < 16:
+        raw["quantization"] = quantise(copy, bits)
     arrays: Any = tree_flatten(copy.parameters())
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / ".model.tmp.safetensors"
@@ -72,15 +126,17 @@ def write_card(folder: Path, draft: DFlashDraft, recipe: Recipe, story: Story, b
     """Write `README.md`: what this draft is, what it was made of and how, and how good it is."""
     config = draft.config
     taps = ", ".join(map(str, config.target_layer_ids))
+    kind = "DSpark" if recipe.markov_rank else "DFlash"
+    weights = "Float16 weights." if bits == 16 else f"{bits}-bit weights in groups of 64."
     lines = [
-        f"# DFlash draft for {story.target}",
+        f"# {kind} draft for {story.target}",
         "",
         f"A block-diffusion draft for speculative decoding: {config.num_hidden_layers} layers of the target's shape, "
         f"blocks of {config.block_size} tokens, features from the target's layers {taps} (0-based, after the layer), "
-        f"mask token {config.mask_token_id}. It has neither embedding nor head: both are the target's. "
-        + ("8-bit weights in groups of 64." if bits == 8 else "Float16 weights."),
+        f"mask token {config.mask_token_id}. It has neither embedding nor head: both are the target's. {weights}",
         "",
-        "Made by `draftmill train`; the method is that of the DFlash paper. It can only propose: what is generated is "
+        *([_about_head(recipe), ""] if recipe.markov_rank else []),
+        f"Made by `draftmill train`; the method is that of the {kind} paper. It can only propose: what is generated is "
         "the target's own output, whatever the draft's quality.",
         "",
         "## Tokens per round",
@@ -100,17 +156,29 @@ def write_card(folder: Path, draft: DFlashDraft, recipe: Recipe, story: Story, b
         "",
         "## Recipe",
         "",
-        f"{story.steps:,} steps in {story.seconds:,.0f} s on {story.device}. Layers start as copies of the "
-        "target's last ones. Several blocks of a sequence in one pass, each seeing only the context before its "
-        "anchor; cross-entropy through the target's frozen head, weighted exp(-(i - 1) / gamma) over the slots i of "
-        "a block; AdamW, warm-up, cosine to zero, gradients clipped.",
+        f"{story.steps:,} steps in {story.seconds:,.0f} s on {story.device}. "
+        + (LEARNING_HEAD if recipe.backbone else LEARNING)
+        + " Weighted exp(-(i - 1) / gamma) over the slots i of a block; AdamW, warm-up, cosine to zero, gradients "
+        "clipped.",
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in asdict(recipe).items()),
+        *(
+            f"| {name} | {value} |"
+            for name, value in asdict(recipe).items()
+            if recipe.markov_rank or name not in OF_HEADS
+        ),
         "",
     ]
     write_atomically(folder / "README.md", "\n".join(lines).encode())
+
+
+def _about_head(recipe: Recipe) -> str:
+    alone = " Only this head was trained, on a finished draft." if recipe.backbone else ""
+    return (
+        f"A Markov head ({recipe.markov_head}) adds to each slot's logits what the token before it says, by codes of "
+        f"{recipe.markov_rank} numbers.{alone}"
+    )
 
 
 def count_tokens(sequences: Sequence[Any]) -> int:

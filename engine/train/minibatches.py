@@ -82,8 +82,10 @@ class Minibatches:
         return [plan[place] for place in random.permutation(len(plan))]
 
     def _anchors(self, step: int, prompts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """One anchor drawn in each of equal stretches of the response; the last token is none."""
-        random = np.random.default_rng([self.recipe.seed, 2, step])
-        count = self.recipe.anchors
-        at = (np.arange(count) + random.random((len(prompts), count))) / count
-        return (prompts[:, None] + at * (lengths - 1 - prompts)[:, None]).astype(np.int32)
+        return spread(prompts, lengths, self.recipe.anchors, np.random.default_rng([self.recipe.seed, 2, step]))
+
+
+def spread(prompts: np.ndarray, lengths: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Anchors [B, count]: one drawn in each of equal stretches of the response; the last token is none."""
+    at = (np.arange(count) + random.random((len(prompts), count))) / count
+    return (prompts[:, None] + at * (lengths - 1 - prompts)[:, None]).astype(np.int32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from hashlib import blake2s
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,18 @@ class Recipe:
     clip: float = 1.0
     held_back: int = 128
     """Sequences that are never trained on."""
+    markov_rank: int = 0
+    """Numbers in a code of the Markov head; 0 for a draft without one."""
+    markov_head: str = "vanilla"
+    """Which kind of Markov head."""
+    backbone: str = ""
+    """What tells the finished draft apart that the Markov head is for, if it is trained alone."""
     seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """A short name that no other recipe has."""
+        return blake2s(json.dumps(asdict(self)).encode(), digest_size=6).hexdigest()
 
 
 def load_engine(name: str, cache: Path, max_rows: int, memory: int | None = None) -> Engine:
@@ -82,7 +95,7 @@ def draft_config(target: Transformer, recipe: Recipe, mask_token: int) -> DraftC
         head_dim=target.layout.dim,
         target_layer_ids=tuple(sorted({round(first + i * step) for i in range(recipe.taps)})),
         layer_types=("full_attention",) * recipe.layers,
-        rms_norm_eps=args.rms_norm_eps,
+        rms_norm_eps=target.norm.eps,
         max_position_embeddings=args.max_position_embeddings or DraftConfig.max_position_embeddings,
         rope_theta=args.rope_theta,
         rope_scaling=getattr(args, "rope_scaling", None),

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..drafting.dflash import DFlashDraft
+from ..drafting.dspark import DSparkDraft
 from ..engine import Engine
 from .export import Story, count_tokens, export, write_card
+from .features import write_features
+from .lessons import BlockLesson, HeadLesson, Lesson
+from .markov import load_backbone, recipe_of, with_head
 from .minibatches import split, usable
 from .prompts import TrainingError, encode_prompts, read_prompts, write_prompts
 from .recipe import Recipe, draft_config, new_draft, unused_token
@@ -25,7 +30,8 @@ MEASURED_TOKENS = 128
 class Run:
     """What to train, on what, and where.
 
-    `work`, below `out`, holds prompts, responses and the checkpoint; `out` becomes the draft's folder.
+    `work`, below `out`, holds prompts, responses and the checkpoint; `out` becomes the draft's folder. With a
+    `backbone`, the folder of a finished DFlash draft, only a Markov head is trained on it.
     """
 
     target: str
@@ -39,6 +45,7 @@ class Run:
     mask_token: int | None
     bits: int
     recipe: Recipe = field(default_factory=Recipe)
+    backbone: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -49,27 +56,34 @@ def train(run: Run, engine: Engine, report: Report) -> Story:
     """Do all of it; returns what the model card tells."""
     if not engine.target.trains_drafts:
         raise TrainingError(f"drafts of models such as {run.target} cannot be trained here; choose another --target")
+    backbone, recipe = None, run.recipe
+    if run.backbone:
+        backbone = load_backbone(run.backbone, engine.target, run.bits)
+        recipe = recipe_of(backbone, run.backbone, run.bits, recipe)
     sources = collect_prompts(run, engine, report)
     prompts = [prompt for group in sources.values() for prompt in group]
     encoded = encode_prompts(engine, prompts)
-    longest = run.recipe.longest * 3 // 4
+    longest = recipe.longest * 3 // 4
     fitting = [tokens if len(tokens) <= longest else () for tokens in encoded]
     write_responses(engine, fitting, run.work, run.max_tokens, report)
-    sequences = usable(load_responses(run.work), run.recipe.longest)
-    training, held_back = split(sequences, run.recipe.held_back, run.recipe.seed)
+    sequences = usable(load_responses(run.work), recipe.longest)
+    training, held_back = split(sequences, recipe.held_back, recipe.seed)
     report(f"{len(training):,} responses to train on, {count_tokens(training):,} tokens; {len(held_back)} held back")
 
     target = engine.target
-    mask = run.mask_token
-    if mask is None:
-        tokenizer = engine.text.tokenizer
-        mask = unused_token(tokenizer, tokenizer.chat_template or "")
-    draft = new_draft(target, draft_config(target, run.recipe, mask), run.recipe.seed)
-    trainer = Trainer(target, draft, training, held_back, run.recipe, run.work, run.steps, run.max_seconds, report)
+    draft = draft_to_train(run, recipe, engine, backbone)
+    lesson: Lesson
+    if isinstance(draft, DSparkDraft) and backbone:
+        folder = run.work / f"features-{recipe.key}-{len(training)}"
+        files = write_features(target, backbone, training, recipe, folder, report)
+        lesson = HeadLesson(target, draft, files, held_back, recipe)
+    else:
+        lesson = BlockLesson(target, draft, training, held_back, recipe)
+    trainer = Trainer(lesson, recipe, run.work, run.steps, run.max_seconds, report)
     trainer.run()
 
     made = export(draft, run.out, run.bits)
-    replay = Replay(target, made, run.recipe.batch_tokens)
+    replay = Replay(target, made, recipe.batch_tokens)
     figures: dict[str, tuple[int, float]] = {}
     for file in run.measure_files:
         known = measuring_responses(run, engine, file, report)
@@ -87,8 +101,22 @@ def train(run: Run, engine: Engine, report: Report) -> Story:
         held_back_figure=replay.tokens_per_round(held_back),
         measured=figures,
     )
-    write_card(run.out, draft, run.recipe, story, run.bits)
+    write_card(run.out, draft, recipe, story, run.bits)
     return story
+
+
+def draft_to_train(run: Run, recipe: Recipe, engine: Engine, backbone: DFlashDraft | None) -> DFlashDraft:
+    """A new draft, or the backbone; with a new Markov head if the recipe has one."""
+    target, mask = engine.target, run.mask_token
+    if backbone is None:
+        if mask is None:
+            tokenizer = engine.text.tokenizer
+            mask = unused_token(tokenizer, tokenizer.chat_template or "")
+        draft = new_draft(target, draft_config(target, recipe, mask), recipe.seed)
+    else:
+        draft = backbone
+    mx.random.seed(recipe.seed)
+    return with_head(draft, target, recipe) if recipe.markov_rank else draft
 
 
 def collect_prompts(run: Run, engine: Engine, report: Report) -> dict[str, list[str]]:

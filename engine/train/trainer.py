@@ -16,14 +16,11 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..drafting.dflash import DFlashDraft
-from ..models.targets.transformer import Transformer
-from .blocks import block_labels, block_logits, block_loss, compiled, target_taps
-from .minibatches import Minibatch, Minibatches
+from .blocks import compiled
+from .lessons import Arrays, Lesson
 from .prompts import TrainingError
 from .recipe import Recipe
-from .replay import Replay
-from .responses import Report, Transcript
+from .responses import Report
 
 REPORT_STEPS = 50
 
@@ -38,9 +35,9 @@ class Progress:
 
 
 class Trainer:
-    """Trains one draft for one target.
+    """Trains what a lesson teaches.
 
-    Master weights and the optimizer's state are float32; forward and backward run in the target's type.
+    Master weights and the optimizer's state are float32; forward and backward run in the lesson's type.
 
     Args:
         folder: where the checkpoint is kept; a run goes on from the one it finds there.
@@ -50,26 +47,20 @@ class Trainer:
 
     def __init__(
         self,
-        target: Transformer,
-        draft: DFlashDraft,
-        sequences: Sequence[Transcript],
-        held_back: Sequence[Transcript],
+        lesson: Lesson,
         recipe: Recipe,
         folder: Path,
         steps: int,
         max_seconds: float | None = None,
         report: Report = print,
     ):
-        self.target, self.draft, self.recipe = target, draft, recipe
+        self.lesson, self.module, self.recipe = lesson, lesson.module, recipe
         self.folder, self.steps, self.max_seconds, self.report = folder, steps, max_seconds, report
-        self.batches = Minibatches(sequences, recipe)
-        self.held_back = held_back
         self.progress = Progress()
         self.optimizer = optim.AdamW(
             recipe.learning_rate, betas=[0.9, 0.95], weight_decay=recipe.weight_decay, bias_correction=True
         )
-        self.optimizer.init(draft.trainable_parameters())
-        self.replay = Replay(target, draft, recipe.batch_tokens)
+        self.optimizer.init(self.module.trainable_parameters())
         self._resume()
         self._step = self._compile()
 
@@ -87,20 +78,19 @@ class Trainer:
     def run(
         self,
         checkpoint_seconds: float = 120.0,
-        measure_seconds: float = 60.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Train to the end, or until `stop`; leaves a checkpoint either way. True when it came to the end."""
         said = saved = measured = mark = time.monotonic()
         losses: list[mx.array] = []
         hits: list[mx.array] = []
-        tokens = 0
+        learnt = 0
         while self.fraction < 1 and not stop():
-            batch = self.batches.batch(self.progress.step)
+            batch = self.lesson.batch(self.progress.step)
             loss, hit = self._advance(batch)
             losses.append(loss)
             hits.append(hit)
-            tokens += int(batch.lengths.sum())
+            learnt += self.lesson.size(batch)
             self.progress.step += 1
             if len(losses) > 2:
                 mx.eval(losses[-2])  # one step ahead of the device, no more
@@ -110,9 +100,9 @@ class Trainer:
             if self.progress.step % REPORT_STEPS == 0:
                 mx.eval(losses, hits)
                 now = time.monotonic()
-                self._say(losses, hits, tokens / (now - said))
-                losses, hits, tokens, said = [], [], 0, now
-            if now - measured > measure_seconds:
+                self._say(losses, hits, learnt / (now - said))
+                losses, hits, learnt, said = [], [], 0, now
+            if now - measured > self.lesson.measure_seconds:
                 self.measure()
                 measured = said = mark = time.monotonic()
             if now - saved > checkpoint_seconds:
@@ -125,15 +115,15 @@ class Trainer:
 
     def measure(self) -> float:
         """Tokens per round on the held-back sequences, recorded."""
-        figure = self.replay.tokens_per_round(self.held_back)
+        figure = self.lesson.measure()
         self.progress.measured.append((self.progress.step, round(figure, 4)))
-        self.report(f"step {self.progress.step:,}: {figure:.3f} tokens per round on {len(self.held_back)} held back")
+        self.report(f"step {self.progress.step:,}: {figure:.3f} tokens per round on what was held back")
         return figure
 
     def save(self) -> None:
         """Write the checkpoint: weights, optimizer, progress and recipe in one file, replaced in one move."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        arrays: Any = tree_flatten({"draft": self.draft.parameters(), "optimizer": self.optimizer.state})
+        arrays: Any = tree_flatten({"draft": self.module.parameters(), "optimizer": self.optimizer.state})
         facts = {"progress": json.dumps(asdict(self.progress)), "recipe": json.dumps(asdict(self.recipe))}
         scratch = self.folder / "checkpoint.tmp.safetensors"
         mx.save_safetensors(str(scratch), dict(arrays), metadata=facts)
@@ -146,44 +136,39 @@ class Trainer:
         try:
             loaded: Any = mx.load(str(file), return_metadata=True)
             arrays, facts = loaded
-            recipe, progress = json.loads(facts["recipe"]), json.loads(facts["progress"])
-        except (RuntimeError, KeyError, ValueError) as error:
+            recipe, progress = Recipe(**json.loads(facts["recipe"])), json.loads(facts["progress"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"the checkpoint {file} cannot be read ({error}); delete it to start again") from error
-        if recipe != asdict(self.recipe):
+        if recipe != self.recipe:
             raise TrainingError(f"{file} was made with other settings; use the same ones, or another --out")
         state: Any = tree_unflatten(list(arrays.items()))
-        self.draft.update(state["draft"])
+        self.module.update(state["draft"])
         self.optimizer.state = state["optimizer"]
         self.progress = Progress(**progress)
         self.report(f"going on from step {self.progress.step:,}")
 
-    def _advance(self, batch: Minibatch) -> tuple[mx.array, mx.array]:
+    def _advance(self, batch: Arrays) -> tuple[mx.array, mx.array]:
         self.optimizer.learning_rate = self.learning_rate()
-        arrays = (mx.array(each) for each in (batch.tokens, batch.lengths, batch.anchors))
-        loss, hits = self._step(*arrays)
-        mx.async_eval(loss, hits, self.draft.parameters(), self.optimizer.state)
+        loss, hits = self._step(*batch)
+        mx.async_eval(loss, hits, self.module.parameters(), self.optimizer.state)
         return loss, hits
 
-    def _compile(self) -> Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]:
-        target, draft, optimizer, recipe = self.target, self.draft, self.optimizer, self.recipe
+    def _compile(self) -> Callable[..., tuple[mx.array, mx.array]]:
+        lesson, module, optimizer, recipe = self.lesson, self.module, self.optimizer, self.recipe
 
-        def loss_of(weights: Any, taps: mx.array, tokens: mx.array, lengths: mx.array, anchors: mx.array) -> Any:
-            draft.update(tree_map(lambda weight: weight.astype(target.dtype), weights))
-            logits = block_logits(target, draft, taps, tokens, anchors)
-            labels, valid = block_labels(tokens, lengths, anchors, recipe.block)
-            return block_loss(logits, labels, valid, recipe.gamma)
+        def loss_of(weights: Any, batch: Arrays) -> Any:
+            module.update(tree_map(lambda weight: weight.astype(lesson.dtype), weights))
+            return lesson.loss(batch)
 
-        def step(taps: mx.array, tokens: mx.array, lengths: mx.array, anchors: mx.array) -> tuple[mx.array, mx.array]:
-            weights = draft.trainable_parameters()
-            (loss, hits), gradients = mx.value_and_grad(loss_of)(weights, taps, tokens, lengths, anchors)
+        def step(*batch: mx.array) -> tuple[mx.array, mx.array]:
+            weights = module.trainable_parameters()
+            (loss, hits), gradients = mx.value_and_grad(loss_of)(weights, batch)
             gradients, _ = optim.clip_grad_norm(gradients, recipe.clip)
-            draft.update(optimizer.apply_gradients(gradients, weights))
+            module.update(optimizer.apply_gradients(gradients, weights))
             return loss, hits
 
-        taps = compiled(lambda tokens: target_taps(target, tokens, draft.config.target_layer_ids))
-        state = [draft.state, optimizer.state]
-        learn = compiled(step, inputs=state, outputs=state)
-        return lambda tokens, lengths, anchors: learn(taps(tokens), tokens, lengths, anchors)
+        state = [module.state, optimizer.state]
+        return compiled(step, inputs=state, outputs=state)
 
     def _say(self, losses: Sequence[mx.array], hits: Sequence[mx.array], speed: float) -> None:
         right, all_ = np.array(mx.stack(list(hits)).sum(axis=0))
@@ -192,5 +177,5 @@ class Trainer:
         left = self.progress.seconds * (1 - self.fraction) / max(self.fraction, 1e-9)
         self.report(
             f"step {self.progress.step:,}  loss {loss:.3f}  right by slot % {accuracy}  "
-            f"{speed:,.0f} tokens/s  {left:,.0f} s left"
+            f"{speed:,.0f} {self.lesson.unit}/s  {left:,.0f} s left"
         )

@@ -11,6 +11,7 @@
 #define thread_index_in_simdgroup (threadIdx.x & 31u)
 #define simdgroup_index_in_threadgroup (threadIdx.x >> 5)
 
+typedef unsigned char uchar;
 typedef unsigned int uint;
 typedef unsigned short ushort;
 

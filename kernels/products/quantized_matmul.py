@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from ..gpu.launch import numbers, on_gpu
 from ..gpu.source import Launch, read_kernels
+from .quantisation import NUMBERS, Weight
+from .tiling import Tiling
 
 SOURCE = Path(__file__).with_suffix(".metal")
 
-OUTPUTS = 4
-"""Lines of the weight that a simdgroup takes."""
 
-SIMDGROUPS = 4
+class Routed(NamedTuple):
+    """Choices of experts, which products take expert by expert (`experts.route`).
+
+    `tiles` of at most so many `rows` are what a threadgroup takes; so many choices `share` a row of x.
+    """
+
+    table: mx.array
+    tiles: int
+    rows: int
+    share: int
 
 
-def quantized_matmul(
-    x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
-) -> mx.array:
-    """x [N, K] times the transpose of an affinely quantised weight [O, K]; returns [N, O]. The plain-MLX reference."""
-    return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=group_size, bits=bits)
+def quantized_matmul(x: mx.array, weight: Weight) -> mx.array:
+    """x [N, K] times the transpose of a quantised weight [O, K]; returns [N, O]. The plain-MLX reference."""
+    packed, scales, biases, quantisation = weight
+    return mx.quantized_matmul(x, packed, scales, biases, transpose=True, **quantisation._asdict())
 
 
 def quantized_matmul_by_kernel(
-    x: mx.array,
-    w: mx.array,
-    scales: mx.array,
-    biases: mx.array,
-    group_size: int,
-    bits: int,
-    launch: Launch = on_gpu,
+    x: mx.array, weight: Weight, tiling: Tiling, launch: Launch = on_gpu, routed: Routed | None = None
 ) -> mx.array:
-    """As `quantized_matmul`, of 4 or 8 bits, for any number of rows; made for 2 to 64."""
-    (count, length), lines = x.shape, w.shape[0]
-    rows = next((rows for rows in (2, 4, 8) if count <= rows), 16)
-    sizes = {"K": length, "LINES": lines, "BITS": bits, "GROUP": group_size, "OUTPUTS": OUTPUTS, "ROWS": rows}
+    """As `quantized_matmul`, for any number of rows, of a quantisation that is known; made for 2 to 64.
+
+    With `routed` choices, the weight is that of all experts [experts, O, K], and x [choices / share, K] has the row of
+    each choice; returns [choices, O].
+    """
+    packed, scales, biases, quantisation = weight
+    length = x.shape[1]
+    if routed is None:
+        count = x.shape[0]
+        rows = tiling.rows(count)
+        tiles = -(-count // rows)
+    else:
+        count, tiles, rows = x.shape[0] * routed.share, routed.tiles, routed.rows
+    splits = tiling.splits(weight.lines, tiles, x.dtype)
+    sizes = numbers(count, length, weight.lines, routed.share if routed else 1)
+    format = {"MODE": NUMBERS[quantisation.mode], "BITS": quantisation.bits, "GROUP": quantisation.group_size}
     (outputs,) = launch(
-        read_kernels(SOURCE)["quantized_matmul"],
-        [x, w, scales, biases, numbers(count)],
-        {"T": x.dtype, **sizes},
-        (-(-lines // (OUTPUTS * SIMDGROUPS)), -(-count // rows), 1),
-        32 * SIMDGROUPS,
-        [((count, lines), x.dtype)],
+        read_kernels(SOURCE)[tiling.kernel],
+        [x, packed, scales, scales if biases is None else biases, sizes, routed.table if routed else sizes],
+        {"T": x.dtype, **format, "GROUPED": routed is not None, "SPLITS": splits, **tiling.constants(rows, x.dtype)},
+        (-(-weight.lines // tiling.across(splits)), tiles, 1),
+        tiling.threads(splits),
+        [((count, weight.lines), x.dtype)],
     )
     return outputs

@@ -25,8 +25,9 @@ from ..packing import FEW, Packing, Span
 from ..pages.places import Places, tabled
 from ..pages.pool import LayerPool
 from ..pages.sizes import PAGE, pages_for
+from ..products.quantisation import Quantisation, Weight
 from ..products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from ..products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from ..products.tiling import RACED, raced
 from ..recurrent.convolution import Heads, convolved_heads, gated_convolution
 from ..recurrent.gated_delta import Tape, gated_delta
 from ..recurrent.plan import Steps
@@ -42,7 +43,6 @@ from .attention_checks import Check, checks
 from .experts import ExpertsShape, expert_contests
 from .keys import (
     KERNEL,
-    SIMDGROUPS,
     STOCK,
     TOGETHER,
     attention_key,
@@ -109,12 +109,11 @@ class ConvolutionShape:
 
 @dataclass(frozen=True)
 class ProductShape:
-    """Products with an affinely quantised weight of `lines` of `length`."""
+    """Products with a quantised weight of `lines` of `length`."""
 
     length: int
     lines: int
-    group_size: int
-    bits: int
+    quantisation: Quantisation
     dtype: mx.Dtype
 
 
@@ -158,7 +157,7 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
             case ProductShape():
                 yield from _products(shape, launch)
             case ExpertsShape():
-                yield from expert_contests(shape)
+                yield from expert_contests(shape, launch)
             case ChoiceShape(vocabulary, dtype, most):
                 for slots, drawn in ((16, False), (512, False), (16, True)):
                     if slots <= most:
@@ -350,30 +349,36 @@ def _gated_convolution_forms(shape: ConvolutionShape, launch: Launch, steps: Ste
 
 
 def _products(shape: ProductShape, launch: Launch) -> Iterator[Contest]:
-    for rows in (4, 16, 64):
-        x = mx.zeros((rows, shape.length), shape.dtype)
-        key = product_key(x, mx.zeros((shape.lines, 1)), shape.group_size, shape.bits)
-        yield Contest(key, shape.dtype, partial(_product_forms, shape, launch, rows))
+    weights = cache(partial(_cold_weights, shape))  # made when the first contest is
+    for rows in RACED:
+        key = product_key(rows, shape.length, shape.lines, shape.quantisation, shape.dtype)
+        yield Contest(key, shape.dtype, partial(_product_forms, shape, launch, weights, rows))
 
 
 COLD = 1 << 27
 """Bytes that no cache holds. Each layer of a round reads a weight of its own, so products share out so many."""
 
 
-def _product_forms(shape: ProductShape, launch: Launch, rows: int) -> Mapping[str, Form]:
-    x = mx.random.normal((rows, shape.length)).astype(shape.dtype)
-    each = shape.lines * shape.length * shape.bits // 8
-    fields = shape.lines, shape.length, shape.group_size, shape.bits, shape.dtype
+def _cold_weights(shape: ProductShape) -> list[Weight]:
+    each = shape.lines * shape.length * shape.quantisation.bits // 8
+    fields = shape.lines, shape.length, shape.quantisation, shape.dtype
     weights = [quantised_noise(*fields) for _ in range(min(CALLS, -(-COLD // each)))]
-    mx.eval(x, weights)
+    mx.eval([weight[:3] for weight in weights])
+    return weights
 
-    def run(form: Callable[..., mx.array], round: int) -> Call:
-        sizes = shape.group_size, shape.bits
-        return lambda layer, before: [form(after(x, before), *weights[layer % len(weights)], *sizes)]
 
-    forms = {STOCK: quantized_matmul, KERNEL: partial(quantized_matmul_by_kernel, launch=launch)}
-    if mx.metal.is_available():
-        forms[SIMDGROUPS] = partial(quantized_matmul_by_simdgroups, launch=launch)
+def _product_forms(
+    shape: ProductShape, launch: Launch, shared: Callable[[], list[Weight]], rows: int
+) -> Mapping[str, Form]:
+    x, weights = mx.random.normal((rows, shape.length)).astype(shape.dtype), shared()
+    mx.eval(x)
+
+    def run(form: Callable[[mx.array, Weight], mx.array], round: int) -> Call:
+        return lambda layer, before: [form(after(x, before), weights[layer % len(weights)])]
+
+    forms: dict[str, Callable[[mx.array, Weight], mx.array]] = {STOCK: quantized_matmul}
+    for name, tiling in raced(RACED[rows], shape.length, shape.quantisation).items():
+        forms[name] = partial(quantized_matmul_by_kernel, tiling=tiling, launch=launch)
     return {name: Form(partial(run, form)) for name, form in forms.items()}
 
 

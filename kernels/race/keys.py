@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from ..fused.rotary import Layout
 from ..packing import FEW, Packing
+from ..products.quantisation import Quantisation
 from ..recurrent.plan import Steps
 
 Key = tuple[str | int, ...]
 
-STOCK, TOGETHER, KERNEL, SIMDGROUPS = "stock", "stock, together", "kernel", "simdgroups"
-OTHER_ORDER = "other order"
-"""Names of forms. Every operation has a stock one, which runs where nothing else has won a race."""
+STOCK, TOGETHER, KERNEL, OTHER_ORDER = "stock", "stock, together", "kernel", "other order"
+"""Names of forms. Every operation has a stock one, which runs where nothing else has won a race. Products have more
+(`products.tiling`).
+"""
+
+
+MOST_TOKENS = 96
+"""Of a product that is raced: more, as of prompts, are left to stock."""
 
 
 def attention_key(queries: mx.array, kv_heads: int, packing: Packing, sinks: bool, capped: bool) -> Key:
@@ -48,19 +55,32 @@ def recurrence_key(
     return (operation, *shape, *other, _name(dtype), 16 if steps.seats[0].count <= FEW else 256)
 
 
-def product_key(x: mx.array, w: mx.array, group_size: int, bits: int) -> Key:
-    """Likewise, for a product of x [N, K] with a weight of so many lines; one row is left to stock."""
-    rows = next((rows for rows, most in ((1, 1), (4, 5), (16, 24)) if x.shape[0] <= most), 64)
-    return ("quantised product", x.shape[1], w.shape[0], bits, group_size, _name(x.dtype), rows)
+def product_key(rows: int, length: int, lines: int, quantisation: Quantisation, dtype: mx.Dtype) -> Key:
+    """Likewise, for a product of so many rows with a weight of `lines` of `length`.
+
+    One row is left to stock.
+    """
+    nearest = ((0, 1), (4, 5), (8, 12), (16, 24), (32, 48), (64, MOST_TOKENS))
+    raced = next((raced for raced, most in nearest if rows <= most), 0)
+    return ("quantised product", length, lines, *quantisation, _name(dtype), raced)
 
 
-def experts_key(tokens: int, chosen: int, kind: tuple[int | str, ...], dtype: mx.Dtype) -> Key:
-    """Likewise, for so many tokens through experts: their `kind`, how many a token chose, type, tokens.
+class ExpertsKind(NamedTuple):
+    """Gated experts: what tokens have outside and inside, how many experts there are, and how they are quantised."""
+
+    length: int
+    inside: int
+    experts: int
+    quantisation: Quantisation
+
+
+def experts_key(tokens: int, chosen: int, kind: ExpertsKind, dtype: mx.Dtype) -> Key:
+    """Likewise, for so many tokens through experts: their kind, how many a token chose, type, tokens.
 
     With fewer tokens than the raced ones there is little to sort, and with more, as of prompts, mlx-lm's order stays.
     """
-    raced = next((raced for raced, most in ((0, 7), (16, 24), (64, 96)) if tokens <= most), 0)
-    return ("experts", *kind, chosen, _name(dtype), raced)
+    raced = next((raced for raced, most in ((0, 7), (16, 24), (64, MOST_TOKENS)) if tokens <= most), 0)
+    return ("experts", *kind[:3], *kind.quantisation, chosen, _name(dtype), raced)
 
 
 def choice_key(slots: int, vocabulary: int, dtype: mx.Dtype, drawn: bool) -> Key:

@@ -18,8 +18,10 @@ from .keys import Key
 CALLS, REPEATS = 16, 5
 """Calls of an operation in a round, about as many as a model has layers; and the rounds that are timed."""
 
-HOPELESS = 3.0
-"""A form that has taken so many times as long as another one, twice, is not timed again."""
+HOPELESS, ENOUGH = 1.5, 200.0
+"""A form that has taken so many times as long as another one, or so many milliseconds in all, is not timed again after
+two rounds.
+"""
 
 BOUNDS = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2, mx.int32: 0.0}
 """The error that each type of number excuses, relative to the largest output; float32 may go through TF32 units, and
@@ -129,8 +131,9 @@ def run(contest: Contest, force: str | None = None) -> Result:
     for repeat in range(REPEATS):
         best = min(min(taken, default=float("inf")) for taken in times.values())
         for name, form in forms.items():
-            if len(times[name]) < 2 or min(times[name]) < HOPELESS * best:
-                times[name].append(_milliseconds(form, 1 + repeat))
+            taken = times[name]
+            if len(taken) < 2 or (min(taken) < HOPELESS * best and sum(taken) * CALLS < ENOUGH):
+                taken.append(_milliseconds(form, 1 + repeat))
     # One interruption must not decide: it is outvoted where a form was timed often, and left out where only twice.
     medians = {name: round(statistics.median_low(taken), 4) for name, taken in times.items()}
     return Result(min(medians, key=lambda name: medians[name]), medians, dropped)

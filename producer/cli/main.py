@@ -16,7 +16,8 @@ from ..queue.errors import CUT_SHORT, check_words, explain, heed_signals, usage_
 from ..queue.urls import without_passwords
 from .batches import cancel_command, collect_command, forget_command, submit_command
 from .completion import completion_command
-from .limit import limit_command
+from .failed.command import failures_command
+from .orders.limit import limit_command
 from .orders.steer import pause_command, priority_command, resume_command
 from .redis import redis_group
 from .run import run
@@ -132,6 +133,7 @@ for command in (
     run,
     submit_command,
     status_command,
+    failures_command,
     collect_command,
     pause_command,
     resume_command,

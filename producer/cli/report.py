@@ -12,7 +12,7 @@ import orjson
 from ..client.hook import Event, Hook, Status
 from ..output.output import Output
 from ..queue.batches import BatchStatus
-from ..queue.fleet import Report
+from ..queue.fleet import Report, Spent
 from .progress import Speed
 
 
@@ -138,6 +138,17 @@ def worker_report(report: Report) -> dict[str, Any]:
         "tokens_per_round": report.tokens_per_round,
         "watt_hours_per_million_tokens": report.watt_hours_per_million,
         "heartbeat_seconds": round(report.age, 1),
+    }
+
+
+def user_report(found: Spent) -> dict[str, Any]:
+    """What a user had, for scripts; `watt_hours` are those of the `metered_tokens`."""
+    return {
+        "user": found.user,
+        "prompt_tokens": found.prompt_tokens,
+        "generated_tokens": found.generated_tokens,
+        "metered_tokens": found.metered_tokens,
+        "watt_hours": found.watt_hours,
     }
 
 

@@ -20,7 +20,7 @@ from ..queue.fleet import Spent
 from ..queue.rest import duty
 from . import options
 from .progress import BatchProgress, Speed, describe_worker, rates, speed
-from .report import batch_report, print_json, print_table, word
+from .report import batch_report, print_json, print_table, user_report, word
 
 MOST_LISTED = 100
 """Batches that a list shows unless all are asked for."""
@@ -30,7 +30,7 @@ MOST_LISTED = 100
 @options.batch(required=False)
 @click.option("--watch", is_flag=True, help="Show progress until BATCH is complete.")
 @click.option("--all", "is_all", is_flag=True, help=f"List all batches, not the newest {MOST_LISTED}; --json does.")
-@click.option("--users", is_flag=True, help="Show the tokens that each user has had so far.")
+@click.option("--users", is_flag=True, help="Show tokens and watt-hours of each user so far.")
 @options.as_json
 @options.redis_url
 def status_command(
@@ -112,12 +112,23 @@ def _list(redis: redis_py.Redis, states: list[BatchStatus]) -> None:
 
 def _users(spent: list[Spent], as_json: bool) -> None:
     if as_json:
-        print_json([asdict(found) for found in spent])
-    elif spent:
-        rows = [(f"{found.prompt_tokens:,}", f"{found.generated_tokens:,}", found.user) for found in spent]
-        print_table(("PROMPT TOKENS", "GENERATED", "USER"), rows)
-    else:
+        print_json([user_report(found) for found in spent])
+        return
+    if not spent:
         click.echo("Nobody had any tokens here")
+        return
+    rows = [
+        (f"{found.prompt_tokens:,}", f"{found.generated_tokens:,}", _watt_hours(found), found.user) for found in spent
+    ]
+    print_table(("PROMPT TOKENS", "GENERATED", "WATT-HOURS", "USER"), rows)
+    metered, generated = sum(found.metered_tokens for found in spent), sum(found.generated_tokens for found in spent)
+    click.echo(
+        f"Watt-hours are of machines whose power is known: {metered:,} of {generated:,} generated tokens are theirs"
+    )
+
+
+def _watt_hours(found: Spent) -> str:
+    return "-" if found.watt_hours is None else f"{found.watt_hours:,.3f}"
 
 
 def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
@@ -140,6 +151,8 @@ def _show(redis: redis_py.Redis, state: BatchStatus) -> None:
     }
     if not live.workers and not state.complete and len(state.pairs) == 1:
         lines["workers"] += f"; start one with: draftmill worker --pair {shlex.quote(state.pair)}"
+    if state.failed:
+        lines["failures"] = f"draftmill failures {state.id} says why"
     if unfed := duty.unfed(redis, state.id):
         lines["feeder"] = unfed
     for name, value in lines.items():

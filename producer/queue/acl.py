@@ -52,6 +52,9 @@ HOW_FAR = (
 )
 """What says how far batches are."""
 
+WHAT_FAILED = Grant("hlen hscan", "%R~draftmill:failures:*")
+"""What says which lines failed, and why."""
+
 RINGS = (Grant("expire llen rpush", "~draftmill:bell:*"), Grant("zcard", "%R~draftmill:workers"))
 """What wakes workers."""
 
@@ -66,6 +69,7 @@ ROLES = {
             Grant("exists hexists hset hlen", "~draftmill:open:*"),
             Grant("getbit setbit bitcount persist", "~draftmill:ended:* ~draftmill:handed:*"),
             Grant("hget hdel persist", "~draftmill:failures:*"),
+            WHAT_FAILED,
             Grant("xdel persist", "%W~draftmill:results:*"),
             Grant("del rpush expire persist", "%W~draftmill:bad:*"),
             Grant("exists hstrlen hset unlink persist", "~draftmill:rest:*"),
@@ -82,13 +86,14 @@ ROLES = {
         (
             *HOW_FAR,
             Grant(
-                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hscan "
-                "lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
+                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hrandfield "
+                "hscan lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
                 "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
                 "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
                 "~draftmill:turns:* ~draftmill:parked:* ~draftmill:clock:* ~draftmill:alone:* ~draftmill:drains:* "
-                "~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* ~draftmill:workers",
+                "~draftmill:paces:* ~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* "
+                "~draftmill:workers",
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
             Grant("hincrby", "~draftmill:spent"),
@@ -112,6 +117,7 @@ ROLES = {
             Grant("xread xrange xlen xdel del", "~draftmill:results:*"),
             Grant("xrange xdel", "~draftmill:failed"),
             Grant("hmget", "%R~draftmill:failures:*"),
+            WHAT_FAILED,
             Grant("lrange", "%R~draftmill:bad:*"),
             Grant("get set watch", "~draftmill:holder:*"),
             Grant("zrem", "~draftmill:batches ~draftmill:unended:*"),
@@ -152,6 +158,7 @@ ROLES["dashboard"] = Role(  # `draftmill dashboard`: numbers, failures, and canc
     (
         *ROLES["metrics"].grants,
         Grant("xrevrange", "%R~draftmill:failed"),
+        WHAT_FAILED,
         Grant("exists hsetnx", "~draftmill:batch:*"),
     ),
 )

@@ -180,7 +180,7 @@ def _jobs(redis: redis_py.Redis, batch: str, queue: str, bodies: Sequence[wire.J
     common = [part for field in _job_hash(redis, queue).items() for part in field]
     jobs: list[Any] = []
     for body in bodies:
-        own = ["data", _data(body), "description", body.custom_id[:200]]
+        own = ["data", _data(body), "description", body.custom_id[:200], "draftmill_size", body.size]
         if body.keep is not None:
             own += ["draftmill_keep", orjson.dumps(body.keep)]
         width = len(common) + len(own)

@@ -272,16 +272,31 @@ def limits(redis: redis_py.Redis) -> list[Limit]:
 
 @dataclass(frozen=True)
 class Spent:
-    """Tokens of all lines of a user that workers ended, also of batches that were forgotten."""
+    """Tokens of all lines of a user that workers ended, also of batches that were forgotten.
+
+    `metered_tokens` are those of the generated ones that machines generated whose power is known, and `joules` what
+    these drew for the lines; None if there was no such machine.
+    """
 
     user: str
     prompt_tokens: int
     generated_tokens: int
+    metered_tokens: int = 0
+    joules: float | None = None
+
+    @property
+    def watt_hours(self) -> float | None:
+        return None if self.joules is None else round(self.joules / 3600, 3)
 
 
 def spent(redis: redis_py.Redis) -> list[Spent]:
     """What each user had, by name. It is never set back."""
     found: Any = redis.hgetall(SPENT)
-    tokens = {tuple(field.decode("utf-8", "replace").split(" ", 1)): int(count) for field, count in found.items()}
-    users = sorted({user for _, user in tokens})
-    return [Spent(user, tokens.get(("prompt", user), 0), tokens.get(("generated", user), 0)) for user in users]
+    counts = {tuple(field.decode("utf-8", "replace").split(" ", 1)): int(count) for field, count in found.items()}
+
+    def of(user: str) -> Spent:
+        prompt, generated, metered = (counts.get((kind, user), 0) for kind in ("prompt", "generated", "metered"))
+        millijoules = counts.get(("millijoules", user))
+        return Spent(user, prompt, generated, metered, None if millijoules is None else millijoules / 1000)
+
+    return [of(user) for user in sorted({user for _, user in counts})]

@@ -15,8 +15,9 @@ from .ending import repair, sweep
 from .scripts import Script, run, run_all, script
 
 CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
-    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "beat")
+    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "fleet/beat")
 )
+COMPARE = script("fleet/pace")
 
 MOST_REAPED, MOST_BATCHES = 200, 50
 """Expired leases that one call of the reap script takes back, and batches that it looks at."""
@@ -50,7 +51,10 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why."""
+    """How a claimed job ended, and the line to record for it; or that it is to be tried again, and why.
+
+    `joules` are what its machine drew for it, or None if nobody knows.
+    """
 
     job: Claimed
     status: Status
@@ -58,6 +62,7 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reason: str = ""
+    joules: float | None = None
 
 
 class Drop(NamedTuple):
@@ -66,6 +71,22 @@ class Drop(NamedTuple):
     id: str
     why: Literal["lost", "cancelled", "stopped", "overdue"]
     token: str = ""
+
+
+class Pace(NamedTuple):
+    """How fast a worker's rows are beside those of its fleet; all 0 while that is unknown.
+
+    `behind` and `meanwhile` count jobs, as `fleet/pace.lua` says. The mean job of this worker has `size` tokens, as far
+    as they were asked for, and takes one of its rows `seconds`.
+    """
+
+    behind: float = 0.0
+    meanwhile: float = 0.0
+    size: float = 1.0
+    seconds: float = 0.0
+
+
+UNKNOWN = Pace()
 
 
 class Reaped(NamedTuple):
@@ -87,6 +108,8 @@ class JobQueue:
         worker: name of the worker, without a colon.
         pair: the pair whose jobs the worker runs.
         lease: seconds that a claimed job stays the worker's without being renewed.
+
+    `passed` is whether the last claim passed jobs to faster workers.
     """
 
     def __init__(self, redis: redis_py.Redis, worker: str, pair: str, lease: float) -> None:
@@ -94,13 +117,19 @@ class JobQueue:
         self.worker = worker
         self.pair = pair
         self.lease = lease
+        self.passed = False
         self._numbers = itertools.count(1)
 
-    def claim(self, n: int, ahead: int = 0, held: int = 0) -> list[Claimed]:
-        """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already."""
+    def claim(self, n: int, ahead: int = 0, held: int = 0, pace: Pace = UNKNOWN) -> list[Claimed]:
+        """Lease up to `n` jobs, `ahead` of them not for a free row; `held` is how many the worker has already.
+
+        Near the end of the queue a worker of slow `pace` passes jobs to faster ones.
+        """
         first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
         counts = (first, n, ahead, held)
-        found = self._run(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair))
+        how_fast = pace.behind, pace.meanwhile, pace.size, pace.seconds * 1000
+        found, passed = self._run(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair), *how_fast)
+        self.passed = bool(passed)
         return [
             Claimed(
                 id.decode(),
@@ -114,6 +143,14 @@ class JobQueue:
             )
             for id, data, token, batch, custom_id, waited_ms, alone, keep in found
         ]
+
+    def compare(self, speed: float, rows: int) -> tuple[float, float]:
+        """Note that so many rows of this worker take jobs, each with a `speed` in tokens a second, 0 if unknown.
+
+        Returns `behind` and `meanwhile` of its pace.
+        """
+        behind, meanwhile = self._run(COMPARE, self.worker, wire.slug(self.pair), speed, rows, self._lease_ms)
+        return float(behind), float(meanwhile)
 
     def wait(self, seconds: float) -> bool:
         """Wait until Redis calls this worker to look for jobs; False if it did not within `seconds`."""
@@ -159,7 +196,8 @@ class JobQueue:
         if end.status == "retry":
             return RETRY, (self.worker, *lease, end.reason, str(int(RETRY_SECONDS * 1000)))
         counts = str(end.prompt_tokens), str(end.completion_tokens)
-        return COMMIT, (self.worker, *lease, end.status, end.line, *counts, end.reason)
+        millijoules = "" if end.joules is None else str(round(1000 * end.joules))
+        return COMMIT, (self.worker, *lease, end.status, end.line, *counts, end.reason, millijoules)
 
     def release(self, jobs: Iterable[Claimed]) -> int:
         """Hand unfinished jobs back to the front of their queue."""

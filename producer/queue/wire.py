@@ -218,6 +218,11 @@ class JobBody(BaseModel):
     keep: dict[str, Any] | None = None
 
     @property
+    def size(self) -> int:
+        """Tokens that all its choices may come to."""
+        return self.sampling.max_tokens * self.n * max(1, len(self.prompts or ()))
+
+    @property
     def parts(self) -> list[tuple[str, str]]:
         """What is asked, for people: each message by its role, or each prompt, token ids as numbers."""
         if self.messages is not None:
@@ -305,8 +310,9 @@ def results_key(batch: str) -> str:
 
 
 def failures_key(batch: str) -> str:
-    """Hash: job -> "failed <n> <entry> <reason>" | "cancelled <n> <entry> <reason>": lines that could be retried, where
-    their error line stands or stood in the results, and its first characters.
+    """Hash: job -> "failed <n> <entry> <reason>…" | "cancelled <n> <entry> <reason>…": lines that could be retried,
+    where their error line stands or stood in the results, its first characters, and more for people, see
+    `failed/failures.py`.
     """
     return f"draftmill:failures:{batch}"
 
@@ -345,7 +351,9 @@ LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 
 SPENT = "draftmill:spent"
-"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there."""
+"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there;
+`metered <user>` -> generated ones of them for which a machine said how much it drew, `millijoules <user>` -> how much.
+"""
 
 USERS = "draftmill:users"
 """Set: users who have jobs that run."""
@@ -359,6 +367,11 @@ def alone_key(pair: str) -> str:
 def bell_key(pair: str) -> str:
     """List with an entry for each worker that is to wake and look for jobs of the pair; expires."""
     return f"draftmill:bell:{WIRE}:{slug(pair)}"
+
+
+def paces_key(pair: str) -> str:
+    """Hash: worker that takes jobs of the pair -> `<tokens a second of a row> <rows> <gone when>`; expires."""
+    return f"draftmill:paces:{WIRE}:{slug(pair)}"
 
 
 WORKERS = "draftmill:workers"

@@ -64,7 +64,7 @@ class FarmCollector(Collector):
                 self._look()
                 found = list(self._batches())
             workers, users = _workers(fleet.reports(self._redis)), _users(fleet.spent(self._redis))
-            found += [*workers, users, *self._server()]
+            found += [*workers, *users, *self._server()]
         except redis_py.RedisError:
             up = 0
         yield GaugeMetricFamily("draftmill_redis_up", "Whether Redis answers the exporter.", up)
@@ -165,13 +165,17 @@ def _workers(reports: list[Report]) -> Iterator[Metric]:
     yield from (age, lease, thermal, power)
 
 
-def _users(spent: list[Spent]) -> Metric:
+def _users(spent: list[Spent]) -> Iterator[Metric]:
     help = "Tokens of a user's lines that have ended, of prompts and generated."
-    family = CounterMetricFamily("draftmill_user_tokens", help, labels=("user", "kind"))
+    tokens = CounterMetricFamily("draftmill_user_tokens", help, labels=("user", "kind"))
+    help = "What machines whose power is known drew for a user's lines that have ended."
+    energy = CounterMetricFamily("draftmill_user_energy_joules", help, labels=("user",))
     for found in spent:
-        family.add_metric((found.user, "prompt"), found.prompt_tokens)
-        family.add_metric((found.user, "generated"), found.generated_tokens)
-    return family
+        tokens.add_metric((found.user, "prompt"), found.prompt_tokens)
+        tokens.add_metric((found.user, "generated"), found.generated_tokens)
+        if found.joules is not None:
+            energy.add_metric((found.user,), found.joules)
+    yield from (tokens, energy)
 
 
 def _gauge(name: str, help: str, labels: tuple[str, ...], values: Any) -> GaugeMetricFamily:

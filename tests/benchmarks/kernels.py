@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -29,8 +30,9 @@ from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.pages.pool import LayerPool
 from draftmill.kernels.pages.sizes import pages_for
+from draftmill.kernels.products.quantisation import Quantisation, Weight
 from draftmill.kernels.products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from draftmill.kernels.products.quantized_matmul_simdgroup import quantized_matmul_by_simdgroups
+from draftmill.kernels.products.tiling import TILINGS, raced
 from draftmill.kernels.race.contestants import contests, filled
 from draftmill.kernels.race.keys import KERNEL
 from draftmill.kernels.recurrent.convolution import Heads, convolved_heads
@@ -145,24 +147,25 @@ def bench_gated_delta(hk: int, hv: int, dk: int, dv: int, taps: int) -> None:
 
 
 def bench_quantized(length: int, lines: int, group: int, bits: int) -> None:
-    forms = [quantized_matmul_by_kernel, quantized_matmul]
-    if mx.metal.is_available():
-        forms.append(quantized_matmul_by_simdgroups)
-    names = [form.__name__.removeprefix("quantized_matmul").replace("_", " ").strip() or "stock" for form in forms]
-    head(f"Quantised product, {length} x {lines}, {bits} bits, groups of {group}", "rows", *names, "GB/s of the kernel")
-    weights = [mx.quantize(mx.random.normal((lines, length)).astype(DTYPE), group, bits) for _ in range(8)]
-    mx.eval(*weights)
+    quantisation = Quantisation(group, bits)
+    forms: dict[str, Callable[[mx.array, Weight], mx.array]] = {"stock": quantized_matmul}
+    for name, tiling in raced(tuple(TILINGS), length, quantisation).items():
+        forms[name] = partial(quantized_matmul_by_kernel, tiling=tiling)
+    head(f"Quantised product, {length} x {lines}, {bits} bits, groups of {group}", "rows", *forms, "best, GB/s")
+    dense = [mx.random.normal((lines, length)).astype(DTYPE) for _ in range(8)]
+    weights = [Weight(*mx.quantize(each, group, bits), quantisation) for each in dense]
+    mx.eval([weight[:3] for weight in weights])
 
-    def timed(form: Callable[..., mx.array], x: mx.array) -> float:
+    def timed(form: Callable[[mx.array, Weight], mx.array], x: mx.array) -> float:
         turn = count()  # through several weights, which together do not fit a cache
-        return milliseconds(lambda: lambda: [form(x, *weights[next(turn) % 8], group, bits)])
+        return milliseconds(lambda: lambda: [form(x, weights[next(turn) % 8])])
 
+    read = sum(array.nbytes for array in weights[0][:3] if array is not None)
     for rows in (1, 2, 4, 8, 16, 32, 64):
         x = mx.random.normal((rows, length)).astype(DTYPE)
         mx.eval(x)
-
-        times = [timed(form, x) for form in forms]
-        row(rows, *times, round(sum(array.nbytes for array in weights[0]) / times[0] / 1e6))
+        times = [timed(form, x) for form in forms.values()]
+        row(rows, *times, round(read / min(times) / 1e6))
 
 
 def bench_rounds(name: str, bits: int) -> None:

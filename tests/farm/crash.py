@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from draftmill.producer.queue import leases, scripts
-from draftmill.producer.queue.leases import Claimed, JobQueue, Outcome
+from draftmill.producer.queue.leases import UNKNOWN, Claimed, JobQueue, Outcome, Pace
 from draftmill.worker.worker import MillWorker
 from tests.worker.set_speed_engine import SetSpeedEngine
 
@@ -29,8 +29,8 @@ class CrashingQueue(JobQueue):
         self.fuse = fuse
         self.unread = False
 
-    def claim(self, n: int, ahead: int = 0, held: int = 0) -> list[Claimed]:
-        found = super().claim(n, ahead, held)
+    def claim(self, n: int, ahead: int = 0, held: int = 0, pace: Pace = UNKNOWN) -> list[Claimed]:
+        found = super().claim(n, ahead, held, pace)
         if found:
             self.fuse("claim")
         return found

@@ -15,6 +15,7 @@ from tests.farm.files import datasets, outputs
 from tests.farm.models.architectures import architectures
 from tests.farm.servers import fail_overs
 from tests.farm.sharing import fairness, neighbours
+from tests.farm.simulated.day import day
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
 
@@ -35,6 +36,7 @@ FAULTS = (
     Fault("hostile-lines", "1,000 hostile lines: all refused", load.hostile_lines),
     Fault("turns", "20 batches of one user beside 1 of another: turns within 10 % of fair", fairness.turns),
     Fault("sick-jobs", "5 jobs on their last lease beside 180: these as fast as without", fairness.sick_jobs),
+    Fault("day", "100 Macs of 12 kinds, 1,000 batches: ideal schedule + 5 %, users within 10 %, all once", day),
     Fault("rq-buttons", "RQ's cancel, delete and empty over 1,000 jobs: one outcome a line", neighbours.rq_buttons),
     Fault("wires", f"producers and workers of two wires mixed: {NOTHING}", neighbours.wires),
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),

@@ -23,6 +23,8 @@ from draftmill.producer.client.fleet_feeder import FleetFeeder
 from draftmill.producer.queue import acl, batches, wire
 from draftmill.producer.queue.leases import JobQueue, Outcome
 from draftmill.producer.queue.rest import duty, stored
+from draftmill.producer.web.dashboard.app import STATIC
+from draftmill.producer.web.dashboard.failures import Asked, FailuresPage
 from draftmill.producer.web.dashboard.view import Observer
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
@@ -237,6 +239,8 @@ def test_a_producer_lets_failures_run_again_and_a_collector_takes_them_back(
     batch = shell(*submit).stdout.strip()
     worker()
     assert shell("collect", batch, "-o", "out.jsonl", "--follow", *as_collector).returncode == 4
+    for role in ("producer", "collector"):
+        assert "1 of 2 lines failed" in shell("failures", batch, "--redis-url", fleet.url(role)).stdout
     needed.touch()
     again = shell(*submit, "--retry-failed")
     assert again.stderr == "Note: 1 failed line queued again\n"
@@ -260,6 +264,7 @@ def test_a_dashboard_does_its_whole_job(fleet: Fleet, shell: Shell) -> None:
             observer = Observer(client)
             wait_until(lambda: [found["state"] for found in observer.look().parts["workers"]] == ["working"])
             wait_until(lambda: [found["custom_id"] for found in observer.look().parts["failures"]] == ["a"])
+            assert "line 1 · a · set-speed" in (FailuresPage(client, STATIC).write(Asked(batch)) or "")
             batches.cancel(client, batch)
             wait_until(lambda: observer.look().parts["batches"][0]["cancelled"] == 1)
     finally:
@@ -296,6 +301,10 @@ TRIALS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         ("HSETNX", "draftmill:batch:b", "cancelled_at", "0"),
     ),
     "read the latest failures": ({"dashboard"}, ("XREVRANGE", "draftmill:failed", "+", "-")),
+    "read which lines failed, and why": (
+        {*SUBMIT, "worker", "collector", "dashboard"},
+        ("HSCAN", "draftmill:failures:b", "0"),
+    ),
     "drain the fleet": ({"operator"}, ("HSET", "draftmill:fleet", "drain *", "0")),
     "raise a limit": ({"operator"}, ("HSET", "draftmill:limits", "*", "1000")),
     "read another application's data": (set(), ("GET", "session:1")),

@@ -6,11 +6,12 @@ What Metal itself refuses, `metal.check` finds in the text that MLX writes.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from draftmill.kernels.gpu.source import parse
 
-METAL_ONLY = {"quantized_matmul_simdgroup.metal"}
-"""Files of kernels that CUDA does not get, because they use simdgroup matrices."""
+METAL_ONLY = {"quantized_matmul_simdgroup"}
+"""Kernels that CUDA does not get, because they use simdgroup matrices."""
 
 _WORDS = {
     r"#\s*include\b": "a kernel stands alone: MLX includes Metal's library",
@@ -20,18 +21,21 @@ _WORDS = {
     r"\blong long\b": "Metal has no long long",
     r"\b__\w+": "a word of one compiler",
 }
-_PORTABLE = {r"\bsimdgroup_(?:matrix|load|store|multiply|barrier)\w*": "not in the portable part"}
+_PORTABLE = r"\bsimdgroup_(?:matrix|load|store|multiply|barrier)\w*"
 
 
-def lint(text: str, portable: bool = True) -> list[str]:
-    """What is wrong with a `.metal` file, a line each; one that is not `portable` is for Metal only."""
+def lint(text: str, metal_only: Collection[str] = METAL_ONLY) -> list[str]:
+    """What is wrong with a `.metal` file, a line each."""
     kernels = parse(text)
     wrong = (
         [] if kernels else ["no kernel: `kernel void name(...) {` begins one, a brace at a line's beginning ends it"]
     )
     bare = re.sub(r"//[^\n]*", "", text)
-    for pattern, why in (_WORDS | (_PORTABLE if portable else {})).items():
+    for pattern, why in _WORDS.items():
         wrong += [f"line {_line(bare, match)}: {match[0]}: {why}" for match in re.finditer(pattern, bare)]
+    portable = [(name, kernel.body) for name, kernel in kernels.items() if name not in metal_only]
+    for name, part in [*portable, ("helpers", next(iter(kernels.values())).header if kernels else bare)]:
+        wrong += [f"{name}: {match[0]}: not in the portable part" for match in re.finditer(_PORTABLE, part)]
     wrong += [f"{kernel.name}: writes nothing" for kernel in kernels.values() if not kernel.outputs]
     for match in re.finditer(r"^kernel void \w+\(([^)]*)\)", bare, re.MULTILINE):
         wrong += [

@@ -14,6 +14,9 @@ from draftmill.kernels.fused.rotary import Layout
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
+from draftmill.kernels.products.experts import Layer, Product
+from draftmill.kernels.products.quantisation import Quantisation
+from draftmill.kernels.products.tiling import TILINGS
 from draftmill.kernels.race.contestants import (
     AttentionShape,
     ConvolutionShape,
@@ -24,11 +27,12 @@ from draftmill.kernels.race.contestants import (
     RotaryShape,
     contests,
 )
-from draftmill.kernels.race.keys import KERNEL, SIMDGROUPS
+from draftmill.kernels.race.experts import ExpertsShape
+from draftmill.kernels.race.keys import KERNEL, ExpertsKind
 from draftmill.kernels.recurrent.convolution import Heads
 from draftmill.kernels.recurrent.gated_delta import Tape
 from draftmill.kernels.recurrent.plan import Place, Steps
-from draftmill.kernels.variants import Recorder, compiled
+from draftmill.kernels.variants import ZEROS, Recorder, compiled
 
 HALF = mx.bfloat16
 ATTENTION = [
@@ -39,7 +43,8 @@ ATTENTION = [
     AttentionShape(16, 2, 512, HALF),
 ]
 RECURRENT = [Heads(16, 32, 128, 128), Heads(2, 4, 32, 8), Heads(1, 2, 32, 16)]
-PRODUCTS = [ProductShape(2560, 9728, 64, 4, HALF), ProductShape(64, 24, 32, 8, mx.float32)]
+PRODUCTS = [ProductShape(2560, 9728, Quantisation(64, 4), HALF), ProductShape(64, 24, Quantisation(32, 8), mx.float32)]
+EXPERTS = ExpertsShape(ExpertsKind(256, 64, 16, Quantisation(32, 4, "mxfp4")), 4, HALF)
 
 
 def chosen(shape: OperationShape, launch: Recorder, form: str = KERNEL) -> Operations:
@@ -127,17 +132,41 @@ def test_no_round_convolves_in_a_variant_that_was_not_compiled(channels: int, lo
     assert serving.variants <= known(shape).variants
 
 
-@pytest.mark.parametrize("form", [KERNEL, SIMDGROUPS])
+@pytest.mark.parametrize("form", TILINGS)
 @pytest.mark.parametrize("shape", PRODUCTS, ids=str)
 def test_no_product_runs_in_a_variant_that_was_not_compiled(shape: ProductShape, form: str) -> None:
     serving = Recorder()
     operations = chosen(shape, serving, form)
-    weight = mx.zeros((shape.lines, shape.length * shape.bits // 32), mx.uint32)
-    scales = mx.zeros((shape.lines, shape.length // shape.group_size), shape.dtype)
+    weight = ZEROS.weight(shape.lines, shape.length, shape.quantisation, shape.dtype)
     for count in (*range(1, 130), 512, 2048):
-        x = mx.zeros((count, shape.length), shape.dtype)
-        operations.quantized_matmul(x, weight, scales, scales, shape.group_size, shape.bits)
+        operations.quantized_matmul(mx.zeros((count, shape.length), shape.dtype), weight)
     assert serving.variants == known(shape, form).variants
+
+
+def test_products_of_all_sizes_share_their_variants() -> None:
+    """A new shape needs no compiler, but where fewer lines are shared by more simdgroups."""
+    quantisation = Quantisation(64, 4)
+    of_each = [known(ProductShape(*sizes, quantisation, HALF), "matrices") for sizes in [(2560, 512), (4096, 1024)]]
+    assert of_each[0].variants == of_each[1].variants
+
+
+@pytest.mark.parametrize("form", ["kernel", "matrices"])
+def test_no_expert_runs_in_a_variant_that_was_not_compiled(form: str) -> None:
+    serving, kind = Recorder(), EXPERTS.kind
+    operations = chosen(EXPERTS, serving, form)
+    up, down = (
+        Layer(ZEROS.weight(kind.experts * lines, length, kind.quantisation, HALF).of_experts(kind.experts))
+        for lines, length in ((kind.inside, kind.length), (kind.length, kind.inside))
+    )
+
+    def through(x: mx.array, product: Product) -> mx.array:
+        return product(product(x, up), down)
+
+    for count in (*range(1, 130), 512):
+        x, experts = mx.zeros((count, kind.length), HALF), mx.zeros((count, EXPERTS.chosen), mx.uint32)
+        operations.experts(x, experts, through, kind)
+    assert {kernel.name for kernel, _, _ in serving.variants} == {"route", TILINGS[form].kernel}
+    assert serving.variants == known(EXPERTS, form).variants
 
 
 def test_each_variant_runs_once() -> None:

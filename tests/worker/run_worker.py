@@ -19,6 +19,7 @@ from draftmill.producer.queue.urls import names_sentinels
 from draftmill.worker.host import Host
 from draftmill.worker.worker import MillWorker
 from tests.farm.crash import crash_at
+from tests.farm.simulated.engine import ClockEngine, work_and_note
 from tests.worker.set_speed_engine import SetSpeedEngine
 
 PAIR = "set-speed"
@@ -30,7 +31,8 @@ class Settings:
 
     `depth` is that of the engine's drafts. A worker that a parent has started has a `name`, after so many `aborts`;
     its GPU gives up after `aborts_after` rounds, which it `dies` of or says.
-    With `metrics` Prometheus finds it on a free port.
+    With `metrics` Prometheus finds it on a free port. With a `row_speed`, in tokens a second, rows run by the clock,
+    and the worker leaves its notes in the folder `notes`.
     """
 
     url: str
@@ -51,6 +53,8 @@ class Settings:
     aborts: int = 0
     aborts_after: int = 0
     dies: bool = False
+    row_speed: float = 0
+    notes: str = ""
 
     def command(self) -> list[str]:
         """What starts such a worker."""
@@ -60,7 +64,7 @@ class Settings:
 def run(settings: Settings) -> bool:
     """Works until a signal; prints `ready` when it is about to claim."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    engine = SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth, settings.aborts_after, settings.dies)
+    engine = _engine(settings)
     if names_sentinels(settings.url):
         client = connect(settings.url)
         client.set_retry(Retry(NoBackoff(), 1))
@@ -76,10 +80,16 @@ def run(settings: Settings) -> bool:
         crash_at(worker, settings.crash, settings.crash_after)
     print("ready", flush=True)
     try:
-        return worker.work()
+        return work_and_note(worker, engine, Path(settings.notes)) if isinstance(engine, ClockEngine) else worker.work()
     except DeviceFailed as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(GPU_GAVE_UP)
+
+
+def _engine(settings: Settings) -> SetSpeedEngine:
+    if settings.row_speed:
+        return ClockEngine(settings.rows, settings.row_speed)
+    return SetSpeedEngine(settings.rows, settings.round_seconds, settings.depth, settings.aborts_after, settings.dies)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from draftmill.producer.queue import wire
 from draftmill.producer.queue.leases import Claimed, JobQueue
 from draftmill.worker.courier import Courier
+from draftmill.worker.host import RowSpeed
 from draftmill.worker.metrics import Metrics
 from draftmill.worker.spool import Spool
 from tests.worker.conftest import Mill
@@ -38,7 +39,7 @@ def queue(mill: Mill) -> SlowQueue:
 
 @pytest.fixture
 def courier(mill: Mill, queue: SlowQueue) -> Iterator[Courier]:
-    courier = Courier(queue, Metrics(PAIR, "w", "0"), Spool(mill.spool, "w"))
+    courier = Courier(queue, Metrics(PAIR, "w", "0"), Spool(mill.spool, "w"), RowSpeed())
     courier.start()
     yield courier
     courier.abort()

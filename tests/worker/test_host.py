@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from draftmill.worker.host import Host, Power, Sensors, Thermal, hottest_zone, pressure
+from draftmill.engine.stats import Stats
+from draftmill.producer.queue.leases import UNKNOWN, Pace
+from draftmill.worker.host import Host, Meter, Power, RowSpeed, Sensors, Thermal, hottest_zone, pressure
 
 
 def write(folder: Path, files: dict[str, int | str]) -> None:
@@ -26,6 +28,23 @@ def test_this_machine() -> None:
     assert sensors.latest.power_watts == 40
     sensors.start()
     assert sensors.latest.power_watts == 40
+
+
+def test_a_job_s_part_of_what_the_machine_draws() -> None:
+    meter = Meter(stats := Stats())
+    before = meter.now
+    assert meter.share(before, 10) is None
+    meter.beat(None, True)
+    assert meter.share(before, 10) is None
+    begin = time.monotonic()
+    meter.beat(1000, False)
+    before = meter.now
+    stats.generated_tokens, stats.prefilled_tokens = 30, 10
+    time.sleep(0.1)
+    quarter = meter.share(before, 10)
+    assert 20 < (quarter or 0) <= 250 * (time.monotonic() - begin)
+    assert meter.beat(1000, True) == meter.joules >= 4 * (quarter or 0)
+    assert (meter.share(before, 10) or 0) > (quarter or 0)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +86,24 @@ def test_power_of_linux(tmp_path: Path) -> None:
     assert 5 < (power.watts() or 0) <= 10
     write(tmp_path, {energy: 5})
     assert power.watts() is None
+
+
+def test_the_speed_of_a_row_is_that_of_its_last_jobs() -> None:
+    speed, stats = RowSpeed(), Stats()
+
+    def run(jobs: int, tokens: int, seconds: float) -> None:
+        """Two rows have a job each at a time; a round lasts for one job."""
+        for _ in range(jobs // 2):
+            stats.generated_tokens += 2 * tokens
+            stats.rows += 2
+            speed.observe_round(seconds, stats)
+            for _ in range(2):
+                speed.observe_job(2 * tokens)
+
+    assert (speed.tokens_per_second, speed.pace) == (0, UNKNOWN)
+    run(20, tokens=100, seconds=4)
+    assert speed.tokens_per_second == pytest.approx(25)
+    assert speed.pace == Pace(0, 0, size=200, seconds=4)
+    run(1000, tokens=100, seconds=8)  # it runs hot
+    assert speed.tokens_per_second == pytest.approx(12.5, rel=0.01)
+    assert speed.pace.seconds == pytest.approx(8, rel=0.01)

@@ -17,7 +17,7 @@ from tests.worker.conftest import ROOT, Mill
 
 
 def outcome(name: str) -> Outcome:
-    return Outcome(Claimed(name, b"", "t", "", "", 0), "done", b'{"a": 1}', 3, 4, "")
+    return Outcome(Claimed(name, b"", "t", "", "", 0), "done", b'{"a": 1}', 3, 4, "", 2.5)
 
 
 def leave(folder: Path, worker: str, *jobs: str) -> Path:

@@ -2,8 +2,11 @@
 --   ARGV[3]  worker   ARGV[4]  length of a lease in ms   ARGV[5]  number of the first lease   ARGV[6]  n
 --   ARGV[7]  how many of these n would only wait in the worker   ARGV[8]  how many jobs it has already
 --   ARGV[9]  pair, as it stands in the names of queues
--- Returns a list of {job, data, token, batch, custom_id, ms in the queue, 1 if it must run alone, keep}. Entries of a
--- queue whose job is not open, or already leased, are dropped. `rq suspend` stops claiming.
+--   ARGV[10]  behind   ARGV[11]  meanwhile, see fleet/pace.lua; 0 if unknown
+--   ARGV[12]  tokens of the worker's mean job   ARGV[13]  ms that one of its rows takes for that
+-- Returns {claimed, 1 if jobs were passed to faster workers}. Claimed is a list of {job, data, token, batch, custom_id,
+-- ms in the queue, 1 if it must run alone, keep}. Entries of a queue whose job is not open, or already leased, are
+-- dropped. `rq suspend` stops claiming.
 --
 -- Users take turns, and the batches of a user among themselves (virtual clock). What takes turns is a flow: all batches of
 -- one user and one priority. The next job is that of the flow whose next job is due first, and then the one after it comes
@@ -12,8 +15,13 @@
 -- parked while as many jobs of that user run as the limit allows. A claim reads the flows and batches that it takes from,
 -- however many there are.
 --
--- Jobs that would wait are taken from full queues only, a quarter of what is there: so a row that ends is filled
--- without a trip to Redis, and yet the last jobs of a batch go to the workers that have a row free.
+-- Jobs that would wait are taken from full queues only, a quarter of what is there, and only as long as the fleet needs
+-- more time for the queue than a row here for its job: so a row that ends is filled without a trip to Redis, and yet the
+-- last jobs of a batch go to the workers that have a row free.
+--
+-- Near the end of the queue a slow worker passes jobs to faster ones: those that it would end later than the fleet could
+-- empty the queue and a usual row run the job after that. The longer the job, the earlier. A job that was passed for as
+-- long as this worker would run it is passed no more, whatever keeps the faster ones away.
 --
 -- Jobs on their last lease have a list of their own. A worker takes one when it holds nothing and finds nothing else, and
 -- the others go on meanwhile. So that they do not wait for ever under a load that never ends: once the first has waited
@@ -22,10 +30,11 @@
 
 local worker, lease, number, wanted = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local ahead, held, pair = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local behind, meanwhile, mean, takes = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 local TURNS, PARKED, ALONE, DRAINS =
   of_pair('turns', pair), of_pair('parked', pair), of_pair('alone', pair), of_pair('drains', pair)
-local MOST_LOOKED_AT, MOST_ALONE, MOST_UNPARKED, PATIENCE = 1000, 100, 16, 5
-if redis.call('EXISTS', 'rq:suspended') == 1 then return {} end
+local MOST_LOOKED_AT, MOST_ALONE, MOST_UNPARKED, MOST_PASSED, PATIENCE = 1000, 100, 16, 4, 5
+if redis.call('EXISTS', 'rq:suspended') == 1 then return { {}, 0 } end
 
 -- A batch's queue of this pair.
 local function queue_of(batch)
@@ -51,21 +60,26 @@ for _, flow in ipairs(redis.call('ZRANDMEMBER', PARKED, MOST_UNPARKED)) do
   if allowance(user_of(flow)) > 0 then unpark(pair, flow, user_of(flow)) end
 end
 
--- Jobs that are queued, counted as far as it matters.
+-- Jobs that are queued, counted as far as it matters; in more batches than a claim looks at there are enough.
 local function count_queued(enough)
   local there, looks = 0, 0
   for _, turns in ipairs({ TURNS, PARKED }) do
-    for _, flow in ipairs(redis.call('ZRANGE', turns, 0, enough)) do
-      for _, batch in ipairs(redis.call('ZRANGE', TURNS .. ':' .. flow, 0, enough)) do
+    for _, flow in ipairs(redis.call('ZRANGE', turns, 0, MOST_LOOKED_AT)) do
+      for _, batch in ipairs(redis.call('ZRANGE', TURNS .. ':' .. flow, 0, math.min(enough, MOST_LOOKED_AT))) do
         there = there + redis.call('LLEN', 'rq:queue:' .. queue_of(batch))
         looks = looks + 1
-        if there >= enough or looks >= MOST_LOOKED_AT then return there end
+        if looks >= MOST_LOOKED_AT then return enough end
+        if there >= enough then return there end
       end
     end
   end
   return there
 end
-if ahead > 0 then wanted = wanted - ahead + math.min(ahead, math.floor(count_queued(4 * ahead) / 4)) end
+local free = wanted - ahead
+if ahead > 0 then
+  local there = count_queued(4 * ahead + math.ceil(meanwhile))
+  wanted = free + math.max(0, math.min(ahead, math.floor(there / 4), math.floor(there - meanwhile)))
+end
 
 -- Flows are read one by one, in the order in which they are due, and stay in the turns as they were until the end: those
 -- that were read are the first of them. Of two that are due at one time the one that was read first is first.
@@ -88,7 +102,7 @@ local function next_flow()
   while looked_at < MOST_LOOKED_AT do
     local best
     for _, flow in ipairs(flows) do
-      if not flow.left and (not best or flow.due < best.due) then best = flow end
+      if not (flow.left or flow.passed) and (not best or flow.due < best.due) then best = flow end
     end
     if ahead_of_all and (not best or ahead_of_all.due < best.due) then
       best = ahead_of_all
@@ -202,19 +216,41 @@ local function drains()
   return true
 end
 
+-- Whether this worker passes the next job of a queue to faster ones.
+local passed = false
+local function passes(queue)
+  if behind == 0 then return false end
+  local key = 'rq:job:' .. (redis.call('LINDEX', queue, 0) or '')
+  if redis.pcall('HEXISTS', key, 'data') ~= 1 then return false end
+  local about = redis.call('HMGET', key, 'draftmill_size', 'draftmill_passed')
+  local size = (tonumber(about[1]) or mean) / mean
+  local waits = #claimed >= free
+  local fewest = math.ceil(behind * size + (waits and meanwhile or 0))
+  if count_queued(fewest) >= fewest then return false end
+  if waits then return true end
+  if about[2] and NOW - about[2] > takes * size then return false end
+  if not about[2] then redis.call('HSET', key, 'draftmill_passed', NOW) end
+  passed = true
+  return true
+end
+
 if drains() then
   if held == 0 then
     redis.call('SET', DRAINS, '-', 'PX', PATIENCE * lease)
     claim_alone()
   end
-  if held > 0 or #claimed > 0 then return claimed end
+  if held > 0 or #claimed > 0 then return { claimed, 0 } end
 end
 
-local served = {}
-while #claimed < wanted and looked_at < MOST_LOOKED_AT do
+local served, passes_left = {}, MOST_PASSED
+while #claimed < wanted and looked_at < MOST_LOOKED_AT and passes_left > 0 do
   local flow = next_flow()
   if not flow then break end
   local queue, batch, due = next_batch(flow)
+  if queue and passes('rq:queue:' .. queue) then
+    flow.passed, passes_left = true, passes_left - 1
+    queue = nil
+  end
   local id = queue and redis.call('LPOP', 'rq:queue:' .. queue)
   if queue and not id then
     redis.call('ZREM', flow.key, batch)
@@ -239,4 +275,5 @@ for batch, queue in pairs(served) do -- since when the next job of each waits
   local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
   if since then note_wait(batch, queue, since) end
 end
-return claimed
+if passed and redis.call('LLEN', of_pair('bell', pair)) == 0 then ring(pair, 1) end -- one who waits may be faster
+return { claimed, passed and 1 or 0 }

@@ -2,6 +2,7 @@
 --   ARGV[3]  worker   ARGV[4]  job   ARGV[5]  token of the lease under which it ran
 --   ARGV[6]  'done' | 'failed' | 'cancelled'   ARGV[7]  output line
 --   ARGV[8]  prompt tokens   ARGV[9]  completion tokens   ARGV[10]  why it failed, or ''
+--   ARGV[11]  millijoules that its machine drew for it, or ''
 -- Returns 'recorded', or 'stale' if the commit was dropped. Sending a commit again is harmless.
 --
 -- A lease that has run out but was taken by nobody else still counts: the result is as good as any, and a job that is
@@ -18,7 +19,7 @@ end
 
 if not held then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
 redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
-record(job, outcome, ARGV[7], ARGV[8], ARGV[9])
+record(job, outcome, ARGV[7], ARGV[8], ARGV[9], ARGV[11])
 if ARGV[10] ~= '' then explain(job, outcome, worker, ARGV[10]) end
 if redis.call('EXISTS', 'rq:worker:' .. worker) == 1 then
   local counter = outcome == 'done' and 'successful_job_count' or 'failed_job_count'

@@ -1,4 +1,4 @@
-"""The dashboard as an ASGI application: the page, its files, its events, and the one change that it can make."""
+"""The dashboard as an ASGI application: its pages, files and events, and the one change that it can make."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ...queue.errors import UserError, explain
 from ..door import Closed
 from ..keys import Keys
 from .access import Access
+from .failures import Asked, FailuresPage
 from .feed import Feed
 from .view import Observer
 
@@ -51,6 +52,7 @@ class Page:
         self._redis = redis
         self._access = Access(keys)
         self.feed = Feed(Observer(redis), where)
+        self._failures = FailuresPage(redis, STATIC)
         self._page = (STATIC / "index.html").read_text("utf-8")
         self._sign_in_page = (STATIC / "sign-in.html").read_text("utf-8")
 
@@ -61,6 +63,7 @@ class Page:
         yield Route("/sign-out", self.sign_out, methods=["POST"])
         yield Route("/session", self.session)
         yield Route("/events", self.events)
+        yield Route("/failures", self.failures)
         yield Route("/batches/{batch}/cancel", self.cancel, methods=["POST"])
         yield Mount("/static", StaticFiles(directory=STATIC))
 
@@ -105,6 +108,17 @@ class Page:
             headers["content-encoding"] = "gzip"
         stream = self.feed.stream(compressed, request.app.state.stopping)
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+
+    async def failures(self, request: Request) -> Response:
+        """Why lines of a batch failed, and which."""
+        if self._access.needs_key and not self._access.may_look(request):
+            return RedirectResponse(".", 303)
+        self._access.check_look(request)
+        try:
+            page = await run_in_threadpool(self._failures.write, Asked.of(request.query_params))
+        except (redis_py.RedisError, UserError) as error:
+            return HTMLResponse(self._failures.trouble(explain(error).message), 500)
+        return HTMLResponse(page or self._failures.trouble("There is no such batch."), 200 if page else 404)
 
     async def cancel(self, request: Request) -> Response:
         session = self._access.check_change(request)

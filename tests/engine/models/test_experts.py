@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,16 @@ from mlx_lm.models.switch_layers import SwitchGLU
 from draftmill.engine.models.kernels_for import shapes
 from draftmill.engine.models.load_check import Reference, settle
 from draftmill.engine.models.targets import adapt
+from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.products import experts
+from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.race.contestants import contests
 from draftmill.kernels.race.experts import ExpertsShape
-from draftmill.kernels.race.keys import OTHER_ORDER, STOCK, Key, experts_key
-from draftmill.kernels.race.race import run
+from draftmill.kernels.race.keys import KERNEL, OTHER_ORDER, STOCK, ExpertsKind, Key, experts_key
+from draftmill.kernels.variants import Recorder
+from tests.kernels.emulator import on_cpu
+from tests.kernels.forms import EMULATED
 
 from ..small import gpt_oss_model, lfm2_moe_model, quantised, qwen3_5_moe_model, qwen3_moe_model, qwen3_next_model
 
@@ -70,6 +75,22 @@ def test_either_order_gives_the_logits_of_mlx_lm(family: str, monkeypatch: pytes
         assert len(orders) > len(other)
 
 
+@EMULATED
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_the_kernel_gives_the_logits_of_mlx_lm(family: str) -> None:
+    """Affine, and MXFP4 with biases."""
+    launched: Counter[str] = Counter()
+
+    def launch(kernel: Kernel, *given: Any) -> list[mx.array]:
+        launched[kernel.name] += 1
+        return on_cpu(kernel, *given)
+
+    target = adapt(MODELS[family]())
+    target.operations = Operations(dict.fromkeys(keys(target), KERNEL), launch, in_place=False)
+    assert Reference.of(target).check(target).good
+    assert launched["quantized_matmul"] == 3 * launched["route"] > 0
+
+
 def test_the_model_stays_as_mlx_lm_runs_it() -> None:
     model = MODELS["qwen3_moe"]()
     target = adapt(model)
@@ -87,17 +108,18 @@ def test_an_order_that_is_wrong_is_named_and_left_out(monkeypatch: pytest.Monkey
     assert set(target.operations.winners.values()) <= {STOCK}
 
 
-@pytest.mark.parametrize(("mode", "bits"), [("affine", 4), ("affine", 8), ("mxfp4", 4)])
-def test_the_race_tries_both_orders(mode: str, bits: int) -> None:
-    shape = ExpertsShape(64, 32, 6, 32, bits, mode, 2, mx.float32)
-    for contest in contests([shape]):
-        result = run(contest)
-        assert set(result.milliseconds) == {STOCK, OTHER_ORDER}
-        assert result.dropped == {}
+@pytest.mark.parametrize(("mode", "bits"), [("affine", 3), ("affine", 8), ("mxfp4", 4)])
+def test_the_race_tries_both_orders_and_the_kernels_that_fit(mode: str, bits: int) -> None:
+    kind = ExpertsKind(64, 32, 6, Quantisation(32, bits, mode))
+    for contest in contests([ExpertsShape(kind, 2, mx.float32)], Recorder()):
+        names = [*contest.make()]
+        assert names[:2] == [STOCK, OTHER_ORDER]
+        assert (KERNEL in names) == (bits != 3)
+        assert len(names) == (2 if bits == 3 else 4 if contest.key[-1] == 16 or mx.metal.is_available() else 3)
 
 
 def test_rounds_take_the_winner_of_the_nearest_race() -> None:
-    kind = (64, 32, 6, 32, 4, "affine")
+    kind = ExpertsKind(64, 32, 6, Quantisation(32, 4))
     raced = [experts_key(tokens, 2, kind, mx.float32)[-1] for tokens in (1, 7, 8, 24, 25, 96, 97, 512)]
     assert raced == [0, 0, 16, 16, 64, 64, 0, 0]
 

@@ -24,6 +24,7 @@ from draftmill.kernels.fused.rotary import Layout
 from draftmill.kernels.fused.rotary import fits as rotary_fits
 from draftmill.kernels.gpu.source import Input, Kernel, Memory
 from draftmill.kernels.pages.sizes import PAGE
+from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.race.contestants import (
     AttentionShape,
     ChoiceShape,
@@ -46,7 +47,7 @@ SINGLE = mx.float32
 SHAPES: list[OperationShape] = [
     NormShape(64, SINGLE),
     RotaryShape(Layout(4, 2, 64, 64, 1e-6), SINGLE),
-    ProductShape(64, 24, 32, 4, SINGLE),
+    ProductShape(64, 24, Quantisation(32, 4), SINGLE),
     ChoiceShape(96, SINGLE),
     AttentionShape(2, 1, 64, SINGLE, sinks=True),
     RecurrentShape(Heads(1, 2, 32, 16), 4, SINGLE),
@@ -128,7 +129,7 @@ def test_kernels_are_made_for_the_published_shapes(name: str) -> None:
                 case ChoiceShape(vocabulary, dtype):
                     assert choice_fits(vocabulary, dtype)
                 case ProductShape():
-                    assert shape.length % shape.group_size == 0
+                    assert shape.length % shape.quantisation.group_size == 0
                 case ConvolutionShape(channels, _, dtype):
                     assert gated_convolution_fits(channels, dtype)
                 case _:

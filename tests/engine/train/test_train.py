@@ -18,6 +18,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.train import responses as store
 from draftmill.engine.train.blocks import block_labels, block_logits, matches, target_taps
+from draftmill.engine.train.lessons import BlockLesson
 from draftmill.engine.train.minibatches import Minibatches, split, usable
 from draftmill.engine.train.prompts import TrainingError, read_prompts, write_prompts
 from draftmill.engine.train.recipe import Recipe, draft_config, new_draft, unused_token
@@ -185,7 +186,8 @@ def test_labels_end_with_the_sequence() -> None:
 def trainer(folder: Path, steps: int, seed: int = 3) -> Trainer:
     target, draft = pair(seed)
     training, held_back = split(regular(), RECIPE.held_back, RECIPE.seed)
-    return Trainer(target, draft, training, held_back, RECIPE, folder, steps, report=lambda line: None)
+    lesson = BlockLesson(target, draft, training, held_back, RECIPE)
+    return Trainer(lesson, RECIPE, folder, steps, report=lambda line: None)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     resumed = trainer(tmp_path / "cut", 20, seed=4)
     assert resumed.progress.step == 9
     assert resumed.run()
-    weights = [dict(tree_flatten(each.draft.parameters())) for each in (whole, resumed)]
+    weights = [dict(tree_flatten(each.module.parameters())) for each in (whole, resumed)]
     assert all(mx.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -212,7 +214,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, 1).save()
     target, draft = pair()
     with pytest.raises(TrainingError, match="other settings"):
-        Trainer(target, draft, regular(), regular()[:4], Recipe(), tmp_path, 5)
+        Trainer(BlockLesson(target, draft, regular(), regular()[:4], Recipe()), Recipe(), tmp_path, 5)
 
 
 def test_replay_walks_as_decoding_would() -> None:

@@ -25,6 +25,7 @@ _CPP = {
     mx.float16: "half",
     mx.bfloat16: "bfloat",
     mx.int32: "int",
+    mx.uint8: "uchar",
     mx.uint32: "uint",
     mx.uint64: "ulong",
 }

@@ -8,6 +8,7 @@
 #define thread
 #define constant
 
+using uchar = unsigned char;
 using uint = unsigned int;
 using ushort = unsigned short;
 using ulong = unsigned long;
@@ -33,6 +34,8 @@ struct bfloat {
 
 struct float4 {
   float x, y, z, w;
+
+  float operator[](int i) const { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
 };
 
 using uint3 = machine::Position;

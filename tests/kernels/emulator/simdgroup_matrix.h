@@ -8,7 +8,11 @@
 template <typename T, int COLUMNS, int ROWS>
 struct simdgroup_matrix {
   static_assert(COLUMNS == 8 && ROWS == 8, "Metal has matrices of 8 by 8");
-  T held[2] = {T(__builtin_nanf("")), T(__builtin_nanf(""))};  // what nothing wrote shows
+  using Elements = T[2];
+
+  Elements held = {T(__builtin_nanf("")), T(__builtin_nanf(""))};  // what nothing wrote shows
+
+  Elements& thread_elements() { return held; }
 };
 
 template <typename T>

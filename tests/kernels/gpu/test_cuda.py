@@ -18,7 +18,7 @@ from draftmill.kernels.gpu.launch import CUDA_TYPES, for_cuda
 from draftmill.kernels.gpu.source import Kernel, read_kernels
 from draftmill.kernels.pages import pool
 from draftmill.kernels.pages.sizes import PAGE
-from draftmill.kernels.products import quantized_matmul
+from draftmill.kernels.products import experts, quantized_matmul
 from draftmill.kernels.recurrent import recurrence
 from tests.kernels.lint import METAL_ONLY
 
@@ -37,8 +37,9 @@ ALIKE = {
     "NORMED": "1",
     "BITS": "4",
     "GROUP": "64",
-    "OUTPUTS": "4",
     "ROWS": "16",
+    "ROOM": "1024",
+    "SPLITS": "2",
     "PAGE": str(PAGE),
     "STEP": str(ragged_attention.STEP),
 }
@@ -53,12 +54,15 @@ GATED = {
     "ROTATED": "64",
 }
 """Heads of queries with a gate behind each."""
+LANES = {"LINES": "4", "WORDS": "2"}
 VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (ragged_attention.SOURCE, "attend", "__nv_bfloat16", {"D": "128", "HEADS": "32", "KV_HEADS": "8", "PAIRS": "32"}),
     (ragged_attention.SOURCE, "attend", "float", {"D": "256", "HEADS": "16", "KV_HEADS": "4", "PAIRS": "16"}),
     (ragged_attention.SOURCE, "attend", "__half", {"D": "512", "HEADS": "16", "KV_HEADS": "2", "PAIRS": "16"}),
     (ragged_attention.SOURCE, "combine", "__half", {"D": "64"}),
-    (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", {"K": "2560", "LINES": "9728"}),
+    (quantized_matmul.SOURCE, "quantized_matmul", "__nv_bfloat16", LANES | {"MODE": "0", "GROUPED": "0"}),
+    (quantized_matmul.SOURCE, "quantized_matmul", "__half", LANES | {"MODE": "2", "GROUPED": "1"}),
+    (experts.SOURCE, "route", "float", {}),
     (FOLDER / "gated_delta.metal", "gated_delta", "__nv_bfloat16", {"HK": "16", "HV": "32", "DK": "128", "DV": "128"}),
     (rotary.SOURCE, "rotate", "__nv_bfloat16", GATED | {"VALUES_NORMED": "0"}),
     (rotary.SOURCE, "rotate", "float", GATED | {"VALUES": GATED["KEYS"], "VALUES_NORMED": "1"}),
@@ -103,8 +107,8 @@ def test_kernels_compile(path: Path, name: str, dtype: str, constants: dict[str,
 
 def test_every_kernel_is_compiled_or_for_metal_only() -> None:
     compiled = {(path.name, name) for path, name, _, _ in VARIANTS}
-    portable = {path for path in FOLDER.parent.rglob("*.metal") if path.name not in METAL_ONLY}
-    assert compiled == {(path.name, name) for path in portable for name in read_kernels(path)}
+    every = {(path.name, name) for path in FOLDER.parent.rglob("*.metal") for name in read_kernels(path)}
+    assert compiled == {(file, name) for file, name in every if name not in METAL_ONLY}
 
 
 def as_cuda(path: Path, kernel: Kernel, dtype: str, constants: dict[str, str]) -> str:

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from draftmill.kernels.fused import add_norm
-from draftmill.kernels.products import quantized_matmul_simdgroup
+from draftmill.kernels.products import quantized_matmul
 
 NORM = add_norm.SOURCE
 DELTA = NORM.parents[1] / "recurrent" / "gated_delta.metal"
-MATRICES = quantized_matmul_simdgroup.SOURCE
+MATRICES = quantized_matmul.SOURCE, "quantized_matmul_simdgroup"
 
 
 class Planted(NamedTuple):
-    """An edit of a kernel's file, and a pattern of what must be said about it."""
+    """An edit of a kernel's file, and a pattern of what must be said about it; the kernel, if its name is another."""
 
     found: str
     old: str
     new: str
     path: Path = NORM
+    kernel: str = ""
 
 
 def statement(found: str, text: str) -> Planted:
@@ -106,10 +107,10 @@ PLANTED = {
         "not a constant expression", "  float4 s[FOURS];", "  float more[count];\n  float4 s[FOURS];", DELTA
     ),
     "a matrix of 8 by 4": Planted(
-        "8 by 8", "simdgroup_matrix<T, 8, 8> left;", "simdgroup_matrix<T, 8, 4> left;", MATRICES
+        "8 by 8", "simdgroup_matrix<U, 8, 8> own;", "simdgroup_matrix<U, 8, 4> own;", *MATRICES
     ),
     "a matrix of another type than its memory": Planted(
-        "no matching function", "simdgroup_matrix<T, 8, 8> left;", "simdgroup_matrix<uint, 8, 8> left;", MATRICES
+        "no matching function", "simdgroup_matrix<U, 8, 8> weights", "simdgroup_matrix<uint, 8, 8> weights", *MATRICES
     ),
     # Calls.
     "a pointer to a function": statement("pointers to functions|address of function", "float (*f)(float) = rsqrt;"),

@@ -15,6 +15,7 @@ typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
 typedef unsigned long ulong;
+typedef uchar uint8_t;
 typedef int int32_t;
 typedef uint uint32_t;
 typedef ulong uint64_t;

@@ -1,79 +1,89 @@
-"""The quantised matrix product's kernels against products with the weight as it is without packing."""
+"""The kernels of quantised products, in every tiling, against products with what MLX says the weight stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
-import numpy as np
 import pytest
 
+from draftmill.kernels.products import tiling
+from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
-from draftmill.kernels.products.quantized_matmul_simdgroup import FEW_LINES, quantized_matmul_by_simdgroups
+from draftmill.kernels.products.tiling import TILINGS, Lanes
 from tests.kernels.forms import EXACTLY, IN_HALF_PRECISION, Form, need_metal
 
-Version = Callable[..., mx.array]
+from .weights import QUANTISATIONS, error, given
 
-EITHER = pytest.mark.parametrize(
-    "version",
-    [
-        pytest.param(quantized_matmul_by_kernel, id="portable"),
-        pytest.param(quantized_matmul_by_simdgroups, id="simdgroup"),
-    ],
-)
+FOUR_BITS = Quantisation(64, 4)
+EITHER = pytest.mark.parametrize("name", TILINGS)
 
 
-def check(version: Version, form: Form, count: int, length: int, lines: int, group: int, bits: int) -> None:
-    if version is quantized_matmul_by_simdgroups:
+def check(name: str, form: Form, counts: list[int], length: int, lines: int, quantisation: Quantisation) -> None:
+    if not isinstance(TILINGS[name], Lanes):
         need_metal(form)
-    mx.random.seed(count)
-    weight = mx.random.normal((lines, length)).astype(form.dtype)
-    x = mx.random.normal((count, length)).astype(form.dtype)
+    mx.random.seed(lines)
+    weight, numbers = given((lines, length), quantisation, form.dtype)
+    x = mx.random.normal((max(counts), length)).astype(form.dtype)
     with mx.stream(mx.cpu):
-        w, scales, biases = mx.quantize(weight, group, bits)
-        long_x, long_scales, long_biases = (array.astype(mx.float32) for array in (x, scales, biases))
-        expected = long_x @ mx.dequantize(w, long_scales, long_biases, group_size=group, bits=bits).T
-        stock = quantized_matmul(long_x, w, long_scales, long_biases, group, bits)
-    result = version(x, w, scales, biases, group, bits, form.launch)
-    assert (result.shape, result.dtype) == (expected.shape, form.dtype)
-    assert mx.allclose(stock, expected, 1e-4, 1e-4)
-    assert float(mx.abs(result - expected).max() / mx.abs(expected).max()) < form.bound
+        expected = x.astype(mx.float32) @ numbers.T
+    for count in counts:
+        result = quantized_matmul_by_kernel(x[:count], weight, TILINGS[name], form.launch)
+        assert result.dtype == form.dtype
+        assert error(result, expected[:count]) < form.bound
 
 
 @EITHER
 @EXACTLY
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 130])
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group", [32, 64])
-def test_rows(version: Version, form: Form, count: int, bits: int, group: int) -> None:
-    check(version, form, count, 320, 24, group, bits)
+def test_rows(name: str, form: Form) -> None:
+    check(name, form, [*range(1, 65), 130], 128, 5, FOUR_BITS)
+
+
+@EXACTLY
+@pytest.mark.parametrize("quantisation", QUANTISATIONS, ids=str)
+@pytest.mark.parametrize("name", ["kernel, 4 words", "matrices, 2 words"])
+def test_quantisations(name: str, form: Form, quantisation: Quantisation) -> None:
+    check(name, form, [7], 512, 37, quantisation)
+
+
+@EXACTLY
+@pytest.mark.parametrize("quantisation", [Quantisation(32, 8), Quantisation(16, 4, "nvfp4")], ids=str)
+@pytest.mark.parametrize("name", ["matrices", "matrices, right", "matrices, staged"])
+def test_where_scales_lie(name: str, form: Form, quantisation: Quantisation) -> None:
+    """The words that a lane reads of a line have one scale, or two."""
+    check(name, form, [7], 256, 37, quantisation)
 
 
 @EITHER
 @EXACTLY
-@pytest.mark.parametrize(
-    ("length", "lines", "group"),
-    [(32, 1, 32), (64, 16, 64), (256, 8, 32), (512, 33, 64), (1024, 5, 64), (64, FEW_LINES + 7, 32)],
-)
-@pytest.mark.parametrize("bits", [4, 8])
-def test_sizes(version: Version, form: Form, length: int, lines: int, group: int, bits: int) -> None:
-    for count in (5, 7):
-        check(version, form, count, length, lines, group, bits)
+@pytest.mark.parametrize(("length", "lines"), [(1152, 1), (640, 33)])
+@pytest.mark.parametrize("busy", [0, 4096])
+def test_sizes(name: str, form: Form, length: int, lines: int, busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that are not whole tiles, and lengths that are not whole steps, shared by as few simdgroups and as many as
+    there can be.
+    """
+    monkeypatch.setattr(tiling, "wave", lambda held: busy)
+    check(name, form, [6], length, lines, FOUR_BITS)
 
 
-@EITHER
-@EXACTLY
-@pytest.mark.parametrize("seed", range(5))
-def test_random_shapes(version: Version, form: Form, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    group, bits = int(rng.choice([32, 64])), int(rng.choice([4, 8]))
-    length, lines = group * int(rng.integers(1, 9)), int(rng.integers(1, 70))
-    for count in rng.integers(1, 70, size=24):
-        check(version, form, int(count), length, lines, group, bits)
-
-
-@EITHER
 @IN_HALF_PRECISION
-@pytest.mark.parametrize(("count", "lines", "bits"), [(3, 24, 8), (13, 24, 4), (64, 40, 4), (9, FEW_LINES, 4)])
-def test_half_precision(version: Version, form: Form, count: int, lines: int, bits: int) -> None:
-    check(version, form, count, 320 if lines < FEW_LINES else 64, lines, 64, bits)
+@pytest.mark.parametrize("name", ["kernel", "matrices", "matrices, floats", "matrices, staged"])
+def test_half_precision(name: str, form: Form) -> None:
+    check(name, form, [11], 256, 24, FOUR_BITS)
+
+
+@EITHER
+@EXACTLY
+@pytest.mark.parametrize("length", [64, 192])
+def test_short_lines(name: str, form: Form, length: int) -> None:
+    """Of one step, or of an odd number of them: each tiling takes such lines, or says that it does not."""
+    if TILINGS[name].fits(length, FOUR_BITS):
+        check(name, form, [2], length, 3, FOUR_BITS)
+    else:
+        assert length % 128
+
+
+@pytest.mark.parametrize("quantisation", QUANTISATIONS, ids=str)
+def test_the_reference_is_the_product_with_what_is_packed(quantisation: Quantisation) -> None:
+    with mx.stream(mx.cpu):
+        weight, numbers = given((24, 256), quantisation, mx.float32)
+        x = mx.random.normal((5, 256))
+        assert error(quantized_matmul(x, weight), x @ numbers.T) < 1e-5

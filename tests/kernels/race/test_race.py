@@ -17,6 +17,7 @@ import pytest
 
 from draftmill.kernels.attention.ragged_attention import LEAST_KEYS
 from draftmill.kernels.gpu.source import Input, Kernel, Memory
+from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.race.attention_checks import checks
 from draftmill.kernels.race.contestants import (
     COLD,
@@ -28,8 +29,9 @@ from draftmill.kernels.race.contestants import (
     RecurrentShape,
     contests,
 )
-from draftmill.kernels.race.keys import KERNEL, STOCK
-from draftmill.kernels.race.race import CALLS, REPEATS, Call, Contest, Form, Outputs, after, race, read, run
+from draftmill.kernels.race.experts import ExpertsShape
+from draftmill.kernels.race.keys import KERNEL, STOCK, ExpertsKind
+from draftmill.kernels.race.race import CALLS, ENOUGH, REPEATS, Call, Contest, Form, Outputs, after, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
 from draftmill.kernels.variants import Recorder
 from tests.kernels.emulator import on_cpu
@@ -39,7 +41,8 @@ SHAPES = [  # and how many contests they have
     (AttentionShape(2, 1, 64, mx.float32), 16),
     (RecurrentShape(Heads(1, 2, 32, 16), 4, mx.float32), 4),
     (ConvolutionShape(12, 3, mx.float32), 2),
-    (ProductShape(64, 24, 32, 4, mx.float32), 3),
+    (ProductShape(64, 24, Quantisation(32, 4), mx.float32), 5),
+    (ExpertsShape(ExpertsKind(64, 32, 6, Quantisation(32, 4)), 2, mx.float32), 2),
     (ChoiceShape(600, mx.bfloat16), 3),
 ]
 
@@ -71,6 +74,17 @@ def test_the_fastest_wins_and_the_hopeless_run_twice() -> None:
     assert result.winner == "fast"
     assert result.milliseconds["fast"] < result.milliseconds["stock"] < result.milliseconds["slow"]
     assert calls == [0, 1, 2]  # one to check, two to time
+
+
+def test_what_takes_long_is_timed_twice() -> None:
+    rounds: list[int] = []
+
+    def long(round: int) -> Call:
+        rounds.append(round)
+        return sleeping(ENOUGH / 2 / CALLS / 1000 + 0.001).round(round)
+
+    run(contest(stock=Form(long)))
+    assert rounds == [0, 1, 2]
 
 
 def test_an_interruption_does_not_decide() -> None:
@@ -183,8 +197,8 @@ def test_contests_check_sinks_and_caps(sinks: bool, cap: float | None) -> None:
 
 
 SIZES = [
-    ProductShape(512, 1 << 17, 64, 4, mx.bfloat16),
-    ProductShape(512, 256, 64, 4, mx.float32),
+    ProductShape(512, 1 << 17, Quantisation(64, 4), mx.bfloat16),
+    ProductShape(512, 256, Quantisation(64, 4), mx.float32),
     AttentionShape(8, 8, 64, mx.float16),
 ]
 
@@ -205,7 +219,7 @@ def test_contests_take_little_more_memory_than_their_inputs(shape: OperationShap
     inputs = mx.get_active_memory() - before
     assert mx.get_peak_memory() - before < 1.3 * inputs + (64 << 20)
     if isinstance(shape, ProductShape):
-        assert inputs < COLD + 3 * shape.lines * shape.length * shape.bits // 8
+        assert inputs < COLD + 3 * shape.lines * shape.length * shape.quantisation.bits // 8
     else:
         assert largest.key[-3:] == (32, 16, 4096)
     del forms

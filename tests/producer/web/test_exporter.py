@@ -96,10 +96,11 @@ def test_queues_batches_workers_and_redis(server: RedisServer, page: str) -> Non
         assert (found["jobs_running{}"], found[f"queue_depth{of_a}"]) == (1, 2)
         assert later < time.time() - batches.list_batches(redis)[1].created - 0.4, "the job that waited longest is gone"
         (last, *_) = reversed(queue.claim(10))
-        assert queue.commit([Outcome(last, "done", b"{}", 30, 50)]) == [True]
+        assert queue.commit([Outcome(last, "done", b"{}", 30, 50, joules=7.5)]) == [True]
         found = read(page)
         assert found["user_tokens_total{kind=prompt,user=ann}"] == 30
         assert found["user_tokens_total{kind=generated,user=ann}"] == 50
+        assert found["user_energy_joules_total{user=ann}"] == 7.5
         assert (found[f"queue_depth{of_a}"], found[f"queue_oldest_age_seconds{of_a}"]) == (0, 0)
         queue.release(first)
         assert read(page)[f"queue_oldest_age_seconds{of_a}"] < 0.4

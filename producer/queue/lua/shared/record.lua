@@ -14,7 +14,9 @@
 --     draftmill_n                          its line number in the dataset
 --     draftmill_keep                       JSON object that its result hands back, or absent
 --     draftmill_generation                 that of its batch; a line that is queued again gets a new one
+--     draftmill_size                       tokens that it may come to, or absent
 --     draftmill_enqueued                   Redis TIME in ms when it was last queued
+--     draftmill_passed                     Redis TIME in ms when a slow worker first passed it to faster ones, or absent
 --     draftmill_lease                      token of the last lease, `<worker>.<generation>.<number>`
 --     draftmill_lease_ms                   length of that lease
 --     draftmill_blamed                     token of the last lease under which it was in a row: it counts
@@ -35,8 +37,10 @@
 --   draftmill:handed:<batch>       bitmap  by line number: its outcome was acknowledged
 --   draftmill:running:batch:<batch>  set   jobs of the batch that are leased
 --   draftmill:aside:<batch>        set     jobs of the batch that are in draftmill:later or draftmill:alone
---   draftmill:failures:<batch>     hash    job that could be retried -> `<outcome> <n> <entry> <reason>`: how it ended
---                                          without a completion, where that stands or stood in the results, and why
+--   draftmill:failures:<batch>     hash    job that could be retried -> how it ended without a completion, in three lines:
+--                                          `<outcome> <n> <entry> <reason>`: where that stands or stood in the results,
+--                                          and why; more of the reason; and, for people, `<Redis TIME in ms> <leases
+--                                          that counted> <pair> <worker> <custom_id>`
 --   draftmill:results:<batch>      stream  outcomes that nobody acknowledged: `line`, the JSON output line, `n`, `job`
 --   draftmill:bad:<batch>          list    error lines of the dataset's bad lines
 --   draftmill:rest:<batch>         hash    `<number> <lines>` of a chunk -> its lines, compressed, that a feeder is to queue
@@ -55,6 +59,8 @@
 --                                          the turns meanwhile, so that a claim need not pass it
 --   draftmill:parked:user:<w>:<user>  set  `<pair>:<flow>` of the user's flows that are parked
 --   draftmill:clock:<w>:<pair>     string  the latest time at which a job came due since a flow was parked
+--   draftmill:paces:<w>:<pair>     hash    worker that takes jobs -> `<tokens a second of a row> <rows> <gone when>`, the
+--                                          last in Redis TIME in ms; expires
 --   draftmill:bell:<w>:<pair>      list    as many entries as workers are to wake and look for jobs; expires
 --   draftmill:alone:<w>:<pair>     list    jobs on their last lease, which must run alone; the head is the oldest
 --   draftmill:drains:<w>:<pair>    string  worker that drains to run one of these, `-` once it did; expires
@@ -64,7 +70,9 @@
 --                                          renewals came so often that no such lease can have run out for want of Redis
 --   draftmill:users                set     users who have jobs that run
 --   draftmill:running:user:<user>  set     jobs of the user that are leased
---   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended
+--   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended;
+--                                          `metered <user>` -> generated ones of them for which a machine said how much it
+--                                          drew, `millijoules <user>` -> how much
 --   draftmill:limits               hash    user, or `*` for all others -> most jobs that may run; `draftmill limit`
 --   draftmill:workers              zset    worker -> its last heartbeat, Redis TIME in seconds
 --   draftmill:worker:<worker>      hash    what a worker reports of itself, see wire.py; expires a day after its end
@@ -269,23 +277,31 @@ local function file(job, status)
   redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
--- Why a job ended without a completion, as its output line says it: code and message, as far as --reason looks.
-local MOST_REASON = 200
+-- Why a job ended without a completion, as its output line says it: code and message, in one line.
 local function reason_in(line)
   local is_json, found = pcall(cjson.decode, line)
   local fault = is_json and type(found) == 'table' and found.error
   if type(fault) ~= 'table' then return '' end
-  return string.sub(tostring(fault.code) .. ': ' .. tostring(fault.message), 1, MOST_REASON)
+  return (string.gsub(tostring(fault.code) .. ': ' .. tostring(fault.message), '%c', ' '))
+end
+
+-- What draftmill:failures is to have of a job: of the reason as much as --reason looks at, then some more for people.
+local MOST_REASON, MOST_SHOWN = 200, 1000
+local function failure_of(job, outcome, entry, line)
+  local reason = reason_in(line)
+  local head = table.concat({ outcome, job.n, entry, string.sub(reason, 1, MOST_REASON) }, ' ')
+  local about = table.concat({ NOW, job.leases, pair_of(job.queue), job.worker, job.custom_id }, ' ')
+  return table.concat({ head, string.sub(reason, MOST_REASON + 1, MOST_SHOWN), about }, '\n')
 end
 
 -- Whether what draftmill:failures has of a job names a reason that has this text in it; each has the empty one.
 local function failed_for(failure, text)
-  local reason = string.match(failure, '^%a+ %d+ %S+ ?(.*)$') or ''
+  local reason = string.match(failure, '^%a+ %d+ %S+ ?([^\n]*)') or ''
   return string.find(string.lower(reason), string.lower(text), 1, true) ~= nil
 end
 
 -- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
-local function record(job, outcome, line, prompt_tokens, completion_tokens)
+local function record(job, outcome, line, prompt_tokens, completion_tokens, millijoules)
   drop_lease(job)
   take_up(job)
   file(job, STATUS[outcome])
@@ -300,8 +316,7 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   if outcome ~= 'done' then
     redis.call('HINCRBY', batch, outcome, 1)
     if not cancelled(job) then
-      local failure = outcome .. ' ' .. job.n .. ' ' .. entry .. ' ' .. reason_in(line)
-      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, failure)
+      redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, failure_of(job, outcome, entry, line))
     end
   end
   redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
@@ -309,6 +324,10 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens)
   if prompt_tokens then -- by a worker
     redis.call('HINCRBY', 'draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
     redis.call('HINCRBY', 'draftmill:spent', 'generated ' .. job.user, completion_tokens)
+    if millijoules ~= '' then
+      redis.call('HINCRBY', 'draftmill:spent', 'metered ' .. job.user, completion_tokens)
+      redis.call('HINCRBY', 'draftmill:spent', 'millijoules ' .. job.user, millijoules)
+    end
   end
   expire_if_complete(job.batch)
 end

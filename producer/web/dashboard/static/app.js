@@ -130,7 +130,7 @@ function createBatch() {
   what.append(make("div", "name"), make("div", "about"));
   const progress = make("div", "progress");
   const figures = make("div", "figures");
-  figures.append(make("span", "done"), make("span", "running"), make("span", "failed"), make("span", "left"));
+  figures.append(make("span", "done"), make("span", "running"), make("a", "failed"), make("span", "left"));
   progress.append(make("progress"), figures);
   const end = make("div", "end");
   end.append(make("span", "state"));
@@ -155,7 +155,10 @@ function updateBatch(row, batch) {
   bar.setAttribute("aria-label", `Progress of ${name}`);
   write(part(row, "done"), `${whole.format(batch.ended)} of ${whole.format(batch.lines)}`);
   write(part(row, "running"), batch.running ? `${whole.format(batch.running)} running` : "");
-  write(part(row, "failed"), batch.failed ? `${whole.format(batch.failed)} failed` : "");
+  const failed = part(row, "failed");
+  write(failed, batch.failed ? `${whole.format(batch.failed)} failed` : "");
+  failed.hidden = !batch.failed;
+  failed.href = failuresOf(batch.batch);
   write(part(row, "left"), timeOf(batch, open));
   writeState(part(row, "state"), batch.state);
   let button = row.querySelector("button");
@@ -248,15 +251,21 @@ function showWorkers(workers) {
 
 // ---- failures
 
+const failuresOf = (batch) => `failures?batch=${encodeURIComponent(batch)}`;
+
 function createFailure() {
   const row = make("li");
-  row.append(make("div", "reason"), make("div", "about"));
+  const about = make("div", "about");
+  about.append(make("span", "where"), " · ", make("a", "all"));
+  row.append(make("div", "reason"), about);
   return row;
 }
 
 function updateFailure(row, failure) {
   write(part(row, "reason"), failure.reason);
-  write(part(row, "about"), joined(time(failure.at), failure.custom_id, failure.batch, failure.worker));
+  write(part(row, "where"), joined(time(failure.at), failure.custom_id, failure.worker));
+  write(part(row, "all"), failure.batch);
+  part(row, "all").href = failuresOf(failure.batch);
 }
 
 function showFailures(failures) {

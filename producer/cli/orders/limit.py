@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ..queue import fleet
-from ..queue.connect import connect
-from . import options
+from ...queue import fleet
+from ...queue.connect import connect
+from .. import options
 
 
 @click.command("limit")
