@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,8 +15,7 @@ from ..client.patience import Patience
 from ..client.submission import Feed, Submission, plan, refuse_cancelled, submit
 from ..input import parameters
 from ..input.notes import of_answers
-from ..output.files import check_writable
-from ..output.formats import format_of
+from ..output import places
 from ..output.manifest import difference
 from ..output.output import Output
 from ..output.summary import count, where
@@ -29,7 +27,7 @@ from ..queue.rest import duty
 from ..queue.wire import LEAST_KEPT, MOST_KEPT, PRIORITIES
 from . import options
 from .dry_run import preview
-from .progress import BatchProgress
+from .progress import BatchProgress, Moving
 from .report import output_report, print_json, tell
 
 
@@ -179,7 +177,7 @@ class Notice:
 
 @click.command("collect")
 @options.batch()
-@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
+@options.out
 @click.option("--follow", is_flag=True, help="Wait until the batch is complete.")
 @click.option("--sorted", "in_order", is_flag=True, help="Put results in input order when the batch is complete.")
 @click.option("--leave", is_flag=True, help="Leave the results in Redis for others once OUT has them all.")
@@ -191,7 +189,7 @@ class Notice:
 def collect_command(
     context: click.Context,
     batch: str,
-    out: Path,
+    out: str,
     follow: bool,
     in_order: bool,
     leave: bool,
@@ -203,7 +201,8 @@ def collect_command(
     """Write the results that BATCH has so far to OUT.
 
     OUT is JSON lines, or a table if its name ends in .csv or .parquet; a Parquet file is written when the batch is
-    complete, and until then its rows are in OUT.partial.jsonl. Run it again for the rest: OUT never gets a line twice,
+    complete, and until then its rows are in OUT.partial.jsonl. OUT may be a URL (s3://, gs://, hf://datasets/…), to
+    which all is sent when the command ends. Run it again for the rest: OUT never gets a line twice,
     however often it was cut. Failed and bad lines go to OUT.errors.jsonl. Redis drops the results that OUT has, unless
     you --leave them for others.
 
@@ -211,17 +210,21 @@ def collect_command(
     Examples:
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow
       draftmill collect batch_0123456789abcdef01234567 -o results.parquet --follow --sorted
+      draftmill collect batch_0123456789abcdef01234567 -o s3://bucket/results.jsonl --follow
       draftmill collect batch_0123456789abcdef01234567 -o results.csv --json | jq .complete
       draftmill collect batch_0123456789abcdef01234567 -o results.jsonl --follow --notify https://example.com/done
     """
-    format_of(out)
-    check_writable(out)
+    places.check(out)
     redis = connect(redis_url)
     state = known(redis, batch)
-    with Output(out, batch, force, state.source, state.parameters) as output:
+    with (
+        places.place_of(out, force, Moving()) as place,
+        Output(place, batch, force, state.source, state.parameters) as output,
+    ):
         try:
             state = _collect(redis, output, state, follow, leave)
         except KeyboardInterrupt:
+            output.send_if_possible()
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
         finally:
             options.say_notes(of_answers(output.notes))
@@ -229,6 +232,7 @@ def collect_command(
             if in_order:
                 output.sort()
             output.finish()
+        output.send()
         missing = max(0, state.total - state.ended)
         if as_json:
             notes = list(of_answers(output.notes))

@@ -96,7 +96,7 @@ def add(name: str, arguments: tuple[str, ...], every: float | None, redis_url: s
     Missed   A slot is missed if no scheduler took it within 60 s, or before the next slot. `skip` leaves it
              out, `one` runs the last one that was missed, however late, `all` runs each, the oldest first.
     Paths    INPUT and OUT are relative to the folder in which `draftmill cron run` runs, and inside it. INPUT may
-             be a URL below one that `draftmill cron run --urls` names.
+             be a URL below one that `draftmill cron run --urls` names, OUT one below its --out-urls.
     OUT      is written by the scheduler when the batch is complete. %Y %m %d %H %M and so on stand for the
              slot's time in --timezone; no two slots may have the same OUT.
 
@@ -198,28 +198,43 @@ def remove(name: str, redis_url: str | None) -> None:
 @click.option(
     "--urls", multiple=True, metavar="URL", help="INPUT of schedules may be below this one; repeatable. Default: none."
 )
+@click.option(
+    "--out-urls",
+    multiple=True,
+    metavar="URL",
+    help="OUT of schedules may be below this one; repeatable. Default: none.",
+)
 @options.redis_url
 @click.pass_context
-def run(context: click.Context, folder: Path, lease: float, urls: tuple[str, ...], redis_url: str | None) -> None:
+def run(
+    context: click.Context,
+    folder: Path,
+    lease: float,
+    urls: tuple[str, ...],
+    out_urls: tuple[str, ...],
+    redis_url: str | None,
+) -> None:
     """Run the schedules until stopped; start as many schedulers as you like.
 
     Each slot is submitted by one of them; if that one dies meanwhile, another goes on with it. Schedulers on
     several machines need the same files in their folders. A schedule whose INPUT is a URL runs only where --urls says
-    so: the scheduler reads it with its own credentials, whoever wrote the schedule. SIGTERM or Ctrl-C hands open slots
-    to the others.
+    so, and one whose OUT is a URL where --out-urls does: the scheduler reads and writes it with its own credentials,
+    whoever wrote the schedule. SIGTERM or Ctrl-C hands open slots to the others.
 
     \b
     Example:
       draftmill cron run --folder ~/work
-      draftmill cron run --urls s3://bucket/prompts
+      draftmill cron run --urls s3://bucket/prompts --out-urls s3://bucket/answers
     """
     url = resolve(redis_url)
     redis = connect(url)
     os.chdir(folder)
     for folder_url in urls:
         check_url("--urls", folder_url, None)
+    for folder_url in out_urls:
+        check_url("--out-urls", folder_url, None)
     check = partial(check_arguments, urls=urls)
-    scheduler = Scheduler(redis, lease, check, partial(plan_arguments, user(redis)))
+    scheduler = Scheduler(redis, lease, check, partial(plan_arguments, user(redis)), out_urls)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     if context.find_root().params["debug"]:
         log.setLevel(logging.DEBUG)

@@ -24,7 +24,7 @@ from ..input.sources import BOM, FORMATS
 from ..queue.errors import UserError, explain_file
 from ..queue.wire import DEFAULT_PAIR, MOST_CHOICES, MOST_LOGPROBS, DraftSource
 from .completion import batch_ids
-from .progress import Fetching
+from .progress import Moving
 
 Command = Callable[..., Any]
 
@@ -197,6 +197,9 @@ def notify(command: Command) -> Command:
 
 
 dry_run = click.option("--dry-run", is_flag=True, help="Show three prompts, tokens and time; submit nothing.")
+out = click.option(
+    "-o", "--output", "out", required=True, type=click.Path(), help="File of results, or its URL (s3://, gs://, hf://)."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts on standard output.")
 
 
@@ -341,7 +344,7 @@ def read(input: str, pair: str, strict: bool, slot: str | None = None, **given: 
         said = defaults(given, {name: _called(name, value) for name, value in given.items()})
     except Fault as fault:
         raise UserError(str(fault)) from None
-    dataset = Dataset(input, pair, said, _row_options(given), tell=Fetching())
+    dataset = Dataset(input, pair, said, _row_options(given), tell=Moving())
     survey = dataset.survey(slot)
     if strict and survey.first_bad:
         raise UserError(f"{dataset.name}: {survey.first_bad} ({survey.bad} bad in all; --strict refuses the file)")

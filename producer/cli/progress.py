@@ -153,8 +153,9 @@ class BatchProgress:
         self._line_at, self._last_line = time.monotonic(), text
 
 
-class Fetching:
-    """Says how far INPUT is fetched; call it with each new text. What takes a moment only is not worth a line.
+class Moving:
+    """Says how far INPUT is fetched, or OUT sent; call it with each new text. What takes a moment only is not worth a
+    line.
 
     Nothing but plain lines: a scheduler fetches for several schedules at once.
     """

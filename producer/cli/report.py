@@ -160,6 +160,7 @@ def tell(hook: Hook | None, output: Output, status: Status = "completed") -> Non
     if hook and manifest.told != event.id:
         hook.tell_patiently(event)
         output.remember(event.id)
+        output.send()
 
 
 TOLD = ("source", "out", "errors", "done", "failed", "bad")
@@ -170,8 +171,8 @@ def output_report(output: Output, complete: bool) -> dict[str, Any]:
     return {
         "batch": output.manifest.batch,
         "complete": complete,
-        "out": str(output.holder),
-        "errors": str(output.errors.path) if output.failed or output.bad else None,
+        "out": output.place.shown(output.holder),
+        "errors": output.place.shown(output.errors.path) if output.failed or output.bad else None,
         "done": output.done,
         "failed": output.failed,
         "bad": output.bad,

@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,9 +19,8 @@ from ..client.submission import Feed, Submission, plan, refuse_cancelled
 from ..input import parameters
 from ..input.dataset import key_of
 from ..input.notes import of_answers
-from ..output.files import check_apart, check_writable
-from ..output.formats import format_of
-from ..output.output import Output, errors_of
+from ..output import places
+from ..output.output import Output
 from ..output.summary import count, where
 from ..queue import batches, ending
 from ..queue.connect import connect, resolve, user_of
@@ -32,7 +30,7 @@ from ..queue.wire import JobBody
 from . import options
 from .dry_run import preview
 from .local_worker import LocalWorker
-from .progress import BatchProgress
+from .progress import BatchProgress, Moving
 from .report import output_report, print_json, tell
 
 READY_SECONDS = 0.2
@@ -94,7 +92,7 @@ class Run:
 
 @click.command()
 @options.dataset
-@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File of results.")
+@options.out
 @click.option("--sorted", "in_order", is_flag=True, help="Write results in input order, not as they finish.")
 @options.lora
 @options.retry_failed
@@ -107,7 +105,7 @@ class Run:
 def run(
     context: click.Context,
     input: str,
-    out: Path,
+    out: str,
     in_order: bool,
     retry_failed: bool,
     reason: str,
@@ -135,7 +133,8 @@ def run(
 
     OUT is one line of JSON for each result, in the form of the OpenAI Batch API, or a table if its name ends in .csv or
     .parquet. It grows while the batch runs; a Parquet file is written at the end, and until then its rows are in
-    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl.
+    OUT.partial.jsonl. Failed and bad lines go to OUT's error file, OUT.errors.jsonl. OUT may be a URL (s3://, gs://,
+    hf://datasets/…): results grow on this machine, and are sent there at the end.
 
     Interrupted, or killed at any moment, the same command goes on where it stopped. Beside OUT lies a manifest,
     OUT.draftmill.json, that says of which batch OUT is. Other lines or other parameters are another batch, and OUT is
@@ -150,11 +149,11 @@ def run(
       draftmill run prompts.jsonl -o results.jsonl --adapter adapters/sql
       draftmill run prompts.jsonl -o results.csv --retry-failed       # only what failed
       draftmill run prompts.jsonl -o results.jsonl --json | jq .done
+      draftmill run prompts.jsonl -o hf://datasets/ann/answers/results.parquet
       draftmill run prompts.jsonl -o results.jsonl --notify 'say the batch is ready'
     """
-    format_of(out)
-    check_writable(out)
-    check_apart(input, out, errors_of(out))
+    places.check(out)
+    places.check_apart(input, out)
     given["adapter"] = lora.default
     dataset, survey = options.read(input, **given)
     options.say_notes(survey.notes.lines())
@@ -169,7 +168,10 @@ def run(
     if dry_run:
         preview(submission, redis_url)
         return
-    with Output(out, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output:
+    with (
+        places.place_of(out, force, Moving()) as place,
+        Output(place, batch.id, force, batch.source, batch.parameters, survey.content, survey.keys) as output,
+    ):
         job, generated = Run(submission, output, in_order, retry_failed, reason, lora.options), Generated()
         if cancelled := output.errors.failed_with(ending.CANCELLED):
             _take_back(job, cancelled, redis_url)
@@ -179,12 +181,14 @@ def run(
             try:
                 generated = _run(job, redis_url)
             except KeyboardInterrupt:
+                output.send_if_possible()
                 raise Interrupted(
-                    f"interrupted: {output.done} of {survey.good} results are in {output.holder}; "
+                    f"interrupted: {output.done} of {survey.good} results are in {place.shown(output.holder)}; "
                     f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"
                 ) from None
             finally:
                 options.say_notes(of_answers(output.notes))
+        output.send()
         if as_json:
             notes = {"notes": [*survey.notes.lines(), *of_answers(output.notes)]}
             print_json(output_report(output, job.has_all) | asdict(generated) | notes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ class Collector:
         self._pending: list[Result] = []
         self._outages = self._patience.outages
         self._synced = self._held = time.monotonic()
-        self.holder = f"{output.manifest.token} {socket.gethostname()}:{os.path.abspath(output.path)}"
+        self.holder = f"{output.manifest.token} {socket.gethostname()}:{output.place.address}"
 
     def __enter__(self) -> Collector:
         self._patience(self._hold)

@@ -46,12 +46,12 @@ def add(redis: redis_py.Redis, schedule: Schedule) -> int:
     return first
 
 
-def read(redis: redis_py.Redis, check: Check) -> Schedules:
-    """All schedules, by name; `check` is for their arguments."""
+def read(redis: redis_py.Redis, check: Check, out_urls: tuple[str, ...] | None = None) -> Schedules:
+    """All schedules, by name; `check` is for their arguments, `out_urls` are those below which OUT may be."""
     now, kept = store.read(redis)
     found = Schedules(now)
     for name, own in kept.items():
-        schedule = _parse(name, own.json, check)
+        schedule = _parse(name, own.json, check, out_urls)
         if isinstance(schedule, str):
             found.unusable[name] = schedule
             continue
@@ -69,11 +69,11 @@ def read(redis: redis_py.Redis, check: Check) -> Schedules:
 
 
 @lru_cache(maxsize=1000)
-def _parse(name: str, json: bytes, check: Check) -> Schedule | str:
+def _parse(name: str, json: bytes, check: Check, out_urls: tuple[str, ...] | None) -> Schedule | str:
     """A schedule that Redis kept, checked; or why it cannot be used."""
     try:
         schedule = Schedule.model_validate_json(json)
-        schedule.check(check)
+        schedule.check(check, out_urls)
     except ValidationError as error:
         return f"it is damaged ({error.errors()[0]['msg']}); {ANEW}"
     except UserError as error:

@@ -18,7 +18,7 @@ from croniter import croniter
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..input import remote
-from ..output.files import refuse_url
+from ..output import stores
 from ..queue.errors import UserError
 from ..queue.schedules import spoken
 
@@ -48,7 +48,7 @@ class Schedule(BaseModel):
     hour comes once, at its first time, unless the expression runs through all hours (`*` in the second field): then
     it comes at both.
 
-    `output` is where results go, with the slot's time in it (strftime, in `timezone`), or empty.
+    `output` is where results go, a path or a URL with the slot's time in it (strftime, in `timezone`), or empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,8 +61,11 @@ class Schedule(BaseModel):
     output: str = ""
     arguments: tuple[str, ...]
 
-    def check(self, check_arguments: Check) -> None:
-        """Raises UserError unless all of it can be used; `check_arguments` does for what `submit` would not take."""
+    def check(self, check_arguments: Check, out_urls: Collection[str] | None = None) -> None:
+        """Raises UserError unless all of it can be used; `check_arguments` does for what `submit` would not take.
+
+        An `output` that is a URL must be below one of `out_urls`, if they are given.
+        """
         if (self.every_ms is None) == (self.cron is None):
             raise UserError("give either --every or --cron")
         _zone(self.timezone)
@@ -72,7 +75,7 @@ class Schedule(BaseModel):
                 raise UserError(f"--cron {self.cron!r}: no such date ever comes")
         check_arguments(self.arguments)
         if self.output:
-            self._check_output()
+            self._check_output(out_urls)
 
     def slots(self, after: int) -> Iterator[int]:
         """The slots later than `after`, the earliest first."""
@@ -105,17 +108,24 @@ class Schedule(BaseModel):
         return slot if runs else None, next(self.slots(slot))
 
     def out(self, slot: int) -> str:
-        """Where the results of a slot go, relative to the scheduler's folder."""
-        path = self.local(slot).strftime(self.output)
-        check_inside("-o", path)
-        return path
+        """Where the results of a slot go: a path relative to the scheduler's folder, or a URL."""
+        out = self.local(slot).strftime(self.output)
+        if remote.is_url(self.output):
+            stores.check_url(out)
+            check_url("-o", out, None)
+        else:
+            check_inside("-o", out)
+        return out
 
     def local(self, slot: int) -> datetime:
         """A slot's time in the schedule's zone."""
         return datetime.fromtimestamp(slot / 1000, _zone(self.timezone))
 
-    def _check_output(self) -> None:
-        refuse_url(PurePosixPath(self.output))
+    def _check_output(self, urls: Collection[str] | None) -> None:
+        if remote.is_url(self.output):
+            stores.check_url(self.output)
+            certain = self.output.partition("%")[0]  # what a slot's time does not change
+            check_url("-o", certain, urls, "--out-urls")
         if PurePosixPath(self.output).suffix not in RESULTS:
             raise UserError(f"-o {self.output!r} must end in one of {', '.join(RESULTS)}")
         first = islice(self.slots(0), COMPARED)
@@ -131,12 +141,15 @@ class Schedule(BaseModel):
 def check_inside(what: str, path: str) -> None:
     """Raises UserError if a path leads out of the scheduler's folder; `what` names it."""
     parts = PurePosixPath(path).parts
-    if path == "-" or not parts or path.startswith(("/", "~")) or ".." in parts:
+    if path == "-" or not parts or path.startswith(("/", "~")) or ".." in parts or remote.is_url(path):
         raise UserError(f"{what} {path!r} must be a path relative to the scheduler's folder, and inside it")
 
 
-def check_url(what: str, url: str, below: Collection[str] | None) -> None:
-    """Raises UserError for a URL that is below none of the URLs `below` (None: wherever it is), or that has a login."""
+def check_url(what: str, url: str, below: Collection[str] | None, option: str = "--urls") -> None:
+    """Raises UserError for a URL that is below none of the URLs `below` (None: wherever it is), or that has a login.
+
+    `option` is the scheduler's that names them.
+    """
     name = remote.name_of(url)
     if name != url:
         raise UserError(f"{what} {name} has a login or a query, and everybody can read schedules; leave it out")
@@ -144,7 +157,7 @@ def check_url(what: str, url: str, below: Collection[str] | None) -> None:
         raise UserError(f"{what} {name} must not have . or .. in its path, nor %2E, %2F or %5C")
     if below is not None and not any(url.startswith(f"{folder.rstrip('/')}/") for folder in below):
         folder = name[: name.rindex("/")]
-        raise UserError(f"{what} {name} is below no --urls of this scheduler; start it with --urls {folder}")
+        raise UserError(f"{what} {name} is below no {option} of this scheduler; start it with {option} {folder}")
 
 
 def _check_cron(expression: str) -> None:

@@ -53,13 +53,15 @@ class Task:
 class Scheduler:
     """Runs the schedules of one Redis, their paths meant in this process's folder, until `stop` is set.
 
-    `check` is for the arguments of each, `plan` reads the dataset that they name.
+    `check` is for the arguments of each, `plan` reads the dataset that they name. An OUT that is a URL must be below
+    one of `out_urls`.
     """
 
     redis: redis_py.Redis
     lease: float
     check: Check
     plan: Plan
+    out_urls: tuple[str, ...] = ()
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class Scheduler:
             if task.work and not task.work.is_alive():
                 self._finish(slot, task, task.work)
         self._ask_for_batches()
-        schedules = entries.read(self._patience.redis, self.check)
+        schedules = entries.read(self._patience.redis, self.check, self.out_urls)
         self._complain(schedules)
         room = WORKING - self._busy
         ended = dict(self._ended)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,11 @@ from ..client.collect import Collector, refuse_collected
 from ..client.follower import Follower
 from ..client.patience import Patience
 from ..client.submission import Feed, NoRoom, Submission, fits
-from ..output.files import Busy, check_writable
-from ..output.formats import format_of
+from ..input.remote import is_url
+from ..output import places
+from ..output.files import Busy
 from ..output.output import Output
+from ..output.places import Place, Unsent
 from ..output.summary import count, where
 from ..queue import batches
 from ..queue import schedules as store
@@ -169,23 +172,32 @@ class Work(threading.Thread):
                     refuse_collected(state)
                 collector.take_bad_lines()
             output.finish()
+            output.send()
             code = FAILED_ITEMS if output.failed or output.bad else DONE
             return Ended(self._slot.at, code, where(output), batch, output.done, output.failed, output.bad)
 
-    def _open(self, planned: Planned | None, state: BatchStatus | None) -> Output:
-        out = Path(self._schedule.out(self._slot.at))
-        format_of(out)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(explain_file(error, "cannot write", out)) from error
-        check_writable(out)
+    @contextmanager
+    def _open(self, planned: Planned | None, state: BatchStatus | None) -> Iterator[Output]:
         if planned is None:
             assert state
-            return Output(out, state.id, source=state.source, parameters=state.parameters)
+            with self._place() as place, Output(place, state.id, False, state.source, state.parameters) as output:
+                yield output
+            return
         info, survey = planned.submission.info, planned.submission.survey
         is_another = self._batch not in ("", info.id)  # the dataset changed before all of it was submitted
-        return Output(out, info.id, is_another, info.source, info.parameters, survey.content, survey.keys)
+        about = info.source, info.parameters, survey.content, survey.keys
+        with self._place(is_another) as place, Output(place, info.id, is_another, *about) as output:
+            yield output
+
+    def _place(self, is_another: bool = False) -> Place:
+        out = self._schedule.out(self._slot.at)
+        if not is_url(out):
+            try:
+                Path(out).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(explain_file(error, "cannot write", out)) from error
+        places.check(out)
+        return places.place_of(out, is_another)
 
     def _plan_anew(self, batch: str, state: BatchStatus | None) -> Planned:
         """For an OUT that lacks results which Redis has no longer: a scheduler on another machine may have had them."""
@@ -200,7 +212,7 @@ class Work(threading.Thread):
 
     def _explain(self, error: BaseException) -> Ended | Again:
         told = explain(error)
-        if isinstance(error, Busy) or told.exit_code == NO_REDIS:
+        if isinstance(error, Busy | Unsent) or told.exit_code == NO_REDIS:
             return Again(told.message)
         log.debug("%s: where it failed", self._slot, exc_info=error)
         return Ended(self._slot.at, told.exit_code, told.message, self._batch)

@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -23,6 +23,12 @@ from ..queue.urls import SPELLING, is_doubtful
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 HTTP, STORES = ("https", "http"), ("s3", "gs", "hf")
+MISSING = {
+    "s3": "there is no such bucket; create it first",
+    "gs": "there is no such bucket; create it first",
+    "hf": "there is no such dataset; create it first, or set HF_TOKEN if it is private",
+}
+"""What it means that a file cannot be written because something is not there."""
 LOGINS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true for a public bucket",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or FSSPEC_GS_TOKEN=anon for a public bucket",
@@ -72,7 +78,7 @@ def is_url(source: str) -> bool:
 
 def name_of(url: str) -> str:
     """The URL as it may be shown to everybody: without a login or a query. Raises UserError if it cannot be read."""
-    scheme = _scheme(url)
+    scheme = scheme_of(url)
     if scheme not in HTTP + STORES:
         known = ", ".join(f"{each}://" for each in HTTP + STORES)
         raise UserError(f"draftmill reads no URL of {scheme}:// (only {known}); copy the file here first")
@@ -105,10 +111,11 @@ def identity(url: str) -> str:
 
 def ask(url: str, held: Held) -> Answer | None:
     """What the URL has now: None if that is held whole, else what of it comes. Raises UserError, or Cut."""
-    return _ask_http(url, held) if _scheme(url) in HTTP else _ask_store(url, held)
+    return _ask_http(url, held) if scheme_of(url) in HTTP else _ask_store(url, held)
 
 
-def _scheme(url: str) -> str:
+def scheme_of(url: str) -> str:
+    """What stands before the :// of a URL, in small letters; empty if there is none."""
     found = URL.match(url)
     return found["scheme"].lower() if found else ""
 
@@ -210,13 +217,13 @@ def _reason(error: BaseException) -> str:
 def _ask_store(url: str, held: Held) -> Answer | None:
     """A store says the version first, sends ranges, and is asked for the version again at the end."""
     name = name_of(url)
-    store, path = _store(url)
+    store, path = store_of(url)
 
     def info() -> tuple[str, dict[str, Any]]:
-        with _store_trouble(url, name):
+        with store_trouble(url):
             store.invalidate_cache()
             found = store.info(path)
-        return next((str(found[mark]) for mark in MARKS if found.get(mark)), ""), found
+        return version_in(found), found
 
     version, found = info()
     if found["type"] == "directory":
@@ -229,7 +236,7 @@ def _ask_store(url: str, held: Held) -> Answer | None:
     def pieces() -> Iterator[bytes]:
         for at in range(start, size, RANGE):
             end = min(at + RANGE, size)
-            with _store_trouble(url, name):
+            with store_trouble(url):
                 piece = store.cat_file(path, start=at, end=end)
             if len(piece) != end - at:
                 raise Cut("the connection was cut")
@@ -240,29 +247,40 @@ def _ask_store(url: str, held: Held) -> Answer | None:
     return Answer(version, start, size, pieces())
 
 
-def _store(url: str) -> tuple[Any, str]:
+def version_in(found: Mapping[str, Any]) -> str:
+    """What tells the version of a file apart, in what fsspec says of it; empty if nothing does."""
+    return next((str(found[mark]) for mark in MARKS if found.get(mark)), "")
+
+
+def store_of(url: str, doing: str = "reading") -> tuple[Any, str]:
     """fsspec's file system for the URL, and the path there."""
     try:
         from fsspec.core import url_to_fs
 
         return url_to_fs(url)
     except ImportError:
-        scheme = _scheme(url)
+        scheme = scheme_of(url)
         packages = "'draftmill[remote]'" + (" gcsfs" if scheme == "gs" else "")
-        raise UserError(f"reading {scheme}:// needs its packages: pip install {packages}") from None
+        raise UserError(f"{doing} {scheme}:// needs its packages: pip install {packages}") from None
 
 
 @contextmanager
-def _store_trouble(url: str, name: str) -> Iterator[None]:
-    """Says in plain words what a store's package raises; each has exceptions of its own, whose texts may have keys."""
+def store_trouble(url: str, doing: str = "read") -> Iterator[None]:
+    """Says in plain words what a store's package raises; each has exceptions of its own, whose texts may have keys.
+
+    Raises UserError, or Cut for what may pass.
+    """
+    cannot, scheme = f"cannot {doing} {name_of(url)}", scheme_of(url)
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"cannot read {name}: no such file") from None
-    except PermissionError:
-        raise UserError(f"cannot read {name}: it refuses the credentials; {LOGINS[_scheme(url)]}") from None
+    except (UserError, Cut):
+        raise
     except Exception as error:
-        kind = type(error).__name__
+        kind, code = type(error).__name__, getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, PermissionError) or code in (401, 403) or str(error).startswith("Forbidden"):
+            raise UserError(f"{cannot}: it refuses the credentials; {LOGINS[scheme]}") from None
+        if isinstance(error, FileNotFoundError) or code == 404:
+            raise UserError(f"{cannot}: {'no such file' if doing == 'read' else MISSING[scheme]}") from None
         if "Credential" in kind:
-            raise UserError(f"cannot read {name}: there are no credentials; {LOGINS[_scheme(url)]}") from None
+            raise UserError(f"{cannot}: there are no credentials; {LOGINS[scheme]}") from None
         raise Cut(f"its store fails ({kind})") from None

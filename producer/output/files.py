@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
 
 from ..queue.errors import UserError, explain_file
@@ -36,19 +35,8 @@ def remove(path: Path) -> None:
     real(path).unlink(missing_ok=True)
 
 
-def refuse_url(path: PurePath) -> None:
-    """Refuses an OUT at a URL, of which a path has one slash less. A store has no files that grow."""
-    if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path)):
-        raise UserError(
-            f"OUT is a URL of {found[1]}://, and results are written to files only; name one here, and copy it "
-            "there once it is complete"
-        )
-
-
 def check_writable(path: Path) -> None:
     """Refuses an OUT that cannot be written, before any work is done."""
-    if not path.parent.is_dir():
-        refuse_url(path)
     if path.is_dir():
         raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file")
     if path.exists() and not path.is_file():
@@ -58,13 +46,6 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}; create it")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise UserError(f"cannot write {str(path)!r}: permission denied; choose another place")
-
-
-def check_apart(source: str, out: Path, errors: Path) -> None:
-    """Refuses to write results over what they are made of, whatever names lead there."""
-    for path in (out, errors):
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            raise UserError(f"{str(path)!r} would be written over and is INPUT; name another OUT")
 
 
 def open_locked(path: Path) -> FileIO:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, BinaryIO, Protocol
 
 import orjson
@@ -131,25 +131,23 @@ FORMATS: dict[str, Format] = {
 }
 """By OUT's extension. What promises something else is refused, never filled with JSON lines."""
 
-OWN = (".errors.jsonl", ".partial.jsonl", ".draftmill.json", ".draftmill.order")
+ERRORS, PARTIAL, MANIFEST, ORDER = OWN = (".errors.jsonl", ".partial.jsonl", ".draftmill.json", ".draftmill.order")
 """Ends of names that files beside an OUT have; another OUT of such a name would be written over."""
 
 
-def format_of(path: Path) -> Format:
-    """The format that OUT's name tells; raises UserError if it is none that can be written."""
+def format_of(path: PurePath, url: str = "") -> Format:
+    """The format that OUT's name tells, or the path of its `url`; raises UserError if it is none to be written."""
+    out = url or str(path)
     name = path.name.lower()
     if name == "-":
         raise UserError("cannot write '-': results go to a file that can be gone on with; name one")
     if name.endswith(OWN):
-        raise UserError(
-            f"cannot write {str(path)!r}: draftmill keeps files of such names beside OUT; choose another name"
-        )
+        raise UserError(f"cannot write {out!r}: draftmill keeps files of such names beside OUT; choose another name")
     dot, extension = name.rpartition(".")[1:]
     found = FORMATS.get(dot + extension if dot else "")
     if found is None:
         raise UserError(
-            f"cannot write {str(path)!r}: .{extension} is no format of results; "
-            "end the name in .jsonl, .csv or .parquet"
+            f"cannot write {out!r}: .{extension} is no format of results; end the name in .jsonl, .csv or .parquet"
         )
     return found
 

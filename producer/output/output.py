@@ -23,30 +23,31 @@ from . import manifest as manifests
 from .earlier import adopt_errors
 from .errors import ErrorFile
 from .files import GrowingFile, WriteError, remove, removed, replacing, size
-from .formats import extra_in, extras, format_of, notes_in, widened
+from .formats import ERRORS, MANIFEST, ORDER, PARTIAL, extra_in, extras, format_of, notes_in, widened
 from .manifest import Manifest, difference
 from .order import Order
+from .places import Place
 from .records import FAULTS, changed
 
 
 def errors_of(out: Path) -> Path:
     """The error file of OUT, which has OUT's whole name in its own, so that no two outputs share one."""
-    return out.with_name(f"{out.name}.errors.jsonl")
+    return out.with_name(out.name + ERRORS)
 
 
 class Output:
     """OUT, its error file `OUT.errors.jsonl` and its manifest, for one batch; a context manager.
 
     A Parquet file cannot grow: new rows stand in `OUT.partial.jsonl` until the batch is complete. If OUT is a link, the
-    file that it leads to is written; what lies beside OUT lies beside the link. `source`, `parameters` and `content`
-    tell what the batch is of, for the day when OUT is named for another one. `keys` stand for the custom_ids of all its
-    lines, where these are known: then OUT must have no other. `notes` counts what workers could not do, by the results
-    that were added.
+    file that it leads to is written; what lies beside OUT lies beside the link. `send` takes all of this to the `place`
+    of an OUT at a URL. `source`, `parameters` and `content` tell what the batch is of, for the day when OUT is named
+    for another one. `keys` stand for the custom_ids of all its lines, where these are known: then OUT must have no
+    other. `notes` counts what workers could not do, by the results that were added.
     """
 
     def __init__(
         self,
-        path: Path,
+        place: Path | Place,
         batch: str,
         force: bool = False,
         source: str = "",
@@ -54,16 +55,17 @@ class Output:
         content: str = "",
         keys: Collection[int] | None = None,
     ) -> None:
-        self.path = path
+        self.place = place if isinstance(place, Place) else Place(place)
+        self.path = path = self.place.path
         self.errors = ErrorFile(errors_of(path))
         self._format = format_of(path)
         if self._format.packed:
             from . import parquet  # says at once that its package is missing
 
             self._parquet = parquet
-        self._stream_path = path.with_name(f"{path.name}.partial.jsonl") if self._format.packed else path
-        self._manifest_path = path.with_name(f"{path.name}.draftmill.json")
-        self._order = Order(path.with_name(f"{path.name}.draftmill.order"), self._stream_path)
+        self._stream_path = path.with_name(path.name + PARTIAL) if self._format.packed else path
+        self._manifest_path = path.with_name(path.name + MANIFEST)
+        self._order = Order(path.with_name(path.name + ORDER), self._stream_path)
         self.notes: Counter[str] = Counter()
         self._done: set[int] = set()
         self._has_packed = False
@@ -76,6 +78,7 @@ class Output:
                 self._refuse_others(keys)
             if manifests.read(self._manifest_path) != asdict(self.manifest):
                 self._save_manifest()
+            self.place.claim()
         except UserError:
             self._out.close()
             self.errors.close()
@@ -96,12 +99,16 @@ class Output:
             for file in (self._out, self.errors, self._order):
                 with suppress(OSError, WriteError):  # a full disk has been reported before
                     file.close()
-        untouched = not (self._done or self.errors.failed or self.errors.bad or self.manifest.columns is not None)
-        if untouched:
+        if self._is_untouched:
             self._manifest_path.unlink(missing_ok=True)
             self._order.remove()
-        if is_ours and (untouched or (self._format.packed and self.is_packed)):
+        if is_ours and (self._is_untouched or (self._format.packed and self.is_packed)):
             self._stream_path.unlink(missing_ok=True)
+
+    @property
+    def _is_untouched(self) -> bool:
+        """Whether there is nothing to be kept yet."""
+        return not (self._done or self.errors.failed or self.errors.bad or self.manifest.columns is not None)
 
     @property
     def done(self) -> int:
@@ -183,6 +190,17 @@ class Output:
         self._order.sync()
         self._out.sync()
         self.errors.sync()
+
+    def send(self) -> None:
+        """Saves what was written, and sends it if OUT is at a URL. Raises UserError; then it stays on this machine."""
+        self.save()
+        if not self._is_untouched:
+            self.place.send()
+
+    def send_if_possible(self) -> None:
+        """The same when something else ends the command; what cannot be sent now stays on this machine as well."""
+        with suppress(UserError, KeyboardInterrupt):
+            self.send()
 
     def finish(self) -> None:
         """OUT has all results that it is to have for now: makes it what its format wants, and the error file tidy."""
@@ -270,7 +288,7 @@ class Output:
             return new
         if out:
             raise UserError(
-                f"{str(self.path)!r} holds {found.batch}, not {new.batch} "
+                f"{self.place.name!r} holds {found.batch}, not {new.batch} "
                 f"({difference(found, new.source, new.parameters)}); choose another file or overwrite it with --force"
             )
         return self._start_over(new)  # its user has removed OUT

@@ -12,9 +12,10 @@ def count(number: int, noun: str) -> str:
 
 def where(output: Output) -> str:
     """What lies in which file."""
-    text = f"{count(output.done, 'result')} in {output.holder}"
+    shown = output.place.shown
+    text = f"{count(output.done, 'result')} in {shown(output.holder)}"
     if output.failed or output.bad:
-        text += f", {output.failed} failed and {count(output.bad, 'bad line')} in {output.errors.path}"
+        text += f", {output.failed} failed and {count(output.bad, 'bad line')} in {shown(output.errors.path)}"
     if output.holder != output.path:
-        text += f"; {output.path} is written when the batch is complete"
+        text += f"; {output.place.name} is written when the batch is complete"
     return text

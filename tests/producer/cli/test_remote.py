@@ -1,4 +1,4 @@
-"""INPUT at a URL, through the command line: the batch of a file with the same lines, and no secret anywhere."""
+"""INPUT and OUT at a URL, through the command line: as with files, and no secret anywhere."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ def test_from_a_url_to_results(
 
 
 @pytest.mark.parametrize("command", [("run", "x.jsonl"), ("collect", "batch_a")])
-@pytest.mark.parametrize("out", ["s3://bucket/out.jsonl", "hf://datasets/a/b/out.parquet"])
-def test_an_output_at_a_url_is_refused(command: tuple[str, ...], out: str, shell: Shell) -> None:
+@pytest.mark.parametrize("out", ["https://ann:s3cr3t@host/out.jsonl", "ftp://ann:s3cr3t@host/out.jsonl"])
+def test_an_output_at_a_url_of_the_web_is_refused(command: tuple[str, ...], out: str, shell: Shell) -> None:
     shell.write("x.jsonl", LINES)
     done = shell(*command, "-o", out)
     scheme = out.partition(":")[0]
-    assert done.stderr.startswith(
-        f"Error: OUT is a URL of {scheme}://, and results are written to files only; name one"
+    assert done.stderr == (
+        f"Error: OUT is a URL of {scheme}://, and nothing can be written there; name a file here, or s3://BUCKET/PATH, "
+        "gs://BUCKET/PATH or hf://datasets/USER/NAME/PATH (the extra `remote`)\n"
     )
     assert done.returncode == 2
 

@@ -48,8 +48,8 @@ class Cron:
         arguments = ("in.jsonl", "--pair", PAIR)
         return entries.add(self.redis, Schedule.model_validate({"name": "tick", "arguments": arguments} | given))
 
-    def start(self, *options: str, urls: Sequence[str] = ()) -> subprocess.Popen[str]:
-        own = [f"--urls={url}" for url in urls]
+    def start(self, *options: str, urls: Sequence[str] = (), out_urls: Sequence[str] = ()) -> subprocess.Popen[str]:
+        own = [f"--urls={url}" for url in urls] + [f"--out-urls={url}" for url in out_urls]
         process = self.shell.start(*options, "cron", "run", "--lease", "2", "--redis-url", self.url, *own)
         self.processes.append(process)
         return process

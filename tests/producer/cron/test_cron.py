@@ -19,7 +19,9 @@ from draftmill.producer.queue import wire
 from draftmill.producer.queue.schedules import Ended, Slot, spoken
 from tests.producer.conftest import ROOT
 from tests.producer.cron.conftest import LINE, YEAR, Cron, wait
+from tests.producer.cron.test_work import end
 from tests.producer.file_server import serving
+from tests.producer.s3_server import serving_s3
 from tests.worker.run_worker import PAIR, Settings
 
 
@@ -60,6 +62,25 @@ def test_an_input_at_a_url_runs_where_the_scheduler_may_read_it(cron: Cron) -> N
         assert cron.found().keys() == {cron.batch_of(slot)}
         assert [batch.source for batch in cron.found().values()] == [url]
         assert len(files.asked) == 1
+
+
+def test_an_output_at_a_url_is_written_where_the_scheduler_may(cron: Cron) -> None:
+    with serving_s3() as s3:
+        cron.shell.environment |= s3.environment
+        out, other = (f"s3://data/{folder}/%Y-%m-%dT%H%M%S.jsonl" for folder in ("answers", "other"))
+        slot = cron.add(every_ms=YEAR, output=out) - YEAR
+        cron.add(name="tock", every_ms=YEAR, output=other)
+        cron.redis.zadd(store.NEXT, {"tick": slot, "tock": slot})
+        process = cron.start(out_urls=["s3://data/answers"])
+        wait(lambda: any(batch.queued for batch in cron.found().values()))
+        end(cron.redis, 1)
+        wait(cron.last)
+        assert "tock cannot run: -o s3://data/other/ is below no --out-urls of this scheduler" in cron.stop(process)
+        (key,) = (key for key in s3.there() if ".draftmill" not in key)
+        last = cron.last()
+        assert last
+        assert last.said == f"1 result in s3://data/{key}"
+        assert orjson.loads(s3.read(key))["custom_id"] == "a"
 
 
 def test_a_slot_whose_scheduler_died_is_taken_over(cron: Cron) -> None:

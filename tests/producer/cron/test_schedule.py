@@ -103,7 +103,12 @@ def test_missed_slots() -> None:
             every(HOUR, output="../%Y%m%d%H.jsonl"),
             "-o '../1970010101.jsonl' must be a path relative to the scheduler's",
         ),
-        (every(HOUR, output="s3://b/%Y%m%d%H.jsonl"), "OUT is a URL of s3://, and results are written to files only"),
+        (every(HOUR, output="https://h/%Y%m%d%H.jsonl"), "OUT is a URL of https://, and nothing can be written there"),
+        (
+            every(HOUR, output="s3://b/out.jsonl"),
+            "-o 's3://b/out.jsonl' is one file for the slots 1970-01-01T01:00:00Z",
+        ),
+        (every(HOUR, output="s3://b/../%Y%m%d%H.jsonl"), "-o s3://b/../ must not have . or .. in its path"),
     ],
 )
 def test_what_cannot_be_is_refused(schedule: Schedule, message: str) -> None:
@@ -159,3 +164,22 @@ def test_a_scheduler_reads_urls_below_those_that_it_was_given(url: str, is_below
         check_arguments((url,), ("https://host/data/", "s3://bucket"))
     with pytest.raises(UserError, match=f"start it with --urls {url[: url.rindex('/')]}"):
         check_arguments((url,), ())
+
+
+@pytest.mark.parametrize(
+    ("out", "is_below"),
+    [
+        ("s3://bucket/answers/%Y/%m%dT%H.jsonl", True),
+        ("s3://bucket/answers/x-%Y%m%dT%H.parquet", True),
+        ("s3://bucket/answers%Y/%m%dT%H.jsonl", False),  # only the slots of some years would be below
+        ("s3://bucket/%Y%m%dT%H.jsonl", False),
+        ("gs://bucket/answers/%Y%m%dT%H.jsonl", False),
+    ],
+)
+def test_a_scheduler_writes_to_urls_below_those_that_it_was_given(out: str, is_below: bool) -> None:
+    schedule = every(HOUR, output=out)
+    schedule.check(check_arguments)
+    with nullcontext() if is_below else pytest.raises(UserError, match="is below no --out-urls of this scheduler"):
+        schedule.check(check_arguments, ("s3://bucket/answers", "s3://bucket/answers1970"))
+    with pytest.raises(UserError, match="start it with --out-urls"):
+        schedule.check(check_arguments, ())
