@@ -118,6 +118,7 @@ class JobQueue:
         self.pair = pair
         self.lease = lease
         self.passed = False
+        self._passing = [b"0", b"0"]  # since when, and the longest job, as claim.lua has it
         self._numbers = itertools.count(1)
 
     def claim(self, n: int, ahead: int = 0, held: int = 0, pace: Pace = UNKNOWN) -> list[Claimed]:
@@ -128,7 +129,9 @@ class JobQueue:
         first = next(itertools.islice(self._numbers, n - 1, None)) - n + 1
         counts = (first, n, ahead, held)
         how_fast = pace.behind, pace.meanwhile, pace.size, pace.seconds * 1000
-        found, passed = self._run(CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair), *how_fast)
+        found, passed, *self._passing = self._run(
+            CLAIM, self.worker, self._lease_ms, *counts, wire.slug(self.pair), *how_fast, *self._passing
+        )
         self.passed = bool(passed)
         return [
             Claimed(

@@ -4,9 +4,11 @@
 --   ARGV[9]  pair, as it stands in the names of queues
 --   ARGV[10]  behind   ARGV[11]  meanwhile, see fleet/pace.lua; 0 if unknown
 --   ARGV[12]  tokens of the worker's mean job   ARGV[13]  ms that one of its rows takes for that
--- Returns {claimed, 1 if jobs were passed to faster workers}. Claimed is a list of {job, data, token, batch, custom_id,
--- ms in the queue, 1 if it must run alone, keep}. Entries of a queue whose job is not open, or already leased, are
--- dropped. `rq suspend` stops claiming.
+--   ARGV[14]  since   ARGV[15]  longest, of what the worker's last claim returned; 0 at first
+-- Returns {claimed, 1 if jobs were passed to faster workers, since, longest}. Claimed is a list of {job, data, token,
+-- batch, custom_id, ms in the queue, 1 if it must run alone, keep}. Since is the Redis TIME in ms since when this worker's
+-- claims pass jobs, and longest the size, beside the mean, of the longest that was there then; as text, 0 if there is none.
+-- Entries of a queue whose job is not open, or already leased, are dropped. `rq suspend` stops claiming.
 --
 -- Users take turns, and the batches of a user among themselves (virtual clock). What takes turns is a flow: all batches of
 -- one user and one priority. The next job is that of the flow whose next job is due first, and then the one after it comes
@@ -20,8 +22,9 @@
 -- last jobs of a batch go to the workers that have a row free.
 --
 -- Near the end of the queue a slow worker passes jobs to faster ones: those that it would end later than the fleet could
--- empty the queue and a usual row run the job after that. The longer the job, the earlier. A job that was passed for as
--- long as this worker would run it is passed no more, whatever keeps the faster ones away.
+-- empty the queue and a usual row run the job after that. The longer the job, the earlier. By the time that this worker
+-- would have run the longest of them the queue is empty, if faster ones empty it. If it is not, whatever keeps them away,
+-- the worker passes nothing that was there all the time, and fills its rows; what came later has its own time.
 --
 -- Jobs on their last lease have a list of their own. A worker takes one when it holds nothing and finds nothing else, and
 -- the others go on meanwhile. So that they do not wait for ever under a load that never ends: once the first has waited
@@ -31,10 +34,11 @@
 local worker, lease, number, wanted = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local ahead, held, pair = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local behind, meanwhile, mean, takes = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local since, longest = tonumber(ARGV[14]), tonumber(ARGV[15])
 local TURNS, PARKED, ALONE, DRAINS =
   of_pair('turns', pair), of_pair('parked', pair), of_pair('alone', pair), of_pair('drains', pair)
 local MOST_LOOKED_AT, MOST_ALONE, MOST_UNPARKED, MOST_PASSED, PATIENCE = 1000, 100, 16, 4, 5
-if redis.call('EXISTS', 'rq:suspended') == 1 then return { {}, 0 } end
+if redis.call('EXISTS', 'rq:suspended') == 1 then return { {}, 0, '0', '0' } end
 
 -- A batch's queue of this pair.
 local function queue_of(batch)
@@ -224,19 +228,26 @@ local function are_queued(fewest)
 end
 
 -- Whether this worker passes the next job of a queue to faster ones.
-local passed = false
+local passed, would_pass = false, false
 local function passes(queue)
   if behind == 0 then return false end
   local key = 'rq:job:' .. (redis.call('LINDEX', queue, 0) or '')
   if redis.pcall('HEXISTS', key, 'data') ~= 1 then return false end
-  local about = redis.call('HMGET', key, 'draftmill_size', 'draftmill_passed')
+  local about = redis.call('HMGET', key, 'draftmill_size', 'draftmill_enqueued')
   local size = (tonumber(about[1]) or mean) / mean
   local waits = #claimed >= free
   local fewest = math.ceil(behind * size + (waits and meanwhile or 0))
   if are_queued(fewest) then return false end
   if waits then return true end
-  if about[2] and NOW - about[2] > takes * size then return false end
-  if not about[2] then redis.call('HSET', key, 'draftmill_passed', NOW) end
+  would_pass = true
+  if since == 0 then since = NOW end
+  local enqueued = tonumber(about[2]) or 0
+  if enqueued > since then -- it came later
+    if NOW - enqueued > takes * size then return false end
+  else
+    longest = math.max(longest, size)
+    if NOW - since > takes * longest then return false end
+  end
   passed = true
   return true
 end
@@ -246,7 +257,7 @@ if drains() then
     redis.call('SET', DRAINS, '-', 'PX', PATIENCE * lease)
     claim_alone()
   end
-  if held > 0 or #claimed > 0 then return { claimed, 0 } end
+  if held > 0 or #claimed > 0 then return { claimed, 0, '0', '0' } end
 end
 
 local served, passes_left = {}, MOST_PASSED
@@ -283,4 +294,5 @@ for batch, queue in pairs(served) do -- since when the next job of each waits
   if since then note_wait(batch, queue, since) end
 end
 if passed and redis.call('LLEN', of_pair('bell', pair)) == 0 then ring(pair, 1) end -- one who waits may be faster
-return { claimed, passed and 1 or 0 }
+if not would_pass then since, longest = 0, 0 end
+return { claimed, passed and 1 or 0, string.format('%.0f', since), string.format('%.3f', longest) }

@@ -17,7 +17,7 @@ if speed <= 0 or rows <= 0 then
   redis.call('HDEL', PACES, worker)
   return { '0', '0' }
 end
-redis.call('HSET', PACES, worker, string.format('%.3f %d %.0f', speed, rows, NOW + tonumber(ARGV[7])))
+redis.call('HSET', PACES, worker, string.format('%.17g %d %.0f', speed, rows, NOW + tonumber(ARGV[7])))
 redis.call('EXPIRE', PACES, HOUR)
 
 local read, all, squares = 0, 0, 0

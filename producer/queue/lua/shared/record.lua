@@ -16,7 +16,6 @@
 --     draftmill_generation                 that of its batch; a line that is queued again gets a new one
 --     draftmill_size                       tokens that it may come to, or absent
 --     draftmill_enqueued                   Redis TIME in ms when it was last queued
---     draftmill_passed                     Redis TIME in ms when a slow worker first passed it to faster ones, or absent
 --     draftmill_lease                      token of the last lease, `<worker>.<generation>.<number>`
 --     draftmill_lease_ms                   length of that lease
 --     draftmill_blamed                     token of the last lease under which it was in a row: it counts

@@ -94,17 +94,35 @@ def test_without_the_faster_worker_the_slow_one_takes_all(mill: Mill, slow: JobQ
     assert len(slow.claim(2, pace=pace(slow, SLOW))) == 2
 
 
-def test_no_job_is_passed_for_longer_than_it_would_take(mill: Mill, slow: JobQueue, fast: JobQueue) -> None:
+def test_no_job_is_passed_for_longer_than_the_longest_would_take(mill: Mill, slow: JobQueue, fast: JobQueue) -> None:
     submit(mill, TOKENS, 3 * TOKENS)
     at = pace(slow, SLOW, seconds=0.1)
     assert slow.claim(1, pace=at) == []
     time.sleep(0.11)
     assert len(slow.claim(1, pace=at)) == 1
     assert slow.claim(1, pace=at) == []
-    time.sleep(0.15)
-    assert slow.claim(1, pace=at) == []
     time.sleep(0.2)
     assert len(slow.claim(1, pace=at)) == 1
+
+
+def test_faster_workers_that_take_nothing_keep_no_row_of_slow_ones_free(
+    mill: Mill, slow: JobQueue, fast: JobQueue
+) -> None:
+    mill.submit(15)
+    twin = queue(mill, "twin")
+    at = pace(slow, SLOW, seconds=0.1)
+    assert slow.claim(ROWS, pace=at) == twin.claim(ROWS, pace=at) == []
+    time.sleep(0.11)
+    assert len(slow.claim(ROWS, pace=at)) == len(twin.claim(ROWS, pace=at)) == ROWS
+    mill.submit(1, batch="new", priority="high")  # was not there all the time
+    assert {job.batch for job in slow.claim(9, pace=at)} == {"b"}
+    assert slow.passed
+
+
+def test_a_worker_alone_passes_nothing(mill: Mill) -> None:
+    submit(mill, 1000 * TOKENS)
+    lone = queue(mill, "lone")
+    assert len(lone.claim(1, pace=pace(lone, 1 / 7))) == 1
 
 
 def test_who_passes_a_job_passes_the_call_on(mill: Mill, slow: JobQueue, fast: JobQueue) -> None:
