@@ -177,8 +177,9 @@ class RemotePlace(Place):
         """Takes from the URL what is newer there. Raises UserError if that would lose something, here or there."""
         there = self._versions()
         if self._force:
+            self._sent = {}
+            self._save()  # should this end before `claim`, nothing there is taken for what is here
             self._sent = {end: Sent(version) for end, version in there.items()}
-            self._save()
             return
         self._sent = {end: sent for end, sent in self._sent.items() if end in there}  # what was removed is sent again
         newer = [end for end in there if self._lacks(end, there[end])]

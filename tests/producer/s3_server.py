@@ -17,8 +17,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_EC2_
 
 @dataclass
 class S3:
-    """The bucket `data`. Writing a key that ends in `refused` gets a 403; one that ends in `held` begins, and never
-    comes to its end until `released`. `writes` are the keys that were written, in order.
+    """The bucket `data`. Writing or removing a key that ends in `refused` gets a 403; writing one that ends in `held`
+    begins, and never comes to its end until `released`. `writes` are the keys that were written, in order.
     """
 
     url: str
@@ -55,10 +55,10 @@ def serving_s3() -> Iterator[S3]:
 
     def gate(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         key = environ["PATH_INFO"].partition("/data/")[2]
+        if environ["REQUEST_METHOD"] in ("PUT", "DELETE") and key.endswith(s3.refused):
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         if environ["REQUEST_METHOD"] == "PUT" and key:
-            if key.endswith(s3.refused):
-                start("403 Forbidden", [("Content-Type", "application/xml")])
-                return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
             if key.endswith(s3.held):
                 s3.holding.set()
                 s3.released.wait(60)

@@ -165,6 +165,20 @@ def test_what_others_have_there_is_overwritten_by_force_only(s3: S3) -> None:
     assert ids(s3.read("a/out.jsonl")) == ["r-3"]
 
 
+def test_force_that_was_refused_lets_nobody_overwrite_without_it(s3: S3, machine: Machine) -> None:
+    write(1)
+    s3.refused = "out.jsonl"
+    with pytest.raises(UserError, match="refuses the credentials"):
+        write(2, batch="c", force=True)
+    s3.refused = "-"
+    for batch in ("b", "c"):
+        with pytest.raises(UserError, match=f"{URL} exists; choose another place or overwrite it with --force"):
+            write(3, batch=batch)
+    assert ids(s3.read("a/out.jsonl")) == ["r-1"]
+    assert write(2, batch="c", force=True).done == 1
+    assert ids(s3.read("a/out.jsonl")) == ["r-2"]
+
+
 def test_where_nothing_may_be_written_is_known_at_once(s3: S3) -> None:
     s3.refused = ".json"
     with pytest.raises(UserError, match=r"cannot write s3://data/a/out.jsonl: it refuses the credentials; set AWS_A"):
