@@ -222,9 +222,9 @@ def collect_command(
         Output(place, batch, force, state.source, state.parameters) as output,
     ):
         try:
-            state = _collect(redis, output, state, follow, leave)
+            with output.sent_if_cut():
+                state = _collect(redis, output, state, follow, leave)
         except KeyboardInterrupt:
-            output.send_if_possible()
             raise Interrupted("interrupted; the same command goes on, the batch runs on") from None
         finally:
             options.say_notes(of_answers(output.notes))

@@ -179,9 +179,9 @@ def run(
             click.echo(f"{batch.id} is complete already", err=True)
         else:
             try:
-                generated = _run(job, redis_url)
+                with output.sent_if_cut():
+                    generated = _run(job, redis_url)
             except KeyboardInterrupt:
-                output.send_if_possible()
                 raise Interrupted(
                     f"interrupted: {output.done} of {survey.good} results are in {place.shown(output.holder)}; "
                     f"go on with: draftmill {shlex.join(shown(sys.argv[1:]))}"

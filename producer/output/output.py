@@ -197,10 +197,15 @@ class Output:
         if not self._is_untouched:
             self.place.send()
 
-    def send_if_possible(self) -> None:
-        """The same when something else ends the command; what cannot be sent now stays on this machine as well."""
-        with suppress(UserError, KeyboardInterrupt):
-            self.send()
+    @contextmanager
+    def sent_if_cut(self) -> Iterator[None]:
+        """Sends what there is if something ends what is done here; what cannot be sent stays on this machine."""
+        try:
+            yield
+        except BaseException:
+            with suppress(UserError, KeyboardInterrupt):
+                self.send()
+            raise
 
     def finish(self) -> None:
         """OUT has all results that it is to have for now: makes it what its format wants, and the error file tidy."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import pyarrow.parquet as pq
 import pytest
+import redis as redis_py
 
 from tests.producer.cli.test_run import COUNT, prompts
 from tests.producer.cli.test_run import model as model  # the fixture
@@ -73,6 +74,20 @@ def test_killed_while_it_sends_the_same_command_goes_on(shell: Shell, s3: S3, wo
     assert (report["out"], report["errors"], report["done"]) == (OUT, f"s3://data/{errors}", 3)
     assert ids(s3.read("out.jsonl")) == ["r-0", "r-1", "r-2"]
     assert orjson.loads(s3.read(errors))["error"]["code"] == "invalid_line"
+
+
+def test_what_came_before_an_error_is_sent(
+    shell: Shell, s3: S3, redis: redis_py.Redis, worker: Callable[[], None]
+) -> None:
+    worker()
+    lines = b"".join(b'{"id": "r-%d", "prompt": "say %d", "max_tokens": %d}\n' % (n, n, 10**n) for n in range(5))
+    batch = shell("submit", shell.write("in.jsonl", lines), "--pair", PAIR).stdout.strip()
+    process = shell.start("collect", batch, "-o", OUT, "--follow")
+    wait_for_lines(process.poll, f"{shell.environment['DRAFTMILL_HOME']}/outputs", 1)
+    redis.flushall()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert b"r-0" in s3.read("out.jsonl")
 
 
 def test_an_interrupted_run_goes_on_on_another_machine(
