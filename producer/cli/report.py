@@ -39,18 +39,20 @@ def print_table(
 
     In a pipe each row is one line, and nothing is cut. On a terminal the last column is folded to fit; the others are
     not, for people copy names from there. `styles` are Rich's, by the text of a cell; `numbers` aligns to the right.
+    Characters that do something to a terminal, or begin another line, are spaces.
     """
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[_harmless(cell) for cell in row] for row in rows]
     console = Console(highlight=False)
     widths = [max(map(cell_len, column)) for column in zip(*([head] if head else []), *rows, strict=True)]
     *others, last = widths
     fixed = sum(others) + GAP * len(others)
     if not console.is_terminal and not numbers:  # Rich takes half a millisecond a row
-        for row in ([head] if head else []) + list(rows):
+        for row in ([head] if head else []) + rows:
             cells = (cell + " " * (width - cell_len(cell) + GAP) for cell, width in zip(row, widths, strict=True))
             click.echo("".join(cells).rstrip())
         return
@@ -66,6 +68,10 @@ def print_table(
         console.print(table)
     for line in shown.get().splitlines():
         click.echo(line.rstrip())
+
+
+def _harmless(text: str) -> str:
+    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
 
 
 def word(state: BatchStatus) -> str:
