@@ -24,8 +24,8 @@ def until_stopped(work: Callable[[], Answer], stop: Callable[[], object]) -> Ans
         except BaseException as error:  # it is the command's, whatever it is
             answer.set_exception(error)
 
+    Thread(target=run, daemon=True).start()  # not below `try`: if that is interrupted, nothing may ever answer
     try:
-        Thread(target=run, daemon=True).start()
         return answer.result()
     except KeyboardInterrupt:
         stop()

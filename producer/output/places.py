@@ -49,8 +49,10 @@ def check(out: str) -> None:
 def check_apart(source: str, out: str) -> None:
     """Refuses to write results over what they are made of, whatever names lead there."""
     if remote.is_url(out):
-        if remote.is_url(source) and remote.name_of(source) == remote.name_of(out):
-            raise UserError(f"{remote.name_of(out)} would be written over and is INPUT; name another OUT")
+        url = remote.name_of(out)
+        for written in (url, _beside(url) + ERRORS):
+            if remote.is_url(source) and remote.name_of(source) == written:
+                raise UserError(f"{written} would be written over and is INPUT; name another OUT")
         return
     for path in (Path(out), Path(out + ERRORS)):
         if path.exists() and Path(source).exists() and path.samefile(source):
@@ -111,8 +113,7 @@ class RemotePlace(Place):
 
     def __init__(self, url: str, force: bool, tell: Tell) -> None:
         self._url = remote.name_of(url)
-        folder, _, name = self._url.rpartition("/")
-        self._beside = f"{folder}/.draftmill/{name}"
+        self._beside = _beside(self._url)
         self._force, self._tell = force, tell
         self._store = store_at(self._url)
         self._folder = data_dir() / "outputs" / hashlib.sha256(self._url.encode()).hexdigest()[:32]
@@ -281,6 +282,12 @@ class RemotePlace(Place):
         about = {"url": self._url, "files": {end: asdict(sent) for end, sent in self._sent.items()}}
         with replacing(self._sent_path) as file:
             file.write(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+
+
+def _beside(url: str) -> str:
+    """What the URLs of the other files begin with."""
+    folder, _, name = url.rpartition("/")
+    return f"{folder}/.draftmill/{name}"
 
 
 def _read(path: Path) -> dict[str, Sent]:

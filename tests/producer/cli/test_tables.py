@@ -36,7 +36,7 @@ def test_in_a_pipe_each_row_is_a_line(capsys: pytest.CaptureFixture[str], monkey
 
 def test_what_others_named_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_table((), [("a\x1b[31m\nb", "\x9b2Jc\u202ed"), ("ok", "é")])
-    assert capsys.readouterr().out.splitlines() == ["a [31m b   2Jc d", "ok         é"]
+    assert capsys.readouterr().out.splitlines() == ["a [31m b   2Jc d", "ok        é"]
 
 
 def test_without_a_head_and_with_numbers(capsys: pytest.CaptureFixture[str]) -> None:

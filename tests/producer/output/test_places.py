@@ -267,6 +267,7 @@ def test_what_cannot_be_written_to_is_refused_before_any_work(out: str, message:
 
 
 def test_input_is_not_written_over() -> None:
-    with pytest.raises(UserError, match="would be written over and is INPUT"):
-        places.check_apart("S3://data/x.jsonl", "s3://data/x.jsonl")
+    for source in ("S3://data/x.jsonl", "s3://data/.draftmill/x.jsonl.errors.jsonl"):
+        with pytest.raises(UserError, match="would be written over and is INPUT"):
+            places.check_apart(source, "s3://data/x.jsonl")
     places.check_apart("s3://data/x.jsonl", "s3://data/y.jsonl")
