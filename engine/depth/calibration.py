@@ -32,21 +32,28 @@ from ..request import Request, Sampling
 from ..state.state import State
 from .round_cost import Cost, Point, RoundShape, shapes_to_time
 
-SECONDS = 8.0
-"""Longest to time; the cost of larger rounds is then extrapolated. First runs do not count here."""
 
-ON_CPU = 1.0
-"""The same on a CPU, whose rounds take a tenth of a second and more: the first answer should not wait for that."""
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure: about so many `seconds` for what counts, so many for the `firsts`, the first runs of sizes,
+    in which a GPU may have to compile. Sizes that are `stride` times the last one are timed, at least; the cost of
+    those beyond the time is extrapolated.
+    """
 
-FIRSTS = 24.0
-"""Longest for the first runs of shapes, in which a GPU may have to compile."""
+    seconds: float
+    firsts: float
+    stride: int = 1
 
-COARSE = 4
-"""On a CPU, sizes that are so many times as large as the last one are timed: a CPU has no tiles."""
+
+ON_GPU = Pace(8.0, 24.0)
+ON_CPU = Pace(1.0, 1.0, 4)
+"""Rounds take a tenth of a second and more, and the first answer should not wait for them. A CPU has no tiles, and
+compiles nothing.
+"""
 
 SLOW_FIRST, STRIDE = 1.0, 8
 """Where the first run of a size takes so many seconds more than the next one, as with quantised experts on CUDA, only
-sizes that are so many times as large as the last one are timed from there on, and the largest, as far as `FIRSTS`
+sizes that are so many times as large as the last one are timed from there on, and the largest, as far as the time
 lasts. The very first size does not tell: with it, what all sizes share is compiled.
 """
 
@@ -67,8 +74,7 @@ def calibrated(
     """
     known = known_costs(cache)
     if name not in known:
-        pace = (ON_CPU, COARSE) if mx.default_device() == mx.cpu else (SECONDS, 1)
-        known[name] = measure(target, draft, pages, max_rows, width, *pace)
+        known[name] = measure(target, draft, pages, max_rows, width)
         mx.clear_cache()  # the pools that rows need come next
         measurements.write(_file(cache), here(), {name: cost.to_dict() for name, cost in known.items()})
     return known[name]
@@ -97,17 +103,12 @@ def here() -> str:
 
 
 def measure(
-    target: Transformer,
-    draft: Draft | None,
-    pages: int,
-    max_rows: int,
-    width: int = 0,
-    seconds: float = SECONDS,
-    stride: int = 1,
+    target: Transformer, draft: Draft | None, pages: int, max_rows: int, width: int = 0, pace: Pace | None = None
 ) -> Cost:
-    """Time rounds and draft passes of growing size for so many `seconds`, each size at least `stride` times the last
-    one, over pools of their own with so many pages at most.
+    """Time rounds and draft passes of growing size, over pools of their own with so many pages at most; by default at
+    the pace of this device.
     """
+    pace = pace or (ON_CPU if mx.default_device() == mx.cpu else ON_GPU)
     block = draft.block if draft else 1
     width = max(block, width)
     shapes = shapes_to_time(max_rows, block, pages, width)
@@ -117,10 +118,10 @@ def measure(
     drafts: list[Point] = []
     steps: list[Point] = []
     firsts: dict[int, float] = {}
-    of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft), stride=stride)
-    of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0), stride=stride)
+    of_rounds = Sizes(max(shape.tokens for shape in shapes if not shape.draft), stride=pace.stride)
+    of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0), stride=pace.stride)
     stepping = isinstance(drafter, MTPDrafter)
-    left, left_for_firsts = seconds, FIRSTS
+    left, left_for_firsts = pace.seconds, pace.firsts
     kept = mx.get_active_memory()
     mx.reset_peak_memory()
     for shape in shapes:

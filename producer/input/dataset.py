@@ -120,11 +120,22 @@ class Dataset:
 
     def __iter__(self) -> Iterator[JobBody | BadLine]:
         seen: set[int] = set()
+        for item in self._items():
+            if isinstance(item, JobBody):
+                key = key_of(item.custom_id)
+                if key in seen:
+                    reason = f"custom_id {item.custom_id!r} was already used by an earlier line"
+                    item = BadLine(item.line, reason, item.custom_id)
+                seen.add(key)
+            yield item
+
+    def _items(self) -> Iterator[JobBody | BadLine]:
+        """All lines, those that have the custom_id of an earlier one among them."""
         self.notes = Notes()
         for number, row in self._rows:
-            yield BadLine(number, str(row)) if isinstance(row, Fault) else self._read(row, number, seen)
+            yield BadLine(number, str(row)) if isinstance(row, Fault) else self._read(row, number)
 
-    def _read(self, row: dict[str, Any], number: int, seen: set[int]) -> JobBody | BadLine:
+    def _read(self, row: dict[str, Any], number: int) -> JobBody | BadLine:
         name = None
         try:
             name = self._rows.custom_id(row, number)
@@ -133,12 +144,7 @@ class Dataset:
             line, said = self._rewrite(asked.line)
             self.notes.unknown.update(said)
             body = lines.job_body(line, name, number, self.pair, defaults, self.notes)
-            body = self._keeping(body, asked.keep)
-            key = key_of(name)
-            if key in seen:
-                raise Fault(f"custom_id {name!r} was already used by an earlier line")
-            seen.add(key)
-            return body
+            return self._keeping(body, asked.keep)
         except Fault as fault:
             return BadLine(number, str(fault), name)
 
@@ -191,8 +197,9 @@ class Dataset:
     def chunks(self, survey: Survey) -> Iterator[Chunk]:
         """The jobs again, each chunk exactly as it was surveyed; raises UserError if it is not."""
         expected, cutter, jobs, size = iter(survey.digests), Cutter(), list[JobBody](), 0
-        for body in self:
-            if isinstance(body, BadLine):
+        bad = {line.number for line in survey.bad_lines}
+        for body in self._items():
+            if isinstance(body, BadLine) or body.line in bad:
                 continue
             jobs.append(body)
             if digest := cutter.add(_numbered(body, _identity(body))):

@@ -25,6 +25,7 @@ from draftmill.engine.bench.shapes import SHAPES
 from draftmill.engine.bench.synthetic import ARMS, Synthetic
 from draftmill.engine.bench.tables import template_table
 from draftmill.engine.chat import ChatPrompt
+from draftmill.engine.depth.calibration import Pace
 from draftmill.engine.models.pairs import resolve
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
@@ -32,7 +33,7 @@ TINY = [name for name in SHAPES if name.startswith("tiny")]
 
 @pytest.fixture(autouse=True)
 def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftmill.engine.depth.calibration.SECONDS", 0.3)
+    monkeypatch.setattr("draftmill.engine.depth.calibration.ON_CPU", Pace(0.3, 0.3))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import mlx.nn as nn
 import pytest
 
 from draftmill.engine.depth.budget import Budget
-from draftmill.engine.depth.calibration import calibrated, known_costs, measure
+from draftmill.engine.depth.calibration import ON_GPU, Pace, calibrated, known_costs, measure
 from draftmill.engine.depth.round_cost import Cost, Point
 from tests.engine.drafting.test_speculation import BLOCK, engine_with_draft, small_model
 from tests.engine.small import qwen3_moe_model, reference, requests, run
@@ -76,7 +77,7 @@ def test_a_mixture_of_experts_is_timed_with_as_many_experts_as_it_reads() -> Non
     layer = model.layers[0]
     layer.mlp.switch_mlp = noting = NotingExperts(layer.mlp.switch_mlp)
     assert engine.drafter
-    measure(engine.target, engine.drafter.draft, 64, 8)
+    measure(engine.target, engine.drafter.draft, 64, 8, pace=ON_GPU)
     assert noting.noted[1] == 2  # a token's own
     assert noting.noted[8] > 6
     assert noting.noted[max(noting.noted)] > 12
@@ -91,14 +92,14 @@ class CompilingExperts(NotingExperts):
         return super().__call__(x, chosen)
 
 
-def measured_sizes(experts: type[NotingExperts]) -> list[int]:
+def measured_sizes(experts: type[NotingExperts], pace: Pace = ON_GPU) -> list[int]:
     """The numbers of tokens that are timed with a mixture of such experts."""
     model = qwen3_moe_model()
     engine = engine_with_draft(model)
     for layer in (model.layers[0], model.layers[2]):
         layer.mlp.switch_mlp = noting = experts(layer.mlp.switch_mlp)
     assert engine.drafter
-    cost = measure(engine.target, engine.drafter.draft, 64, 8)
+    cost = measure(engine.target, engine.drafter.draft, 64, 8, pace=pace)
     assert list(cost.round.knots) == sorted(noting.noted)
     return sorted(noting.noted)
 
@@ -109,6 +110,12 @@ def test_where_new_sizes_are_slow_few_are_timed_up_to_the_largest(monkeypatch: p
     assert measured_sizes(CompilingExperts) == [1, 2, 16, 8 * BLOCK]
 
 
-def test_first_runs_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftmill.engine.depth.calibration.FIRSTS", 1.0)
-    assert measured_sizes(CompilingExperts)[-1] < 8 * BLOCK
+def test_first_runs_are_bounded_too() -> None:
+    assert measured_sizes(CompilingExperts, Pace(8.0, 1.0))[-1] < 8 * BLOCK
+
+
+def test_few_sizes_can_be_timed() -> None:
+    """As on a CPU, where the first answer waits for them."""
+    sizes = measured_sizes(NotingExperts, Pace(8.0, 8.0, 4))
+    assert all(after >= 4 * before for before, after in itertools.pairwise(sizes[:-1]))
+    assert sizes[-1] == 8 * BLOCK

@@ -246,10 +246,11 @@ def test_a_closed_laptop_stalls_nothing(
     first.communicate()
     redis.pexpire(wire.FEEDER, 1)  # its duty runs out
     with shell.start("feed") as second:
+        assert second.stdout
+        assert second.stdout.readline().startswith("feeder ")
         wait_until(lambda: not redis.exists(wire.rest_key(batch)))
         second.send_signal(signal.SIGTERM)
-        said, errors = second.communicate(timeout=20)
+        _, errors = second.communicate(timeout=20)
         assert second.returncode == 0, errors
-        assert said.startswith("feeder ")
     assert work(redis) == {str(n) for n in range(LINES)}
     assert not redis.exists(wire.FEEDER)

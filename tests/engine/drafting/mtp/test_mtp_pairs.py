@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.utils import save_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from draftmill.engine.depth.calibration import Pace
 from draftmill.engine.drafting.load import named
 from draftmill.engine.engine import Engine
 from draftmill.engine.models.folder import ModelError
@@ -49,7 +50,7 @@ def add_head(folder: Path, target: Path, **config: Any) -> None:
 
 
 def test_a_target_without_a_draft_takes_its_own_head(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftmill.engine.depth.calibration.SECONDS", 0.0)
+    monkeypatch.setattr("draftmill.engine.depth.calibration.ON_CPU", Pace(0.0, 0.0))
     add_head(target, target)
     engine = load(target, drafts=("mtp",))
     assert engine.budget
