@@ -156,7 +156,7 @@ class RowSpeed:
         self.rows = 0
         self.beside_fleet = 0.0, 0.0
         self._before = 0, 0
-        self._tokens = self._row_seconds = self._sizes = self._jobs = 0.0
+        self._tokens = self._row_seconds = self._sizes = self._answers = self._jobs = 0.0
 
     def observe_round(self, seconds: float, stats: Stats) -> None:
         """After a round."""
@@ -165,14 +165,15 @@ class RowSpeed:
         self._tokens += stats.generated_tokens - tokens
         self._row_seconds += seconds * (stats.rows - rows)
 
-    def observe_job(self, size: int) -> None:
-        """After a job that asked for so many tokens."""
+    def observe_job(self, size: int, tokens: int) -> None:
+        """After a job that asked for tokens up to its `size`, and got so many."""
         self._sizes += size
+        self._answers += tokens
         self._jobs += 1
         if self._jobs > self.MEMORY:
             kept = self.MEMORY / self._jobs
             self._tokens, self._row_seconds = kept * self._tokens, kept * self._row_seconds
-            self._sizes, self._jobs = kept * self._sizes, self.MEMORY
+            self._sizes, self._answers, self._jobs = kept * self._sizes, kept * self._answers, self.MEMORY
 
     @property
     def tokens_per_second(self) -> float:
@@ -181,9 +182,10 @@ class RowSpeed:
 
     @property
     def pace(self) -> Pace:
-        if not self._jobs:
+        if not self.tokens_per_second:
             return UNKNOWN
-        return Pace(*self.beside_fleet, self._sizes / self._jobs, self._row_seconds / self._jobs)
+        seconds = self._answers / self._jobs / self.tokens_per_second  # rows have spent more, on jobs that still run
+        return Pace(*self.beside_fleet, self._sizes / self._jobs, seconds)
 
 
 class Power:

@@ -102,9 +102,15 @@ class Running:
         return [request for request in self.asked.requests if request.id not in self.completions]
 
     @property
+    def generated_tokens(self) -> int:
+        """Tokens that its completions have."""
+        return sum(len(each.tokens) for each in self.completions.values())
+
+    @property
     def handled_tokens(self) -> int:
         """Tokens that were prefilled for its completions, and those that they have."""
-        return sum(each.prompt_tokens - each.cached_tokens + len(each.tokens) for each in self.completions.values())
+        prefilled = sum(each.prompt_tokens - each.cached_tokens for each in self.completions.values())
+        return prefilled + self.generated_tokens
 
     @property
     def choices(self) -> list[Completion]:

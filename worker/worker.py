@@ -298,7 +298,7 @@ class MillWorker(BaseWorker):
         if not running.ended:
             return None
         del self._running[running.job.id]
-        self.speed.observe_job(running.body.size)
+        self.speed.observe_job(running.body.size, running.generated_tokens)
         return self._outcome(running)
 
     def _outcome(self, running: Running) -> results.Outcome | None:

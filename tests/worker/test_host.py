@@ -98,7 +98,7 @@ def test_the_speed_of_a_row_is_that_of_its_last_jobs() -> None:
             stats.rows += 2
             speed.observe_round(seconds, stats)
             for _ in range(2):
-                speed.observe_job(2 * tokens)
+                speed.observe_job(2 * tokens, tokens)
 
     assert (speed.tokens_per_second, speed.pace) == (0, UNKNOWN)
     run(20, tokens=100, seconds=4)
@@ -107,3 +107,11 @@ def test_the_speed_of_a_row_is_that_of_its_last_jobs() -> None:
     run(1000, tokens=100, seconds=8)  # it runs hot
     assert speed.tokens_per_second == pytest.approx(12.5, rel=0.01)
     assert speed.pace.seconds == pytest.approx(8, rel=0.01)
+
+
+def test_jobs_that_still_run_do_not_make_a_job_seem_long() -> None:
+    speed, stats = RowSpeed(), Stats()
+    stats.generated_tokens, stats.rows = 8 * 100, 8
+    speed.observe_round(4.0, stats)
+    speed.observe_job(200, 100)  # one of eight
+    assert speed.pace == Pace(0, 0, size=200, seconds=4)
