@@ -16,11 +16,11 @@ run: setup
 	@.venv/bin/python producer/examples/show.py $(RESULTS)
 	@echo "These answers, with their token counts, are in $(RESULTS)."
 
-# Two processes, for many tests wait on others' processes, and one BLAS thread in each: the models of the tests are so
-# small that a second one only waits.
+# Three processes keep two cores busy, for many tests wait on others' processes. One BLAS thread in each: the models of
+# the tests are so small that a second one only waits.
 test: lint
 	LD_PRELOAD=$$(.venv/bin/python -m draftmill.worker.blas) OPENBLAS_NUM_THREADS=1 \
-	.venv/bin/python -m pytest -n 2 --dist worksteal
+	.venv/bin/python -m pytest -n 3 --dist worksteal
 
 # What generates, on the GPU that MLX finds here: whole outputs against mlx-lm. Kernels run as they are, not emulated.
 test-gpu: .venv/dev

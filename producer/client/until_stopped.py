@@ -24,9 +24,12 @@ def until_stopped(work: Callable[[], Answer], stop: Callable[[], object]) -> Ans
         except BaseException as error:  # it is the command's, whatever it is
             answer.set_exception(error)
 
-    Thread(target=run, daemon=True).start()  # not below `try`: if that is interrupted, nothing may ever answer
+    working = Thread(target=run, daemon=True)
     try:
+        working.start()
         return answer.result()
     except KeyboardInterrupt:
         stop()
+        if not (working.is_alive() or answer.done()):  # the signal came before it had begun
+            raise
         return answer.result()

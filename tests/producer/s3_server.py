@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from s3fs import S3FileSystem
 from werkzeug.serving import make_server
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -80,6 +81,7 @@ def serving_s3() -> Iterator[S3]:
     s3 = S3(url, client)
     client.create_bucket(Bucket="data")
     s3.remove(*s3.there())  # moto has one memory in this process
+    S3FileSystem.clear_instance_cache()  # which has endpoints and credentials of before
     try:
         yield s3
     finally:

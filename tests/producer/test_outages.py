@@ -63,10 +63,10 @@ def test_commands_outlive_a_redis_that_is_away(
     shell.environment["REDIS_URL"] = redis_server.url
     shell.write("in.jsonl", lines(40))
     shell.write("long.jsonl", lines(21_000, tokens=1))
-    shell.write("run.jsonl", lines(1, tokens=3) + lines(1, tokens=6000).replace(b"r-0", b"r-1"))
+    shell.write("run.jsonl", lines(1, tokens=3) + lines(1, tokens=3000).replace(b"r-0", b"r-1"))
     batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
     commands = {
-        "run": shell.start("run", "run.jsonl", "-o", "run_out.jsonl", "--pair", model),
+        "run": shell.start("run", "run.jsonl", "-o", "run_out.jsonl", "--pair", model, "--drafts", "none"),
         "collect": shell.start("collect", batch, "-o", "out.jsonl", "--follow"),
         "status": shell.start("status", batch, "--watch"),
         "submit": shell.start("submit", "long.jsonl", "--pair", PAIR),

@@ -60,8 +60,9 @@ heed_signals()
 stop = threading.Event()
 
 def work():
+    assert threading.current_thread() is not threading.main_thread()  # whose wait a signal's handler may interrupt
     print("up", flush=True)
-    while not stop.wait(0):  # it holds the event's lock most of the time
+    while not stop.wait(0.0001):
         pass
     if sys.argv[1] == "stays":
         threading.Event().wait()
