@@ -66,7 +66,6 @@ def test_commands_outlive_a_redis_that_is_away(
     shell.write("run.jsonl", lines(1, tokens=3) + lines(1, tokens=3000).replace(b"r-0", b"r-1"))
     batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
     commands = {
-        "run": shell.start("run", "run.jsonl", "-o", "run_out.jsonl", "--pair", model, "--drafts", "none"),
         "collect": shell.start("collect", batch, "-o", "out.jsonl", "--follow"),
         "status": shell.start("status", batch, "--watch"),
         "submit": shell.start("submit", "long.jsonl", "--pair", PAIR),
@@ -75,6 +74,8 @@ def test_commands_outlive_a_redis_that_is_away(
     assert waiting
     while "lines are queued" not in waiting.readline():
         assert commands["submit"].poll() is None
+    options = ("-o", "run_out.jsonl", "--pair", model, "--drafts", "none")  # it is to run when Redis goes
+    commands["run"] = shell.start("run", "run.jsonl", *options)
     wait_for(shell.folder / "run_out.jsonl", 1)
     redis_server.kill()
     time.sleep(AWAY_SECONDS)
