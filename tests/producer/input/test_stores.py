@@ -42,6 +42,7 @@ def s3(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setattr(remote, "RANGE", PIECE)
+    S3FileSystem.clear_instance_cache()  # which has endpoints and credentials of before
     client: Any = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="data")
     return client

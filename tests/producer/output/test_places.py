@@ -41,6 +41,7 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     server.remove(*server.there())
     server.writes.clear()
     server.refused = "-"
+    S3FileSystem.clear_instance_cache()  # which has endpoints and credentials of before
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return server
