@@ -238,10 +238,15 @@ def run(
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     if context.find_root().params["debug"]:
         log.setLevel(logging.DEBUG)
-    click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {Path.cwd()}")
     feeder = FleetFeeder(redis)
     feeder.start()
-    is_done = until_stopped(scheduler.run, scheduler.stop.set)
+
+    def schedule() -> bool:
+        where = Path.cwd()
+        click.echo(f"scheduler {scheduler.name} runs the schedules of {masked(url)} in {where}")  # signals stop it now
+        return scheduler.run()
+
+    is_done = until_stopped(schedule, scheduler.stop.set)
     feeder.stop()
     if not is_done:
         raise UserError("stopped with open slots; other schedulers, or the next one, go on with them", INTERRUPTED)

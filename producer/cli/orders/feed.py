@@ -29,5 +29,9 @@ def feed_command(redis_url: str | None) -> None:
     url = resolve(redis_url)
     feeder = FleetFeeder(connect(url), log.warning)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    click.echo(f"feeder {feeder.feeder} feeds the batches of {masked(url)}")
-    until_stopped(feeder.run, feeder.ask_to_stop)
+
+    def feed() -> None:
+        click.echo(f"feeder {feeder.feeder} feeds the batches of {masked(url)}")  # from now on a signal stops it
+        feeder.run()
+
+    until_stopped(feed, feeder.ask_to_stop)
