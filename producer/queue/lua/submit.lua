@@ -13,6 +13,8 @@ local opened, ended_bits, handed = 'draftmill:open:' .. batch, 'draftmill:ended:
 local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'user')
 if about[1] or not about[2] then return { 0, 0, 0, 0 } end
 local generation, user = about[2], about[3]
+-- It says what is there already. But Redis, its memory full, refuses it, and nothing that a script adds after a change.
+redis.call('HSET', key, 'generation', generation)
 local new, waiting, ended, retried = 0, 0, 0, 0
 local anew
 local fresh = {}

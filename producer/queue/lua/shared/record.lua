@@ -322,9 +322,9 @@ end
 
 -- Ends an open job: mark, result line, counters, RQ's registries, expiry.
 local function record(job, outcome, line, prompt_tokens, completion_tokens, millijoules)
+  file(job, STATUS[outcome]) -- it comes first: Redis, its memory full, refuses it while the script has changed nothing
   drop_lease(job)
   take_up(job)
-  file(job, STATUS[outcome])
   local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
   redis.call('HDEL', 'draftmill:open:' .. job.batch, job.id)
   redis.call('SETBIT', 'draftmill:ended:' .. job.batch, job.n, 1)
