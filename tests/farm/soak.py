@@ -14,7 +14,7 @@ from tests.farm.figure import Fault
 from tests.farm.files import datasets, outputs
 from tests.farm.models.architectures import architectures
 from tests.farm.servers import fail_overs
-from tests.farm.sharing import costs, fairness, neighbours
+from tests.farm.sharing import costs, fairness, looks, neighbours
 from tests.farm.simulated.day import day
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
@@ -46,6 +46,8 @@ FAULTS = (
         "a job of 1.2 KB: 5 KB and 15 commands to Redis; an idle worker: 4 KB/s and 4 commands/s",
         costs.traffic,
     ),
+    Fault("looks", "page, exporter and status, 10,000 open batches and 100 workers: 30 ms a look", looks.looks),
+    Fault("waiting", "serve with 100 batches that wait: 2 % of a core", looks.waiting),
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
     Fault("csv-rows", "100,000 CSV rows: producer below 300 MB, Redis below 1 GB", datasets.csv_rows),
     Fault("two-servers", "run killed under one OUT, two servers in turn: 0 lost, 0 twice", outputs.two_servers),

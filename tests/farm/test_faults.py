@@ -7,7 +7,7 @@ import pytest
 from tests.farm.figure import Fault
 from tests.farm.soak import FAULTS
 
-SLOW_MACHINE = ("claims", "renewals", "speed")
+SLOW_MACHINE = ("claims", "looks", "renewals", "speed", "waiting")
 """Figures of speed say nothing beside other tests; `make soak` judges them."""
 
 

@@ -35,7 +35,7 @@ def claims(full: bool) -> Figure:
         with fresh_server() as server:
             redis = server.connect()
             for batch in range(count):
-                _submit(redis, f"batch_{batch:024x}", ["x"] * (jobs // count), user=f"user-{batch % 5}")
+                submit(redis, f"batch_{batch:024x}", ["x"] * (jobs // count), user=f"user-{batch % 5}")
             claim = JobQueue(redis, "w", PAIR, 60).claim
             one = statistics.median(_ms(partial(claim, 1)) for _ in range(60))
             many = statistics.median(_ms(partial(claim, 64)) for _ in range(10))
@@ -50,7 +50,7 @@ def renewals(full: bool) -> Figure:
     with fresh_server() as server:
         redis = server.connect()
         for n in range(64):
-            _submit(redis, f"batch_{n:024x}", [random.Random(n).randbytes(size // 2).hex()])
+            submit(redis, f"batch_{n:024x}", [random.Random(n).randbytes(size // 2).hex()])
         queue = JobQueue(redis, "w", PAIR, 60)
         jobs = [job for _ in range(16) for job in queue.claim(4)]
         took = statistics.median(_ms(partial(queue.renew, jobs)) for _ in range(30))
@@ -67,7 +67,7 @@ def traffic(full: bool) -> Figure:
         before = _counts(farm.redis)
         for first in range(0, count, 500):
             texts = [" ".join(dice.choices(words, k=300))[:TEXT] for _ in range(first, min(first + 500, count))]
-            _submit(farm.redis, f"batch_{first:024x}", texts)
+            submit(farm.redis, f"batch_{first:024x}", texts)
         queue = JobQueue(farm.redis, "w", PAIR, 60)
         while jobs := queue.claim(8):
             queue.blame(jobs)
@@ -88,7 +88,8 @@ def traffic(full: bool) -> Figure:
     return Figure(text, received <= 5e3 and commands <= 15 and asked <= 4e3 and calls <= 4)
 
 
-def _submit(redis: redis_py.Redis, batch: str, texts: list[str], user: str = "ann") -> None:
+def submit(redis: redis_py.Redis, batch: str, texts: list[str], user: str = "ann") -> None:
+    """A batch with a line for each text."""
     info = batches.BatchInfo(batch, PAIR, "normal", len(texts), "in.jsonl", user)
     batches.create(redis, info)
     for first in range(0, len(texts), 500):
