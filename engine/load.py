@@ -80,7 +80,7 @@ def without_adapter(config: Mapping[str, Any]) -> str | None:
 
 def known_remarks(cache: Path) -> dict[str, str]:
     """What there is to know of the models that ran plainly on this machine, by their names."""
-    remarks: Any = measurements.read(_file(cache)).get(measurements.machine(), {})
+    remarks = measurements.known(_file(cache), measurements.machine())
     return {name: remark for name, remark in remarks.items() if isinstance(remark, str)}
 
 

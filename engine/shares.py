@@ -160,7 +160,7 @@ def remember(name: str, needs: Needs, models: Sequence[Any], cache: Path) -> Non
     arrays: list[Any] = [array for part in parts for _, array in tree_flatten(part.parameters())]
     weights = sum(array.nbytes for array in arrays)
     entry = {"weights": weights, **asdict(needs), "rounds": list(needs.rounds)}
-    known: dict[str, Any] = measurements.read(_file(cache)).get(measurements.machine(), {})
+    known = measurements.known(_file(cache), measurements.machine())
     if known.get(name) != entry:
         measurements.write(_file(cache), measurements.machine(), known | {name: entry})
 
@@ -168,7 +168,7 @@ def remember(name: str, needs: Needs, models: Sequence[Any], cache: Path) -> Non
 def known_needs(cache: Path) -> dict[str, tuple[Needs, int]]:
     """What the pairs take that were loaded here, and the bytes of their weights, by the names of their targets."""
     found: dict[str, tuple[Needs, int]] = {}
-    for name, entry in measurements.read(_file(cache)).get(measurements.machine(), {}).items():
+    for name, entry in measurements.known(_file(cache), measurements.machine()).items():
         with suppress(KeyError, TypeError):  # of another version
             fields = {**entry, "rounds": tuple(entry["rounds"])}
             weights = fields.pop("weights")

@@ -37,6 +37,9 @@ NEIGHBOUR = 0.25
 LARGEST_STEP = 1.5
 """Of log-odds in one round, lest a surprise where all seemed certain throws them far off."""
 
+LARGEST = 50.0
+"""Log-odds that no position comes near: the surer the odds, the less a round moves them."""
+
 OPTIMISM = 0.4
 """By how many standard deviations of log-odds chances are estimated better than they look. Without it, a row that had
 bad luck would no longer draft, and nothing would tell that it was luck.
@@ -144,10 +147,16 @@ class Acceptance:
         return [own.value if own.judged else None for own in self._positions]
 
     def begin(self, learned: Sequence[float | None]) -> None:
-        """Go on from there. The next requests may be others: it is where to begin, and no more certain than a guess."""
+        """Go on from there. The next requests may be others: it is where to begin, and no more certain than a guess.
+
+        Raises:
+            TypeError, ValueError, OverflowError: these are no log-odds.
+        """
         self._round = 1  # as if all had been judged in it
         for place, value in enumerate(learned[: len(self._positions)]):
             if value is not None:
+                if not abs(value) < LARGEST:
+                    raise ValueError("nobody can have learned such odds")
                 self._positions[place] = Rating(float(value), UNKNOWN, self._round)
 
     def forget(self, key: str) -> None:

@@ -142,7 +142,7 @@ class Budget:
         """Go on from there.
 
         Raises:
-            KeyError, TypeError, ValueError: it was written by another version.
+            KeyError, TypeError, ValueError, OverflowError: it was written by another version, or is damaged.
         """
         for acceptance, own in zip((self.acceptance, *self._copied), learned["acceptance"], strict=False):
             acceptance.begin(own)

@@ -34,7 +34,7 @@ class Experience:
         try:
             if learned := self._known().get(name):
                 budget.begin(learned)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             log.warning("%s: what was learned with %s is unreadable, so it is learned anew", self._file, name)
 
     def keep(self, idle: bool) -> None:
@@ -49,5 +49,4 @@ class Experience:
 
     def _known(self) -> dict[str, Any]:
         """By pair, those that were written last at the end."""
-        known = measurements.read(self._file).get(here(), {})
-        return known if isinstance(known, dict) else {}
+        return measurements.known(self._file, here())

@@ -22,6 +22,9 @@ TILES = (8, 16, 32, 64, 128)
 CONTEXTS = (256, 2048)
 """Tokens of context per row at which they are measured."""
 
+MOST = 1e6
+"""No number of a cost is as large, neither of seconds nor of tokens."""
+
 SWEEPS = 2000
 """Most passes over the coefficients when fitting them."""
 
@@ -124,7 +127,14 @@ class Curve:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Curve:
-        return cls(**{**fields, "knots": tuple(fields["knots"]), "seconds": tuple(fields["seconds"])})
+        """Raises KeyError, TypeError or ValueError if these are not the fields of a curve that rises."""
+        curve = cls(**{**fields, "knots": tuple(fields["knots"]), "seconds": tuple(fields["seconds"])})
+        knots, seconds = curve.knots, curve.seconds
+        slopes = (curve.per_row, curve.per_context, curve.per_pair, curve.residual)
+        rises = all(0 < a < b for a, b in pairwise(knots)) and all(a <= b for a, b in pairwise(seconds))
+        if not (knots and len(knots) == len(seconds) and rises and all(map(_sound, (*knots, *seconds, *slopes)))):
+            raise ValueError("this is no curve")
+        return curve
 
     def at(self, tokens: int) -> float:
         """Seconds for so many packed tokens, without what rows and context add."""
@@ -176,9 +186,16 @@ class Cost:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Cost:
-        """The opposite of `to_dict`, also after a trip through JSON."""
+        """The opposite of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: it was written by another version, or is damaged.
+        """
         round, draft, step = (Curve.from_dict(fields[name]) for name in ("round", "draft", "step"))
-        return cls(round, draft, fields["first"], fields["workspace"], step)
+        first, workspace = fields["first"], fields["workspace"]
+        if not (round.at(1) > 0 and _sound(first) and isinstance(workspace, int) and 0 <= workspace < 1 << 50):
+            raise ValueError("rounds take some time, and a little memory")
+        return cls(round, draft, first, workspace, step)
 
     def to_dict(self) -> dict[str, Any]:
         curves = {"round": asdict(self.round), "draft": asdict(self.draft), "step": asdict(self.step)}
@@ -218,6 +235,11 @@ def _medians(points: Iterable[Point]) -> list[Point]:
     if not seconds or min(map(min, seconds.values())) <= 0:
         raise ValueError("a curve needs points, each of which took some time")
     return [Point(*shape, median(values)) for shape, values in seconds.items()]
+
+
+def _sound(number: float) -> bool:
+    """Whether a cost may be so large: it is no less than 0, and a number."""
+    return 0 <= number < MOST
 
 
 def _ramps(knots: Sequence[int], tokens: int) -> list[float]:

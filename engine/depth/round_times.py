@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from math import expm1, log
 from statistics import median_low
 
+from .round_cost import MOST
+
 PACE = 5
 """Latest rounds whose median is the machine's pace, and how many of its size a round needs before it tells of that."""
 
@@ -136,7 +138,13 @@ class RoundTimes:
         return [[drafting, own.tokens, own.excess, own.rounds] for drafting, own in kept if own.rounds >= ENOUGH]
 
     def begin(self, sizes: Iterable[Sequence[float]]) -> None:
-        """Go on from there; they are worth little more than a few rounds, as another day may be another pace."""
+        """Go on from there; they are worth little more than a few rounds, as another day may be another pace.
+
+        Raises:
+            TypeError, ValueError, OverflowError: these are not sizes.
+        """
         for drafting, tokens, excess, rounds in sizes:
+            if not (1 <= tokens < MOST and abs(excess) < MOST and 0 < rounds < MOST):
+                raise ValueError("no round is of this size")
             own = Size(float(tokens), float(excess), min(float(rounds), PACE))
             self._sizes[bool(drafting)][int(tokens).bit_length()] = own

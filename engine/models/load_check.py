@@ -124,7 +124,7 @@ def _forms(operations: Operations) -> str:
 def known_verdicts(cache: Path) -> dict[str, Verdict]:
     """What was found on this machine, with this version, by model."""
     verdicts: dict[str, Verdict] = {}
-    for name, fields in measurements.read(_file(cache)).get(here(), {}).items():
+    for name, fields in measurements.known(_file(cache), here()).items():
         with suppress(KeyError, TypeError):
             verdicts[name] = Verdict(**{**fields, "dropped": tuple(fields["dropped"])})
     return verdicts

@@ -158,7 +158,7 @@ def finite(array: mx.array) -> bool:
 def known_precisions(cache: Path) -> dict[str, Precision]:
     """What was found on this machine, with this version, by model."""
     found: dict[str, Precision] = {}
-    for name, fields in measurements.read(_file(cache)).get(here(), {}).items():
+    for name, fields in measurements.known(_file(cache), here()).items():
         with suppress(TypeError):
             found[name] = Precision(**fields)
     return found

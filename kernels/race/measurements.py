@@ -28,9 +28,15 @@ def read(file: Path) -> dict[str, Any]:
     """Every machine's entry; none if there is no such file, or it is broken."""
     try:
         entries = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return entries if isinstance(entries, dict) else {}
+
+
+def known(file: Path, owner: str) -> dict[str, Any]:
+    """A machine's entry, by the names of what was measured; empty if there is none, or it is broken."""
+    entry = read(file).get(owner)
+    return entry if isinstance(entry, dict) else {}
 
 
 def write(file: Path, owner: str, entry: Any) -> None:

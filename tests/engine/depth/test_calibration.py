@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import mlx.nn as nn
 import pytest
 
 from draftmill.engine.depth.budget import Budget
-from draftmill.engine.depth.calibration import ON_GPU, Pace, calibrated, known_costs, measure
+from draftmill.engine.depth.calibration import ON_GPU, Pace, calibrated, here, known_costs, measure
 from draftmill.engine.depth.round_cost import Cost, Point
+from draftmill.kernels.race import measurements
 from tests.engine.drafting.test_speculation import BLOCK, engine_with_draft, small_model
 from tests.engine.small import qwen3_moe_model, reference, requests, run
 
@@ -35,6 +37,28 @@ def test_costs_are_measured_once_and_leave_no_trace(family: str, tmp_path: Path)
     done = run(engine, asked)
     for request in asked:
         assert list(done[request.id].tokens) == reference(model, request)
+
+
+DAMAGES = (
+    *(("round", {"seconds": [value, value]}) for value in (0.0, -1.0, math.nan, math.inf, 1e300, "1", None)),
+    *(("round", {"seconds": seconds}) for seconds in ([], [1.0], [2.0, 1.0], 3)),
+    *(("round", {"knots": knots}) for knots in ([], [4, 1], [1, 1], [0, 2], [1, math.nan], ["1", "4"])),
+    *(("draft", {name: value}) for name in ("per_row", "per_pair", "residual") for value in (-1.0, math.nan)),
+)
+
+
+@pytest.mark.parametrize(("curve", "damage"), DAMAGES)
+def test_a_damaged_cost_is_measured_again(curve: str, damage: dict[str, Any], tmp_path: Path) -> None:
+    points = [Point(tokens, 1, 100, 1e-3) for tokens in (1, 4)]
+    cost = Cost.fit(points, points).to_dict()
+    measurements.write(tmp_path / "costs.json", here(), {"whole": cost, "torn": cost | {curve: cost[curve] | damage}})
+    assert set(known_costs(tmp_path)) == {"whole"}
+
+
+@pytest.mark.parametrize("entry", [3, None, [], {"pair": 3}, {"pair": {"round": []}}])
+def test_entries_that_are_no_costs_are_none(entry: Any, tmp_path: Path) -> None:
+    measurements.write(tmp_path / "costs.json", here(), entry)
+    assert known_costs(tmp_path) == {}
 
 
 def test_a_row_budget_gives_up_on_a_useless_draft() -> None:

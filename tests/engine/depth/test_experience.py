@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,14 @@ def test_what_another_machine_or_version_has_learned_is_left_alone(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "learned", [[], 3, {"acceptance": [["high"]], "times": []}, {"acceptance": [], "times": [[1]]}]
+    "learned",
+    [
+        *([], 3, {"acceptance": [["high"]], "times": []}, {"acceptance": [], "times": [[1]]}),
+        *({"acceptance": [[odds]], "times": []} for odds in (math.nan, math.inf, 1e300, -800, 10**400)),
+        *({"acceptance": [], "times": [[True, size, 0.0, 5.0]]} for size in (math.inf, math.nan, 0, -3, 1e9)),
+        *({"acceptance": [], "times": [[False, 1.0, more, 5.0]]} for more in (math.inf, math.nan, 1e300)),
+        *({"acceptance": [], "times": [[False, 1.0, 0.0, rounds]]} for rounds in (math.nan, 0, -1)),
+    ],
 )
 def test_what_cannot_be_read_is_learned_anew(tmp_path: Path, learned: Any, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "learned.json").write_text(json.dumps({here(): {"some pair": learned}}))

@@ -27,6 +27,13 @@ def test_an_entry_is_kept_beside_those_of_others(tmp_path: Path) -> None:
     assert measurements.read(file) == {"one": {"a": 3}, "two": [2]}
 
 
+def test_a_broken_file_or_entry_says_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    for broken in (b"", b"\xff", b"[" * 100_000, b"[]", b'{"one": [1]}', b'{"one": null}', b'{"one": {}'):
+        file.write_bytes(broken)
+        assert measurements.known(file, "one") == {}
+
+
 def test_a_full_disk_costs_only_the_entry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "costs.json"
     measurements.write(file, "one", 1)
