@@ -45,7 +45,7 @@ class BaseEngine(ABC):
         self._rows: dict[str, Row] = {}
         self._in_flight: Round | None = None
         self._finished: list[Row] = []
-        self._blamed = 0  # since a request ended well
+        self._blamed: set[str] = set()  # since a request ended well
 
     @property
     def unfinished(self) -> int:
@@ -153,9 +153,9 @@ class BaseEngine(ABC):
         self._ends = RowEnds(self._most_rows)
         self._renew(failure)
         if guilty := blame(rows, failure.story):
-            self._blamed += 1
-            if self._blamed > MOST_BLAMED:
-                raise EngineFailed(f"rounds fail with each of the last {self._blamed} requests: {failure.story}")
+            self._blamed.add(guilty.request.id)  # which may have been tried before, and counts once
+            if len(self._blamed) > MOST_BLAMED:
+                raise EngineFailed(f"rounds fail with each of the last {len(self._blamed)} requests: {failure.story}")
             guilty.error = f"the engine failed with {failure.kind}"
             self._finish(guilty, "failed")
 
@@ -206,7 +206,7 @@ class BaseEngine(ABC):
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
         if reason in ("stop", "length"):
-            self._blamed = 0
+            self._blamed.clear()
         self._histories.drop(row)
         self._remove(row)
         del self._rows[row.request.id]
