@@ -214,10 +214,12 @@ class Engine(BaseEngine):
         self.scheduler.room = lambda decoding: bound.room([row.bound for row in decoding])
 
     def _run_round(self) -> None:
-        if self._in_flight and (self._waits or (self._in_flight.late and not self._in_flight.yielding)):
+        alone = self.scheduler.starts_suspect  # it is to fail alone, if it does
+        if self._in_flight and (self._waits or alone or (self._in_flight.late and not self._in_flight.yielding)):
             self._read_in_flight(None)  # no row could take part in the next round before
-            if self._waits:
+            if self._waits or alone:
                 mx.synchronize()  # for what it writes beside its tokens
+                self._working = []
         plan = self.scheduler.plan()
         rows = [segment.row for segment in plan.segments]
         self._working += rows

@@ -119,10 +119,10 @@ class Scheduler:
                 plan.segments.append(self._decode(row, depth))
                 room.draft(depth)
         plan.segments.extend(self._prefill(row, None, count) for row, count in chunks.items() if row.running)
-        if suspect or self._next_is_suspect:
+        if suspect:
             return plan
         # A preempted row's last round must be read before the row can start again.
-        while room.left and self.preempted == preempted and (started := self._admit()):
+        while room.left and self.preempted == preempted and not self._next_is_suspect and (started := self._admit()):
             plan.started.append(started[0])
             plan.segments.append(self._prefill(*started, self._chunk(started[0], room)))
         return plan
@@ -165,6 +165,11 @@ class Scheduler:
             self._preempt(row)
             row.in_flight.clear()
         return rows
+
+    @property
+    def starts_suspect(self) -> bool:
+        """Whether a suspect of failed rounds is to start: none runs, and the next row that waits is one."""
+        return self._next_is_suspect and not any(row.suspect for row in self.rows)
 
     @property
     def _next_is_suspect(self) -> bool:

@@ -141,6 +141,21 @@ def test_a_request_that_alone_makes_rounds_fail_ends_and_harms_nobody(
     assert engine.scheduler.pages.free == engine.scheduler.pages.most
 
 
+@pytest.mark.parametrize("fault", [refused, escaped])
+def test_of_suspects_only_those_end_that_fail_alone(fault: Fault) -> None:
+    """Those that take longest are tried first, and here they are good."""
+    model, asked = small_model("llama"), requests(8, max_tokens=12, longest=20)
+    bad = {
+        request.id: replace(request, tokens=tuple(range(60)), sampling=Sampling(max_tokens=3)) for request in asked[2::3]
+    }
+    engine = engine_with_draft(model, max_rows=8)
+    fails = failing(engine, lambda packing: any(span.length >= 60 for span in packing.spans), fault)
+    done = run(fails, [bad.get(request.id, request) for request in asked])
+    assert {id for id, each in done.items() if each.finish_reason == "failed"} == set(bad)
+    for request in asked:
+        assert request.id in bad or list(done[request.id].tokens) == reference(model, request)
+
+
 def test_a_request_that_has_nobody_beside_it_ends_too() -> None:
     engine = failing(small_engine(small_model("llama")), lambda packing: packing.spans[0].length > 20)
     bad = Request("bad", tuple(range(30)), Sampling(max_tokens=4))
