@@ -45,7 +45,8 @@ class BaseEngine(ABC):
         self._rows: dict[str, Row] = {}
         self._in_flight: Round | None = None
         self._finished: list[Row] = []
-        self._blamed: set[str] = set()  # since a request ended well
+        self._guilty = 0  # requests that were to blame
+        self._blamed: set[str] = set()  # of these, since a request ended well
 
     @property
     def unfinished(self) -> int:
@@ -105,8 +106,7 @@ class BaseEngine(ABC):
                 self._read_all()
             except Exception as error:  # its rows begin anew in any case
                 check_device(error)
-            _, sent_back = self._send_all_back()
-            self._in_flight = None
+            _, sent_back = self._lose_rounds()
             rewind(sent_back, self._admission.matcher)
             self._histories.clear()
             self._ends = RowEnds(self._most_rows)
@@ -143,16 +143,24 @@ class BaseEngine(ABC):
     def _renew(self, failure: Failure) -> None:
         """Begin with empty memory. Raises EngineFailed if nothing runs even so."""
 
+    def _lose_rounds(self) -> tuple[list[Row], list[Row]]:
+        """Read no round in flight; all rows wait again. Returns those of the failed round, and all that ran."""
+        rows, sent_back = self._send_all_back()
+        self._in_flight = None
+        for row in self._rows.values():  # also those that had to wait again while their last round was in flight
+            row.lose_rounds()
+        return rows, sent_back
+
     def _start_over(self, failure: Failure) -> None:
         """After a failed round: forget what any round has computed, and let all rows begin anew."""
-        rows, sent_back = self._send_all_back()
+        rows, sent_back = self._lose_rounds()
         log.error("a round of %d requests failed: %s", len(rows), failure.story)
-        self._in_flight = None
         rewind(sent_back, self._admission.matcher)
         self._histories.clear()
         self._ends = RowEnds(self._most_rows)
         self._renew(failure)
-        if guilty := blame(rows, failure.story):
+        if guilty := blame(rows, failure.story, self._guilty):
+            self._guilty += 1
             self._blamed.add(guilty.request.id)  # which may have been tried before, and counts once
             if len(self._blamed) > MOST_BLAMED:
                 raise EngineFailed(f"rounds fail with each of the last {len(self._blamed)} requests: {failure.story}")

@@ -319,7 +319,6 @@ class PlainEngine(BaseEngine):
         rows = self._running[:]
         for row in reversed(rows):
             self._send_back(row)
-            row.in_flight.clear()
         self._prefill, self._prefix = None, Prefix()
         self._decoding, self._caches = [], []
         return rows, rows

@@ -14,23 +14,24 @@ machine must not fail all lines of a dataset that others could run.
 """
 
 
-def blame(rows: Sequence[Row], reason: str) -> Row | None:
-    """Note that a round of these rows failed, in an engine that runs without them; returns the row that is to blame.
+def blame(rows: Sequence[Row], reason: str, blamed: int = 0) -> Row | None:
+    """Note that a round of these rows failed, in an engine that runs without them and has `blamed` so many before;
+    returns the row that is to blame.
 
     What fails once may have been an accident: all try again. Rows with which rounds fail again are suspects and run
-    alone until each has come further than before (`Row.suspect`). One that fails alone is to blame.
+    alone until each has come as far as the failed rounds might have (`Row.suspect`). One that fails alone is to blame.
 
     Raises:
         EngineFailed: rounds of these rows fail though each of them runs alone, or fail without any row.
     """
     for row in rows:
-        row.note_failure()
-    worst = max((row.failures for row in rows), default=0)
+        row.note_failure(blamed)
+    fewest = min((row.failures for row in rows), default=0)
     if not rows:
         raise EngineFailed(f"rounds fail before any request takes part: {reason}")
-    if worst > 1 and len(rows) == 1:
+    if fewest > 1 and len(rows) == 1:
         return rows[0]
-    if worst > 2:
+    if fewest > 2:
         raise EngineFailed(f"rounds of {len(rows)} requests fail, of one they do not: lower --max-rows ({reason})")
     return None
 

@@ -73,8 +73,9 @@ class Row:
     request asks for them, these have `logprobs`. `adapter` is the place of its LoRA adapter, or NO_ADAPTER. Its next
     round drafts tokens of this `kind`.
 
-    So many `failures` of rounds that it took part in followed each other closely. At the last of them it had generated
-    `failed_at` tokens, in `failed_after` rounds.
+    Rounds in flight that were lost might have brought it to `lost_at` generated tokens. So many `failures` of rounds that
+    it took part in followed each other closely, and nobody was to blame in between. The last of them might have brought
+    it to `failed_at` generated tokens; it came after `failed_after` rounds, and after so many others were `blamed`.
     """
 
     request: Request
@@ -99,9 +100,11 @@ class Row:
     accepted_by: Counter[str] = field(default_factory=Counter)
     finish_reason: FinishReason | None = None
     error: str | None = None
+    lost_at: int = 0
     failures: int = 0
     failed_at: int = 0
     failed_after: int = 0
+    blamed: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def allows(self, origin: Origin) -> bool:
@@ -148,20 +151,26 @@ class Row:
 
     @property
     def suspect(self) -> bool:
-        """Whether it must run alone: it took part when rounds failed twice, and has come no further since."""
-        return self.failures > 1 and len(self.generated) == self.failed_at
+        """Whether it must run alone: it took part when rounds failed twice, and has not come as far as these since."""
+        return self.failures > 1 and len(self.generated) < self.failed_at
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Let the matcher be behind tokens that were chosen freely."""
         if self.matcher and self.finish_reason is None:
             self.matcher.advance(tokens)
 
-    def note_failure(self) -> None:
-        """A round that it took part in has failed."""
-        if self.rounds >= self.failed_after + RELIEF:
+    def lose_rounds(self) -> None:
+        """Its rounds in flight will not be read."""
+        self.lost_at = len(self.generated) + sum(max(1, reach) for reach in self.in_flight)
+        self.in_flight.clear()
+
+    def note_failure(self, blamed: int) -> None:
+        """A round that it took part in has failed, when so many requests had been to blame for others."""
+        if not self.suspect and (self.rounds >= self.failed_after + RELIEF or blamed > self.blamed):
             self.failures = 0
         self.failures += 1
-        self.failed_at, self.failed_after = len(self.generated), self.rounds
+        self.failed_at = max(self.lost_at, len(self.generated) + 1)
+        self.failed_after, self.blamed = self.rounds, blamed
 
     def completion(self, text: str) -> Completion:
         assert self.finish_reason is not None

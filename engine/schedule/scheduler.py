@@ -163,7 +163,6 @@ class Scheduler:
         rows = self.rows[::-1]
         for row in rows:
             self._preempt(row)
-            row.in_flight.clear()
         return rows
 
     @property

@@ -141,15 +141,17 @@ def test_a_request_that_alone_makes_rounds_fail_ends_and_harms_nobody(
     assert engine.scheduler.pages.free == engine.scheduler.pages.most
 
 
+@pytest.mark.parametrize(("length", "most"), [(60, 3), (40, 25)], ids=["their prompts", "their completions"])
 @pytest.mark.parametrize("fault", [refused, escaped])
-def test_of_suspects_only_those_end_that_fail_alone(fault: Fault) -> None:
+def test_of_suspects_only_those_end_that_fail_alone(fault: Fault, length: int, most: int) -> None:
     """Those that take longest are tried first, and here they are good."""
     model, asked = small_model("llama"), requests(8, max_tokens=12, longest=20)
     bad = {
-        request.id: replace(request, tokens=tuple(range(60)), sampling=Sampling(max_tokens=3)) for request in asked[2::3]
+        request.id: replace(request, tokens=tuple(range(length)), sampling=Sampling(max_tokens=most))
+        for request in asked[2::3]
     }
     engine = engine_with_draft(model, max_rows=8)
-    fails = failing(engine, lambda packing: any(span.length >= 60 for span in packing.spans), fault)
+    fails = failing(engine, lambda packing: any(span.length > 50 for span in packing.spans), fault)
     done = run(fails, [bad.get(request.id, request) for request in asked])
     assert {id for id, each in done.items() if each.finish_reason == "failed"} == set(bad)
     for request in asked:
@@ -209,6 +211,22 @@ def test_requests_that_fail_again_when_they_are_retried_are_the_same_ones() -> N
     for _ in range(3):
         asked = [Request(f"r-{n}", tuple(range(n, n + 10)), Sampling(max_tokens=20)) for n in range(8)]
         assert {each.finish_reason for each in run(engine, asked).values()} == {"failed"}
+
+
+def test_a_row_that_gave_way_in_a_round_that_failed_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.schedule.scheduler.HEADROOM", 2)
+    model, asked = small_model("llama"), requests(6, max_tokens=60, longest=30)
+    engine, failed = small_engine(model, max_rows=6, slots=170), [False]
+
+    def fails(packing: Packing) -> bool:
+        fails = engine.scheduler.preempted > 0 and not failed[0]
+        failed[0] |= fails
+        return fails
+
+    done = run(failing(engine, fails), asked)
+    assert failed[0]
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
 
 
 def test_rounds_that_fail_only_with_many_rows_are_said_to() -> None:
