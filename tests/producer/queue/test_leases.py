@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import redis as redis_py
 from rq import Queue
 from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
@@ -53,6 +54,20 @@ def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
     assert w.commit([again(job)]) == [False]
     assert mill.lines()["r-0"]["error"] == {"code": "engine_failed", "message": "the engine failed"}
     assert (mill.status().failed, mill.status().running) == (1, 0)
+
+
+def test_a_result_that_redis_refuses_leaves_its_job_as_it_was(mill: Mill) -> None:
+    mill.submit(1)
+    w, registry = queue(mill, "w"), f"rq:finished:{QUEUE}"
+    (job,) = w.claim(1)
+    mill.redis.set(registry, "of another type")
+    assert isinstance(w.commit([outcome(job)])[0], redis_py.ResponseError)
+    assert w.leases() == [(job.id, job.token)]
+    w.release([job])
+    mill.redis.delete(registry)
+    (again,) = w.claim(1)
+    assert again.data == job.data
+    assert w.commit([outcome(again)]) == [True]
 
 
 def test_what_waits_for_its_next_try_is_cancelled_with_its_batch(mill: Mill) -> None:

@@ -289,12 +289,12 @@ end
 -- Shows RQ how a job ended. Its body goes; RQ's tools find an empty one.
 local function file(job, status)
   if job.gone then return end
+  local registry, seconds = 'rq:' .. status .. ':' .. job.queue, math.floor(NOW / 1000)
+  redis.call('ZADD', registry, seconds + JOB_TTL, job.id) -- the key may be of another type: the body is still there
+  redis.call('ZREMRANGEBYSCORE', registry, '-inf', seconds)
   redis.call('HSET', job.key, 'status', status, 'ended_at', AT, 'data', NO_BODY)
   redis.call('HDEL', job.key, 'draftmill_keep')
   redis.call('EXPIRE', job.key, JOB_TTL)
-  local registry, seconds = 'rq:' .. status .. ':' .. job.queue, math.floor(NOW / 1000)
-  redis.call('ZREMRANGEBYSCORE', registry, '-inf', seconds)
-  redis.call('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
 -- Why a job ended without a completion, as its output line says it: code and message, in one line.
