@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     from draftmill.producer.queue import paths
 
     models, folder = paths.cache_dir() / "models", Path(tempfile.mkdtemp(prefix="draftmill-cache-"))
-    models.mkdir(parents=True, exist_ok=True)
-    (folder / "models").symlink_to(models)
     os.environ["DRAFTMILL_CACHE"] = str(folder)
-    config.add_cleanup(lambda: shutil.rmtree(folder))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    with suppress(OSError):  # where the user's folder cannot be written to, this run has models of its own
+        models.mkdir(parents=True, exist_ok=True)
+        (folder / "models").symlink_to(models)
 
 
 @pytest.fixture(scope="session")
