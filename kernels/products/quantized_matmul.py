@@ -31,7 +31,7 @@ class Routed(NamedTuple):
 def quantized_matmul(x: mx.array, weight: Weight) -> mx.array:
     """x [N, K] times the transpose of a quantised weight [O, K]; returns [N, O]. The plain-MLX reference."""
     packed, scales, biases, quantisation = weight
-    return mx.quantized_matmul(x, packed, scales, biases, transpose=True, **quantisation._asdict())
+    return mx.quantized_matmul(x, packed, scales, biases, True, *quantisation)
 
 
 def quantized_matmul_by_kernel(
