@@ -17,11 +17,10 @@ def attention_by_row(queries: mx.array, pool: LayerPool, packing: Packing, manne
 def attention_together(queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
     """All rows in one call, over padded copies."""
     padded = packing.padded
-    rows, width = padded.queries.shape
     keys, values = pool.gather(packing.rows, padded.length, packing.kept)
-    own, mask = queries[padded.queries].transpose(0, 2, 1, 3), padded.mask(packing, manner.window)[:, None]
+    own, mask = padded.spread(queries).transpose(0, 2, 1, 3), padded.mask(packing, manner.window)[:, None]
     outputs = _attend(own, keys, values, mask, manner)
-    return outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)[padded.order]
+    return padded.pack(outputs.transpose(0, 2, 1, 3).flatten(2))
 
 
 def _of_span(queries: mx.array, pool: LayerPool, packing: Packing, index: int, manner: Manner) -> mx.array:
