@@ -12,9 +12,9 @@ from .choose.constrained import Choice
 from .choose.history import Histories
 from .emission import emit, shown
 from .recovery import Failure, log, rewind
-from .request import Adapters, Completion, FinishReason, Origin, Request, RequestError
+from .request import Adapters, Completion, EngineFailed, FinishReason, Origin, Request, RequestError
 from .rounds import Emitted, Round
-from .schedule.blame import blame, check_device
+from .schedule.blame import MOST_BLAMED, blame, check_device
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import Segment
 from .state.row_ends import RowEnds
@@ -45,6 +45,7 @@ class BaseEngine(ABC):
         self._rows: dict[str, Row] = {}
         self._in_flight: Round | None = None
         self._finished: list[Row] = []
+        self._blamed = 0  # since a request ended well
 
     @property
     def unfinished(self) -> int:
@@ -78,7 +79,8 @@ class BaseEngine(ABC):
 
         Raises:
             DeviceFailed: the system took the GPU away.
-            EngineFailed: rounds fail, and no request alone is to blame. Of those running none is lost: all wait.
+            EngineFailed: rounds fail, and no request alone is to blame, or one after the other would be. Of those
+                running none is lost: all wait.
         """
         failure: Failure | None = None
         try:
@@ -151,6 +153,9 @@ class BaseEngine(ABC):
         self._ends = RowEnds(self._most_rows)
         self._renew(failure)
         if guilty := blame(rows, failure.story):
+            self._blamed += 1
+            if self._blamed > MOST_BLAMED:
+                raise EngineFailed(f"rounds fail with each of the last {self._blamed} requests: {failure.story}")
             guilty.error = f"the engine failed with {failure.kind}"
             self._finish(guilty, "failed")
 
@@ -200,6 +205,8 @@ class BaseEngine(ABC):
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         row.finish_reason = reason
+        if reason in ("stop", "length"):
+            self._blamed = 0
         self._histories.drop(row)
         self._remove(row)
         del self._rows[row.request.id]

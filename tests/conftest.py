@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
     signal.signal(signal.SIGINT, signal.default_int_handler)  # so would the commands under test that get Ctrl-C
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests measure is kept apart from what the user's own workers did, by all processes of a run together. Models
+    are the user's, so that the boxed one is built once per machine.
+    """
+    if hasattr(config, "workerinput"):  # a process of xdist's, which has the folder by its environment
+        return
+    from draftmill.producer.queue import paths
+
+    models, folder = paths.cache_dir() / "models", Path(tempfile.mkdtemp(prefix="draftmill-cache-"))
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(models)
+    os.environ["DRAFTMILL_CACHE"] = str(folder)
+    config.add_cleanup(lambda: shutil.rmtree(folder))
+
+
 @pytest.fixture(scope="session")
 def cache() -> Path:
-    """The user's cache folder, so that the boxed model is built once per machine, not once per run."""
+    """The cache folder of this run."""
     from draftmill.producer.queue import paths
 
     return paths.cache_dir()

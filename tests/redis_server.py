@@ -6,8 +6,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -55,11 +56,21 @@ class RedisServer:
         raise RuntimeError(f"no answer from {self.socket}: {(self.folder / 'redis.log').read_text()}")
 
     def kill(self) -> None:
-        """Ends the server as a crash would."""
+        """Ends the server as a crash would, once its file has what it answered: a slow disk may hold that up."""
         if self.process:
+            with suppress(redis.RedisError):
+                self._wait_for_file()
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def _wait_for_file(self) -> None:
+        deadline = time.monotonic() + 2
+        with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
+            found: Any = client.info("persistence")
+            while found.get("aof_buffer_length") and time.monotonic() < deadline:
+                time.sleep(0.01)
+                found = client.info("persistence")
 
     def connect(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, socket_timeout=10)

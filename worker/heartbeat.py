@@ -104,13 +104,15 @@ class Heartbeat(threading.Thread):
         for drop in self.queue.renew(held):
             self.drops.put(drop)
         self.worker.last_heartbeat = now()
-        known = self.worker.serialize() | {"state": "busy" if held else "idle"}
+        report = self.report()
+        counts = {"successful_job_count": report["done"], "failed_job_count": report["failed"]}
+        known = self.worker.serialize() | counts | {"state": "busy" if held else "idle"}
         orders = run(
             self.queue.redis,
             BEAT,
             *(REPORT_TTL, self.worker.name, wire.pair_queue(self.queue.pair), DEAD_AFTER),
             *(len(known), *_flat(known)),
-            *(len(self._order_fields), *self._order_fields, *_flat(self.report())),
+            *(len(self._order_fields), *self._order_fields, *_flat(report)),
         )
         try:
             self.on_orders(Orders.read(orders))

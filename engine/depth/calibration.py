@@ -81,12 +81,14 @@ def calibrated(
 
 
 def known_costs(cache: Path) -> dict[str, Cost]:
-    """What was measured on this machine, by name; without what an earlier version measured in another way."""
+    """What was measured on this machine, by name; without what an earlier version measured in another way, or took to
+    cost nothing.
+    """
     costs: dict[str, Cost] = {}
     for name, fields in measurements.read(_file(cache)).get(here(), {}).items():
         with suppress(KeyError, TypeError):
             costs[name] = Cost.from_dict(fields)
-    return costs
+    return {name: cost for name, cost in costs.items() if cost.round.at(1) > 0}
 
 
 def _file(cache: Path) -> Path:

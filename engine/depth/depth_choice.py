@@ -10,7 +10,7 @@ from operator import add, neg, sub, truediv
 
 from .ladder import rungs
 from .round_cost import Cost
-from .round_times import RoundTimes
+from .round_times import RoundTimes, believed
 
 PROMISING = 2
 """How many numbers of drafting rows are looked at closely."""
@@ -97,10 +97,10 @@ class DepthChoice:
         """
         count, share = len(self.rows), self._first / REUSE
         [excess] = self._times.excess(False, [count])
-        rounds = [self._calibrated[0] + excess]
+        rounds = [believed(self._calibrated[0], excess)]
         sizes = [count + end for end in self.ends]
         for size, end, excess in zip(sizes, self.ends, self._times.excess(self.block > 1, sizes), strict=True):
-            seconds = self._calibrated[end] + excess + share * self._times.first(size)
+            seconds = believed(self._calibrated[end], excess) + share * self._times.first(size)
             rounds += [max(rounds[0], seconds)] * (1 + end - len(rounds))
         return rounds
 

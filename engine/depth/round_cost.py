@@ -25,6 +25,11 @@ CONTEXTS = (256, 2048)
 SWEEPS = 2000
 """Most passes over the coefficients when fitting them."""
 
+OWN = 0.5
+"""Part of the fastest measurement that a round takes without rows and context, at least. Few and noisy measurements may
+seem to say that context is all that counts; then a round without any would take no time.
+"""
+
 
 @dataclass(frozen=True)
 class RoundShape:
@@ -99,7 +104,8 @@ class Curve:
 
     @classmethod
     def fit(cls, points: Iterable[Point]) -> Curve:
-        """Least squares of relative errors over non-negative coefficients, by coordinate descent.
+        """Least squares of relative errors over non-negative coefficients, by coordinate descent. A round has some time
+        of its own.
 
         Raises:
             ValueError: no points, or one that took no time.
@@ -107,7 +113,8 @@ class Curve:
         medians = _medians(points)
         knots = tuple(sorted({point.tokens for point in medians}))
         rows = [([*_ramps(knots, p.tokens), p.rows, p.context, p.pairs], p.seconds) for p in medians]
-        found = _non_negative([[x / y for x in xs] for xs, y in rows])
+        own = OWN * min(p.seconds for p in medians)
+        found = _least_squares([[x / y for x in xs] for xs, y in rows], [own] + [0.0] * (len(knots) + 2))
         base, *rises = found[: len(knots)]
         seconds = [base]
         for rise in rises:
@@ -218,19 +225,19 @@ def _ramps(knots: Sequence[int], tokens: int) -> list[float]:
     return [1.0, *(min(1.0, max(0.0, (tokens - a) / (b - a))) for a, b in pairwise(knots))]
 
 
-def _non_negative(matrix: list[list[float]]) -> list[float]:
-    """Coefficients >= 0 that bring each row of `matrix` closest to 1."""
+def _least_squares(matrix: list[list[float]], least: list[float]) -> list[float]:
+    """Coefficients, none below its own of `least`, that bring each row of `matrix` closest to 1."""
     columns = list(zip(*matrix, strict=True))
     gram = [[sum(a * b for a, b in zip(left, right, strict=True)) for right in columns] for left in columns]
     wanted = [sum(column) for column in columns]
-    found = [0.0] * len(columns)
+    found = list(least)
     for _ in range(SWEEPS):
         moved = 0.0
         for place, row in enumerate(gram):
             if row[place] == 0:
                 continue
             gap = wanted[place] - sum(a * b for a, b in zip(row, found, strict=True))
-            value = max(0.0, found[place] + gap / row[place])
+            value = max(least[place], found[place] + gap / row[place])
             moved = max(moved, abs(value - found[place]) * row[place])
             found[place] = value
         if moved < 1e-9 * len(matrix):

@@ -35,6 +35,11 @@ LEAST = 0.5
 """Part of what was calibrated below which no round is believed."""
 
 
+def believed(calibrated: float, excess: float) -> float:
+    """Seconds of a round of which so many were calibrated, and so many learned beyond that."""
+    return max(LEAST * calibrated, calibrated + excess)
+
+
 @dataclass(frozen=True)
 class Forecast:
     """A round as it was calibrated: whether any row drafts, its packed tokens, seconds, and whether kernels are built
@@ -82,7 +87,7 @@ class RoundTimes:
         if (first and forecast.building) or seconds <= 0:
             return
         own = self._sizes[forecast.drafting].setdefault(forecast.tokens.bit_length(), Size(forecast.tokens))
-        expected = max(LEAST * forecast.seconds, forecast.seconds + own.excess)
+        expected = believed(forecast.seconds, own.excess)
         if own.rounds >= PACE:
             self._paces.append(seconds / expected)
         # One round is worth as much as another, but what was learned of old is worth less: a Kalman filter's gain.
@@ -92,7 +97,7 @@ class RoundTimes:
         clip = CLIP + weight / 2
         surprise = max(-clip, min(clip, log(seconds / self.pace / expected)))
         own.tokens += weight * (forecast.tokens - own.tokens)
-        own.excess += expected * expm1(weight * surprise)
+        own.excess = believed(forecast.seconds, own.excess + expected * expm1(weight * surprise)) - forecast.seconds
 
     def first(self, tokens: int) -> bool:
         """Whether no round had so many tokens yet."""
@@ -105,7 +110,7 @@ class RoundTimes:
 
     def expected(self, forecast: Forecast) -> float:
         """Seconds of a round at this pace."""
-        return self.pace * (forecast.seconds + self.excess(forecast.drafting, [forecast.tokens])[0])
+        return self.pace * believed(forecast.seconds, self.excess(forecast.drafting, [forecast.tokens])[0])
 
     def excess(self, drafting: bool, sizes: Sequence[int]) -> list[float]:
         """Of rounds with these numbers of tokens, in rising order. Drafts that were not timed add nothing to them."""

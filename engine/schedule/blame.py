@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from ..request import DeviceFailed, EngineFailed
 from .row import Row
 
+MOST_BLAMED = 8
+"""Requests that may be to blame one after the other, while none ends well: more of them, and it is the engine. A sick
+machine must not fail all lines of a dataset that others could run.
+"""
+
 
 def blame(rows: Sequence[Row], reason: str) -> Row | None:
     """Note that a round of these rows failed, in an engine that runs without them; returns the row that is to blame.

@@ -198,21 +198,19 @@ def _data(body: wire.JobBody) -> bytes:
 
 
 def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
-    """RQ's own hash of a queued job, but for its data and description: all jobs of a chunk have these in common."""
+    """RQ's own hash of a queued job, as far as it has something to say, but for data and description: all jobs of a
+    chunk have these in common.
+    """
     job = Job.create(
         wire.FUNCTION,
         connection=redis,
         serializer=wire.JsonSerializer,
         origin=queue,
         status=JobStatus.QUEUED,
-        timeout=-1,
-        result_ttl=wire.RESULT_TTL,
-        failure_ttl=wire.RESULT_TTL,
     )
     job.enqueued_at = job.created_at
     fields = job.to_dict(include_meta=False)
-    del fields["data"], fields["description"]
-    return fields
+    return {name: fields[name] for name in fields if fields[name] and name not in ("data", "description")}
 
 
 def status(redis: redis_py.Redis, batch: str) -> BatchStatus | None:

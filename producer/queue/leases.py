@@ -183,6 +183,19 @@ class JobQueue:
         found = [(id.decode(), why.decode()) for id, why in self._run(RENEW, self._lease_ms, *pairs)]
         return [Drop(id, why, tokens[id]) for id, why in found]
 
+    def leases(self) -> list[tuple[str, str]]:
+        """The jobs that Redis says are leased to this worker, each with its token, in the order in which they were
+        claimed. Looks at all jobs that run: it is for who stands in for a worker that died.
+        """
+        jobs: Any = self.redis.zrange(wire.LEASES, 0, -1)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hget(b"rq:job:" + job, "draftmill_lease")
+            tokens = [token.decode() if token else "" for token in pipe.execute()]
+        held = [(job.decode(), token) for job, token in zip(jobs, tokens, strict=True)]
+        own = [lease for lease in held if lease[1].rsplit(".", 2)[0] == self.worker]
+        return sorted(own, key=lambda lease: int(lease[1].rpartition(".")[2]))
+
     def commit(self, outcomes: Sequence[Outcome]) -> list[bool | redis_py.RedisError]:
         """Record outcomes in one round trip: for each, True, False if it came too late, or Redis's error.
 

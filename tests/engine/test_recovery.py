@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from draftmill.engine.engine import Engine
-from draftmill.engine.request import EngineFailed, Request, Sampling
+from draftmill.engine.request import Completion, EngineFailed, Request, Sampling
 from draftmill.engine.schedule.blame import blame
 from draftmill.engine.schedule.row import RELIEF, Row
 from draftmill.kernels.attention.manner import Manner
@@ -158,6 +158,34 @@ def test_an_engine_that_always_fails_says_so_at_once() -> None:
     with pytest.raises(EngineFailed, match=r"failed \(MemoryError: no room\), then one of fixed tokens did"):
         engine.step()
     assert engine.unfinished == 4
+
+
+def test_a_sick_engine_does_not_blame_one_request_after_the_other() -> None:
+    """Prompts are read, and every later round fails."""
+    model = small_model("llama")
+    engine = failing(small_engine(model, max_rows=4), lambda packing: any(span.length > 20 for span in packing.spans))
+    for n in range(20):
+        engine.add(Request(f"r-{n}", tuple(range(n, n + 18)), Sampling(max_tokens=9)))
+    ended: list[Completion] = []
+
+    def work() -> None:
+        while engine.busy:
+            ended.extend(engine.step())
+
+    with pytest.raises(EngineFailed, match=r"with each of the last 9 requests: MemoryError: no room"):
+        work()
+    assert {each.finish_reason for each in ended} == {"failed"}
+    assert len(ended) + engine.unfinished == 20
+    assert len(ended) <= 8
+
+
+def test_requests_that_fail_among_others_end_alone() -> None:
+    model = small_model("llama")
+    engine = failing(small_engine(model, max_rows=4), lambda packing: any(span.length > 20 for span in packing.spans))
+    asked = [Request(f"r-{n}", tuple(range(n, n + 10)), Sampling(max_tokens=5 if n % 3 else 20)) for n in range(20)]
+    done = run(engine, asked)
+    ends = [done[request.id].finish_reason for request in asked]
+    assert ends == ["length" if n % 3 else "failed" for n in range(20)]
 
 
 def test_rounds_that_fail_only_with_many_rows_are_said_to() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue.leases import JobQueue
 from tests.farm.crash import STEPS
 from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
@@ -45,9 +46,7 @@ class Victims:
 
     def of(self, worker: str) -> None:
         """Notes what a worker that has just died was running."""
-        executions: Any = self.farm.redis.smembers(f"rq:worker:{worker}:executions")
-        for execution in executions:
-            job, _, token = execution.decode().rpartition(":")
+        for job, token in JobQueue(self.farm.redis, worker, PAIR, 0).leases():
             self._open.append((time.monotonic(), job, token.encode()))
 
     def look(self) -> bool:

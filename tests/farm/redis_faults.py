@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.farm.farm import Farm
 from tests.farm.figure import Figure
@@ -80,7 +81,8 @@ def full_memory(full: bool) -> Figure:
     with Farm(rows=4, round_seconds=0.01) as farm:
 
         def hurt() -> None:
-            farm.redis.config_set("maxmemory", 1_000_000)
+            used: Any = farm.redis.info("memory")
+            farm.redis.config_set("maxmemory", used["used_memory"] // 2)
 
         return _through(farm, full, hurt, lambda: farm.redis.config_set("maxmemory", 0))
 

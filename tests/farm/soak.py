@@ -14,7 +14,7 @@ from tests.farm.figure import Fault
 from tests.farm.files import datasets, outputs
 from tests.farm.models.architectures import architectures
 from tests.farm.servers import fail_overs
-from tests.farm.sharing import fairness, neighbours
+from tests.farm.sharing import costs, fairness, looks, neighbours
 from tests.farm.simulated.day import day
 
 NOTHING = "0 lost, 0 duplicated, 0 stuck"
@@ -39,6 +39,15 @@ FAULTS = (
     Fault("day", "100 Macs of 12 kinds, 1,000 batches: ideal schedule + 5 %, users within 10 %, all once", day),
     Fault("rq-buttons", "RQ's cancel, delete and empty over 1,000 jobs: one outcome a line", neighbours.rq_buttons),
     Fault("wires", f"producers and workers of two wires mixed: {NOTHING}", neighbours.wires),
+    Fault("claims", "50,000 jobs in 1, 1,000 and 5,000 batches: 1, 1.5 and 2 ms a job, 64 in 10 ms", costs.claims),
+    Fault("renewals", "64 jobs of 2 MB: 2 ms", costs.renewals),
+    Fault(
+        "traffic",
+        "a job of 1.2 KB: 5 KB and 15 commands to Redis; an idle worker: 4 KB/s and 4 commands/s",
+        costs.traffic,
+    ),
+    Fault("looks", "page, exporter and status, 10,000 open batches and 100 workers: 30 ms a look", looks.looks),
+    Fault("waiting", "serve with 100 batches that wait: 2 % of a core", looks.waiting),
     Fault("speed", "500 jobs/s a worker, 3,000 lines submitted/s", load.speed),
     Fault("csv-rows", "100,000 CSV rows: producer below 300 MB, Redis below 1 GB", datasets.csv_rows),
     Fault("two-servers", "run killed under one OUT, two servers in turn: 0 lost, 0 twice", outputs.two_servers),

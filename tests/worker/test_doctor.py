@@ -61,21 +61,27 @@ def test_the_results_of_races(redis_server: RedisServer, tmp_path: Path):
 
 
 def test_models_that_ran_in_another_type(redis_server: RedisServer, tmp_path: Path):
-    remember("/models/fine, weights 1", Precision("float16", "because Apple M1 emulates bfloat16"), tmp_path)
+    remember("some/fine, weights 1", Precision("float16", "because Apple M1 emulates bfloat16"), tmp_path)
     assert doctor(redis_server.url, tmp_path)[1]["precision"] == (
-        "ok /models/fine: float16, because Apple M1 emulates bfloat16"
+        "ok some/fine: float16, because Apple M1 emulates bfloat16"
     )
-    remember("/models/wide, weights 1", Precision("bfloat16", "although Apple M1 emulates it: too wide"), tmp_path)
+    remember("some/wide, weights 1", Precision("bfloat16", "although Apple M1 emulates it: too wide"), tmp_path)
     code, found = doctor(redis_server.url, tmp_path)
     assert code == 0
-    assert found["precision"] == "slow /models/wide: bfloat16, although Apple M1 emulates it: too wide"
+    assert found["precision"] == "slow some/wide: bfloat16, although Apple M1 emulates it: too wide"
 
 
 def test_models_that_ran_without_an_adapter(redis_server: RedisServer, tmp_path: Path):
-    measurements.write(tmp_path / "plain.json", measurements.machine(), {"/models/phi": "plain: no adapter for phi3"})
+    """Those whose folder is gone are not listed."""
+    phi, plain = tmp_path / "phi", "plain: no adapter for phi3"
+    phi.mkdir()
+    known = {str(phi): plain, str(tmp_path / "gone"): plain}
+    measurements.write(tmp_path / "plain.json", measurements.machine(), known)
     code, found = doctor(redis_server.url, tmp_path)
     assert code == 0
-    assert found["plain"] == "slow /models/phi: no adapter for phi3"
+    assert found["plain"] == f"slow {phi}: no adapter for phi3"
+    phi.rmdir()
+    assert "plain" not in doctor(redis_server.url, tmp_path)[1]
 
 
 def test_what_fits_for_each_known_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata, util
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import click
 
@@ -20,6 +21,7 @@ from ...producer.queue.urls import masked
 from .. import blas
 
 GIB = 1024**3
+Kept = TypeVar("Kept")
 
 
 class Finding(NamedTuple):
@@ -108,6 +110,14 @@ def examine_engine() -> Iterator[Finding]:
         yield from examine_fits(device_limit())
 
 
+def _of_models_here(known: Mapping[str, Kept]) -> Iterator[tuple[str, Kept]]:
+    """What was measured, by names that begin with those of models; without that of folders which are gone."""
+    for name, kept in known.items():
+        model = Path(name.partition(", ")[0])
+        if not model.is_absolute() or model.exists():
+            yield name, kept
+
+
 def pools() -> Finding:
     """Whether kernels write keys and values in place."""
     from ...kernels.gpu.launch import on_gpu
@@ -139,7 +149,7 @@ def examine_checks() -> Iterator[Finding]:
     """How far each model's logits were from mlx-lm's when a worker first loaded it here."""
     from ...engine.models.load_check import known_verdicts
 
-    for name, verdict in known_verdicts(paths.cache_dir()).items():
+    for name, verdict in _of_models_here(known_verdicts(paths.cache_dir())):
         yield Finding("load check", f"{name.partition(', ')[0]}: {verdict}", "slow" if verdict.dropped else "ok")
 
 
@@ -147,7 +157,7 @@ def examine_precisions() -> Iterator[Finding]:
     """The types in which models run here instead of bfloat16, where the chip emulates that."""
     from ...engine.models.precision import known_precisions
 
-    for name, precision in known_precisions(paths.cache_dir()).items():
+    for name, precision in _of_models_here(known_precisions(paths.cache_dir())):
         text = f"{name.partition(', ')[0]}: {precision}"
         yield Finding("precision", text, "ok" if precision.dtype == "float16" else "slow")
 
@@ -156,7 +166,7 @@ def examine_plain() -> Iterator[Finding]:
     """Models that ran here without an adapter."""
     from ...engine.load import known_remarks
 
-    for name, remark in known_remarks(paths.cache_dir()).items():
+    for name, remark in _of_models_here(known_remarks(paths.cache_dir())):
         yield Finding("plain", f"{name}: {remark.removeprefix('plain: ')}", "slow")
 
 
@@ -164,7 +174,7 @@ def examine_costs() -> Iterator[Finding]:
     """For each pair that was measured here, how far its cost model is from the measurements, and what rounds need."""
     from ...engine.depth.calibration import known_costs
 
-    for name, cost in known_costs(paths.cache_dir()).items():
+    for name, cost in _of_models_here(known_costs(paths.cache_dir())):
         yield Finding("costs", f"{name}: cost estimates are off by {cost.residual:.1%} in the median")
         yield Finding("workspace", f"{name}: rounds took {cost.workspace / GIB:.2f} GiB beside what rows keep")
 

@@ -172,10 +172,8 @@ def hand_back(redis: redis_py.Redis, name: str) -> int:
 
     Returns how many jobs there were. Raises RedisError.
     """
-    executions: Any = redis.smembers(f"rq:worker:{name}:executions")
-    leases = [execution.decode().rpartition(":")[::2] for execution in executions]
-    leases.sort(key=lambda lease: int(lease[1].rpartition(".")[2]))  # in the order in which they were claimed
-    count = JobQueue(redis, name, "", 0).release(Claimed(id, b"", token, "", "", 0) for id, token in leases)
+    queue = JobQueue(redis, name, "", 0)
+    count = queue.release(Claimed(id, b"", token, "", "", 0) for id, token in queue.leases())
     key = f"rq:worker:{name}"
     with redis.pipeline(transaction=True) as pipe:
         pipe.srem("rq:workers", key)

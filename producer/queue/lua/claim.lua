@@ -140,27 +140,22 @@ local function next_batch(flow)
   end
 end
 
-local claimed = {}
+local claimed, is_claimed = {}, {}
 local function claim(job, alone)
   local token = worker .. '.' .. job.generation .. '.' .. number
-  local execution = job.id .. ':' .. token
-  local seconds = math.floor(NOW / 1000)
   number = number + 1
-  redis.call('ZADD', LEASES, NOW + lease, job.id)
-  redis.call('HSET', job.key, 'status', 'started', 'origin', job.queue, 'started_at', AT, 'worker_name', worker,
-    'draftmill_lease', token, 'draftmill_lease_ms', lease)
-  redis.call('ZADD', 'rq:wip:' .. job.queue, seconds + TEN_YEARS, execution)
-  redis.call('HSET', 'rq:execution:' .. execution, 'id', token, 'job_id', job.id, 'worker_name', worker,
-    'created_at', seconds, 'last_heartbeat', seconds)
-  redis.call('EXPIRE', 'rq:execution:' .. execution, TTL)
-  redis.call('SADD', 'rq:worker:' .. worker .. ':executions', execution)
-  redis.call('EXPIRE', 'rq:worker:' .. worker .. ':executions', TTL)
-  redis.call('SADD', 'draftmill:running:batch:' .. job.batch, job.id)
-  redis.call('SADD', 'draftmill:running:user:' .. job.user, job.id)
-  redis.call('SADD', 'draftmill:users', job.user)
+  if job.queue ~= job.origin then redis.call('HSET', job.key, 'origin', job.queue) end
+  redis.call('HSET', job.key, 'status', 'started', 'started_at', AT, 'worker_name', worker, 'draftmill_lease', token,
+    'draftmill_lease_ms', lease)
+  gather('ZADD', LEASES, NOW + lease, job.id)
+  gather('ZADD', 'rq:wip:' .. job.queue, math.floor(NOW / 1000) + TEN_YEARS, job.id .. ':' .. token)
+  gather('SADD', 'draftmill:running:batch:' .. job.batch, job.id)
+  gather('SADD', 'draftmill:running:user:' .. job.user, job.id)
+  gather('SADD', 'draftmill:users', job.user)
   allowances[job.user] = allowance(job.user) - 1
-  claimed[#claimed + 1] = { job.id, redis.call('HGET', job.key, 'data'), token, job.batch, job.custom_id,
-    NOW - job.enqueued, alone, kept_of(job) }
+  is_claimed[job.id] = true
+  local body = redis.call('HMGET', job.key, 'data', 'draftmill_keep')
+  claimed[#claimed + 1] = { job.id, body[1], token, job.batch, job.custom_id, NOW - job.enqueued, alone, body[2] or '' }
 end
 
 -- Whether a job that was taken from a list may run; settles what is to become of it if not.
@@ -173,7 +168,7 @@ local function may_run(job, id)
       file(job, 'failed')
       redis.call('HSET', job.key, 'exc_info', 'this job was not submitted by draftmill')
     end
-  elseif leased(job) then
+  elseif is_claimed[id] or leased(job) then
     return false
   elseif cancelled(job) then
     record_cancelled(job)
@@ -257,7 +252,10 @@ if drains() then
     redis.call('SET', DRAINS, '-', 'PX', PATIENCE * lease)
     claim_alone()
   end
-  if held > 0 or #claimed > 0 then return { claimed, 0, '0', '0' } end
+  if held > 0 or #claimed > 0 then
+    write()
+    return { claimed, 0, '0', '0' }
+  end
 end
 
 local served, passes_left = {}, MOST_PASSED
@@ -283,6 +281,7 @@ while #claimed < wanted and looked_at < MOST_LOOKED_AT and passes_left > 0 do
   end
 end
 if #claimed == 0 and held == 0 then claim_alone() end
+write()
 
 for _, flow in ipairs(flows) do
   if flow.due ~= flow.was then redis.call('ZADD', TURNS, 'XX', flow.due, flow.name) end

@@ -17,12 +17,10 @@ if not job or string.match(token, '%.(%d+)%.%d+$') ~= job.generation or (held an
   return 'stale'
 end
 
-if not held then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
-redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
-record(job, outcome, ARGV[7], ARGV[8], ARGV[9], ARGV[11])
-if ARGV[10] ~= '' then explain(job, outcome, worker, ARGV[10]) end
-if redis.call('EXISTS', 'rq:worker:' .. worker) == 1 then
-  local counter = outcome == 'done' and 'successful_job_count' or 'failed_job_count'
-  redis.call('HINCRBY', 'rq:worker:' .. worker, counter, 1)
+if job.worker ~= worker or job.token ~= token then
+  redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
 end
+record(job, outcome, ARGV[7], ARGV[8], ARGV[9], ARGV[11])
+if not held then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
+if ARGV[10] ~= '' then explain(job, outcome, worker, ARGV[10]) end
 return 'recorded'

@@ -23,7 +23,7 @@ for i = 4, #ARGV, 2 do
   if not job or job.token ~= ARGV[i + 1] or not leased(job) then
     drop[#drop + 1] = { ARGV[i], 'lost' }
   else
-    redis.call('ZADD', LEASES, 'XX', NOW + lease, job.id)
+    gather('ZADD', LEASES, NOW + lease, job.id)
     if cancelled(job) then
       drop[#drop + 1] = { job.id, 'cancelled' }
     elseif job.status == 'canceled' then -- by RQ's tools
@@ -31,4 +31,5 @@ for i = 4, #ARGV, 2 do
     end
   end
 end
+write()
 return drop

@@ -13,8 +13,11 @@ local opened, ended_bits, handed = 'draftmill:open:' .. batch, 'draftmill:ended:
 local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'user')
 if about[1] or not about[2] then return { 0, 0, 0, 0 } end
 local generation, user = about[2], about[3]
+-- It says what is there already. But Redis, its memory full, refuses it, and nothing that a script adds after a change.
+redis.call('HSET', key, 'generation', generation)
 local new, waiting, ended, retried = 0, 0, 0, 0
 local anew
+local fresh = {}
 local at = 9
 
 -- Takes an outcome back: the line is as if it had never run, in a generation of its own.
@@ -39,7 +42,7 @@ for _ = 1, tonumber(ARGV[8]) do
   local failure = has_ended and redis.call('HGET', failures, id)
   local is_back = has_ended
     and ((again and failure and failed_for(failure, reason)) or (missing and redis.call('GETBIT', handed, n) == 1))
-  if redis.call('HEXISTS', opened, id) == 1 then
+  if fresh[id] or redis.call('HEXISTS', opened, id) == 1 then
     waiting = waiting + 1
   elseif has_ended and not is_back then
     ended = ended + 1
@@ -50,8 +53,9 @@ for _ = 1, tonumber(ARGV[8]) do
     redis.call('HSET', job, 'draftmill_batch', batch, 'draftmill_user', user, 'draftmill_custom_id', custom_id,
       'draftmill_n', n, 'draftmill_generation', is_back and anew or generation, 'draftmill_enqueued', NOW,
       unpack(ARGV, first, first + width - 1))
-    redis.call('HSET', opened, id, n .. ' ' .. custom_id)
-    if redis.call('RPUSH', 'rq:queue:' .. queue, id) == 1 then note_wait(batch, queue, NOW) end
+    fresh[id] = true
+    gather('HSET', opened, id, n .. ' ' .. custom_id)
+    gather('RPUSH', 'rq:queue:' .. queue, id)
   end
 end
 
@@ -61,6 +65,8 @@ if anew then
   for _, kind in ipairs(KINDS) do redis.call('PERSIST', 'draftmill:' .. kind .. ':' .. batch) end
 end
 if new > 0 then
+  if redis.call('EXISTS', 'rq:queue:' .. queue) == 0 then note_wait(batch, queue, NOW) end
+  write()
   redis.call('ZADD', UNENDED, 'NX', NOW, batch)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
   take_turns(batch)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from draftmill.engine.depth.budget import Budget
-from draftmill.engine.depth.depth_choice import Candidate
+from draftmill.engine.depth.depth_choice import Candidate, DepthChoice
 from draftmill.engine.depth.round_times import ENOUGH, MEMORY, Forecast, RoundTimes
 
 from .simulation import BLOCK, H200
@@ -44,6 +44,17 @@ def test_the_mean_of_noisy_rounds():
         times.next_round()
         times.learn(Forecast(True, 20, 0.010), 0.015 * chance.lognormvariate(0, 0.1))
     assert excess(times, 20) * times.pace == pytest.approx(0.005, abs=0.0015)
+
+
+def test_rounds_that_were_calibrated_far_too_slow_take_some_time():
+    """On a busy machine, say; or they are those of an earlier calibration."""
+    times = taught(1, 0.0001, drafting=False, rounds=2000)
+    assert -0.01 < excess(times, 1, drafting=False) < 0
+    times.begin([[False, 1, -1.0, 9], [True, 4, -2.0, 9]])
+    cost = H200.measure(4, noise=0)
+    choice = DepthChoice(cost, BLOCK, [Candidate("a", 100, 50)], [[0.5, 0.2]], times=times)
+    assert min(choice.rounds) > 0
+    assert choice.best().rate > 0
 
 
 def test_a_round_for_which_kernels_are_built_is_left_out():

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from draftmill.producer.queue import batches, scripts, wire
 from draftmill.producer.queue.ending import repair
@@ -91,6 +91,23 @@ def test_bodies_leave_as_soon_as_their_jobs_have_ended(mill: Mill, end: str) -> 
     assert job.get_status() == {"done": "finished", "failed": "failed", "cancelled": "canceled"}[end]
     if end != "cancelled":  # a worker that did not see Redis's answer sends its outcomes again
         assert w.commit([outcome(job) for job in jobs]) == [True] * 8
+
+
+def test_a_full_redis_takes_neither_lines_nor_results(mill: Mill) -> None:
+    mill.submit(8)
+    info = batches.BatchInfo("b", PAIR, "normal", 9, "test.jsonl", "")
+    late = wire.JobBody(batch="b", custom_id="late", pair=PAIR, prompts=("x",), line=9)
+    w = queue(mill, "w")
+    jobs = w.claim(4)
+    used: Any = mill.redis.info("memory")
+    mill.redis.config_set("maxmemory", used["used_memory"] // 2)
+    with pytest.raises(OutOfMemoryError):
+        batches.submit_chunk(mill.redis, info, [late])
+    assert all(isinstance(answer, OutOfMemoryError) for answer in w.commit([outcome(job) for job in jobs]))
+    assert (mill.status().submitted, mill.status().running, mill.status().done) == (8, 4, 0)
+    mill.redis.config_set("maxmemory", 0)
+    assert w.commit([outcome(job) for job in jobs]) == [True] * 4
+    assert batches.submit_chunk(mill.redis, info, [late]) == batches.Submitted(new=1)
 
 
 def test_a_worker_that_waits_is_called_when_there_are_jobs(mill: Mill) -> None:

@@ -22,9 +22,7 @@
 --     draftmill_leases                     how many leases count
 --   rq:wip:<queue>                 zset    `<job>:<token>` of running jobs; the score is ten years ahead, because RQ's
 --                                          own clean-up takes no lock and must never touch them
---   rq:execution:<job>:<token>     hash    RQ's record of a running job; goes with the lease
 --   rq:worker:<worker>             hash    RQ's record of a worker; 60 s after its last heartbeat it expires
---   rq:worker:<worker>:executions  set     `<job>:<token>` of what a worker runs; expires after TTL
 --   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with its result
 -- Keys of a batch. Complete, they expire after TTL, or what was asked for; `draftmill forget` drops them.
 --   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by reap.lua
@@ -93,6 +91,25 @@ end
 
 local NOW = now_ms()
 
+-- Entries that wait to be added to their keys: those of one key are one command, and one in the append-only file.
+local gathered = {}
+local function gather(command, key, ...)
+  local name = command .. ' ' .. key
+  local call = gathered[name] or { command = command, key = key }
+  if #call == 0 then gathered[name], gathered[#gathered + 1] = call, call end
+  for _, part in ipairs({ ... }) do call[#call + 1] = part end
+end
+
+-- Adds them. Lua hands a function some thousand arguments at most.
+local MOST_AT_ONCE = 2000
+local function write()
+  for _, call in ipairs(gathered) do
+    for first = 1, #call, MOST_AT_ONCE do
+      redis.call(call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
+    end
+  end
+end
+
 -- A line number, which is the place of a bit, whatever somebody wrote there.
 local function place(n)
   n = tonumber(n) or 0
@@ -108,7 +125,7 @@ local function read_job(id)
     'draftmill_n', 'draftmill_generation', 'draftmill_enqueued', 'draftmill_lease', 'draftmill_lease_ms',
     'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status')
   return {
-    id = id, key = key, queue = field[1] or '', batch = field[2] or '', user = field[3] or '',
+    id = id, key = key, origin = field[1], queue = field[1] or '', batch = field[2] or '', user = field[3] or '',
     custom_id = field[4] or '', n = place(field[5]), generation = string.match(field[6] or '', '^%d+$') or '0',
     enqueued = tonumber(field[7]) or NOW, token = field[8] or '', lease_ms = tonumber(field[9]) or 0,
     blamed = field[10] or '', leases = tonumber(field[11]) or 0, worker = field[12] or '', status = field[13] or '',
@@ -143,8 +160,14 @@ local function queues_for(job)
   return job.gone and queues_of(job.batch) or { job.queue }
 end
 
+-- No script cancels a batch and then asks, so it is looked up once.
+local is_cancelled = {}
 local function cancelled(job)
-  return job.batch ~= '' and redis.call('HEXISTS', 'draftmill:batch:' .. job.batch, 'cancelled_at') == 1
+  if is_cancelled[job.batch] == nil then
+    is_cancelled[job.batch] = job.batch ~= ''
+      and redis.call('HEXISTS', 'draftmill:batch:' .. job.batch, 'cancelled_at') == 1
+  end
+  return is_cancelled[job.batch]
 end
 
 local function leased(job)
@@ -180,10 +203,7 @@ end
 local function drop_lease(job)
   if redis.call('ZREM', LEASES, job.id) == 0 then return false end
   if job.gone then find_token(job) end
-  local execution = job.id .. ':' .. job.token
-  redis.call('ZREM', 'rq:wip:' .. job.queue, execution)
-  redis.call('DEL', 'rq:execution:' .. execution)
-  redis.call('SREM', 'rq:worker:' .. job.worker .. ':executions', execution)
+  redis.call('ZREM', 'rq:wip:' .. job.queue, job.id .. ':' .. job.token)
   redis.call('SREM', 'draftmill:running:batch:' .. job.batch, job.id)
   redis.call('SREM', 'draftmill:running:user:' .. job.user, job.id)
   if redis.call('EXISTS', 'draftmill:running:user:' .. job.user) == 0 then
@@ -266,10 +286,11 @@ local function expire_if_complete(batch)
   redis.call('ZREM', UNENDED, batch)
 end
 
--- Shows RQ how a job ended.
+-- Shows RQ how a job ended. Its body goes; RQ's tools find an empty one.
 local function file(job, status)
   if job.gone then return end
-  redis.call('HSET', job.key, 'status', status, 'ended_at', AT)
+  redis.call('HSET', job.key, 'status', status, 'ended_at', AT, 'data', NO_BODY)
+  redis.call('HDEL', job.key, 'draftmill_keep')
   redis.call('EXPIRE', job.key, JOB_TTL)
   local registry, seconds = 'rq:' .. status .. ':' .. job.queue, math.floor(NOW / 1000)
   redis.call('ZREMRANGEBYSCORE', registry, '-inf', seconds)
@@ -299,15 +320,11 @@ local function failed_for(failure, text)
   return string.find(string.lower(reason), string.lower(text), 1, true) ~= nil
 end
 
--- Ends an open job: mark, result line, counters, RQ's registries, expiry. Its body goes; RQ's tools find an empty one.
+-- Ends an open job: mark, result line, counters, RQ's registries, expiry.
 local function record(job, outcome, line, prompt_tokens, completion_tokens, millijoules)
+  file(job, STATUS[outcome]) -- it comes first: Redis, its memory full, refuses it while the script has changed nothing
   drop_lease(job)
   take_up(job)
-  file(job, STATUS[outcome])
-  if not job.gone then
-    redis.call('HSET', job.key, 'data', NO_BODY)
-    redis.call('HDEL', job.key, 'draftmill_keep')
-  end
   local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
   redis.call('HDEL', 'draftmill:open:' .. job.batch, job.id)
   redis.call('SETBIT', 'draftmill:ended:' .. job.batch, job.n, 1)
