@@ -1,7 +1,7 @@
 """What it costs the host to build the graph of a target's forward, in stock operations and in kernels.
 
-`python -m tests.benchmarks.host.building` in the root of the repository. A model with as many layers as Qwen3-4B, 8 rows
-of 2 tokens. Kernels are launched as far as Python goes: up to the call of MLX, which has no GPU to make them for.
+`python -m tests.benchmarks.host.building` in the root of the repository. A model with as many layers as Qwen3-4B, and
+8 rows of 2 tokens. Kernels are launched up to the call of MLX, which has no GPU to make them for.
 """
 
 from __future__ import annotations
