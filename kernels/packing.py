@@ -170,10 +170,14 @@ class Packing:
 
     @cached_property
     def even(self) -> bool:
-        """Whether there are several spans, and their rectangle has at most twice the scores that they have."""
+        """Whether there are several spans, all with few queries, and their rectangle has at most twice the scores that
+        they have.
+        """
         rows, width = len(self.spans), max(span.count for span in self.spans)
+        if rows == 1 or width > FEW:
+            return False
         longest = max(span.length for span in self.spans)
-        return rows > 1 and rows * width * longest <= 2 * sum(span.count * span.length for span in self.spans)
+        return rows * width * longest <= 2 * sum(span.count * span.length for span in self.spans)
 
     def mask(self, index: int, window: int | None) -> mx.array | str | None:
         """The mask of span `index` over its row: [count, length] boolean, "causal", or None where all is visible.
