@@ -11,7 +11,7 @@ class Verdict:
 
     Attributes:
         error: the largest, where it was found (`where`).
-        excused: the largest that this type of number and this model excuse.
+        excused: the largest that this type of number excuses; or this model, if the error is larger than that.
         dropped: operations that were wrong and run as stock MLX instead.
     """
 

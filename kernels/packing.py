@@ -47,13 +47,22 @@ class Span:
 class Padded:
     """Spans as a rectangle: packed indices of `queries` [R, T], over so many keys of each.
 
-    `order` [N] finds each packed token in the rectangle's outputs.
+    `order` [N] finds each packed token in the rectangle; None where the packed tokens are the rectangle as they come.
     """
 
     queries: mx.array
     length: int
-    order: mx.array
+    order: mx.array | None
     _masks: dict[int | None, mx.array] = field(default_factory=dict)
+
+    def spread(self, packed: mx.array) -> mx.array:
+        """What packed tokens have [N, …], as a rectangle [R, T, …]."""
+        return packed.reshape(*self.queries.shape, *packed.shape[1:]) if self.order is None else packed[self.queries]
+
+    def pack(self, outputs: mx.array) -> mx.array:
+        """What the tokens of the rectangle have [R, T, …], packed [N, …]."""
+        flat = outputs.flatten(0, 1)
+        return flat if self.order is None else flat[self.order]
 
     def mask(self, packing: Packing, window: int | None) -> mx.array:
         """What each query sees [R, T, L]."""
@@ -150,18 +159,25 @@ class Packing:
     @cached_property
     def padded(self) -> Padded:
         """The spans, padded to one rectangle."""
-        width = max(span.count for span in self.spans)
+        counts = {span.count for span in self.spans}
+        rows, width = len(self.spans), max(counts)
         length = -(-max(span.length for span in self.spans) // PAD_KEYS) * PAD_KEYS
+        if len(counts) == 1:
+            return Padded(mx.arange(rows * width).reshape(rows, width), length, None)
         queries = mx.array([[span.query + min(t, span.count - 1) for t in range(width)] for span in self.spans])
         order = [i * width + t for i, span in enumerate(self.spans) for t in range(span.count)]
         return Padded(queries, length, mx.array(order))
 
     @cached_property
     def even(self) -> bool:
-        """Whether there are several spans, and their rectangle has at most twice the scores that they have."""
+        """Whether there are several spans, all with few queries, and their rectangle has at most twice the scores that
+        they have.
+        """
         rows, width = len(self.spans), max(span.count for span in self.spans)
+        if rows == 1 or width > FEW:
+            return False
         longest = max(span.length for span in self.spans)
-        return rows > 1 and rows * width * longest <= 2 * sum(span.count * span.length for span in self.spans)
+        return rows * width * longest <= 2 * sum(span.count * span.length for span in self.spans)
 
     def mask(self, index: int, window: int | None) -> mx.array | str | None:
         """The mask of span `index` over its row: [count, length] boolean, "causal", or None where all is visible.

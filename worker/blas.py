@@ -1,4 +1,4 @@
-"""Preloads OpenBLAS on Linux, where MLX's CPU backend comes with a reference BLAS that is up to 40 times slower.
+"""Loads OpenBLAS before MLX on Linux, where MLX's CPU backend has a reference BLAS that is up to 40 times slower.
 
 `python -m draftmill.worker.blas` prints what to put into LD_PRELOAD (an empty line if nothing helps).
 """
@@ -19,20 +19,20 @@ SLOW = (
 
 
 def preload() -> str | None:
-    """Start this process again with OpenBLAS preloaded if that helps; call it before anything imports MLX.
+    """Load OpenBLAS if that helps; call it before anything imports MLX.
 
-    Returns what is slower and how to change that if OpenBLAS is not installed, else None. The new process keeps
-    the arguments and the process id; OpenBLAS takes all cores, or as many as OPENBLAS_NUM_THREADS says.
+    Returns what is slower and how to change that if OpenBLAS is not installed, else None. The dynamic linker then finds
+    OpenBLAS's functions before those of MLX's own library. Processes that this one starts preload it, too. OpenBLAS
+    takes all cores, or as many as OPENBLAS_NUM_THREADS says.
     """
     if not wanted() or preloaded():
         return None
     name = library()
     if name is None:
         return SLOW
+    ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
     os.environ["LD_PRELOAD"] = " ".join(filter(None, [name, os.environ.get("LD_PRELOAD")]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return None
 
 
 def wanted() -> bool:

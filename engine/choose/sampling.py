@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import mlx.core as mx
 
@@ -24,9 +25,11 @@ def choose(
     A greedy row takes the likeliest. A sampled one draws, with random numbers that depend on its seed and the position
     alone: so whoever asks again, or with logits that differ little, gets the same token, or most likely the same.
     """
-    own = {id(sampling): sampling for sampling in samplings}  # the slots of a row share its sampling
-    settings = {key: setting(sampling) for key, sampling in own.items()}
-    return operations.choose(logits, [settings[id(sampling)] for sampling in samplings], positions)
+    settings: list[Setting] = []
+    for _, slots in groupby(samplings, id):  # those of a row share its sampling
+        own = list(slots)
+        settings += [setting(own[0])] * len(own)
+    return operations.choose(logits, settings, positions)
 
 
 def setting(sampling: Sampling) -> Setting:

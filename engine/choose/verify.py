@@ -53,12 +53,11 @@ def accept(
     chosen = choose_changed(logits, spread, positions[owners] + ahead, slots, drafts, operations)
 
     # As [M, W]: slots past a row's depth repeat its last one, drafts past it are masked out.
-    width, total = max(depths) + 1, sum(depths)
-    rows = list(zip(ends, depths, strict=True))
-    tokens = chosen[mx.array([[end - 1 - depth + min(j, depth) for j in range(width)] for end, depth in rows])]
-    begins = [0, *accumulate(depths)][:-1]
-    places = mx.array([[min(begin + j, total - 1) for j in range(width - 1)] for begin in begins])
-    within = mx.arange(width - 1) < mx.array(depths)[:, None]
+    most = max(depths)
+    rows = list(zip(ends, accumulate(depths), depths, strict=True))
+    tokens = chosen[mx.array([[*range(end - 1 - depth, end), *[end - 1] * (most - depth)] for end, _, depth in rows])]
+    places = mx.array([[*range(end - depth, end), *[0] * (most - depth)] for _, end, depth in rows])
+    within = mx.arange(most) < mx.array(depths)[:, None]
     return tokens, 1 + leading((tokens[:, :-1] == drafts[places]) & within)
 
 

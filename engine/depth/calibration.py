@@ -36,17 +36,18 @@ from .round_cost import Cost, Point, RoundShape, shapes_to_time
 @dataclass(frozen=True)
 class Pace:
     """How long to measure: about so many `seconds` for what counts, so many for the `firsts`, the first runs of sizes,
-    in which a GPU may have to compile. Sizes that are `stride` times the last one are timed, at least; the cost of
-    those beyond the time is extrapolated.
+    in which a GPU may have to compile. Sizes that are `stride` times the last one are timed, at least, `repeats` times
+    each; the cost of those beyond the time is extrapolated.
     """
 
     seconds: float
     firsts: float
     stride: int = 1
+    repeats: int = 3
 
 
 ON_GPU = Pace(8.0, 24.0)
-ON_CPU = Pace(1.0, 1.0, 4)
+ON_CPU = Pace(0.3, 1.0, 4, 1)
 """Rounds take a tenth of a second and more, and the first answer should not wait for them. A CPU has no tiles, and
 compiles nothing.
 """
@@ -56,8 +57,6 @@ SLOW_FIRST, STRIDE = 1.0, 8
 sizes that are so many times as large as the last one are timed from there on, and the largest, as far as the time
 lasts. The very first size does not tell: with it, what all sizes share is compiled.
 """
-
-REPEATS = 3
 
 LEAST = 1e-7
 """Seconds that a pass for one more token takes at least, whatever the clock says."""
@@ -114,8 +113,8 @@ def measure(
     block = draft.block if draft else 1
     width = max(block, width)
     shapes = shapes_to_time(max_rows, block, pages, width)
-    room = max(shape.rows * pages_for(shape.context + width) for shape in shapes)
-    drafter, state = drafter_for(draft, target, room, max_rows) if draft else None, target.make_state(room)
+    drafter, state = drafter_for(draft, target, 1, max_rows) if draft else None, target.make_state(1)
+    pools = [state.pool, *([drafter.pool] if drafter else [])]
     rounds: list[Point] = []
     drafts: list[Point] = []
     steps: list[Point] = []
@@ -124,32 +123,36 @@ def measure(
     of_drafts = Sizes(max((shape.tokens for shape in shapes if shape.draft), default=0), stride=pace.stride)
     stepping = isinstance(drafter, MTPDrafter)
     left, left_for_firsts = pace.seconds, pace.firsts
-    kept = mx.get_active_memory()
-    mx.reset_peak_memory()
+    workspace = 0
     for shape in shapes:
         if len(rounds) > 2 and (len(drafts) > 1 or not drafter) and min(left, left_for_firsts) < 0:
             break
         sizes = of_drafts if shape.draft else of_rounds
         if not sizes.wants(shape.tokens):
             continue
+        if (room := shape.rows * pages_for(shape.context + width)) > state.pool.pages:
+            for pool in pools:
+                pool.renew(room)
+        kept = mx.get_active_memory()
+        mx.reset_peak_memory()
         if shape.draft and drafter:
             run = _draft_pass(shape, drafter, max_rows, 1 if stepping else block - 1)
         else:
             run = _round(shape, target, width, drafter.tapped if drafter else (), state)
-        first, again = _seconds(run)
-        left -= REPEATS * again
+        first, again = _seconds(run, pace.repeats)
+        left -= pace.repeats * again
         left_for_firsts -= first
         sizes.took(shape.tokens, first, again)
         points = drafts if shape.draft else rounds
         points.append(Point(shape.tokens, shape.rows, shape.context * shape.rows, again))
         if shape.draft and drafter and stepping:
-            _, whole = _seconds(_draft_pass(shape, drafter, max_rows, block - 1))
-            left -= REPEATS * whole
+            _, whole = _seconds(_draft_pass(shape, drafter, max_rows, block - 1), pace.repeats)
+            left -= pace.repeats * whole
             step = max(LEAST, (whole - again) / (block - 2))
             steps.append(Point(shape.rows, shape.rows, shape.context * shape.rows, step))
         if not shape.draft:
             firsts.setdefault(shape.tokens, first - again)
-    workspace = mx.get_peak_memory() - kept
+        workspace = max(workspace, mx.get_peak_memory() - kept)
     return Cost.fit(rounds, drafts, max(0.0, statistics.median(firsts.values())), workspace, steps)
 
 
@@ -181,15 +184,15 @@ def measure_alone(target: Transformer, draft: Draft) -> Cost:
     return measure(target, draft, PAGES, ROWS)
 
 
-def _seconds(run: Callable[[], list[mx.array]]) -> tuple[float, float]:
-    """Seconds of the first run, and the median of others, each launched while the one before it is under way."""
+def _seconds(run: Callable[[], list[mx.array]], repeats: int) -> tuple[float, float]:
+    """Seconds of the first run, and the median of `repeats` others, each launched while the one before it runs."""
     begin = time.perf_counter()
     mx.eval(run())
     first = time.perf_counter() - begin
     times: list[float] = []
     before = run()
     mx.async_eval(before)
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         after = run()
         mx.async_eval(after)

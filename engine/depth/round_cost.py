@@ -248,7 +248,7 @@ def _ramps(knots: Sequence[int], tokens: int) -> list[float]:
 
 
 def _least_squares(matrix: list[list[float]], least: list[float]) -> list[float]:
-    """Coefficients, each of them at `least` what it may be, that bring each row of `matrix` closest to 1."""
+    """Coefficients, none below its own of `least`, that bring each row of `matrix` closest to 1."""
     columns = list(zip(*matrix, strict=True))
     gram = [[sum(a * b for a, b in zip(left, right, strict=True)) for right in columns] for left in columns]
     wanted = [sum(column) for column in columns]

@@ -22,7 +22,7 @@ from ...kernels.race.contestants import AttentionShape, OperationShape, RotarySh
 from ..choose.change import Slot, choose_changed
 from ..models.folder import ModelError
 from ..models.layers import swiglu, turns
-from ..models.linear import Beside, apply, join, products
+from ..models.linear import Beside, apply, bound, join, products
 from ..models.targets.transformer import Transformer
 from ..request import Sampling
 from ..state.kv_pool import Heads, KVPool
@@ -180,7 +180,7 @@ class DFlashDraft(nn.Module):
             scaling_config=config.rope_scaling,
             max_position_embeddings=config.max_position_embeddings,
         )
-        self._joint: list[tuple[nn.Module, nn.Module]] = []
+        self._joint: list[tuple[Any, Any]] = []
 
     def adopt(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """A checkpoint's weights by their names here and as they lie here; makes what not every checkpoint has.
@@ -220,7 +220,7 @@ class DFlashDraft(nn.Module):
     def join(self) -> None:
         """Join projections that read the same input, so that a layer takes few launches; not to be trained after it."""
         self._joint = self._joint or [
-            (join([attn.q_proj, attn.k_proj, attn.v_proj]), join([mlp.gate_proj, mlp.up_proj]))
+            (bound(join([attn.q_proj, attn.k_proj, attn.v_proj])), bound(join([mlp.gate_proj, mlp.up_proj])))
             for attn, mlp in ((layer.self_attn, layer.mlp) for layer in self.layers)
         ]
 
@@ -266,7 +266,7 @@ class DFlashDraft(nn.Module):
         hidden = swiglu(*mx.split(apply(gates, y, operations), 2, axis=-1))
         return apply(self.layers[index].mlp.down_proj, hidden, operations)
 
-    def _projections(self, index: int) -> tuple[nn.Module, nn.Module]:
+    def _projections(self, index: int) -> tuple[Any, Any]:
         """What makes queries, keys and values of a layer, and the two halves of its MLP."""
         if self._joint:
             return self._joint[index]
@@ -317,7 +317,7 @@ class DFlashDraft(nn.Module):
         return [attention, RotaryShape(layout, dtype), *products(self.linears, dtype)]
 
     @property
-    def linears(self) -> list[nn.Module]:
+    def linears(self) -> list[Any]:
         """Its linear layers, in the form in which they run."""
         attns, mlps = ([getattr(layer, name) for layer in self.layers] for name in ("self_attn", "mlp"))
         pairs = [self._projections(index) for index in range(len(self.layers))]

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,23 @@ def unbox(cache: Path) -> Path:
             return publish(Path(scratch) / "model", target)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         raise ModelError(f"cannot write the default model to {target.parent}: {error}") from error
+
+
+@contextmanager
+def unboxing(cache: Path) -> Iterator[None]:
+    """A process of its own unboxes the model while the body runs. If that fails, `unbox` tries again and says why."""
+    if folder(cache).exists():
+        yield
+        return
+    quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    with subprocess.Popen([sys.executable, "-m", __name__, str(cache)], **quiet) as child:
+        try:
+            yield
+            child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
 
 
 def publish(made: Path, target: Path) -> Path:
@@ -210,3 +230,8 @@ def tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "chat_template": facts["tokenizer.chat_template"],
     }
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind
+    unbox(Path(sys.argv[1]))

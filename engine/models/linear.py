@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -39,6 +38,22 @@ class Chosen:
         if owners not in self._masks:
             self._masks[owners] = self.adapters[:, None] == mx.array(owners)
         return self._masks[owners]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer that is not quantised: the transpose of its weight [K, O], and its bias."""
+
+    transposed: mx.array
+    bias: mx.array | None
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised linear layer that the kernels know, as their operations take it."""
+
+    weight: Weight
+    bias: mx.array | None
 
 
 @dataclass(frozen=True)
@@ -85,21 +100,36 @@ def join(layers: Sequence[nn.Module]) -> nn.Module:
     return joint
 
 
+def bound(layer: Any) -> Any:
+    """A linear layer of mlx-lm's in the form in which it runs, as long as its arrays stay the same. To look these up
+    and to transpose them in each call would cost the host as much as building the call does.
+    """
+    if isinstance(layer, Beside):
+        return Beside([bound(part) for part in layer.layers])
+    if type(layer) is nn.Linear:
+        transposed = layer.weight.T
+        mx.eval(transposed)  # a view
+        return Dense(transposed, layer.get("bias"))
+    return Quantised(quantised(layer), layer.get("bias")) if known(layer) else layer
+
+
 def apply(layer: Any, x: mx.array, operations: Operations, chosen: Chosen | None = None) -> mx.array:
-    """A linear layer of rows x [N, K]: [N, O]. Without chosen adapters, it is the model's own."""
+    """A linear layer of rows x [N, K], bound or not: [N, O]. Without chosen adapters, it is the model's own."""
+    if isinstance(layer, Dense):
+        return x @ layer.transposed if layer.bias is None else mx.addmm(layer.bias, x, layer.transposed)
+    if isinstance(layer, Quantised):
+        y = operations.quantized_matmul(x, layer.weight)
+        return y if layer.bias is None else y + layer.bias
     if isinstance(layer, Adapted):
         y = apply(layer.layer, x, operations)
         return layer.add(y, x, chosen) if chosen else y
     if isinstance(layer, Beside):
         return mx.concatenate([apply(part, x, operations) for part in layer.layers], axis=-1)
-    if not known(layer):
-        return layer(x)
-    y = product(layer, x, operations)
-    return y + layer.bias if "bias" in layer else y
+    return apply(bound(layer), x, operations) if known(layer) else layer(x)
 
 
 def parts(layer: Any) -> list[Any]:
-    """The layers that what `join` made consists of, adapted or not."""
+    """The layers that what `join` made consists of, bound and adapted or not."""
     if isinstance(layer, Adapted):
         return parts(layer.layer)
     return layer.layers if isinstance(layer, Beside) else [layer]
@@ -107,11 +137,17 @@ def parts(layer: Any) -> list[Any]:
 
 def width(layer: Any) -> int:
     """How many outputs a linear layer has."""
-    return sum(part.weight.shape[0] for part in parts(layer))
+    return sum(sizes(part)[1] for part in parts(layer))
 
 
 def sizes(layer: Any) -> tuple[int, int]:
-    """How many inputs and outputs a linear layer of mlx-lm's has, quantised or not."""
+    """How many inputs and outputs a linear layer has, quantised or not, bound or not."""
+    if isinstance(layer, Dense):
+        inputs, outputs = layer.transposed.shape
+        return inputs, outputs
+    if isinstance(layer, Quantised):
+        packed, *_, quantisation = layer.weight
+        return packed.shape[1] * 32 // quantisation.bits, layer.weight.lines
     outputs, inputs = layer.weight.shape
     packed = isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
     return inputs * 32 // layer.bits if packed else inputs, outputs
@@ -124,10 +160,9 @@ def product(layer: Any, x: mx.array, operations: Operations) -> mx.array:
 
 def products(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[ProductShape]:
     """The quantised products of layers that the kernels know, each shape once."""
-    shape = partial(ProductShape, dtype=dtype)
-    yield from dict.fromkeys(
-        shape(*sizes(layer), quantisation(layer)) for joint in layers for layer in parts(joint) if known(layer)
-    )
+    each = (bound(part) if known(part) else part for layer in layers for part in parts(layer))
+    shapes = (ProductShape(*sizes(it), it.weight.quantisation, dtype) for it in each if isinstance(it, Quantised))
+    yield from dict.fromkeys(shapes)
 
 
 def known(layer: nn.Module) -> bool:

@@ -8,6 +8,9 @@ from ..packing import Packing
 from ..pages.pool import LayerPool
 from .manner import Manner
 
+BLOCK = 64
+"""Queries of a causal chunk that attend together on a CPU, where MLX computes hidden scores, too: a block has fewer."""
+
 
 def attention_by_row(queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
     """The reference: MLX's own attention [N, H * D], one call a row, over a copy of the row's keys and values."""
@@ -17,11 +20,10 @@ def attention_by_row(queries: mx.array, pool: LayerPool, packing: Packing, manne
 def attention_together(queries: mx.array, pool: LayerPool, packing: Packing, manner: Manner) -> mx.array:
     """All rows in one call, over padded copies."""
     padded = packing.padded
-    rows, width = padded.queries.shape
     keys, values = pool.gather(packing.rows, padded.length, packing.kept)
-    own, mask = queries[padded.queries].transpose(0, 2, 1, 3), padded.mask(packing, manner.window)[:, None]
+    own, mask = padded.spread(queries).transpose(0, 2, 1, 3), padded.mask(packing, manner.window)[:, None]
     outputs = _attend(own, keys, values, mask, manner)
-    return outputs.transpose(0, 2, 1, 3).reshape(rows * width, -1)[padded.order]
+    return padded.pack(outputs.transpose(0, 2, 1, 3).flatten(2))
 
 
 def _of_span(queries: mx.array, pool: LayerPool, packing: Packing, index: int, manner: Manner) -> mx.array:
@@ -29,8 +31,23 @@ def _of_span(queries: mx.array, pool: LayerPool, packing: Packing, index: int, m
     span = packing.spans[index]
     keys, values = pool.gather(packing.row(index), span.length, packing.kept)
     own = queries[span.query : span.query + span.count].transpose(1, 0, 2)[None]
-    output = _attend(own, keys, values, packing.mask(index, manner.window), manner)
+    mask = packing.mask(index, manner.window)
+    if isinstance(mask, str) and span.count > BLOCK and mx.default_device() == mx.cpu:
+        output = _in_blocks(own, keys, values, manner)
+    else:
+        output = _attend(own, keys, values, mask, manner)
     return output[0].transpose(1, 0, 2).reshape(span.count, -1)
+
+
+def _in_blocks(queries: mx.array, keys: mx.array, values: mx.array, manner: Manner) -> mx.array:
+    """Causal attention [1, H, T, D] of the last T tokens, block by block over the keys that any of it sees."""
+    count, before = queries.shape[2], keys.shape[2] - queries.shape[2]
+    outputs: list[mx.array] = []
+    for begin in range(0, count, BLOCK):
+        end = min(begin + BLOCK, count)
+        own, seen = slice(begin, end), slice(0, before + end)
+        outputs.append(_attend(queries[:, :, own], keys[:, :, seen], values[:, :, seen], "causal", manner))
+    return mx.concatenate(outputs, axis=2)
 
 
 def _attend(

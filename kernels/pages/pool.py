@@ -183,6 +183,6 @@ def _places_of(rows: Rows, length: int, heads: int) -> int | mx.array:
         own = rows.pages[0][:count]
         if list(own) == list(range(own[0], own[0] + count)):
             return own[0] * PAGE
-    pages = mx.array([[own[min(i, len(own) - 1)] for i in range(count)] for own in rows.pages])
+    pages = mx.array([[*own[:count], *[own[-1]] * (count - len(own))] for own in rows.pages])
     slots = (pages[:, :, None] * PAGE + mx.arange(PAGE)).reshape(len(rows.pages), 1, -1)[..., :length]
     return slots * heads + mx.arange(heads)[:, None]

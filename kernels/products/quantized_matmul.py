@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import mlx.core as mx
 
 from ..gpu.launch import numbers, on_gpu
 from ..gpu.source import Launch, read_kernels
-from .quantisation import NUMBERS, Weight
+from .quantisation import NUMBERS, Quantisation, Weight
 from .tiling import Tiling
 
 SOURCE = Path(__file__).with_suffix(".metal")
@@ -31,7 +33,7 @@ class Routed(NamedTuple):
 def quantized_matmul(x: mx.array, weight: Weight) -> mx.array:
     """x [N, K] times the transpose of a quantised weight [O, K]; returns [N, O]. The plain-MLX reference."""
     packed, scales, biases, quantisation = weight
-    return mx.quantized_matmul(x, packed, scales, biases, transpose=True, **quantisation._asdict())
+    return mx.quantized_matmul(x, packed, scales, biases, True, *quantisation)
 
 
 def quantized_matmul_by_kernel(
@@ -43,22 +45,50 @@ def quantized_matmul_by_kernel(
     each choice; returns [choices, O].
     """
     packed, scales, biases, quantisation = weight
-    length = x.shape[1]
-    if routed is None:
-        count = x.shape[0]
-        rows = tiling.rows(count)
-        tiles = -(-count // rows)
-    else:
-        count, tiles, rows = x.shape[0] * routed.share, routed.tiles, routed.rows
-    splits = tiling.splits(weight.lines, tiles, x.dtype)
-    sizes = numbers(count, length, weight.lines, routed.share if routed else 1)
-    format = {"MODE": NUMBERS[quantisation.mode], "BITS": quantisation.bits, "GROUP": quantisation.group_size}
+    count, sizes, constants, groups, threads = _shared(
+        tiling, quantisation, x.dtype, x.shape, weight.lines, routed[1:] if routed else None
+    )
     (outputs,) = launch(
         KERNELS[tiling.kernel],
         [x, packed, scales, scales if biases is None else biases, sizes, routed.table if routed else sizes],
-        {"T": x.dtype, **format, "GROUPED": routed is not None, "SPLITS": splits, **tiling.constants(rows, x.dtype)},
-        (-(-weight.lines // tiling.across(splits)), tiles, 1),
-        tiling.threads(splits),
+        constants,
+        groups,
+        threads,
         [((count, weight.lines), x.dtype)],
     )
     return outputs
+
+
+class Shared(NamedTuple):
+    """How a product with so many `rows` of outputs is shared out: alike for all layers of one shape, in every round."""
+
+    rows: int
+    sizes: mx.array
+    constants: Mapping[str, int | bool | mx.Dtype]
+    groups: tuple[int, int, int]
+    threads: int
+
+
+@lru_cache(4096)
+def _shared(
+    tiling: Tiling,
+    quantisation: Quantisation,
+    dtype: mx.Dtype,
+    shape: tuple[int, int],
+    lines: int,
+    routed: tuple[int, int, int] | None,
+) -> Shared:
+    """Of x with this shape [N, K] and a weight of so many lines; choices are `routed` in tiles, of rows, of which some
+    share a row of x.
+    """
+    tokens, length = shape
+    if routed:
+        tiles, rows, share = routed
+    else:
+        rows, share = tiling.rows(tokens), 1
+        tiles = -(-tokens // rows)
+    count, splits = tokens * share, tiling.splits(lines, tiles, dtype)
+    format = {"MODE": NUMBERS[quantisation.mode], "BITS": quantisation.bits, "GROUP": quantisation.group_size}
+    constants = {"T": dtype, **format, "GROUPED": routed is not None, "SPLITS": splits, **tiling.constants(rows, dtype)}
+    groups = (-(-lines // tiling.across(splits)), tiles, 1)
+    return Shared(count, numbers(count, length, lines, share), constants, groups, tiling.threads(splits))

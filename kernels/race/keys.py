@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -55,6 +55,7 @@ def recurrence_key(
     return (operation, *shape, *other, _name(dtype), 16 if steps.seats[0].count <= FEW else 256)
 
 
+@lru_cache(4096)
 def product_key(rows: int, length: int, lines: int, quantisation: Quantisation, dtype: mx.Dtype) -> Key:
     """Likewise, for a product of so many rows with a weight of `lines` of `length`.
 

@@ -16,6 +16,7 @@ from draftmill.kernels.packing import Packing, Span
         ([(1, 100), (1, 100), (1, 900)], False),  # padded keys
         ([(8, 100), (1, 100), (1, 100)], False),  # padded queries
         ([(8, 100), (1, 100), (8, 100), (1, 100)], True),
+        ([(33, 100), (33, 100)], False),  # prompts, where calls cost little beside the scores
     ],
 )
 def test_a_rectangle_may_have_twice_the_scores(spans: list[tuple[int, int]], even: bool) -> None:

@@ -1,8 +1,9 @@
-"""OpenBLAS is preloaded by starting the process again, once, with the same arguments."""
+"""OpenBLAS is loaded before MLX, whose products it then computes, here and in processes that this one starts."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -11,23 +12,39 @@ import pytest
 from draftmill.worker import blas
 
 PROGRAM = """
-import os, sys
+import subprocess, sys
 from draftmill.worker import blas
-print("start", os.getpid(), flush=True)
 said = blas.preload()
-loaded = "openblas" in open("/proc/self/maps").read()
-print("end", os.getpid(), loaded, said, sys.argv[1:])
+import mlx.core as mx
+mx.eval(mx.ones((64, 64)) @ mx.ones((64, 64)))
+maps = "print('openblas' in open('/proc/self/maps').read())"
+print(said, flush=True)
+exec(maps)
+subprocess.run([sys.executable, "-c", maps], check=True)
 """
 
 
-@pytest.mark.skipif(not blas.wanted() or blas.missing(), reason="only for the CPU backend on Linux with OpenBLAS")
-def test_the_process_starts_again_with_openblas():
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    command = [sys.executable, "-c", PROGRAM, "a b", "--c"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    first, second, end = done.stdout.splitlines()
-    assert first == second
-    assert end == f"end {first.split()[1]} True None ['a b', '--c']"
+def run(program: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own, without a BLAS that the tests preload."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | changes
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+
+needs_openblas = pytest.mark.skipif(
+    not blas.wanted() or blas.missing(), reason="only for the CPU backend on Linux with OpenBLAS"
+)
+
+
+@needs_openblas
+def test_openblas_is_loaded_here_and_in_child_processes():
+    assert run(PROGRAM).stdout.split() == ["None", "True", "True"]
+
+
+@needs_openblas
+def test_openblas_computes_the_products_of_mlx():
+    bound = run(PROGRAM, LD_DEBUG="bindings").stderr
+    assert re.search(r"libmlx\S* \[0\] to \S*openblas\S* \[0\]: normal symbol `cblas_sgemm'", bound)
 
 
 @pytest.mark.skipif(not blas.wanted(), reason="only for the CPU backend on Linux")

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import click
 from redis.backoff import NoBackoff
@@ -172,20 +173,22 @@ def worker(
     if auto and not (pair := scheduled_pair(connection, machine)):
         raise UserError(f"no pair is scheduled for {machine}; say which: draftmill workers pair {machine} PAIR")
 
-    import mlx.core as mx
+    from ...engine.models import boxed
 
-    from ...engine.load import load_engine
-    from ...engine.models.boxed import ModelError
-    from ...engine.models.folder import locate
-    from ...engine.models.pairs import Pair, resolve
-    from ...engine.request import Adapters, DeviceFailed, EngineFailed
-    from .. import model_defaults
-    from ..spool import spool_folder
-    from ..worker import MillWorker
+    name = canonical(pair or target or DEFAULT_PAIR)
+    with boxed.unboxing(cache_dir()) if name == boxed.NAME else nullcontext():
+        import mlx.core as mx
+
+        from ...engine.load import load_engine
+        from ...engine.models.folder import locate
+        from ...engine.models.pairs import Pair, resolve
+        from ...engine.request import Adapters, DeviceFailed, EngineFailed
+        from .. import model_defaults
+        from ..spool import spool_folder
+        from ..worker import MillWorker
 
     accelerator = None if mx.default_device() == mx.cpu else mx.device_info().get("device_name")
     facts = Host.here(machine, watts, str(accelerator) if accelerator else None)
-    name = canonical(pair or target or DEFAULT_PAIR)
     try:
         models = Pair(target, target, draft) if target else resolve(name)
         if drafts and "dflash" in drafts and not models.draft:
@@ -194,7 +197,7 @@ def worker(
         served = Adapters(lora.folders, lora.default)
         engine = load_engine(models, cache_dir(), max_rows, memory, depth, bits, served, drafts)
         defaults = model_defaults.read(locate(models.target, cache_dir()))
-    except ModelError as error:
+    except boxed.ModelError as error:
         raise UserError(str(error)) from error
     name_of_life, aborts = life or (None, 0)
     if mx.metal.is_available():

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from ....kernels.fused.rotary import Layout, Norms
 from ..layers import geglu
-from ..linear import apply
+from ..linear import apply, bound
 from .transformer import Pass, Transformer
 
 
@@ -26,8 +26,8 @@ class Gemma4(Transformer):
     def __init__(self, model: Any):
         super().__init__(model)
         beside = self.layers if self.body.hidden_size_per_layer_input else []
-        self.beside_gates: list[Any] = [layer.per_layer_input_gate for layer in beside]
-        self.beside_outputs: list[Any] = [layer.per_layer_projection for layer in beside]
+        self.beside_gates: list[Any] = [bound(layer.per_layer_input_gate) for layer in beside]
+        self.beside_outputs: list[Any] = [bound(layer.per_layer_projection) for layer in beside]
 
     @cached_property
     def layout(self) -> Layout:

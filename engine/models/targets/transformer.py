@@ -19,7 +19,7 @@ from ...state.kv_pool import Heads, KVPool
 from ...state.state import State
 from ..experts import expert_shapes, ordered
 from ..layers import gated, swiglu, turns
-from ..linear import Chosen, apply, join, known, product, products, width
+from ..linear import Chosen, apply, bound, join, known, product, products, width
 
 ACTIVATIONS, LOGITS = 8, 4
 """Beside the projections of every layer, a round holds so many vectors of the hidden size in each, and so many copies
@@ -63,11 +63,11 @@ class Transformer(ABC):
         self.before = [self.norms_before(layer) for layer in self.layers]
         self.head_norms = [self.norms(attn) for attn in self.attention_layers]
         self.manners = [self.manner(index) for index in self.attending]
-        self.joint: list[Any] = [join(self.projections(layer)) for layer in self.layers]
-        self.outputs: list[Any] = [self.output(layer) for layer in self.layers]
+        self.joint: list[Any] = [bound(join(self.projections(layer))) for layer in self.layers]
+        self.outputs: list[Any] = [bound(self.output(layer)) for layer in self.layers]
         self.mlps = [dense(self.mlp(layer)) for layer in self.layers]
-        self.gates: list[Any] = [join([mlp.gate, mlp.up]) if mlp else None for mlp in self.mlps]
-        self.downs: list[Any] = [mlp.down if mlp else None for mlp in self.mlps]
+        self.gates: list[Any] = [bound(join([mlp.gate, mlp.up])) if mlp else None for mlp in self.mlps]
+        self.downs: list[Any] = [bound(mlp.down) if mlp else None for mlp in self.mlps]
         self.mixtures: list[Any] = [
             None if mlp else ordered(self.mlp(layer), lambda: self.operations)
             for layer, mlp in zip(self.layers, self.mlps, strict=True)

@@ -20,20 +20,22 @@ TINY = SHAPES["tiny-qwen3.5"]
 
 
 @pytest.mark.parametrize(
-    ("limit", "fit"),
+    ("limit", "dense", "hybrid", "mixture"),
     [
-        (recommended(16 * GIB), Fit(rows=24, tokens=13_312)),
-        (13_000 << 20, Fit(rows=32, tokens=24_896)),
-        (recommended(24 * GIB), Fit(rows=32, tokens=78_336)),
-        (recommended(64 * GIB), Fit(rows=32, tokens=595_456)),
+        (recommended(16 * GIB), Fit(24, 17_600), Fit(24, 13_312), Fit(0, 0)),
+        (13_000 << 20, Fit(32, 25_984), Fit(32, 24_896), Fit(0, 0)),
+        (recommended(24 * GIB), Fit(32, 45_440), Fit(32, 78_336), Fit(0, 0)),
+        (recommended(64 * GIB), Fit(32, 233_728), Fit(32, 595_456), Fit(32, 294_272)),
     ],
 )
-def test_macs_with_qwen3_5_4b_in_4_bits(limit: int, fit: Fit) -> None:
+def test_macs_with_published_pairs_in_4_bits(limit: int, dense: Fit, hybrid: Fit, mixture: Fit) -> None:
     """The numbers that the guide states."""
-    needs, weights = PUBLISHED["qwen3.5-4b"]
-    assert needs.fit(limit, weights) == fit
+    fits = [PUBLISHED[name] for name in ("qwen3-4b", "qwen3.5-4b", "qwen3.5-35b-a3b")]
+    assert [needs.fit(limit, weights) for needs, weights in fits] == [dense, hybrid, mixture]
     guide = (Path(__file__).parents[3] / "deploy" / "mac" / "README.md").read_text("utf-8")
-    assert f"| {limit / GIB:.1f} GiB | {fit.rows} rows, {fit.tokens:,} tokens".replace(".0 GiB", " GiB") in guide
+    (line,) = (line for line in guide.splitlines() if f"| {limit / GIB:.1f} GiB |".replace(".0 GiB", " GiB") in line)
+    cells = [f"{fit.rows} rows, {fit.tokens:,}" if fit.rows else "no" for fit in (hybrid, dense, mixture)]
+    assert [cell.strip().partition(" tokens")[0] for cell in line.split("|")[3:6]] == cells
 
 
 def test_a_mac_in_which_it_does_not_fit() -> None:
@@ -41,22 +43,23 @@ def test_a_mac_in_which_it_does_not_fit() -> None:
     assert needs.fit(recommended(8 * GIB), weights) == Fit(0, 0)
 
 
-def test_the_numbers_of_qwen3_5_4b_follow_from_its_configuration() -> None:
-    needs, weights = PUBLISHED["qwen3.5-4b"]
-    config, draft = SHAPES["qwen3.5-4b"].config, SHAPES["qwen3.5-4b"].draft
-    attending = config["num_hidden_layers"] // 4
-    recurrent = config["num_hidden_layers"] - attending
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_numbers_of_published_pairs_follow_from_their_configurations(name: str) -> None:
+    needs, weights = PUBLISHED[name]
+    config, draft = SHAPES[name].config, SHAPES[name].draft
+    layers = config["num_hidden_layers"]
+    attending = layers // config.get("full_attention_interval", 1)
     slot = 2 * 2 * attending * config["num_key_value_heads"] * config["head_dim"]
     slot += 2 * 2 * draft["num_hidden_layers"] * draft["num_key_value_heads"] * draft["head_dim"]
     assert needs.page == PAGE * (slot + 2 * 4)  # and a token's number, twice
     state, channels = 4 * 32 * 128 * 128, 2 * 16 * 128 + 32 * 128
-    assert needs.prefix == recurrent * (state + 2 * 3 * channels)
+    assert needs.prefix == (layers - attending) * (state + 2 * 3 * channels)
     taped = 2 * channels + 2 * 16 * 128 + 4 * 32 * 128 + 4 * 32  # of one step: inputs, keys, deltas, decays
-    assert needs.row == needs.prefix + recurrent * 16 * taped
+    assert needs.row == needs.prefix + (layers - attending) * 16 * taped
     assert needs.length == config["max_position_embeddings"] + draft["block_size"]
     assert list(needs.rounds) == sorted(needs.rounds, reverse=True)
     embedding = config["vocab_size"] * config["hidden_size"] * (4 + 32 / 64) / 8
-    assert embedding < weights < 4 * GIB
+    assert embedding < weights < (20 if "35b" in name else 4) * GIB
 
 
 @pytest.mark.parametrize("memory", [400_000, 3_000_000, 40_000_000])

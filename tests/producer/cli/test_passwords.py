@@ -86,7 +86,7 @@ def test_no_command_shows_a_password(
     monkeypatch.chdir(tmp_path)
     Path(INPUT).write_text('{"prompt": "hello"}\n')
     environment |= {"DRAFTMILL_HOME": "/dev/null/none"}  # no private server is started
-    environment |= {"LD_PRELOAD": blas.library() or "openblas"}  # no command starts this process again
+    environment |= {"LD_PRELOAD": blas.library() or "openblas"}  # no command loads it into this process
     with caplog.at_level(logging.DEBUG):
         done = CliRunner().invoke(main, arguments, env=environment)
     told = done.stdout + done.stderr + caplog.text
