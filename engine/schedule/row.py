@@ -73,9 +73,9 @@ class Row:
     request asks for them, these have `logprobs`. `adapter` is the place of its LoRA adapter, or NO_ADAPTER. Its next
     round drafts tokens of this `kind`.
 
-    Rounds in flight that were lost might have brought it to `lost_at` generated tokens. So many `failures` of rounds that
-    it took part in followed each other closely, and nobody was to blame in between. The last of them might have brought
-    it to `failed_at` generated tokens; it came after `failed_after` rounds, and after so many others were `blamed`.
+    Rounds in flight that were lost might have brought it to `lost_at` generated tokens. So many `failures` of rounds
+    that it took part in followed each other closely, and nobody was to blame in between. The last of them might have
+    brought it to `failed_at` generated tokens; it came after `failed_after` rounds, when so many were `blamed`.
     """
 
     request: Request

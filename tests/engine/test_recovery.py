@@ -207,7 +207,9 @@ def test_requests_that_fail_among_others_end_alone() -> None:
 
 def test_requests_that_fail_again_when_they_are_retried_are_the_same_ones() -> None:
     """At the end of a dataset a worker has nothing but these."""
-    engine = failing(small_engine(small_model("llama")), lambda packing: any(span.length > 20 for span in packing.spans))
+    engine = failing(
+        small_engine(small_model("llama")), lambda packing: any(span.length > 20 for span in packing.spans)
+    )
     for _ in range(3):
         asked = [Request(f"r-{n}", tuple(range(n, n + 10)), Sampling(max_tokens=20)) for n in range(8)]
         assert {each.finish_reason for each in run(engine, asked).values()} == {"failed"}
