@@ -7,7 +7,7 @@ import pytest
 from tests.farm.figure import Fault
 from tests.farm.soak import FAULTS
 
-SLOW_MACHINE = ("claims", "looks", "renewals", "speed", "waiting")
+SLOW_MACHINE = ("claims", "looks", "renewals", "speed", "traffic", "waiting")
 """Figures of speed say nothing beside other tests; `make soak` judges them."""
 
 

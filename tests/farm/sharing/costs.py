@@ -59,7 +59,7 @@ def renewals(full: bool) -> Figure:
 
 def traffic(full: bool) -> Figure:
     """A job of 1.2 KB from submission to its result of 0.7 KB, eight at a time, and workers without one."""
-    count, idle = (2_000, 20) if full else (400, 4)
+    count, workers, idle = (2_000, 100, 20) if full else (400, 2, 4)
     dice = random.Random(0)
     words = ["".join(dice.choices(string.ascii_lowercase, k=dice.randint(2, 9))) for _ in range(3000)]
     answer = b'{"response":"%s"}' % (b"y" * 680)
@@ -73,19 +73,19 @@ def traffic(full: bool) -> Figure:
             queue.blame(jobs)
             queue.renew(jobs)
             assert all(queue.commit([Outcome(job, "done", answer, 300, 150) for job in jobs]))
-        received, commands, written = ((after - then) / count for after, then in _changes(farm.redis, before))
-        farm.start()
-        farm.start()
-        farm.wait(lambda: len(batches.workers(farm.redis)) == 2, 60)
+        received, commands, written, _ = ((after - then) / count for after, then in _changes(farm.redis, before))
+        for _ in range(workers):
+            farm.start()
+        farm.wait(lambda: len(batches.workers(farm.redis)) == workers, 120)
         time.sleep(5)
         before = _counts(farm.redis)
         time.sleep(idle)
-        asked, calls, _ = ((after - then) / idle / 2 for after, then in _changes(farm.redis, before))
+        asked, calls, _, busy = ((after - then) / idle / workers for after, then in _changes(farm.redis, before))
     text = (
         f"{received / 1e3:.1f} KB to Redis in {commands:.1f} commands, {written / 1e3:.1f} KB in its append-only file; "
-        f"an idle worker: {asked / 1e3:.1f} KB/s in {calls:.1f} commands/s"
+        f"an idle worker, of {workers}: {asked / 1e3:.1f} KB/s in {calls:.1f} commands/s, {100 * busy:.3f} % of a core"
     )
-    return Figure(text, received <= 5e3 and commands <= 15 and asked <= 4e3 and calls <= 4)
+    return Figure(text, received <= 5e3 and commands <= 15 and asked <= 4e3 and calls <= 4 and busy <= 0.03 / 100)
 
 
 def submit(redis: redis_py.Redis, batch: str, texts: list[str], user: str = "ann") -> None:
@@ -106,11 +106,12 @@ def _ms(act: Callable[[], Any]) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def _counts(redis: redis_py.Redis) -> tuple[float, float, float]:
-    """Bytes that Redis received, commands that it was sent, and bytes of its append-only file."""
+def _counts(redis: redis_py.Redis) -> tuple[float, float, float, float]:
+    """Bytes that Redis received, commands that it was sent, bytes of its append-only file, its processor seconds."""
     found: Any = redis.info("everything")
     sent = sum(found.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in SENT)
-    return found["total_net_input_bytes"], sent, found["aof_current_size"]
+    seconds = found["used_cpu_user"] + found["used_cpu_sys"]
+    return found["total_net_input_bytes"], sent, found["aof_current_size"], seconds
 
 
 def _changes(redis: redis_py.Redis, before: tuple[float, ...]) -> list[tuple[float, float]]:
