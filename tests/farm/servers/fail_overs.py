@@ -20,7 +20,7 @@ from tests.worker.run_worker import PAIR
 def fail_overs(full: bool) -> Figure:
     """Submitted, generated and collected through Sentinels; submitted again in the end, for what a replica lacked."""
     lines, times, workers = (5_000, 10, 4) if full else (300, 1, 2)
-    with watched() as both, Farm(rows=4, round_seconds=0.01 if full else 0.03, lease=3) as farm:
+    with watched() as both, Farm(rows=4, round_seconds=0.03, lease=3) as farm:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
         source.write_text("".join(f'{{"id": "r-{n}", "prompt": "a", "max_tokens": 6}}\n' for n in range(lines)))
         farm.redis = connect(both.url("admin"))
