@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,8 @@ ENOUGH = 8
 PATIENCE = 1.0
 """Seconds after which a sample that has enough rounds may end."""
 
-Expected = Callable[[Request, int], Sequence[int]]
-"""The tokens that a request should have generated, so many of them."""
+Expected = Callable[[Request, list[int]], bool]
+"""Whether these are the tokens that a request should have generated."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Cell:
         tokens_per_round: of a row, where it is known.
         error: why the arm was not timed, in one line.
         missing: that is because it is not installed.
+        requests: how many it ran, if not all.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -61,6 +63,7 @@ class Cell:
     tokens_per_round: float | None = None
     error: str | None = None
     missing: bool = False
+    requests: int | None = None
 
     def fail(self, reason: str) -> None:
         """Its tokens were wrong, or what they were computed from: how fast that went is of no interest."""
@@ -71,6 +74,11 @@ class Cell:
     def rate(self) -> float:
         """Tokens per second, the median."""
         return median(sample.rate for sample in self.samples)
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return median(sample.seconds for sample in self.samples)
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -192,9 +200,20 @@ def whole(
 def other_tokens(requests: Sequence[Request], texts: Sequence[list[int]], expected: Expected | None) -> str | None:
     """Which of the texts is not what was expected; None if none is, or nobody knows."""
     for request, text in zip(requests, texts, strict=True):
-        if expected and list(expected(request, len(text))) != text:
+        if expected and not expected(request, text):
             return f"request {request.id} generated other tokens than expected"
     return None
+
+
+def mixed_length(draw: random.Random, tokens: int) -> int:
+    """How many tokens a request of a dataset is for: a sixteenth of `tokens` to all of them."""
+    return draw.randint(max(1, tokens // 16), tokens)
+
+
+def alike() -> Expected:
+    """Every arm must generate what the first one to run a request did."""
+    first: dict[str, list[int]] = {}
+    return lambda request, text: first.setdefault(request.id, text) == text
 
 
 def attempt(cell: Cell, action: Callable[[], T]) -> T | None:

@@ -30,18 +30,22 @@ class Line:
     cells: dict[str, Cell]
     at: float | None = None
     """Where on a chart's axis, if the lines have one in common."""
+    facts: dict[str, int] = field(default_factory=dict)
+    """What else there is to say of the line, by the heads of columns."""
 
 
 @dataclass
 class Table:
     """Arms beside each other, in tokens per second and as ratios to mlx-lm's batch, or without it to the first arm;
-    or `facts`, where there is something else to say.
+    or `facts`, where there is something else to say. With `seconds` cells begin with those of the run.
     """
 
     title: str
     axis: str = ""
     lines: list[Line] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: bool = False
 
     @property
     def arms(self) -> list[str]:
@@ -63,8 +67,16 @@ class Table:
         """What to show, as rows of text below a head: median tokens/s and the ratio to the base, and the facts."""
         found = []
         if self.lines:
-            rows = ([line.label, *(self._cell(line, arm) for arm in self.arms)] for line in self.lines)
-            found.append([[self.axis, *self.arms], *rows])
+            about = list(dict.fromkeys(name for line in self.lines for name in line.facts))
+            rows = (
+                [
+                    line.label,
+                    *(show(line.facts.get(name, "")) for name in about),
+                    *(self._cell(line, arm) for arm in self.arms),
+                ]
+                for line in self.lines
+            )
+            found.append([[self.axis, *about, *self.arms], *rows])
         if self.facts:
             names = list(dict.fromkeys(name for fact in self.facts for name in fact if not name.startswith("_")))
             found.append([names, *([show(fact.get(name, "")) for name in names] for fact in self.facts)])
@@ -84,6 +96,9 @@ class Table:
         if cell.error or not cell.samples:
             return "missing" if cell.missing else "failed"
         base, text = line.cells.get(self.base or ""), f"{cell.rate:,.0f}" if cell.rate >= 100 else f"{cell.rate:.1f}"
+        if self.seconds:
+            part = f" for the first {cell.requests}" if cell.requests else ""
+            text = f"{cell.seconds:,.1f} s{part}, {text} tokens/s"
         if cell.tokens_per_round and cell.tokens_per_round > 1.005:
             text += f" ({cell.tokens_per_round:.1f}/round)"
         if base and base is not cell and base.samples:
@@ -101,11 +116,12 @@ class Table:
             for arm, cell in line.cells.items():
                 cells[arm] = asdict(cell)
                 if cell.samples:
-                    cells[arm] |= {"tokens_per_second": cell.rate, "spread": cell.spread}
+                    cells[arm] |= {"tokens_per_second": cell.rate, "spread": cell.spread, "seconds": cell.seconds}
                     if base and base.samples:
                         cells[arm]["ratio"] = dict(zip(("median", "least", "most"), ratios(cell, base), strict=True))
-            lines.append({"label": line.label, "at": line.at, "cells": cells})
-        return {"title": self.title, "axis": self.axis, "base": self.base, "lines": lines, "facts": self.facts}
+            lines.append({"label": line.label, "at": line.at, "facts": line.facts, "cells": cells})
+        heads = {"title": self.title, "axis": self.axis, "base": self.base}
+        return {**heads, "lines": lines, "facts": self.facts, "notes": self.notes}
 
 
 def show(value: Any) -> str:

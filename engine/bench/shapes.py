@@ -52,6 +52,10 @@ class Shape:
 
     def build(self, bits: int = 16, dtype: mx.Dtype = mx.bfloat16, seed: int = 0) -> Any:
         """The target, through mlx-lm's own classes, evaluated; below 16 bits quantised in groups of 64."""
+        return evaluated(self.planned(bits, dtype, seed))
+
+    def planned(self, bits: int = 16, dtype: mx.Dtype = mx.bfloat16, seed: int = 0) -> Any:
+        """The target as `build` makes it, before any weight takes memory."""
         mx.random.seed(seed)
         module = MODULES[self.model_type]
         args = {**self.config, "tie_word_embeddings": self.tied}
@@ -75,8 +79,6 @@ class Shape:
         if bits < 16:
             chosen = getattr(model, "quant_predicate", None) or (lambda path, layer: True)
             nn.quantize(model, 64, bits, class_predicate=lambda path, layer: quantisable(layer) and chosen(path, layer))
-        evaluate(model)
-        model.eval()
         return model
 
     def draft_config(self) -> dict[str, Any]:
@@ -94,16 +96,24 @@ class Shape:
 
     def build_draft(self, dtype: mx.Dtype = mx.bfloat16, seed: int = 1) -> DFlashDraft:
         """The draft; what it says is noise, what it costs is what a trained one costs."""
+        return evaluated(self.planned_draft(dtype, seed))
+
+    def planned_draft(self, dtype: mx.Dtype = mx.bfloat16, seed: int = 1) -> DFlashDraft:
+        """The draft as `build_draft` makes it, before any weight takes memory."""
         mx.random.seed(seed)
         draft = DFlashDraft(DraftConfig.from_dict(self.draft_config()))
         draft.set_dtype(dtype)
-        evaluate(draft)
-        draft.eval()
         return draft
 
 
 def quantisable(layer: Any) -> bool:
     return hasattr(layer, "to_quantized") and layer.weight.shape[-1] % 64 == 0
+
+
+def evaluated(model: Any) -> Any:
+    evaluate(model)
+    model.eval()
+    return model
 
 
 def evaluate(model: Any) -> None:

@@ -33,7 +33,7 @@ class Suite:
     requests: int = 512
     dataset_rows: tuple[int, ...] = (32, 64, 128)
     dataset_context: int = 256
-    dataset_tokens: int = 128
+    dataset_tokens: int = 256
     template_requests: int = 1000
     template: int = 1000
 
@@ -96,7 +96,7 @@ TINY = Suite(
     requests=8,
     dataset_rows=(2, 4),
     dataset_context=16,
-    dataset_tokens=16,
+    dataset_tokens=32,
     template_requests=20,
     template=50,
 )

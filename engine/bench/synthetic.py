@@ -21,7 +21,7 @@ from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from .arms import PREFILL, Arm, BenchError, Draftmill, MlxBatch, MlxStream, Numbers
-from .measure import REFILL, WARM, Expected
+from .measure import REFILL, WARM, Expected, mixed_length
 from .peers import ZLab, twin
 from .replay import Accept, Continuation, ReplaySource, by_request
 from .shapes import SHAPES
@@ -79,10 +79,10 @@ class Synthetic:
         return [self.request(draw, place, length, most) for place, length in enumerate(lengths)]
 
     def dataset(self, count: int, context: int, tokens: int, seed: int = 0) -> list[Request]:
-        """Requests of mixed length: an eighth to twice of `context` and of `tokens`."""
+        """Requests of mixed length: an eighth to twice of `context`, and up to `tokens`."""
         draw = random.Random(seed)
         return [
-            self.request(draw, n, draw.randint(context // 8, 2 * context), draw.randint(tokens // 8, 2 * tokens))
+            self.request(draw, n, draw.randint(context // 8, 2 * context), mixed_length(draw, tokens))
             for n in range(count)
         ]
 
@@ -114,7 +114,7 @@ class Synthetic:
         )
 
     def expected(self, continuation: Continuation) -> Expected:
-        return lambda request, count: continuation.after(request.tokens[-1], count)
+        return lambda request, text: continuation.after(request.tokens[-1], len(text)) == text
 
     def engine(
         self,

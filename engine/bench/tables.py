@@ -12,11 +12,12 @@ import mlx.core as mx
 from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from .arms import Draftmill
+from .dataset import dataset_line
 from .idle import measure_idle
-from .measure import Cell, attempt, ratios, steady, whole
+from .measure import Cell, attempt, ratios, steady
 from .replay import Accept, described
 from .report import Line, Table
-from .synthetic import Synthetic, longest
+from .synthetic import SINGLE, Synthetic, longest
 
 
 def rows_table(
@@ -59,15 +60,16 @@ def dataset_table(
     """Whole runs of a dataset of mixed lengths, each arm at so many rows."""
     requests = bench.dataset(count, context, tokens)
     continuation = bench.continuation(requests, accept)
-    lengths = f"prompts of {context // 8} to {2 * context} tokens, up to {tokens // 8} to {2 * tokens} new ones"
+    lengths = f"prompts of {context // 8} to {2 * context} tokens, up to {tokens // 16} to {tokens} new ones"
     table = Table(
-        f"{describe(bench)}, whole run of {count} requests, {described(accept)}, {lengths}, tokens/s",
+        f"{describe(bench)}, whole run of {count} requests, {described(accept)}, {lengths}",
         axis="rows",
+        seconds=True,
     )
     for number in rows:
-        made = bench.arms(number, requests, continuation, [arm for arm in arms if arm not in ("mlx-stream", "dflash")])
-        cells = whole(made, requests, repeats, bench.expected(continuation))
-        table.lines.append(Line(str(number), cells, at=number))
+        made = bench.arms(number, requests, continuation, [arm for arm in arms if arm not in SINGLE])
+        expected = bench.expected(continuation)
+        table.lines.append(dataset_line(str(number), made, SINGLE, requests, repeats, expected, number))
     best = {
         arm: max(line.cells[arm].rate for line in table.lines if line.cells[arm].samples) for arm in finished(table)
     }

@@ -39,6 +39,12 @@ def test_rows_of_mixed_acceptance(tmp_path: Path) -> None:
     assert "adaptive to the best other" in done.stdout
 
 
+def test_wall_times_of_a_model_that_a_cpu_does_not_take(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--suite", "--only", "qwen3-4b-4bit")
+    assert done.returncode == 0, done.stderr
+    assert "qwen3-4b-4bit: skipped, its weights of 3.1 GiB would take a CPU hours" in done.stdout
+
+
 def test_a_dataset_and_a_template(tmp_path: Path) -> None:
     done = bench(tmp_path, *TINY, "--dataset", "4", "--rows", "2", "--accept", "4", "--arms", "mlx-batch,full-depth")
     assert done.returncode == 0, done.stderr
@@ -59,6 +65,10 @@ def test_a_dataset_and_a_template(tmp_path: Path) -> None:
         ((*TINY, "--accept", "99"), "99 is more than the draft's block of 8"),
         ((*TINY, "--rows", "1,4", "--accept", "mixed"), "'mixed' takes --rows of 4 and more"),
         (("--suite", "--only", "grid-7"), "'grid-7' is unknown; known: idle, "),
+        (("--suite", "--only", "wall-time"), "smollm2-135m takes prompts: name a file of them by --data"),
+        (("--suite", "--only", "idle", "--arms", "adaptive"), "--arms means nothing with --suite without wall-time"),
+        (("--suite", "--rows", "4"), "--rows means nothing with --suite"),
+        (("--pair", "x", "--data", __file__, "--accept", "2"), "--accept means nothing with --pair"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

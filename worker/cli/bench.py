@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ...producer.cli.report import print_table
 from ...producer.input.dataset import BadLine, Dataset
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+OF_SHAPES = ("bits", "accept", "context", "template", "idle")
+
+MEANINGLESS = {
+    "pair": (*OF_SHAPES, "only"),
+    "shape": ("data", "limit", "only"),
+    "suite": (*OF_SHAPES, "rows", "tokens", "repeats"),
+}
+"""Options that mean nothing for what is measured."""
 
 
 class Numbers(click.ParamType):
@@ -56,7 +68,12 @@ class Accepts(Numbers):
 @click.option("--data", type=FILE, multiple=True, help="JSONL file of prompts, as for `run`; may be repeated.")
 @click.option("--shape", metavar="NAME", help="Measure random weights in a published shape, at a set acceptance.")
 @click.option("--suite", is_flag=True, help="Measure what tests/benchmarks/README.md shows; on a CPU, tiny shapes.")
-@click.option("--only", multiple=True, metavar="TABLE", help="Of the suite; may be repeated.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TABLE",
+    help="Of the suite; may be repeated. `wall-time`, or a model of it: the seconds that a dataset takes each model.",
+)
 @click.option(
     "--bits", type=click.Choice(["4", "8", "16"]), default="16", show_default=True, help="Of a shape's weights."
 )
@@ -71,12 +88,10 @@ class Accepts(Numbers):
 @click.option(
     "--context", type=click.IntRange(16), default=512, show_default=True, help="Prompt tokens of a shape's rows."
 )
-@click.option("--tokens", type=click.IntRange(8), default=256, show_default=True, help="Timed tokens of a row.")
+@click.option("--tokens", type=click.IntRange(8), default=256, show_default=True, help="Most tokens of a request.")
 @click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Turns of each arm.")
 @click.option("--arms", metavar="A,B,…", help="Default: all.")
-@click.option(
-    "--dataset", type=click.IntRange(1), metavar="N", help="Shape: run N requests of mixed lengths as a whole."
-)
+@click.option("--dataset", type=click.IntRange(1), metavar="N", help="Run N requests of mixed lengths as a whole.")
 @click.option("--template", type=click.IntRange(1), metavar="T", help="Shape: let them share T tokens, count prefills.")
 @click.option("--idle", is_flag=True, help="Shape: measure how long the device has nothing to do.")
 @click.option("--limit", type=click.IntRange(1), help="Prompts of each file.")
@@ -94,12 +109,16 @@ def bench(**options: Any) -> None:
       draftmill bench --pair smollm2-135m --data prompts.jsonl --arms depth-0,adaptive --reference-blas
       draftmill bench --shape qwen3-4b --rows 4,8,16 --accept 4,8,mixed
       draftmill bench --shape qwen3.5-4b --bits 4 --dataset 256 --rows 8,32
+      draftmill bench --pair smollm2-135m --data prompts.jsonl --dataset 32 --rows 8
       draftmill bench --suite --chart bench.png
+      draftmill bench --suite --only wall-time --data prompts.jsonl --chart wall-time.png
     """
     if sum(map(bool, (options["pair"], options["shape"], options["suite"]))) != 1:
         raise click.UsageError("name one of --pair, --shape and --suite")
-    if bool(options["pair"]) != bool(options["data"]):
+    if options["pair"] and not options["data"]:
         raise click.UsageError("--pair and --data belong together")
+    mode = next(name for name in MEANINGLESS if options[name])
+    refuse_given(f"--{mode}", MEANINGLESS[mode])
 
     from ..blas import preload
 
@@ -140,51 +159,79 @@ def _show(table: Table) -> None:
     click.echo(table.title)
     for head, *rows in table.grids:
         print_table(head, rows, numbers=True)
-    for failure in table.failures:
-        click.echo(f"  {failure}")
+    for line in table.failures + table.notes:
+        click.echo(f"  {line}")
     click.echo()
 
 
 def tables(options: dict[str, Any]) -> Iterator[Any]:
     """What the options ask for, a table at a time."""
+    if options["suite"]:
+        return suite_tables(options)
+    return pair_tables(options) if options["pair"] else shape_tables(options)
+
+
+def suite_tables(options: dict[str, Any]) -> Iterator[Any]:
     import mlx.core as mx
 
-    from ...engine.bench import real, replay, suite, synthetic
-    from ...engine.bench.tables import dataset_table, idle_table, rows_table, template_table
+    from ...engine.bench import suite, wall_time
+
+    on_cpu, only = mx.default_device() == mx.cpu, options["only"]
+    timed = wall_time.ON_CPU if on_cpu else wall_time.WallTime()
+    timed = replace(timed, requests=options["dataset"] or timed.requests)
+    refuse_unknown("--only", only, (*suite.TABLES, wall_time.NAME, *timed.models))
+    models = timed.models if wall_time.NAME in only else [name for name in only if name in timed.models]
+    if not models:
+        refuse_given("--suite without wall-time", ("data", "limit", "arms", "dataset"))
+    if timed.pair in models and not options["data"]:
+        raise click.UsageError(f"{timed.pair} takes prompts: name a file of them by --data")
+    arms = chosen(options, wall_time.ARMS)
+    if grids := tuple(name for name in only or suite.TABLES if name in suite.TABLES):
+        yield from (suite.TINY if on_cpu else suite.Suite()).run(cache_dir(), grids)
+    if models:
+        every = [prompt for file in options["data"] for prompt in prompts(file, timed.pair, options["limit"])]
+        yield timed.run(cache_dir(), models, every, arms)
+
+
+def pair_tables(options: dict[str, Any]) -> Iterator[Any]:
+    from ...engine.bench.real import ARMS, Real, pair_dataset_table, pair_table
     from ...engine.models.pairs import resolve
 
-    known = real.ARMS if options["pair"] else synthetic.ARMS
-    arms = tuple(options["arms"].split(",")) if options["arms"] else known
-    refuse_unknown("--arms", arms, known)
-    rows, tokens, repeats, context = (options[name] for name in ("rows", "tokens", "repeats", "context"))
-    if options["suite"]:
-        refuse_unknown("--only", options["only"], suite.TABLES)
-        wanted = suite.TINY if mx.default_device() == mx.cpu else suite.Suite()
-        yield from wanted.run(cache_dir(), options["only"])
-    elif options["pair"]:
-        pair = real.Real(resolve(options["pair"]), cache_dir())
-        for file in options["data"]:
-            requests = pair.requests(prompts(file, options["pair"], options["limit"]), tokens)
-            yield real.pair_table(pair, requests, rows, tokens, repeats, arms)
+    arms, rows, tokens, repeats = chosen(options, ARMS), options["rows"], options["tokens"], options["repeats"]
+    pair = Real(resolve(options["pair"]), cache_dir())
+    files = [prompts(file, options["pair"], options["limit"]) for file in options["data"]]
+    if options["dataset"]:
+        every = [prompt for file in files for prompt in file]
+        yield pair_dataset_table(pair, every, options["dataset"], rows, tokens, repeats, arms)
     else:
-        refuse_unknown("--shape", (options["shape"],), tuple(synthetic.SHAPES))
-        shape = synthetic.Synthetic(options["shape"], int(options["bits"]), cache_dir())
-        for given in options["accept"]:
-            accept = replay.MIXED if given == MIXED else (given,)
-            if max(accept) > shape.block:
-                raise click.BadParameter(
-                    f"{max(accept):g} is more than the draft's block of {shape.block}", param_hint="--accept"
-                )
-            if not options["dataset"] and min(rows) < len(accept):
-                raise click.BadParameter(f"'{given}' takes --rows of {len(accept)} and more", param_hint="--accept")
-            if options["template"]:
-                yield template_table(shape, options["dataset"] or 1000, options["template"], rows[-1], accept)
-            elif options["dataset"]:
-                yield dataset_table(shape, options["dataset"], rows, accept, context, tokens, repeats, arms)
-            elif options["idle"]:
-                yield idle_table(shape, rows, accept, context, arms)
-            else:
-                yield rows_table(shape, rows, accept, context, tokens, repeats, arms)
+        for file in files:
+            yield pair_table(pair, pair.requests(file, tokens), rows, tokens, repeats, arms)
+
+
+def shape_tables(options: dict[str, Any]) -> Iterator[Any]:
+    from ...engine.bench import replay, synthetic
+    from ...engine.bench.tables import dataset_table, idle_table, rows_table, template_table
+
+    arms = chosen(options, synthetic.ARMS)
+    rows, tokens, repeats, context = (options[name] for name in ("rows", "tokens", "repeats", "context"))
+    refuse_unknown("--shape", (options["shape"],), tuple(synthetic.SHAPES))
+    shape = synthetic.Synthetic(options["shape"], int(options["bits"]), cache_dir())
+    for given in options["accept"]:
+        accept = replay.MIXED if given == MIXED else (given,)
+        if max(accept) > shape.block:
+            raise click.BadParameter(
+                f"{max(accept):g} is more than the draft's block of {shape.block}", param_hint="--accept"
+            )
+        if not options["dataset"] and min(rows) < len(accept):
+            raise click.BadParameter(f"'{given}' takes --rows of {len(accept)} and more", param_hint="--accept")
+        if options["template"]:
+            yield template_table(shape, options["dataset"] or 1000, options["template"], rows[-1], accept)
+        elif options["dataset"]:
+            yield dataset_table(shape, options["dataset"], rows, accept, context, tokens, repeats, arms)
+        elif options["idle"]:
+            yield idle_table(shape, rows, accept, context, arms)
+        else:
+            yield rows_table(shape, rows, accept, context, tokens, repeats, arms)
 
 
 def prompts(file: Path, pair: str, limit: int | None) -> list[Any]:
@@ -195,6 +242,20 @@ def prompts(file: Path, pair: str, limit: int | None) -> list[Any]:
     dataset.survey()
     bodies = [item for item in dataset if not isinstance(item, BadLine)][:limit]
     return [jobs.prompts(body)[0] for body in bodies]
+
+
+def chosen(options: dict[str, Any], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The arms that are asked for."""
+    arms = tuple(options["arms"].split(",")) if options["arms"] else known
+    refuse_unknown("--arms", arms, known)
+    return arms
+
+
+def refuse_given(mode: str, names: tuple[str, ...]) -> None:
+    """Raises UsageError if one of these options was given."""
+    source = click.get_current_context().get_parameter_source
+    if given := [name for name in names if source(name) == ParameterSource.COMMANDLINE]:
+        raise click.UsageError(f"--{given[0]} means nothing with {mode}")
 
 
 def refuse_unknown(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

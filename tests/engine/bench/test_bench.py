@@ -18,12 +18,13 @@ from draftmill.engine.bench.arms import BenchError, synchronize
 from draftmill.engine.bench.idle import Filler, Idle, measure_idle
 from draftmill.engine.bench.measure import Cell, Sample, ratios, steady, whole
 from draftmill.engine.bench.peers import twin
-from draftmill.engine.bench.real import Real, pair_table
+from draftmill.engine.bench.real import Real, pair_dataset_table, pair_table
 from draftmill.engine.bench.replay import MIXED, pattern, survival
 from draftmill.engine.bench.report import Line, Table, write
 from draftmill.engine.bench.shapes import SHAPES
 from draftmill.engine.bench.synthetic import ARMS, Synthetic
 from draftmill.engine.bench.tables import template_table
+from draftmill.engine.bench.wall_time import Unfit, WallTime, Weights, assure_room
 from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.depth.calibration import Pace
 from draftmill.engine.models.pairs import resolve
@@ -103,7 +104,7 @@ def test_rows_of_mixed_acceptance_gain_what_is_asked_of_each(bench: Any) -> None
 
 def test_whole_runs_give_every_token(bench: Any) -> None:
     made = bench("tiny-qwen3")
-    requests = made.dataset(10, 32, 16)
+    requests = made.dataset(10, 32, 32)
     continuation = made.continuation(requests, accept=(4,))
     cells = whole(made.arms(3, requests, continuation), requests, 2, made.expected(continuation))
     for cell in cells.values():
@@ -117,7 +118,7 @@ def test_other_tokens_than_expected_fail_a_cell(bench: Any) -> None:
     made = bench("tiny-qwen3")
     requests = made.rows(1, 16, 16, accept=(2,), repeats=1)
     continuation = made.continuation(requests, accept=(2,))
-    cells = steady(made.arms(1, requests, continuation, ("mlx-batch",)), requests, 16, 1, lambda r, count: [0] * count)
+    cells = steady(made.arms(1, requests, continuation, ("mlx-batch",)), requests, 16, 1, lambda request, text: False)
     assert cells["mlx-batch"].error == "request r0 generated other tokens than expected"
     assert not cells["mlx-batch"].samples
 
@@ -231,3 +232,35 @@ def test_a_real_pair_answers_prompts_in_every_arm(bench: Any, cache: Path, boxed
         assert cells[arm].error is None
         assert cells[arm].samples[0].tokens == cells["mlx-batch"].samples[0].tokens
     assert cells["dflash-mlx"].error == "dflash-mlx is not installed"
+    prompts = [request.tokens for request in requests]
+    one, two, again = pair.dataset(prompts, 3, 16)
+    assert {one.tokens, two.tokens} == set(prompts)
+    assert one.tokens == again.tokens
+    (line,) = pair_dataset_table(pair, prompts, 3, [2], 16, 1, ("adaptive", "mlx-batch")).lines
+    assert [cell.error for cell in line.cells.values()] == [None, None]
+    asked = sum(request.sampling.max_tokens for request in (one, two, again))
+    assert line.facts == {"requests": 3, "prompt tokens": sum(map(len, prompts)) + len(one.tokens), "new tokens": asked}
+    assert list(line.cells) == ["mlx-batch", "adaptive"]
+
+
+def test_a_shape_needs_room_beside_its_weights_and_takes_none_to_find_out() -> None:
+    mixture, before = Weights("qwen3.5-35b-a3b", 4), mx.get_active_memory()
+    assure_room(mixture, 32 << 30)
+    with pytest.raises(Unfit, match=r"its weights of 19\.\d GiB leave rows no room in the 24\.0 GiB here"):
+        assure_room(mixture, 24 << 30)
+    assert mx.get_active_memory() - before < 1 << 20
+
+
+def test_wall_times_are_one_table_of_the_models_that_fit(tmp_path: Path) -> None:
+    shapes = (Weights("tiny-qwen3"), Weights("qwen3-4b"), Weights("tiny-qwen3.5", 4))
+    timed = WallTime(shapes=shapes, requests=9, rows=2, context=16, tokens=32)
+    table = timed.run(tmp_path, timed.models[1:], [], ("mlx-batch", "adaptive", "dflash"))
+    assert [line.label for line in table.lines] == ["tiny-qwen3, 2 rows", "tiny-qwen3.5-4bit, 2 rows"]
+    assert not table.failed
+    assert table.notes == ["qwen3-4b: skipped, its weights of 8.5 GiB would take a CPU hours"]
+    for line in table.lines:
+        assert line.cells["mlx-batch"].samples[0].tokens == line.facts["new tokens"]
+        assert line.cells["dflash"].requests == 1
+    text = " ".join(table.grids[0][1])
+    assert "s, " in text
+    assert "for the first 1, " in text
