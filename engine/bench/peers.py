@@ -1,4 +1,4 @@
-"""Other DFlash engines for MLX as arms, where they are installed: z-lab's `dflash` and `dflash-mlx`."""
+"""Other engines for MLX as arms, where they are installed: z-lab's `dflash`, `dflash-mlx` and `vllm-mlx`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import copy
 import importlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -81,21 +83,17 @@ def zlab_draft(package: Any, draft: DFlashDraft, continuation: Continuation | No
     return made
 
 
-class DFlashMlx:
-    """`dflash-mlx`, one request after the other, in a process of its own: it changes mlx-lm's classes for good.
+class Elsewhere:
+    """An engine in a process of its own, which runs whole requests.
 
     Raises:
-        MissingPeer: not installed.
-        BenchError: it cannot load the pair.
+        BenchError: it cannot load its models.
     """
 
     alone = False
     tokens_per_round: float | None = None
 
-    def __init__(self, target: str, draft: str):
-        if not importlib.util.find_spec("dflash_mlx"):
-            raise MissingPeer("dflash-mlx is not installed")
-        command = [sys.executable, "-m", f"{__package__}.dflash_mlx_process", target, draft]
+    def __init__(self, *command: str):
         pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.process = subprocess.Popen(command, **pipes)
         self._answer()  # that it is ready
@@ -120,10 +118,39 @@ class DFlashMlx:
 
     def _answer(self) -> Any:
         assert self.process.stdout
-        answer = json.loads(self.process.stdout.readline() or '{"error": "dflash-mlx ended by itself"}')
+        answer = json.loads(self.process.stdout.readline() or '{"error": "its process ended by itself"}')
         if "error" in answer:
             raise BenchError(answer["error"])
         return answer["done"]
+
+
+class DFlashMlx(Elsewhere):
+    """`dflash-mlx`, one request after the other. It would change mlx-lm's classes for good.
+
+    Raises:
+        MissingPeer: not installed.
+    """
+
+    def __init__(self, target: str, draft: str):
+        if not importlib.util.find_spec("dflash_mlx"):
+            raise MissingPeer("dflash-mlx is not installed")
+        super().__init__(sys.executable, "-m", f"{__package__}.dflash_mlx_process", target, draft)
+
+
+class VllmMlx(Elsewhere):
+    """`vllm-mlx`, so many rows at a time, in the environment of the program of that name: it needs another mlx-lm.
+
+    Raises:
+        MissingPeer: not installed.
+    """
+
+    def __init__(self, target: str, dtype: str, rows: int):
+        program = shutil.which("vllm-mlx")
+        if program is None:
+            raise MissingPeer("vllm-mlx is not installed, in an environment of its own (uv tool install vllm-mlx)")
+        with open(program, encoding="utf-8") as script:
+            python = script.readline().removeprefix("#!").strip()
+        super().__init__(python, str(Path(__file__).with_name("vllm_mlx_process.py")), target, dtype, str(rows))
 
 
 def peer(module: str, package: str) -> Any:

@@ -22,12 +22,12 @@ from ..text import Prompt, Text
 from .arms import Arm, Draftmill, MlxBatch, MlxStream
 from .dataset import dataset_line
 from .measure import Expected, alike, mixed_length, whole
-from .peers import DFlashMlx, ZLab, twin
+from .peers import DFlashMlx, VllmMlx, ZLab, twin
 from .report import Line, Table
 from .synthetic import longest
 
-ARMS = ("mlx-stream", "mlx-batch", "depth-0", "adaptive", "dflash", "dflash-mlx")
-"""mlx-lm's two ways, this engine without its draft and as it comes, z-lab's engine, dflash-mlx."""
+ARMS = ("mlx-stream", "mlx-batch", "depth-0", "adaptive", "dflash", "dflash-mlx", "vllm-mlx")
+"""mlx-lm's two ways, this engine without its draft and as it comes, z-lab's engine, dflash-mlx, vllm-mlx."""
 
 SINGLE = ("mlx-stream", "dflash", "dflash-mlx")
 """Arms that take one request at a time, whatever the number of rows."""
@@ -76,7 +76,11 @@ class Real:
 
     @property
     def described(self) -> str:
-        return f"{self.pair.name} {str(self.target.dtype).removeprefix('mlx.core.')}"
+        return f"{self.pair.name} {self.dtype}"
+
+    @property
+    def dtype(self) -> str:
+        return str(self.target.dtype).removeprefix("mlx.core.")
 
     def engine(self, rows: int, context: int, draft: Any) -> Engine:
         """This engine; with a draft it chooses depths by what rounds cost here."""
@@ -96,16 +100,18 @@ class Real:
         def engine(draft: Any) -> Callable[[], Arm]:
             return lambda: Draftmill(lambda: self.engine(rows, context, draft))
 
+        target = str(locate(self.pair.target, self.cache))
         made: dict[str, Callable[[], Arm]] = {
             "mlx-stream": lambda: MlxStream(self.model, self.tokenizer),
             "mlx-batch": lambda: MlxBatch(self.model, self.tokenizer, rows),
             "depth-0": engine(None),
         }
         if self.draft and self.pair.draft:
-            target, draft = (str(locate(name, self.cache)) for name in (self.pair.target, self.pair.draft))
+            draft = str(locate(self.pair.draft, self.cache))
             made["adaptive"] = engine(self.draft)
             made["dflash"] = lambda: ZLab(self.model, self.draft, self.tokenizer, self.recurrent)
             made["dflash-mlx"] = lambda: DFlashMlx(target, draft)
+        made["vllm-mlx"] = lambda: VllmMlx(target, self.dtype, rows)
         return {name: arm for name, arm in made.items() if name in names}
 
 

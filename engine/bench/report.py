@@ -52,6 +52,11 @@ class Table:
         return list(dict.fromkeys(arm for line in self.lines for arm in line.cells))
 
     @property
+    def finished(self) -> list[str]:
+        """Arms with at least one figure."""
+        return [arm for arm in self.arms if any(arm in line.cells and line.cells[arm].samples for line in self.lines)]
+
+    @property
     def base(self) -> str | None:
         """The arm that ratios are to."""
         return "mlx-batch" if "mlx-batch" in self.arms else next(iter(self.arms), None)
@@ -185,10 +190,9 @@ def draw(file: Path, tables: Sequence[Table]) -> None:
 
 def panel(table: Table, axis: Any, colours: dict[str, str]) -> None:
     over = [line for line in table.lines if line.at is not None]
-    for number, arm in enumerate(table.arms):
+    arms = table.finished
+    for number, arm in enumerate(arms):
         there = [(line, line.cells[arm]) for line in table.lines if arm in line.cells and line.cells[arm].samples]
-        if not there:
-            continue
         rates = [cell.rate for _, cell in there]
         errors = [[cell.rate - cell.spread[0] for _, cell in there], [cell.spread[1] - cell.rate for _, cell in there]]
         if len(over) > 1:
@@ -203,8 +207,8 @@ def panel(table: Table, axis: Any, colours: dict[str, str]) -> None:
                 color=colours[arm],
             )
         else:
-            width = 0.8 / len(table.arms)
-            places = [table.lines.index(line) + (number - (len(table.arms) - 1) / 2) * width for line, _ in there]
+            width = 0.8 / len(arms)
+            places = [table.lines.index(line) + (number - (len(arms) - 1) / 2) * width for line, _ in there]
             axis.bar(places, rates, width, yerr=errors, capsize=2, label=arm, color=colours[arm])
     if len(over) > 1:
         axis.set_xscale("log", base=2)

@@ -70,9 +70,7 @@ def dataset_table(
         made = bench.arms(number, requests, continuation, [arm for arm in arms if arm not in SINGLE])
         expected = bench.expected(continuation)
         table.lines.append(dataset_line(str(number), made, SINGLE, requests, repeats, expected, number))
-    best = {
-        arm: max(line.cells[arm].rate for line in table.lines if line.cells[arm].samples) for arm in finished(table)
-    }
+    best = {arm: max(line.cells[arm].rate for line in table.lines if line.cells[arm].samples) for arm in table.finished}
     table.facts += [
         {
             "arm": arm,
@@ -82,11 +80,6 @@ def dataset_table(
         for arm, rate in best.items()
     ]
     return table
-
-
-def finished(table: Table) -> list[str]:
-    """Arms with at least one figure."""
-    return [arm for arm in table.arms if any(arm in line.cells and line.cells[arm].samples for line in table.lines)]
 
 
 class Counted:

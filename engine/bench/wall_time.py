@@ -12,13 +12,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..models import boxed
-from ..models.folder import ModelError
 from ..models.pairs import resolve
 from ..state.memory import device_limit
 from ..text import Prompt
 from . import real, synthetic
-from .arms import BenchError
 from .dataset import dataset_line
+from .measure import Cell, attempt
 from .real import Real
 from .replay import MIXED
 from .report import Line, Table
@@ -27,7 +26,7 @@ from .synthetic import Synthetic, longest
 
 NAME = "wall-time"
 
-ARMS = ("mlx-batch", "adaptive", "dflash", "dflash-mlx")
+ARMS = ("mlx-batch", "adaptive", "dflash", "dflash-mlx", "vllm-mlx")
 
 GIB = 1 << 30
 
@@ -80,20 +79,25 @@ class WallTime:
         for name in self.models:
             if name not in models:
                 continue
-            try:
-                line = (
-                    self._pair_line(folder, prompts, arms)
-                    if name == self.pair
-                    else self._shape_line(folder, name, arms)
-                )
+            failure = Cell()
+            if reason := self._unfit(name):
+                table.notes.append(f"{name}: skipped, {reason}")
+            elif line := attempt(failure, lambda name=name: self._line(name, folder, prompts, arms)):
                 table.lines.append(line)
-            except Unfit as error:
-                table.notes.append(f"{name}: skipped, {error}")
-            except (BenchError, ModelError) as error:
-                table.facts.append({"model": name, "failed": str(error)})
+            else:
+                table.facts.append({"model": name, "failed": failure.error})
             gc.collect()  # engines and their parts refer to each other
             mx.clear_cache()
         return table
+
+    def _unfit(self, name: str) -> str | None:
+        limit = None if mx.default_device() == mx.cpu else device_limit()
+        return next((unfit(weights, limit) for weights in self.shapes if weights.name == name), None)
+
+    def _line(self, name: str, folder: Path, prompts: Sequence[Prompt], arms: Collection[str]) -> Line:
+        if name == self.pair:
+            return self._pair_line(folder, prompts, arms)
+        return self._shape_line(next(weights for weights in self.shapes if weights.name == name), folder, arms)
 
     def _pair_line(self, folder: Path, prompts: Sequence[Prompt], arms: Collection[str]) -> Line:
         bench = Real(resolve(self.pair), folder)
@@ -102,17 +106,14 @@ class WallTime:
         label = f"{bench.described}, {self.rows} rows"
         return dataset_line(label, made, real.SINGLE, requests, self.repeats, bench.expected)
 
-    def _shape_line(self, folder: Path, name: str, arms: Collection[str]) -> Line:
-        weights = next(weights for weights in self.shapes if weights.name == name)
-        limit = None if mx.default_device() == mx.cpu else device_limit()
-        assure_room(weights, limit)
+    def _shape_line(self, weights: Weights, folder: Path, arms: Collection[str]) -> Line:
         bench = Synthetic(weights.shape, weights.bits, folder)
         requests = bench.dataset(self.requests, self.context, self.tokens)
         continuation = bench.continuation(requests, MIXED)
         together = [arm for arm in arms if arm not in synthetic.SINGLE]
         made = bench.arms(self.rows, requests, continuation, together)
         made |= bench.arms(1, requests, continuation, [arm for arm in arms if arm in synthetic.SINGLE])
-        label = f"{name}, {self.rows} rows"
+        label = f"{weights.name}, {self.rows} rows"
         return dataset_line(label, made, synthetic.SINGLE, requests, self.repeats, bench.expected(continuation))
 
 
@@ -120,20 +121,16 @@ ON_CPU = WallTime(requests=24, rows=8, repeats=2)
 """Some ten minutes on two cores."""
 
 
-class Unfit(Exception):
-    """A shape is too large for this machine; the message says so."""
-
-
-def assure_room(weights: Weights, limit: int | None) -> None:
-    """Without a limit, on a CPU, only time counts.
-
-    Raises:
-        Unfit: a shape and its draft leave rows no room in so many bytes of a GPU's memory.
+def unfit(weights: Weights, limit: int | None) -> str | None:
+    """Why a shape and its draft leave rows no room in so many bytes of a GPU's memory; None if they leave some. Without
+    a limit, on a CPU, only time counts.
     """
     shape = SHAPES[weights.shape]
     modules: Any = shape.planned(weights.bits), shape.planned_draft()
-    size = sum(array.nbytes for module in modules for _, array in tree_flatten(module.parameters()))
-    if limit is None and size > MOST_ON_CPU:
-        raise Unfit(f"its weights of {size / GIB:.1f} GiB would take a CPU hours")
-    if limit is not None and size > SHARE * limit:
-        raise Unfit(f"its weights of {size / GIB:.1f} GiB leave rows no room in the {limit / GIB:.1f} GiB here")
+    arrays: list[Any] = [array for module in modules for _, array in tree_flatten(module.parameters())]
+    size = sum(array.nbytes for array in arrays)
+    if limit is None:
+        return f"its weights of {size / GIB:.1f} GiB would take a CPU hours" if size > MOST_ON_CPU else None
+    if size <= SHARE * limit:
+        return None
+    return f"its weights of {size / GIB:.1f} GiB leave rows no room in the {limit / GIB:.1f} GiB here"

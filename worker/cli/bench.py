@@ -1,4 +1,4 @@
-"""`draftmill bench`: measures this machine's engine beside mlx-lm and other DFlash engines."""
+"""`draftmill bench`: measures this machine's engine beside mlx-lm and other engines for MLX."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Accepts(Numbers):
 @click.option("--chart", type=OUT, metavar="PNG", help="Draw a chart; needs draftmill[bench].")
 @click.option("--reference-blas", is_flag=True, help="Linux CPU: stay with the slow BLAS of MLX's wheel.")
 def bench(**options: Any) -> None:
-    """Measure speed side by side with mlx-lm and other DFlash engines.
+    """Measure speed side by side with mlx-lm and other engines for MLX.
 
     All arms take turns in one process, with the same prompts and the same number of tokens, greedily.
 
