@@ -22,7 +22,8 @@ from ..text import Prompt, Text
 from .arms import Arm, Draftmill, MlxBatch, MlxStream
 from .dataset import dataset_line
 from .measure import Expected, alike, mixed_length, whole
-from .peers import DFlashMlx, VllmMlx, ZLab, twin
+from .peers.elsewhere import DFlashMlx, VllmMlx
+from .peers.zlab import ZLab, twin
 from .report import Line, Table
 from .synthetic import longest
 

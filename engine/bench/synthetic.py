@@ -22,7 +22,7 @@ from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from .arms import PREFILL, Arm, BenchError, Draftmill, MlxBatch, MlxStream, Numbers
 from .measure import REFILL, WARM, Expected, mixed_length
-from .peers import ZLab, twin
+from .peers.zlab import ZLab, twin
 from .replay import Accept, Continuation, ReplaySource, by_request
 from .shapes import SHAPES
 

@@ -15,7 +15,7 @@ from ...kernels.operations import Operations
 from ...kernels.pages.proof import flaw
 from ...kernels.race.contestants import OperationShape, contests
 from ...kernels.race.keys import KERNEL
-from ..bench.peers import twin
+from ..bench.peers.zlab import twin
 from ..drafting.checkpoint import load_draft
 from ..drafting.dflash import DFlashDraft
 from ..engine import Engine

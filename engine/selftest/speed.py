@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.arms import Arm, Draftmill, MlxBatch, synchronize
-from ..bench.peers import twin
+from ..bench.peers.zlab import twin
 from ..engine import MAX_ROWS, Engine
 from ..models import boxed
 from ..models.pairs import PAIRS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,7 @@ from draftmill.engine.bench import suite
 from draftmill.engine.bench.arms import BenchError, synchronize
 from draftmill.engine.bench.idle import Filler, Idle, measure_idle
 from draftmill.engine.bench.measure import Cell, Sample, ratios, steady, whole
-from draftmill.engine.bench.peers import twin
+from draftmill.engine.bench.peers.zlab import twin
 from draftmill.engine.bench.real import Real, pair_dataset_table, pair_table
 from draftmill.engine.bench.replay import MIXED, pattern, survival
 from draftmill.engine.bench.report import Line, Table, write
@@ -226,12 +227,13 @@ def test_a_real_pair_answers_prompts_in_every_arm(bench: Any, cache: Path, boxed
     pair = Real(resolve("smollm2-135m"), cache)
     pair.cost = bench("tiny-qwen3").cost  # which depths it chooses does not matter here, and its own takes long
     requests = pair.requests([ChatPrompt(({"role": "user", "content": "Say hi."},)), "One, two, three,"], 8)
-    table = pair_table(pair, requests, [2], 8, 1, ("mlx-batch", "adaptive", "dflash", "dflash-mlx"))
+    table = pair_table(pair, requests, [2], 8, 1, ("mlx-batch", "adaptive", "dflash", "dflash-mlx", "vllm-mlx"))
     cells = table.lines[0].cells
     for arm in ("mlx-batch", "adaptive", "dflash"):
         assert cells[arm].error is None
         assert cells[arm].samples[0].tokens == cells["mlx-batch"].samples[0].tokens
     assert cells["dflash-mlx"].error == "dflash-mlx is not installed"
+    assert shutil.which("vllm-mlx") or (cells["vllm-mlx"].error or "").startswith("vllm-mlx is not installed")
     prompts = [request.tokens for request in requests]
     one, two, again = pair.dataset(prompts, 3, 16)
     assert {one.tokens, two.tokens} == set(prompts)

@@ -1,4 +1,4 @@
-"""Runs `vllm-mlx` for `peers.VllmMlx`, in vllm-mlx's own environment, where draftmill is not: TARGET, its type of
+"""Runs `vllm-mlx` for `elsewhere.VllmMlx`, in vllm-mlx's own environment, where draftmill is not: TARGET, its type of
 numbers, and how many rows at a time. Each line of standard input, a JSON list of prompts with their most tokens, is
 answered by a line with the tokens of each.
 """
@@ -19,10 +19,11 @@ class Generator:
         self.requests: Any = importlib.import_module("vllm_mlx.request")
         self.scheduling: Any = importlib.import_module("vllm_mlx.scheduler")
         loading: Any = importlib.import_module("mlx_lm.utils")
-        model, self.tokenizer = loading.load(target)
-        # Quantised weights are slow on a CPU, so draftmill has them as float32 there, too.
-        self.model = loading.dequantize_model(model) if dtype == "float32" else model
+        self.model, self.tokenizer = loading.load(target)
         self.model.set_dtype(getattr(mx, dtype))
+        if dtype == "float32":  # on a CPU, where quantised weights are slow: draftmill does the same
+            self.model = loading.dequantize_model(self.model)
+            self.model.set_dtype(mx.float32)
         self.rows = int(rows)
 
     def generate(self, asked: list[tuple[list[int], int]]) -> list[list[int]]:

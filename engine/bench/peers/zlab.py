@@ -1,27 +1,22 @@
-"""Other engines for MLX as arms, where they are installed: z-lab's `dflash`, `dflash-mlx` and `vllm-mlx`."""
+"""z-lab's MLX engine as an arm, where `dflash` is installed."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 import importlib.util
-import json
-import shutil
-import subprocess
-import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import dequantize_model
 
-from ..drafting.dflash import DFlashDraft, arrays
-from ..request import Request
-from .arms import BenchError, MissingPeer, OneByOne, Run, Session
-from .replay import Continuation
+from ...drafting.dflash import DFlashDraft, arrays
+from ...request import Request
+from ..arms import MissingPeer, OneByOne
+from ..replay import Continuation
 
 
 class ZLab(OneByOne):
@@ -81,76 +76,6 @@ def zlab_draft(package: Any, draft: DFlashDraft, continuation: Continuation | No
     made.load_weights(arrays(plain))
     made.eval()
     return made
-
-
-class Elsewhere:
-    """An engine in a process of its own, which runs whole requests.
-
-    Raises:
-        BenchError: it cannot load its models.
-    """
-
-    alone = False
-    tokens_per_round: float | None = None
-
-    def __init__(self, *command: str):
-        pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.process = subprocess.Popen(command, **pipes)
-        self._answer()  # that it is ready
-
-    def __del__(self) -> None:
-        if process := getattr(self, "process", None):
-            process.kill()
-            process.wait()
-
-    def open(self, requests: Sequence[Request]) -> Session:
-        raise BenchError("runs whole requests only")
-
-    def runner(self) -> Run:
-        return Run(self._run)
-
-    def _run(self, requests: Sequence[Request]) -> list[list[int]]:
-        asked = [[list(request.tokens), request.sampling.max_tokens] for request in requests]
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout
-        answer = json.loads(self.process.stdout.readline() or '{"error": "its process ended by itself"}')
-        if "error" in answer:
-            raise BenchError(answer["error"])
-        return answer["done"]
-
-
-class DFlashMlx(Elsewhere):
-    """`dflash-mlx`, one request after the other. It would change mlx-lm's classes for good.
-
-    Raises:
-        MissingPeer: not installed.
-    """
-
-    def __init__(self, target: str, draft: str):
-        if not importlib.util.find_spec("dflash_mlx"):
-            raise MissingPeer("dflash-mlx is not installed")
-        super().__init__(sys.executable, "-m", f"{__package__}.dflash_mlx_process", target, draft)
-
-
-class VllmMlx(Elsewhere):
-    """`vllm-mlx`, so many rows at a time, in the environment of the program of that name: it needs another mlx-lm.
-
-    Raises:
-        MissingPeer: not installed.
-    """
-
-    def __init__(self, target: str, dtype: str, rows: int):
-        program = shutil.which("vllm-mlx")
-        if program is None:
-            raise MissingPeer("vllm-mlx is not installed, in an environment of its own (uv tool install vllm-mlx)")
-        with open(program, encoding="utf-8") as script:
-            python = script.readline().removeprefix("#!").strip()
-        super().__init__(python, str(Path(__file__).with_name("vllm_mlx_process.py")), target, dtype, str(rows))
 
 
 def peer(module: str, package: str) -> Any:

@@ -1,5 +1,5 @@
-"""Runs `dflash-mlx` for `peers.DFlashMlx`: TARGET and DRAFT; each line of standard input, a JSON list of prompts with
-their most tokens, is answered by a line with the tokens of each.
+"""Runs `dflash-mlx` for `elsewhere.DFlashMlx`: TARGET and DRAFT. Each line of standard input, a JSON list of prompts
+with their most tokens, is answered by a line with the tokens of each.
 """
 
 from __future__ import annotations
