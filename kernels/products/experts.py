@@ -72,12 +72,13 @@ def by_expert(x: mx.array, chosen: mx.array, through: Through) -> mx.array:
 
 
 def _gathered(chosen: mx.array, ascending: bool, x: mx.array, layer: Layer) -> mx.array:
-    indices = dict(rhs_indices=chosen, sorted_indices=ascending)
     if isinstance(layer.weight, Weight):
         packed, scales, biases, quantisation = layer.weight
+        indices = dict(rhs_indices=chosen, sorted_indices=ascending)
         y = mx.gather_qmm(x, packed, scales, biases, transpose=True, **indices, **quantisation._asdict())
     else:
-        y = mx.gather_mm(laid_apart(x), layer.weight.swapaxes(-1, -2), **indices)
+        weight = layer.weight.swapaxes(-1, -2)
+        y = mx.gather_mm(laid_apart(x), weight, rhs_indices=chosen, sorted_indices=ascending)
     return y if layer.bias is None else y + mx.expand_dims(layer.bias[chosen], -2)
 
 
