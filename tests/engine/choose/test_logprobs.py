@@ -83,6 +83,7 @@ def test_they_are_mlx_lm_s_whatever_is_drafted(family: str, sampling: dict[str, 
 
 def test_those_of_a_trained_model_are_within_1e_4(boxed_model: Path, cache: Path) -> None:
     loaded = load(boxed.NAME, cache)
+    loaded.model.set_dtype(mx.float32)  # which it has on a CPU only
     asked = [
         Request(f"r{i}", tuple(loaded.tokenizer.encode(text)), Sampling(max_tokens=12, logprobs=20))
         for i, text in enumerate(["The capital of France is", "Water boils at", "One, two, three,"])
