@@ -14,10 +14,10 @@ from .connect import bearable
 from .ending import repair, sweep
 from .scripts import Script, run, run_all, script
 
-CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
-    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "fleet/beat")
+CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP = (
+    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap")
 )
-COMPARE = script("fleet/pace")
+BEAT, COMPARE = script("fleet/beat", ("clock",)), script("fleet/pace", ("clock", "turns"))
 
 MOST_REAPED, MOST_BATCHES = 200, 50
 """Expired leases that one call of the reap script takes back, and batches that it looks at."""

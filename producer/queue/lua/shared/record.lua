@@ -1,5 +1,5 @@
--- What every script shares: reading a job, where it lies, giving up its lease, and recording its one outcome.
--- This file stands in front of each other script of the queue, behind some constants and turns.lua;
+-- What scripts about jobs share: reading a job, where it lies, giving up its lease, and recording its one outcome.
+-- This file stands in front of them, behind some constants, clock.lua and turns.lua; those about workers do without it.
 -- cron.lua, about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
 -- RQ's own keys. Each batch has a queue of its own for each pair that its lines run on, `draftmill.<w>.<pair>:<batch>`;
@@ -83,13 +83,6 @@ local AT, TTL = ARGV[1], tonumber(ARGV[2])
 local TEN_YEARS, JOB_TTL = 315360000, 3600
 local LEASES, LATER = 'draftmill:leases:' .. WIRE, 'draftmill:later:' .. WIRE
 local UNENDED = 'draftmill:unended:' .. WIRE
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local NOW = now_ms()
 
 -- Entries that wait to be added to their keys: those of one key are one command, and one in the append-only file.
 local gathered = {}
