@@ -109,19 +109,22 @@ local function place(n)
   return string.format('%.0f', n >= 0 and n < 2 ^ 32 and math.floor(n) or 0)
 end
 
--- A job as a table, or nil if its hash is gone, is no hash, or has no body. Only claim.lua reads the body, `data`, which
--- may have megabytes, and only who writes an outcome reads what the outcome hands back: see kept_of.
-local function read_job(id)
+-- A job as a table, or nil if its hash is gone, is no hash, or has no body. Only claim.lua asks for the body, `data`, which
+-- may have megabytes, and for what the outcome hands back; who writes an outcome reads that by itself: see kept_of.
+local function read_job(id, with_body)
   local key = 'rq:job:' .. id
-  if redis.pcall('HEXISTS', key, 'data') ~= 1 then return nil end
-  local field = redis.call('HMGET', key, 'origin', 'draftmill_batch', 'draftmill_user', 'draftmill_custom_id',
+  if not with_body and redis.pcall('HEXISTS', key, 'data') ~= 1 then return nil end
+  local field = redis.pcall('HMGET', key, 'origin', 'draftmill_batch', 'draftmill_user', 'draftmill_custom_id',
     'draftmill_n', 'draftmill_generation', 'draftmill_enqueued', 'draftmill_lease', 'draftmill_lease_ms',
-    'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status')
+    'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status',
+    unpack(with_body and { 'data', 'draftmill_keep' } or {}))
+  if field.err or (with_body and not field[14]) then return nil end
   return {
     id = id, key = key, origin = field[1], queue = field[1] or '', batch = field[2] or '', user = field[3] or '',
     custom_id = field[4] or '', n = place(field[5]), generation = string.match(field[6] or '', '^%d+$') or '0',
     enqueued = tonumber(field[7]) or NOW, token = field[8] or '', lease_ms = tonumber(field[9]) or 0,
     blamed = field[10] or '', leases = tonumber(field[11]) or 0, worker = field[12] or '', status = field[13] or '',
+    data = field[14], keep = field[15],
   }
 end
 
