@@ -84,7 +84,8 @@ local TEN_YEARS, JOB_TTL = 315360000, 3600
 local LEASES, LATER = 'draftmill:leases:' .. WIRE, 'draftmill:later:' .. WIRE
 local UNENDED = 'draftmill:unended:' .. WIRE
 
--- Entries that wait to be added to their keys: those of one key are one command, and one in the append-only file.
+-- Entries that wait to be added to their keys, or taken from them: those of one key are one command, and one in the
+-- append-only file. Only what no script reads back may wait. Who gathers, or ends jobs, is to call write at the end.
 local gathered = {}
 local function gather(command, key, ...)
   local name = command .. ' ' .. key
@@ -93,13 +94,23 @@ local function gather(command, key, ...)
   for _, part in ipairs({ ... }) do call[#call + 1] = part end
 end
 
--- Adds them. Lua hands a function some thousand arguments at most.
+-- What waits to be added up: key -> field -> how much.
+local sums = {}
+local function add_up(key, field, n)
+  sums[key] = sums[key] or {}
+  sums[key][field] = (sums[key][field] or 0) + (tonumber(n) or 0)
+end
+
+-- Writes both. Lua hands a function some thousand arguments at most.
 local MOST_AT_ONCE = 2000
 local function write()
   for _, call in ipairs(gathered) do
     for first = 1, #call, MOST_AT_ONCE do
       redis.call(call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
     end
+  end
+  for key, fields in pairs(sums) do
+    for field, n in pairs(fields) do redis.call('HINCRBY', key, field, n) end
   end
 end
 
@@ -199,7 +210,7 @@ end
 local function drop_lease(job)
   if redis.call('ZREM', LEASES, job.id) == 0 then return false end
   if job.gone then find_token(job) end
-  redis.call('ZREM', 'rq:wip:' .. job.queue, job.id .. ':' .. job.token)
+  gather('ZREM', 'rq:wip:' .. job.queue, job.id .. ':' .. job.token)
   redis.call('SREM', 'draftmill:running:batch:' .. job.batch, job.id)
   redis.call('SREM', 'draftmill:running:user:' .. job.user, job.id)
   if redis.call('EXISTS', 'draftmill:running:user:' .. job.user) == 0 then
@@ -331,14 +342,14 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens, mill
       redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, failure_of(job, outcome, entry, line))
     end
   end
-  redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
-  redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
   if prompt_tokens then -- by a worker
-    redis.call('HINCRBY', 'draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
-    redis.call('HINCRBY', 'draftmill:spent', 'generated ' .. job.user, completion_tokens)
+    add_up(batch, 'prompt_tokens', prompt_tokens)
+    add_up(batch, 'completion_tokens', completion_tokens)
+    add_up('draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
+    add_up('draftmill:spent', 'generated ' .. job.user, completion_tokens)
     if millijoules ~= '' then
-      redis.call('HINCRBY', 'draftmill:spent', 'metered ' .. job.user, completion_tokens)
-      redis.call('HINCRBY', 'draftmill:spent', 'millijoules ' .. job.user, millijoules)
+      add_up('draftmill:spent', 'metered ' .. job.user, completion_tokens)
+      add_up('draftmill:spent', 'millijoules ' .. job.user, millijoules)
     end
   end
   expire_if_complete(job.batch)
