@@ -23,9 +23,10 @@ test: lint
 	.venv/bin/python -m pytest -n 3 --dist worksteal
 
 # What generates, on the GPU that MLX finds here: whole outputs against mlx-lm. Kernels run as they are, not emulated.
+# Each test is named as it ends, so that a run that is cut off still says what failed.
 test-gpu: .venv/dev
 	.venv/bin/python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() == mx.cpu and "MLX finds no GPU here")'
-	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -n auto --dist worksteal -k "not emulated" tests/engine tests/kernels
+	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -vv -n auto --dist worksteal -k "not emulated" tests/engine tests/kernels
 
 soak: .venv/dev
 	.venv/bin/python -m tests.farm.soak

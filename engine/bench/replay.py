@@ -13,8 +13,26 @@ from ..drafting.drafter import DraftRow
 from ..drafting.kinds import ModelSource
 from ..request import Origin
 
+Accept = tuple[float, ...]
+"""Tokens per round at full depth: of each request in turn, starting again when all are taken."""
+
+MIXED: Accept = (1, 2, 4, 8)
+
 STRATA = 8
 """Rounds of a row, one after another, whose accepted counts are spread evenly over their distribution."""
+
+
+def by_request(accept: Accept, count: int) -> list[float]:
+    """Tokens per round of so many requests."""
+    return [accept[place % len(accept)] for place in range(count)]
+
+
+def described(accept: Accept) -> str:
+    """Such as "4 tokens per round"."""
+    levels = [f"{level:g}" for level in accept]
+    if len(levels) == 1:
+        return f"{levels[0]} tokens per round"
+    return f"{', '.join(levels[:-1])} and {levels[-1]} tokens per round by request in turn"
 
 
 def survival(tokens_per_round: float, block: int) -> float:
@@ -66,14 +84,14 @@ class Continuation:
 
     @classmethod
     def make(
-        cls, step: int, vocabulary: int, block: int, tokens_per_round: float, starts: Sequence[int], length: int
+        cls, step: int, vocabulary: int, block: int, accept: Accept, starts: Sequence[int], length: int
     ) -> Continuation:
         """For requests whose prompts have so many tokens each, up to `length` tokens of prompt and completion."""
-        s = survival(tokens_per_round, block)
+        chances = [survival(level, block) for level in by_request(accept, len(starts))]
         # The target itself adds the token after the prompt: drafts begin one further on.
         rows = [
             [False] * min(start + 1, length) + pattern(s, block, max(0, length - start - 1), seed)
-            for seed, start in enumerate(starts)
+            for seed, (start, s) in enumerate(zip(starts, chances, strict=True))
         ]
         right = mx.array(rows)
         mx.eval(right)

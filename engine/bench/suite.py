@@ -44,20 +44,20 @@ class Suite:
         def bench(shape: str) -> Synthetic:
             return Synthetic(shape, 16, folder)
 
-        def grid(accept: float) -> Table:
-            tokens = int(self.tokens * max(4, accept))
+        def grid(*accept: float) -> Table:
+            tokens = int(self.tokens * max(4, *accept))
             # z-lab's engine is compared at one acceptance: elsewhere only the batch counts.
-            arms = ARMS if accept == 8 else tuple(arm for arm in ARMS if arm not in SINGLE)
+            arms = ARMS if accept == (8,) else tuple(arm for arm in ARMS if arm not in SINGLE)
             return rows_table(bench(self.dense), self.rows, accept, self.context, tokens, self.repeats, arms)
 
         tables: dict[str, Callable[[], Table]] = {
-            "idle": lambda: idle_table(bench(self.dense), self.idle_rows, 8, self.context, OURS),
+            "idle": lambda: idle_table(bench(self.dense), self.idle_rows, (8,), self.context, OURS),
             "grid-8": lambda: grid(8),
             "grid-4": lambda: grid(4),
             "hybrid": lambda: rows_table(
                 bench(self.hybrid),
                 self.hybrid_rows,
-                8,
+                (8,),
                 self.context,
                 8 * self.tokens,
                 self.repeats,
@@ -67,14 +67,14 @@ class Suite:
                 bench(self.dense),
                 self.requests,
                 self.dataset_rows,
-                4,
+                (4,),
                 self.dataset_context,
                 self.dataset_tokens,
                 1,
                 ("mlx-batch", "adaptive"),
             ),
             "template": lambda: template_table(
-                bench(self.dense), self.template_requests, self.template, min(32, self.template_requests), 8
+                bench(self.dense), self.template_requests, self.template, min(32, self.template_requests), (8,)
             ),
             "grid-2": lambda: grid(2),
             "grid-1": lambda: grid(1),

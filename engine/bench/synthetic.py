@@ -23,7 +23,7 @@ from ..request import Request, Sampling
 from .arms import PREFILL, Arm, BenchError, Draftmill, MlxBatch, MlxStream, Numbers
 from .measure import REFILL, WARM, Expected
 from .peers import ZLab, twin
-from .replay import Continuation, ReplaySource
+from .replay import Accept, Continuation, ReplaySource, by_request
 from .shapes import SHAPES
 
 ARMS = ("mlx-stream", "mlx-batch", "depth-0", "full-depth", "adaptive", "dflash")
@@ -66,12 +66,16 @@ class Synthetic:
     def block(self) -> int:
         return self.draft.block
 
-    def rows(self, count: int, context: int, tokens: int, accept: float, repeats: int, seed: int = 0) -> list[Request]:
+    def rows(self, count: int, context: int, tokens: int, accept: Accept, repeats: int, seed: int = 0) -> list[Request]:
         """Requests to be timed for `tokens` tokens each, with contexts of mixed length around `context`."""
+        levels = by_request(accept, count)
+        fastest = max(levels)
+        # Timing ends when they have their tokens together: the fastest get most of them if the others do not draft.
+        share = fastest * count / sum(level if level == fastest else 1 for level in levels)
         draw = random.Random(seed)
         lengths = [draw.randint(context - context // 8, context + context // 8) for _ in range(count)]
         rounds = (1 + repeats) * REFILL + 1 + sum(lengths) // PREFILL  # that are not timed, but generate
-        most = int(1.25 * (WARM + tokens + rounds * accept)) + 3 * self.block
+        most = int(1.25 * (share * (WARM + tokens) + rounds * fastest)) + 3 * self.block
         return [self.request(draw, place, length, most) for place, length in enumerate(lengths)]
 
     def dataset(self, count: int, context: int, tokens: int, seed: int = 0) -> list[Request]:
@@ -103,7 +107,7 @@ class Synthetic:
         others = mx.where(mx.arange(logits.shape[-1]) == right, -mx.inf, logits).max(axis=-1, keepdims=True)
         return bool((wanted - others > MARGIN * mx.abs(wanted)).all())
 
-    def continuation(self, requests: Sequence[Request], accept: float) -> Continuation:
+    def continuation(self, requests: Sequence[Request], accept: Accept) -> Continuation:
         starts = [len(request.tokens) for request in requests]
         return Continuation.make(
             self.shape.step, self.shape.vocabulary, self.block, accept, starts, longest(requests) + self.block

@@ -13,17 +13,18 @@ from ..models.targets.transformer import Transformer
 from ..request import Request, Sampling
 from .arms import Draftmill
 from .idle import measure_idle
-from .measure import Cell, attempt, steady, whole
+from .measure import Cell, attempt, ratios, steady, whole
+from .replay import Accept, described
 from .report import Line, Table
 from .synthetic import Synthetic, longest
 
 
 def rows_table(
-    bench: Synthetic, rows: Sequence[int], accept: float, context: int, tokens: int, repeats: int, arms: Sequence[str]
+    bench: Synthetic, rows: Sequence[int], accept: Accept, context: int, tokens: int, repeats: int, arms: Sequence[str]
 ) -> Table:
     """Steady decoding at so many rows. Beside it the seconds of the prefill, and the speed if they are counted."""
     table = Table(
-        f"{describe(bench)}, decoding, {accept:g} tokens per round, context {context}, tokens/s",
+        f"{describe(bench)}, decoding, {described(accept)}, context {context}, tokens/s",
         axis="rows",
     )
     for count in rows:
@@ -37,6 +38,10 @@ def rows_table(
             if cell.samples and cell.prefill:
                 seconds = cell.prefill + count * tokens / cell.rate
                 fact[arm] = f"{cell.prefill:.2f}, {count * tokens / seconds:,.0f}"
+        others = [cell for arm, cell in cells.items() if arm != "adaptive" and cell.samples]
+        if others and "adaptive" in cells and cells["adaptive"].samples:
+            best = max(others, key=lambda cell: cell.rate)
+            fact["adaptive to the best other"] = ratios(cells["adaptive"], best)[0]
         table.facts.append(fact)
     return table
 
@@ -45,7 +50,7 @@ def dataset_table(
     bench: Synthetic,
     count: int,
     rows: Sequence[int],
-    accept: float,
+    accept: Accept,
     context: int,
     tokens: int,
     repeats: int,
@@ -56,7 +61,7 @@ def dataset_table(
     continuation = bench.continuation(requests, accept)
     lengths = f"prompts of {context // 8} to {2 * context} tokens, up to {tokens // 8} to {2 * tokens} new ones"
     table = Table(
-        f"{describe(bench)}, whole run of {count} requests, {accept:g} tokens per round, {lengths}, tokens/s",
+        f"{describe(bench)}, whole run of {count} requests, {described(accept)}, {lengths}, tokens/s",
         axis="rows",
     )
     for number in rows:
@@ -97,7 +102,7 @@ class Counted:
         return self._target.forward(tokens, *rest, **named)
 
 
-def template_table(bench: Synthetic, count: int, template: int, rows: int, accept: float) -> Table:
+def template_table(bench: Synthetic, count: int, template: int, rows: int, accept: Accept) -> Table:
     """How many prompt tokens go through the target when requests share a template. Each yields one token, which its
     prefill brings, so that nothing else goes through it.
     """
@@ -138,17 +143,17 @@ def template_table(bench: Synthetic, count: int, template: int, rows: int, accep
 def idle_table(
     bench: Synthetic,
     rows: Sequence[int],
-    accept: float,
+    accept: Accept,
     context: int,
     arms: Sequence[str],
     rounds: int = 16,
     repeats: int = 4,
 ) -> Table:
     """The share of wall time in which the device had nothing queued; `idle` says how it is measured."""
-    table = Table(f"{describe(bench)}, idle share of the device, {accept:g} tokens per round, context {context}")
+    table = Table(f"{describe(bench)}, idle share of the device, {described(accept)}, context {context}")
     ours = [arm for arm in arms if arm in ("depth-0", "full-depth", "adaptive")]
     for count in rows:
-        tokens = int((2 * repeats + 1) * (rounds + 2) * accept)
+        tokens = int((2 * repeats + 1) * (rounds + 2) * max(accept))
         requests = bench.rows(count, context, tokens, accept, 2 * repeats)
         continuation = bench.continuation(requests, accept)
         for arm, make in bench.arms(count, requests, continuation, ours).items():

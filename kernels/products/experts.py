@@ -36,7 +36,7 @@ FEW = 8
 class Layer(NamedTuple):
     """The weights of all experts [experts, O, K] of one layer, and what is added to their outputs [experts, O]."""
 
-    weight: Weight
+    weight: Weight | mx.array
     bias: mx.array | None = None
 
 
@@ -72,10 +72,24 @@ def by_expert(x: mx.array, chosen: mx.array, through: Through) -> mx.array:
 
 
 def _gathered(chosen: mx.array, ascending: bool, x: mx.array, layer: Layer) -> mx.array:
-    packed, scales, biases, quantisation = layer.weight
-    indices = dict(rhs_indices=chosen, sorted_indices=ascending)
-    y = mx.gather_qmm(x, packed, scales, biases, transpose=True, **indices, **quantisation._asdict())
+    if isinstance(layer.weight, Weight):
+        packed, scales, biases, quantisation = layer.weight
+        indices = dict(rhs_indices=chosen, sorted_indices=ascending)
+        y = mx.gather_qmm(x, packed, scales, biases, transpose=True, **indices, **quantisation._asdict())
+    else:
+        weight = layer.weight.swapaxes(-1, -2)
+        y = mx.gather_mm(laid_apart(x), weight, rhs_indices=chosen, sorted_indices=ascending)
     return y if layer.bias is None else y + mx.expand_dims(layer.bias[chosen], -2)
+
+
+def laid_apart(x: mx.array) -> mx.array:
+    """Rows x [..., 1, K] with a stride of K between them.
+
+    A dimension of one that was put in has a stride of 1, and what is computed with such an array may have it as well.
+    On CUDA MLX 0.32 takes the stride of this dimension for the distance of rows when it multiplies sorted ones, and is
+    wrong then.
+    """
+    return mx.unflatten(x.flatten(0, -2), 0, x.shape[:-1])
 
 
 def experts_by_kernel(
@@ -86,6 +100,7 @@ def experts_by_kernel(
     routed = route(flat, count, tiling.rows(FEW), launch)
 
     def product(x: mx.array, layer: Layer) -> mx.array:
+        assert isinstance(layer.weight, Weight)
         share = flat.size // x.shape[0]  # a token's choices share its row, until each has one of its own
         y = quantized_matmul_by_kernel(x, layer.weight, tiling, launch, routed._replace(share=share))
         return y if layer.bias is None else y + layer.bias[flat]

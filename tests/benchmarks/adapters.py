@@ -68,8 +68,8 @@ def main() -> None:
     random_adapters(bench)
     served = Adapters({name: Path(name) for name in NAMES})
     tokens = int(24 * max(given.accept, 4))
-    requests = bench.rows(given.rows, 512, tokens, given.accept, given.turns)
-    continuation, context = bench.continuation(requests, given.accept), longest(requests)
+    requests = bench.rows(given.rows, 512, tokens, (given.accept,), given.turns)
+    continuation, context = bench.continuation(requests, (given.accept,)), longest(requests)
 
     def engine(continuation: Continuation | None) -> Engine:
         draft = bench.draft if continuation else None

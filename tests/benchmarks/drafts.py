@@ -100,7 +100,7 @@ def table(kinds: dict[str, Synthetic], copies: Cost, rows: int, accepts: list[fl
     out = Table(f"{bench.shape.name}, {rows} rows, tokens/s", axis="tokens per round")
     for accept in accepts:
         tokens = int(24 * max(accept, 4))
-        requests = bench.rows(rows, 512, tokens, accept, turns)
+        requests = bench.rows(rows, 512, tokens, (accept,), turns)
         context = longest(requests)
         arms: dict[str, Callable[[], Arm]] = {
             "depth-0": lambda context=context: Draftmill(lambda: bench.engine(rows, context, None)),
@@ -109,7 +109,7 @@ def table(kinds: dict[str, Synthetic], copies: Cost, rows: int, accepts: list[fl
         for name, own in kinds.items():
             if accept <= own.block:
                 arms[name] = arm(own, rows, requests, accept)
-        cells = steady(arms, requests, tokens, turns, bench.expected(bench.continuation(requests, accept)))
+        cells = steady(arms, requests, tokens, turns, bench.expected(bench.continuation(requests, (accept,))))
         out.lines.append(Line(f"{accept:g}", cells))
         took = {n: 1000 * rows * (c.tokens_per_round or 1) / c.rate for n, c in cells.items() if c.samples}
         out.facts.append({"ms a round, at": accept, **took})
@@ -117,7 +117,7 @@ def table(kinds: dict[str, Synthetic], copies: Cost, rows: int, accepts: list[fl
 
 
 def arm(bench: Synthetic, rows: int, requests: list[Request], accept: float) -> Callable[[], Arm]:
-    continuation, full = bench.continuation(requests, accept), bench.block - 1
+    continuation, full = bench.continuation(requests, (accept,)), bench.block - 1
     return lambda: Draftmill(lambda: bench.engine(rows, longest(requests), continuation, full))
 
 

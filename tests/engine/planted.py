@@ -46,8 +46,8 @@ class ShiftedMask(Operations):
 
 def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> EngineSession:
     """Rows that have been prefilled and decode with whole blocks of drafts, of which a part is right."""
-    requests = bench.rows(rows, context, 96, 4, 1, seed)
-    continuation = bench.continuation(requests, 4)
+    requests = bench.rows(rows, context, 96, (4,), 1, seed)
+    continuation = bench.continuation(requests, (4,))
     return EngineSession(bench.engine(rows, context + 1024, continuation, bench.block - 1), requests)
 
 

@@ -25,6 +25,7 @@ from mlx_lm.models import (
     qwen3_next,
     smollm3,
 )
+from mlx_lm.models.switch_layers import SwitchLinear
 
 from draftmill.engine.drafting.kinds import Draft
 from draftmill.engine.drafting.lookup import Lookup
@@ -37,6 +38,7 @@ from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.scheduler import FORCED
 from draftmill.engine.shares import LATE, PREFIXES
 from draftmill.kernels.pages.sizes import pages_for
+from draftmill.kernels.products.experts import laid_apart
 
 VOCABULARY = 96
 
@@ -106,7 +108,20 @@ def gpt_oss_model(seed: int = 0, **changes: Any) -> Any:
         rope_theta=1e4,
         rope_scaling={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "truncate": False},
     )
-    return small_model(gpt_oss, seed, **{**args, **changes})
+    model: Any = small_model(gpt_oss, seed, **{**args, **changes})
+    for _, module in model.named_modules():
+        if isinstance(module, SwitchLinear):
+            module.__class__ = LaidApart
+    return model
+
+
+class LaidApart(SwitchLinear):
+    """Takes rows as it should on CUDA, where MLX's product of sorted ones goes wrong after a bias was added (see
+    `kernels.products.experts.laid_apart`), so that mlx-lm's own model is right there, too.
+    """
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        return super().__call__(laid_apart(x), indices, sorted_indices)
 
 
 def qwen3_model(seed: int = 0, **changes: Any) -> Any:

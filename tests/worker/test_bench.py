@@ -32,6 +32,13 @@ def test_a_shape_at_two_acceptances(tmp_path: Path) -> None:
     assert written["arguments"]["rows"] == [1, 2]
 
 
+def test_rows_of_mixed_acceptance(tmp_path: Path) -> None:
+    done = bench(tmp_path, *TINY, "--rows", "4", "--accept", "mixed", "--arms", "mlx-batch,full-depth,adaptive")
+    assert done.returncode == 0, done.stderr
+    assert "decoding, 1, 2, 4 and 8 tokens per round by request in turn" in done.stdout
+    assert "adaptive to the best other" in done.stdout
+
+
 def test_a_dataset_and_a_template(tmp_path: Path) -> None:
     done = bench(tmp_path, *TINY, "--dataset", "4", "--rows", "2", "--accept", "4", "--arms", "mlx-batch,full-depth")
     assert done.returncode == 0, done.stderr
@@ -50,6 +57,7 @@ def test_a_dataset_and_a_template(tmp_path: Path) -> None:
         ((*TINY, "--arms", "vllm"), "'vllm' is unknown; known: mlx-stream, "),
         ((*TINY, "--rows", "many"), "'many' is no list of numbers such as 1,4,8"),
         ((*TINY, "--accept", "99"), "99 is more than the draft's block of 8"),
+        ((*TINY, "--rows", "1,4", "--accept", "mixed"), "'mixed' takes --rows of 4 and more"),
         (("--suite", "--only", "grid-7"), "'grid-7' is unknown; known: idle, "),
     ],
 )

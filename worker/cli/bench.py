@@ -38,6 +38,19 @@ class Numbers(click.ParamType):
         return numbers
 
 
+MIXED = "mixed"
+
+
+class Accepts(Numbers):
+    """Tokens per round with commas between them, each of all rows, or the word for rows that differ."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        levels: list[Any] = []
+        for part in value.split(","):
+            levels += [part] if part == MIXED else super().convert(part, param, ctx)
+        return levels
+
+
 @click.command()
 @click.option("--pair", metavar="NAME", help="Measure a pair on the prompts of --data.")
 @click.option("--data", type=FILE, multiple=True, help="JSONL file of prompts, as for `run`; may be repeated.")
@@ -49,7 +62,11 @@ class Numbers(click.ParamType):
 )
 @click.option("--rows", type=Numbers(int, 1), default="1,4,8", show_default=True, help="Rows at a time.")
 @click.option(
-    "--accept", type=Numbers(float, 1), default="8", show_default=True, help="Tokens per round at full depth."
+    "--accept",
+    type=Accepts(float, 1),
+    default="8",
+    show_default=True,
+    help="Tokens per round at full depth; or `mixed`: 1, 2, 4 and 8 by row in turn.",
 )
 @click.option(
     "--context", type=click.IntRange(16), default=512, show_default=True, help="Prompt tokens of a shape's rows."
@@ -75,7 +92,7 @@ def bench(**options: Any) -> None:
     Examples:
       draftmill bench --pair smollm2-135m --data prompts.jsonl --limit 16 --tokens 64
       draftmill bench --pair smollm2-135m --data prompts.jsonl --arms depth-0,adaptive --reference-blas
-      draftmill bench --shape qwen3-4b --rows 1,4,8,16 --accept 4,8
+      draftmill bench --shape qwen3-4b --rows 4,8,16 --accept 4,8,mixed
       draftmill bench --shape qwen3.5-4b --bits 4 --dataset 256 --rows 8,32
       draftmill bench --suite --chart bench.png
     """
@@ -132,7 +149,7 @@ def tables(options: dict[str, Any]) -> Iterator[Any]:
     """What the options ask for, a table at a time."""
     import mlx.core as mx
 
-    from ...engine.bench import real, suite, synthetic
+    from ...engine.bench import real, replay, suite, synthetic
     from ...engine.bench.tables import dataset_table, idle_table, rows_table, template_table
     from ...engine.models.pairs import resolve
 
@@ -152,11 +169,14 @@ def tables(options: dict[str, Any]) -> Iterator[Any]:
     else:
         refuse_unknown("--shape", (options["shape"],), tuple(synthetic.SHAPES))
         shape = synthetic.Synthetic(options["shape"], int(options["bits"]), cache_dir())
-        for accept in options["accept"]:
-            if accept > shape.block:
+        for given in options["accept"]:
+            accept = replay.MIXED if given == MIXED else (given,)
+            if max(accept) > shape.block:
                 raise click.BadParameter(
-                    f"{accept:g} is more than the draft's block of {shape.block}", param_hint="--accept"
+                    f"{max(accept):g} is more than the draft's block of {shape.block}", param_hint="--accept"
                 )
+            if not options["dataset"] and min(rows) < len(accept):
+                raise click.BadParameter(f"'{given}' takes --rows of {len(accept)} and more", param_hint="--accept")
             if options["template"]:
                 yield template_table(shape, options["dataset"] or 1000, options["template"], rows[-1], accept)
             elif options["dataset"]:

@@ -109,8 +109,8 @@ def measured(
 ) -> tuple[dict[str, list[Spent]], dict[str, int]]:
     """What a round of each arm takes, turn by turn, and the operations of a round."""
     accept = bench.block / 2
-    requests = bench.rows(rows, context, int(accept * (WARM + rounds * turns)) + 64, accept, turns)
-    made = bench.arms(rows, requests, bench.continuation(requests, accept), list(ARMS.values()))
+    requests = bench.rows(rows, context, int(accept * (WARM + rounds * turns)) + 64, (accept,), turns)
+    made = bench.arms(rows, requests, bench.continuation(requests, (accept,)), list(ARMS.values()))
     sessions: dict[str, Steps] = {name: made[arm]().open(requests) for name, arm in ARMS.items()}
     sessions[WIDE] = WideSession(bench.model, rows, context, bench.block)
     spent: dict[str, list[Spent]] = {name: [] for name in sessions}

@@ -19,7 +19,7 @@ from draftmill.engine.bench.idle import Filler, Idle, measure_idle
 from draftmill.engine.bench.measure import Cell, Sample, ratios, steady, whole
 from draftmill.engine.bench.peers import twin
 from draftmill.engine.bench.real import Real, pair_table
-from draftmill.engine.bench.replay import pattern, survival
+from draftmill.engine.bench.replay import MIXED, pattern, survival
 from draftmill.engine.bench.report import Line, Table, write
 from draftmill.engine.bench.shapes import SHAPES
 from draftmill.engine.bench.synthetic import ARMS, Synthetic
@@ -72,8 +72,8 @@ def test_survival_and_pattern_give_the_tokens_per_round_asked_for(tokens_per_rou
 @pytest.mark.parametrize(("name", "rows"), [(name, 1) for name in TINY] + [("tiny-qwen3.5", 3)])
 def test_all_arms_generate_the_same_at_the_acceptance_set(bench: Any, name: str, rows: int) -> None:
     made = bench(name)
-    requests = made.rows(rows, 32, 48, accept=3, repeats=2)
-    continuation = made.continuation(requests, accept=3)
+    requests = made.rows(rows, 32, 48, accept=(3,), repeats=2)
+    continuation = made.continuation(requests, accept=(3,))
     arms = made.arms(rows, requests, continuation)
     assert list(arms) == [arm for arm in ARMS if rows == 1 or arm not in ("mlx-stream", "dflash")]
     cells = steady(arms, requests, 48, 2, made.expected(continuation))
@@ -85,10 +85,26 @@ def test_all_arms_generate_the_same_at_the_acceptance_set(bench: Any, name: str,
         assert arm == "adaptive" or cell.tokens_per_round == pytest.approx(wanted, rel=0.2), arm
 
 
+def test_rows_of_mixed_acceptance_gain_what_is_asked_of_each(bench: Any) -> None:
+    made = bench("tiny-qwen3")
+    requests = made.rows(4, 32, 64, MIXED, repeats=1)
+    continuation = made.continuation(requests, MIXED)
+    session = made.arms(4, requests, continuation)["full-depth"]().open(requests)
+    before = [len(text) for text in session.texts]
+    for _ in range(24):
+        session.advance()
+    gained = [(len(text) - length) / 24 for text, length in zip(session.texts, before, strict=True)]
+    assert gained == pytest.approx(MIXED, rel=0.2)
+    assert session.flaw() is None
+    session.close()
+    cells = steady(made.arms(4, requests, continuation), requests, 64, 1, made.expected(continuation))
+    assert [cell.error for cell in cells.values()] == 4 * [None]
+
+
 def test_whole_runs_give_every_token(bench: Any) -> None:
     made = bench("tiny-qwen3")
     requests = made.dataset(10, 32, 16)
-    continuation = made.continuation(requests, accept=4)
+    continuation = made.continuation(requests, accept=(4,))
     cells = whole(made.arms(3, requests, continuation), requests, 2, made.expected(continuation))
     for cell in cells.values():
         assert cell.error is None
@@ -99,8 +115,8 @@ def test_whole_runs_give_every_token(bench: Any) -> None:
 
 def test_other_tokens_than_expected_fail_a_cell(bench: Any) -> None:
     made = bench("tiny-qwen3")
-    requests = made.rows(1, 16, 16, accept=2, repeats=1)
-    continuation = made.continuation(requests, accept=2)
+    requests = made.rows(1, 16, 16, accept=(2,), repeats=1)
+    continuation = made.continuation(requests, accept=(2,))
     cells = steady(made.arms(1, requests, continuation, ("mlx-batch",)), requests, 16, 1, lambda r, count: [0] * count)
     assert cells["mlx-batch"].error == "request r0 generated other tokens than expected"
     assert not cells["mlx-batch"].samples
@@ -108,8 +124,8 @@ def test_other_tokens_than_expected_fail_a_cell(bench: Any) -> None:
 
 def test_a_failing_arm_leaves_its_reason_and_stops_nobody(bench: Any) -> None:
     made = bench("tiny-qwen3")
-    requests = made.rows(2, 16, 16, accept=2, repeats=1)
-    continuation = made.continuation(requests, accept=2)
+    requests = made.rows(2, 16, 16, accept=(2,), repeats=1)
+    continuation = made.continuation(requests, accept=(2,))
 
     def missing() -> Any:
         raise BenchError("dflash is not installed")
@@ -141,7 +157,7 @@ def test_a_twin_shares_weights_but_not_modules(bench: Any) -> None:
 
 
 def test_template_counts_what_goes_through_the_target(bench: Any) -> None:
-    (fact,) = template_table(bench("tiny-qwen3"), 8, 100, rows=2, accept=4).facts
+    (fact,) = template_table(bench("tiny-qwen3"), 8, 100, rows=2, accept=(4,)).facts
     assert fact["prompt tokens"] == 7 * 100 + fact["template and suffixes"]
     assert fact["prefilled"] == fact["prompt tokens"] - 7 * 64  # whole pages are shared
 

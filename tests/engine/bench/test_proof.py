@@ -60,8 +60,8 @@ def test_a_stale_slot_is_a_flaw(bench: Synthetic) -> None:
 @pytest.mark.parametrize("measure", ["steady", "whole"])
 def test_a_flaw_fails_the_cell(measure: str, monkeypatch: Any, tmp_path: Path) -> None:
     bench = Synthetic("tiny-qwen3", 16, tmp_path)
-    requests = bench.rows(2, 32, 24, 3, 1)
-    continuation = bench.continuation(requests, 3)
+    requests = bench.rows(2, 32, 24, (3,), 1)
+    continuation = bench.continuation(requests, (3,))
     arms: Any = {"full-depth": lambda: Draftmill(lambda: bench.engine(2, 512, continuation, bench.block - 1))}
     monkeypatch.setattr(bench.target, "turns", one_place(bench.target))
     expected = bench.expected(continuation)

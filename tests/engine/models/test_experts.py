@@ -11,12 +11,14 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.switch_layers import SwitchGLU
 
+from draftmill.engine.models.experts import BiasedExperts
 from draftmill.engine.models.kernels_for import shapes
 from draftmill.engine.models.load_check import Reference, settle
 from draftmill.engine.models.targets import adapt
 from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.products import experts
+from draftmill.kernels.products.experts import laid_apart
 from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.race.contestants import contests
 from draftmill.kernels.race.experts import ExpertsShape
@@ -124,6 +126,26 @@ def test_rounds_take_the_winner_of_the_nearest_race() -> None:
     assert raced == [0, 0, 16, 16, 64, 64, 0, 0]
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_biased_experts_give_what_mlx_lm_s_do(count: int) -> None:
+    """Sorted and not; weights that are not quantised."""
+    target = adapt(gpt_oss_model())
+    block: Any = target.mixtures[0]
+    assert isinstance(block.experts, BiasedExperts)
+    tokens = mx.random.normal((count, target.hidden_size))
+    chosen = mx.argsort(mx.random.uniform(shape=(count, 6)), axis=-1)[:, :2]
+    assert mx.allclose(block.experts(tokens, chosen), block.experts.glu(tokens, chosen), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_laid_apart_by_their_length() -> None:
+    rows = mx.random.normal((5, 8))
+    for given in (rows[:, None], mx.expand_dims(rows, (-2, -3)), rows[:, None] + mx.ones((5, 1, 8))):
+        laid = laid_apart(given)
+        mx.eval(laid)
+        assert memoryview(laid).strides[-2:] == (32, 4)  # type: ignore[arg-type]
+        assert mx.array_equal(laid, given)
+
+
 @pytest.mark.skipif(mx.default_device() == mx.cpu, reason="compares a GPU with the CPU")
 @pytest.mark.parametrize("make", [gpt_oss_model, qwen3_moe_model, lfm2_moe_model])
 def test_a_gpu_s_experts_are_a_cpu_s_for_any_number_of_tokens(make: Callable[[], Any]) -> None:
@@ -147,12 +169,14 @@ def test_a_gpu_s_experts_are_a_cpu_s_for_any_number_of_tokens(make: Callable[[],
         ) -> dict[str, mx.array]:
             with mx.stream(device):
                 ascending, doubled = chosen.flatten()[order], mx.repeat(tokens, 2, axis=0)[order][:, None]
+                doubled = laid_apart(doubled)
                 found = {
                     name: projection(inside if name == "down" else doubled, ascending, sorted_indices=True)
                     for name, projection in projections.items()
                 }
                 found["activation"] = glu.activation(inside, inside[::-1])
                 found["all"] = glu(tokens, chosen)
+                found["ours"] = BiasedExperts(glu)(tokens, chosen)
                 mx.eval(found)
                 return found
 

@@ -1,7 +1,8 @@
 """MLX's operations on the views that the engine hands them give what they give on copies, on whatever backend runs.
 
 Some do not on CUDA: its rope takes over the strides of its input, so that a broadcast view makes all tokens write to
-one place. The engine hands it a copy; these tests see whether any other operation that it uses has such a fault.
+one place. The engine hands it a copy; these tests see whether any other operation that it uses has such a fault. Its
+product of rows by sorted experts has one: see `laid_apart` and the tests of experts.
 """
 
 from __future__ import annotations
