@@ -21,8 +21,10 @@ SOON, LATER = 0.05, 1.0
 """Seconds until the next look at the queue: after one that found jobs, and while only rows that are taken could have
 more waiting behind them."""
 LISTEN_SECONDS = 3.0
-"""For how long a worker with a free row waits to be called before it looks by itself: jobs can become ready without a
-call, as when a limit is raised or `rq resume` is run."""
+"""For how long a worker with a free row waits to be called before it looks by itself whether there are jobs: they can
+become ready without a call, as when a limit is raised or `rq resume` is run."""
+CLAIM_SECONDS = 30.0
+"""After this long it claims, whatever that look says."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
 """Seconds until the next attempt when Redis does not answer."""
 STATES = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOAUTH", "WRONGPASS")
@@ -54,13 +56,20 @@ class Listener(threading.Thread):
         while True:
             self.wants.wait()
             try:
-                if self._queue.wait(LISTEN_SECONDS) and not self.wants.is_set():
+                if self._is_called() and not self.wants.is_set():
                     self._queue.pass_on()
             except redis_py.RedisError:  # the courier says so when it looks
                 self.wants.clear()
                 time.sleep(FIRST_BACKOFF)
             self.wants.clear()
             self._heard()
+
+    def _is_called(self) -> bool:
+        """Wait until it is time to look for jobs: True if Redis called, False if there may be some all the same."""
+        while not (called := self._queue.wait(LISTEN_SECONDS)):
+            if not self.wants.is_set() or self._queue.may_have_jobs():
+                break
+        return called
 
 
 class Courier(threading.Thread):
@@ -165,7 +174,7 @@ class Courier(threading.Thread):
             self._wake.wait(LISTEN_SECONDS)
         elif self._has_free_row:
             self._listener.wants.set()
-            self._wake.wait(2 * LISTEN_SECONDS)
+            self._wake.wait(CLAIM_SECONDS)
             self._listener.wants.clear()
         else:
             self._wake.wait(LATER)

@@ -24,14 +24,18 @@ from .metrics.metrics import Metrics
 
 log = logging.getLogger("draftmill.worker")
 
+BEAT_SECONDS, IDLE_SECONDS = 1.0, 2.0
+"""Between two heartbeats of a worker that has jobs, and of one that has none."""
 DEAD_AFTER = 60
 """Seconds without a heartbeat after which a worker disappears from `rq info`."""
+REFRESH_EVERY = DEAD_AFTER / 4
+"""Seconds between two heartbeats that let its entries live on."""
 REPORT_TTL = 24 * 3600
 """Seconds without a heartbeat after which the last report of a worker is dropped, that `draftmill workers` shows."""
 
 
 class Heartbeat(threading.Thread):
-    """Beats every second, more often if leases are short; it does not wait for the engine.
+    """Beats every second or two, more often if leases are short; it does not wait for the engine.
 
     Args:
         queue: on a client without retries; a client that pauses between its own attempts could wake too late to renew.
@@ -63,8 +67,12 @@ class Heartbeat(threading.Thread):
         self.drops: SimpleQueue[Drop] = SimpleQueue()
         self.stays = False
         """Whether the last report stays when the worker ends, for its parent to read."""
-        self.beat_every = min(1.0, queue.lease / 4)
+        self.beat_every = min(BEAT_SECONDS, queue.lease / 4)
         self.reap_every = min(5.0, queue.lease / 2)
+        self._seen = b""
+        self._told: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
+        self._refresh_at = 0.0
         self._over = threading.Event()
         self._commands: PubSub | None = None
 
@@ -101,23 +109,40 @@ class Heartbeat(threading.Thread):
 
     def _beat(self) -> None:
         held = self.held()
-        for drop in self.queue.renew(held):
+        for drop in self.queue.renew(held) if held else ():
             self.drops.put(drop)
-        self.worker.last_heartbeat = now()
-        report = self.report()
-        counts = {"successful_job_count": report["done"], "failed_job_count": report["failed"]}
-        known = self.worker.serialize() | counts | {"state": "busy" if held else "idle"}
-        orders = run(
-            self.queue.redis,
-            BEAT,
-            *(REPORT_TTL, self.worker.name, wire.pair_queue(self.queue.pair), DEAD_AFTER),
-            *(len(known), *_flat(known)),
-            *(len(self._order_fields), *self._order_fields, *_flat(report)),
-        )
+        shortest, orders = self._tell("busy" if held else "idle", self.report())
+        # Others' leases count, too: they are taken back only if beats came often enough.
+        can_rest = not held and shortest / 4 >= IDLE_SECONDS
+        self.beat_every = min(IDLE_SECONDS if can_rest else BEAT_SECONDS, self.queue.lease / 4)
         try:
             self.on_orders(Orders.read(orders))
         except ValueError:
             log.error("what operators ask of this worker makes no sense: HGETALL %s", wire.FLEET)
+
+    def _tell(self, state: str, report: dict[str, Any]) -> tuple[float, list[bytes | None]]:
+        """Report what has changed, or all if Redis has not got what was reported before.
+
+        Returns the shortest lease of the fleet in seconds, and the orders.
+        """
+        if (time_now := time.monotonic()) >= self._refresh_at:
+            self.worker.last_heartbeat = now()
+            self._refresh_at = time_now + REFRESH_EVERY
+        counts = {"successful_job_count": report["done"], "failed_job_count": report["failed"]}
+        known = self.worker.serialize() | counts | {"state": state}
+        news = dict(known.items() - self._known.items()), dict(report.items() - self._told.items())
+        reply = self._send(self._seen, *news) if self._seen else None
+        self._seen, shortest_ms, orders = reply or self._send(b"", known, report)
+        self._known, self._told = known, report
+        return shortest_ms / 1000, orders
+
+    def _send(self, seen: bytes, known: Mapping[str, Any], report: Mapping[str, Any]) -> Any:
+        return run(
+            self.queue.redis,
+            BEAT,
+            *(self.worker.name, int(1000 * self.queue.lease), REPORT_TTL, wire.pair_queue(self.queue.pair), DEAD_AFTER),
+            *(seen, len(self._order_fields), *self._order_fields, len(known), *_flat(known), *_flat(report)),
+        )
 
     def _reap(self) -> None:
         reaped = self.queue.reap()

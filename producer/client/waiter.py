@@ -16,7 +16,7 @@ from ..queue import wire
 from ..queue.connect import bearable, without_retries
 from .collect import HOLD_SECONDS
 
-BLOCK_SECONDS = 0.5
+BLOCK_SECONDS = 1.0
 """How long Redis is asked to wait for results. Who begins to wait meanwhile is noticed after that."""
 LOOK_SECONDS = 5.0
 """Between two looks at whether Redis still has the batches, and nobody has cancelled or paused them."""

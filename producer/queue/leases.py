@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,13 +14,16 @@ from .connect import bearable
 from .ending import repair, sweep
 from .scripts import Script, run, run_all, script
 
-CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP, BEAT = (
-    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap", "fleet/beat")
+CLAIM, BLAME, RENEW, COMMIT, RELEASE, RETRY, REAP = (
+    script(name) for name in ("claim", "blame", "renew", "commit", "release", "retry", "reap")
 )
-COMPARE = script("fleet/pace")
+BEAT, COMPARE = script("fleet/beat", ("clock",)), script("fleet/pace", ("clock", "turns"))
 
 MOST_REAPED, MOST_BATCHES = 200, 50
 """Expired leases that one call of the reap script takes back, and batches that it looks at."""
+
+MOST_COMMITTED = 16
+"""Outcomes that one call of the commit script records: Redis does nothing else meanwhile."""
 
 RETRY_SECONDS = 5.0
 """Until the second try of a job that failed through no fault of its own; the third comes after four times as long."""
@@ -159,6 +162,10 @@ class JobQueue:
         """Wait until Redis calls this worker to look for jobs; False if it did not within `seconds`."""
         return self.redis.blpop([wire.bell_key(self.pair)], bearable(self.redis, seconds)) is not None
 
+    def may_have_jobs(self) -> bool:
+        """Whether a claim could find any; costs Redis a third of a claim that finds none."""
+        return bool(self.redis.exists(*wire.waiting_keys(self.pair)))
+
     def pass_on(self) -> None:
         """Let another worker have a call that this one has no use for."""
         with self.redis.pipeline(transaction=True) as pipe:
@@ -202,18 +209,23 @@ class JobQueue:
         Raises:
             RedisError: the connection failed; any of them may be recorded, so send them again.
         """
-        replies = run_all(self.redis, [self._ending(end) for end in outcomes])
-        return [r if isinstance(r, redis_py.RedisError) else r in (b"recorded", 1) for r in replies]
+        groups = list(_groups(outcomes))
+        replies = run_all(self.redis, [self._ending(ends) for ends in groups])
+        return [answer for ends, reply in zip(groups, replies, strict=True) for answer in self._answers(ends, reply)]
 
-    def _ending(self, end: Outcome) -> tuple[Script, tuple[Any, ...]]:
-        lease = end.job.id, end.job.token
-        if end.status == "returned":
-            return RELEASE, lease
-        if end.status == "retry":
-            return RETRY, (self.worker, *lease, end.reason, str(int(RETRY_SECONDS * 1000)))
-        counts = str(end.prompt_tokens), str(end.completion_tokens)
-        millijoules = "" if end.joules is None else str(round(1000 * end.joules))
-        return COMMIT, (self.worker, *lease, end.status, end.line, *counts, end.reason, millijoules)
+    def _answers(self, ends: Sequence[Outcome], reply: Any) -> list[bool | redis_py.RedisError]:
+        replies: list[Any] = reply if isinstance(reply, list) else [reply]
+        found = [each if isinstance(each, redis_py.RedisError) else each in (b"recorded", 1) for each in replies]
+        behind_an_error = ends[len(found) :]
+        return found + [answer for end in behind_an_error for answer in self.commit([end])]
+
+    def _ending(self, ends: Sequence[Outcome]) -> tuple[Script, tuple[Any, ...]]:
+        """What ends these: one job, or several with an outcome."""
+        if ends[0].status == "returned":
+            return RELEASE, _pair(ends[0].job)
+        if ends[0].status == "retry":
+            return RETRY, (self.worker, *_pair(ends[0].job), ends[0].reason, str(int(RETRY_SECONDS * 1000)))
+        return COMMIT, (self.worker, *(part for end in ends for part in _told(end)))
 
     def release(self, jobs: Iterable[Claimed]) -> int:
         """Hand unfinished jobs back to the front of their queue."""
@@ -239,6 +251,20 @@ class JobQueue:
 
     def _run(self, script: Script, *arguments: Any) -> Any:
         return run(self.redis, script, *arguments)
+
+
+def _groups(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
+    """These, in their order, some in one call of a script."""
+    for alike, ends in itertools.groupby(outcomes, lambda end: end.status in ("done", "failed", "cancelled")):
+        while group := list(itertools.islice(ends, MOST_COMMITTED if alike else 1)):
+            yield group
+
+
+def _told(end: Outcome) -> tuple[Any, ...]:
+    """What commit.lua is told of an outcome."""
+    millijoules = "" if end.joules is None else round(1000 * end.joules)
+    counts = end.prompt_tokens, end.completion_tokens
+    return *_pair(end.job), end.status, end.line, *counts, end.reason, millijoules
 
 
 def _pair(job: Claimed) -> tuple[str, str]:

@@ -34,13 +34,13 @@ class Script:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-def script(name: str) -> Script:
-    """A script of the queue behind `turns.lua` and `record.lua`, where what all share is written once."""
+def script(name: str, shared: Sequence[str] = ("clock", "turns", "record")) -> Script:
+    """A script of the queue behind what it shares with others. Redis makes all functions of that anew at each call."""
     constants = (
         f"local WIRE, MOST_LEASES, BELL_SECONDS = '{WIRE}', {MAX_LEASES}, {BELL_SECONDS}\n"
         f"local NO_BODY = '{JsonSerializer.dumps((FUNCTION, None, (), {})).decode()}'\n"
     )
-    return Script(constants + "".join(_code(part) for part in ("shared/turns", "shared/record", name)))
+    return Script(constants + "".join(_code(part) for part in (*(f"shared/{each}" for each in shared), name)))
 
 
 def lone_script(name: str) -> Script:

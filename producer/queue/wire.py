@@ -17,8 +17,7 @@ from .pair_names import canonical
 WIRE = 4
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
-so workers of one version never see the jobs of another. Heartbeats report it.
-"""
+so workers of one version never see the jobs of another. Heartbeats report it."""
 
 FUNCTION = "draftmill.generate"
 """The only RQ function name a worker accepts. It is never imported."""
@@ -351,9 +350,8 @@ LIMITS = "draftmill:limits"
 """Hash: user, or `*` for all others -> most jobs of that user that may run at once."""
 
 SPENT = "draftmill:spent"
-"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended, since Redis is there;
-`metered <user>` -> generated ones of them for which a machine said how much it drew, `millijoules <user>` -> how much.
-"""
+"""Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended; `metered <user>` -> generated
+ones of them for which a machine said how much it drew, `millijoules <user>` -> how much. Since Redis is there."""
 
 USERS = "draftmill:users"
 """Set: users who have jobs that run."""
@@ -362,6 +360,11 @@ USERS = "draftmill:users"
 def alone_key(pair: str) -> str:
     """List of the pair's jobs that must run alone, the head first."""
     return f"draftmill:alone:{WIRE}:{slug(pair)}"
+
+
+def waiting_keys(pair: str) -> tuple[str, ...]:
+    """Keys of which one is there while jobs of the pair are queued: turns, parked flows, jobs that must run alone."""
+    return *(f"draftmill:{kind}:{WIRE}:{slug(pair)}" for kind in ("turns", "parked")), alone_key(pair)
 
 
 def bell_key(pair: str) -> str:
@@ -378,23 +381,20 @@ WORKERS = "draftmill:workers"
 """Sorted set: worker -> its last heartbeat, Redis TIME in seconds. Who vanished a day ago is no longer in it."""
 
 FLEET = "draftmill:fleet"
-"""Hash: what operators ask of the fleet. `version`, `mlx`, `rq`, `wire`: which versions
-may take jobs, each if it is asked for; `drain <worker|host|*>`: since
-when (Unix seconds); `pairs <host|*>`: which pairs at what hours, JSON. `fleet.py` reads and writes it.
-"""
+"""Hash: what operators ask of the fleet. `version`, `mlx`, `rq`, `wire`: which versions may take jobs, each if it is
+asked for; `drain <worker|host|*>`: since when (Unix seconds); `pairs <host|*>`: which pairs at what hours, JSON."""
 
 
 def worker_key(worker: str) -> str:
     """Hash, a day after the last heartbeat it expires: what a worker reports of itself.
 
     `host`, `chip`, `memory` (bytes), `os`, `thermal` (nominal, fair, serious, critical, unknown), `memory_pressure`
-    (normal, warning, critical, unknown), `swapped` (bytes) and `power_watts` (both empty if unknown);
-    `version`, `mlx`, `rq`, `wire`, `pair`; `adapters` (names of LoRA adapters, a comma between two);
-    `check` (how near its logits are to mlx-lm's, or that they are mlx-lm's: "plain: no adapter for phi3") and `stock`
-    (operations that the check found wrong and that run as stock MLX, or empty); `state` (working, draining, drained,
-    refusing) and its `reason`; `lease` (seconds of silence after which it counts as gone), `seen` and `started` (Redis
-    TIME in seconds), `metrics` (host:port for Prometheus, or empty); `in_flight`, `done`, `failed`,
-    `tokens_per_second`; and counters since it started: `generated_tokens`, `rounds`, `row_rounds`, `drafted`,
-    `accepted`, `energy_joules` (while jobs were in flight).
+    (normal, warning, critical, unknown), `swapped` (bytes) and `power_watts` (both empty if unknown); `version`, `mlx`,
+    `rq`, `wire`, `pair`; `adapters` (those of LoRA, commas between); `check` (how near its logits are to mlx-lm's, or
+    that they are mlx-lm's: "plain: no adapter for phi3") and `stock` (operations that the check found wrong and that
+    run as stock MLX, or empty); `state` (working, draining, drained, refusing) and its `reason`; `lease` (seconds of
+    silence after which it counts as gone), `seen` and `started` (Redis TIME in seconds), `metrics` (host:port for
+    Prometheus, or empty); `in_flight`, `done`, `failed`, `tokens_per_second`; and counters since it started:
+    `generated_tokens`, `rounds`, `row_rounds`, `drafted`, `accepted`, `energy_joules` (while jobs were in flight).
     """
     return f"draftmill:worker:{worker}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from contextlib import suppress
+from types import FrameType
 from typing import Never
 
 import uvicorn
@@ -12,6 +14,29 @@ from starlette.applications import Starlette
 
 from ..queue.errors import UserError
 from .tls import Tls
+
+
+class Server(uvicorn.Server):
+    """Looks whether it is to end when a signal comes, and once a second, for the time in its answers.
+
+    uvicorn's own looks ten times a second.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._signalled = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._signalled.wait(), 1)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._signalled.set)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -43,7 +68,7 @@ def run(app: Starlette, listener: socket.socket, patience: int, tls: Tls | None)
         ssl_certfile=tls and tls.cert,
         ssl_keyfile=tls and tls.key,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     app.state.stopping = lambda: server.should_exit
     signal.signal(signal.SIGTERM, _stop)
     with suppress(KeyboardInterrupt):

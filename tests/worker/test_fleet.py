@@ -9,6 +9,7 @@ from collections.abc import Callable
 import orjson
 import pytest
 from click.testing import CliRunner, Result
+from rq import Worker
 
 from draftmill.producer.cli.main import main
 from draftmill.producer.queue import fleet, wire
@@ -225,3 +226,37 @@ def test_watt_hours() -> None:
     fleet_of_three = [one, report("b", 300, "36"), report("c", 50, ""), report("d", 0, "36")]
     assert fleet.watt_hours_per_million(fleet_of_three) == pytest.approx(50)
     assert fleet.watt_hours_per_million([report("c", 50, "")]) is None
+
+
+def test_a_report_is_whole_again_at_the_next_beat_whatever_redis_lost(mill: Mill, draftmill: Command) -> None:
+    mill.start(lease=2)
+    wait(joined(mill, 1))
+    (name,) = workers(mill)
+    ours, rqs = wire.worker_key(name), f"rq:worker:{name}"
+    fields = {key: set(mill.redis.hkeys(key)) for key in (ours, rqs)}
+    seen = mill.redis.hget(ours, "seen") or b""
+
+    def lag() -> None:
+        """As if Redis had failed over to a replica that lagged behind."""
+        mill.redis.hset(ours, "seen", seen)
+        mill.redis.hset(ours, "chip", "earlier")
+
+    for lose in (lambda: mill.redis.delete(ours), lambda: mill.redis.delete(rqs), mill.redis.flushall, lag):
+        time.sleep(0.6)  # a beat, which tells what has changed
+        lose()
+        wait(lambda: all(fields[key] <= set(mill.redis.hkeys(key)) for key in fields), seconds=1)
+        wait(lambda: mill.redis.hget(ours, "chip") != b"earlier", seconds=1)
+        assert list(workers(mill)) == [name]
+        assert {name} == {worker.name for worker in Worker.all(mill.redis)}
+        assert mill.redis.ttl(rqs) > 40
+    assert draftmill().exit_code == 0
+
+
+def test_a_beat_says_what_has_changed(mill: Mill) -> None:
+    mill.start(lease=2)
+    wait(joined(mill, 1))
+    (name,) = workers(mill)
+    mill.submit(4)
+    mill.wait(all_done)
+    wait(lambda: workers(mill)[name].number("done") == 4, seconds=1)
+    wait(lambda: mill.redis.hget(f"rq:worker:{name}", "successful_job_count") == b"4", seconds=1)

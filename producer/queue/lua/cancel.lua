@@ -22,4 +22,5 @@ for i = 1, #found[2], 2 do
   end
 end
 expire_if_complete(batch)
+write()
 return { ended, found[1] }

@@ -123,6 +123,9 @@ local function next_flow()
   end
 end
 
+-- Since when the next job of a batch waits, as the batch has it.
+local SINCE, noted = 'waiting_since ' .. pair, {}
+
 -- The queue of the flow's next batch, that batch, and when it was due; nothing once the flow has no more.
 local function next_batch(flow)
   while looked_at < MOST_LOOKED_AT do
@@ -133,9 +136,12 @@ local function next_batch(flow)
       leave(flow)
       return nil
     end
-    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at', 'paused_at')
+    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at', 'paused_at', SINCE)
     local stays = about[1] and not about[3] and not about[4] and about[1] .. ':' .. about[2] == flow.name
-    if stays then return queue_of(batch), batch, due end
+    if stays then
+      is_cancelled[batch], noted[batch] = false, about[5]
+      return queue_of(batch), batch, due
+    end
     redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, paused, or of another priority by now
   end
 end
@@ -154,8 +160,8 @@ local function claim(job, alone)
   gather('SADD', 'draftmill:users', job.user)
   allowances[job.user] = allowance(job.user) - 1
   is_claimed[job.id] = true
-  local body = redis.call('HMGET', job.key, 'data', 'draftmill_keep')
-  claimed[#claimed + 1] = { job.id, body[1], token, job.batch, job.custom_id, NOW - job.enqueued, alone, body[2] or '' }
+  claimed[#claimed + 1] =
+    { job.id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, alone, job.keep or '' }
 end
 
 -- Whether a job that was taken from a list may run; settles what is to become of it if not.
@@ -188,7 +194,7 @@ end
 local function claim_alone()
   for _ = 1, math.min(MOST_ALONE, redis.call('LLEN', ALONE)) do
     local id = redis.call('LPOP', ALONE)
-    local job = read_job(id)
+    local job = read_job(id, true)
     if may_run(job, id) then
       if allowance(job.user) > 0 and not paused(job.batch) then
         take_up(job)
@@ -271,7 +277,7 @@ while #claimed < wanted and looked_at < MOST_LOOKED_AT and passes_left > 0 do
   if queue and not id then
     redis.call('ZREM', flow.key, batch)
   elseif id and string.match(id, '^[%w_.-]+$') then
-    local job = read_job(id)
+    local job = read_job(id, true)
     if job then job.queue = queue end
     if may_run(job, id) then
       claim(job, 0)
@@ -290,7 +296,7 @@ if clock > 0 and redis.call('EXISTS', PARKED) == 1 then redis.call('SET', of_pai
 for batch, queue in pairs(served) do -- since when the next job of each waits
   local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
   local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
-  if since then note_wait(batch, queue, since) end
+  if since and since ~= noted[batch] then note_wait(batch, queue, since) end
 end
 if passed and redis.call('LLEN', of_pair('bell', pair)) == 0 then ring(pair, 1) end -- one who waits may be faster
 if not would_pass then since, longest = 0, 0 end

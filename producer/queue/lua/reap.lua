@@ -108,4 +108,5 @@ for _, worker in ipairs(redis.call('SRANDMEMBER', workers, 20)) do
     redis.call('SREM', 'rq:workers', worker)
   end
 end
+write()
 return { requeued, poisoned, taken, to_end, to_repair }

@@ -33,4 +33,5 @@ for i = 4, #ARGV do
   end
 end
 if requeued > 0 then take_turns(batch) end
+write()
 return { requeued, taken, redis.call('HLEN', 'draftmill:open:' .. batch) - count_known(batch, queues) }

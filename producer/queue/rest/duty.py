@@ -15,11 +15,10 @@ DUTY_SECONDS = 10
 
 def take(redis: redis_py.Redis, feeder: str) -> bool:
     """Takes the duty, or keeps it; False if another feeder has it. That two have it for a moment harms nothing."""
-    if redis.set(wire.FEEDER, feeder, nx=True, ex=DUTY_SECONDS):
-        return True
-    if on_duty(redis) != feeder:
+    holder = on_duty(redis)
+    if holder not in ("", feeder):
         return False
-    return bool(redis.set(wire.FEEDER, feeder, xx=True, ex=DUTY_SECONDS))
+    return bool(redis.set(wire.FEEDER, feeder, nx=not holder, xx=bool(holder), ex=DUTY_SECONDS))
 
 
 def leave(redis: redis_py.Redis, feeder: str) -> None:

@@ -23,7 +23,7 @@ MOST_FAILURES = 20
 MOST_CHARACTERS = 300
 """Characters of a text that somebody else chose."""
 SILENT_SECONDS = 5.0
-"""Heartbeats come every second; a worker without one for this long is shown as silent, then as gone."""
+"""Heartbeats come every second or two; a worker without one for this long is shown as silent, then as gone."""
 
 
 @dataclass(frozen=True)

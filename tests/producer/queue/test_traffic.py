@@ -54,6 +54,31 @@ def test_an_error_of_one_call_among_many_is_its_own(mill: Mill) -> None:
         assert isinstance(error, ResponseError)
 
 
+def test_an_outcome_that_cannot_be_recorded_keeps_none_of_the_others(mill: Mill) -> None:
+    mill.submit(20)
+    mill.submit(2, batch="ill")
+    w = queue(mill, "w")
+    jobs = w.claim(22)
+    mill.redis.set(wire.results_key("ill"), "no stream")
+    answers = w.commit([outcome(job) for job in jobs])
+    assert [isinstance(answer, ResponseError) or answer for answer in answers] == [True] * 22
+    assert [jobs[n].batch for n, answer in enumerate(answers) if answer is not True] == ["ill"] * 2
+    assert len(mill.lines()) == 20
+    status = mill.status()
+    assert (status.done, status.running, status.prompt_tokens, status.completion_tokens) == (20, 0, 60, 100)
+    assert w.commit([outcome(job) for job in jobs if job.batch == "b"]) == [True] * 20  # as if the answer was lost
+    assert (mill.status().done, mill.status().prompt_tokens) == (20, 60)
+
+
+def test_one_job_has_one_outcome_though_two_are_sent_at_once(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    assert w.commit([outcome(job)] * 3) == [True] * 3
+    assert len(mill.lines()) == 1
+    assert mill.status().prompt_tokens == 3
+
+
 def test_what_is_sent_has_no_comments() -> None:
     for file in scripts.LUA.glob("*.lua"):
         assert "--" not in scripts.script(file.stem).text

@@ -1,5 +1,5 @@
--- What every script shares: reading a job, where it lies, giving up its lease, and recording its one outcome.
--- This file stands in front of each other script of the queue, behind some constants and turns.lua;
+-- What scripts about jobs share: reading a job, where it lies, giving up its lease, and recording its one outcome.
+-- This file stands in front of them, behind some constants, clock.lua and turns.lua; those about workers do without it.
 -- cron.lua, about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
 -- RQ's own keys. Each batch has a queue of its own for each pair that its lines run on, `draftmill.<w>.<pair>:<batch>`;
@@ -84,14 +84,8 @@ local TEN_YEARS, JOB_TTL = 315360000, 3600
 local LEASES, LATER = 'draftmill:leases:' .. WIRE, 'draftmill:later:' .. WIRE
 local UNENDED = 'draftmill:unended:' .. WIRE
 
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local NOW = now_ms()
-
--- Entries that wait to be added to their keys: those of one key are one command, and one in the append-only file.
+-- Entries that wait to be added to their keys, or taken from them: those of one key are one command, and one in the
+-- append-only file. Only what no script reads back may wait. Who gathers, or ends jobs, is to call write at the end.
 local gathered = {}
 local function gather(command, key, ...)
   local name = command .. ' ' .. key
@@ -100,13 +94,23 @@ local function gather(command, key, ...)
   for _, part in ipairs({ ... }) do call[#call + 1] = part end
 end
 
--- Adds them. Lua hands a function some thousand arguments at most.
+-- What waits to be added up: key -> field -> how much.
+local sums = {}
+local function add_up(key, field, n)
+  sums[key] = sums[key] or {}
+  sums[key][field] = (sums[key][field] or 0) + (tonumber(n) or 0)
+end
+
+-- Writes both. Lua hands a function some thousand arguments at most.
 local MOST_AT_ONCE = 2000
 local function write()
   for _, call in ipairs(gathered) do
     for first = 1, #call, MOST_AT_ONCE do
       redis.call(call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
     end
+  end
+  for key, fields in pairs(sums) do
+    for field, n in pairs(fields) do redis.call('HINCRBY', key, field, n) end
   end
 end
 
@@ -116,19 +120,22 @@ local function place(n)
   return string.format('%.0f', n >= 0 and n < 2 ^ 32 and math.floor(n) or 0)
 end
 
--- A job as a table, or nil if its hash is gone, is no hash, or has no body. Only claim.lua reads the body, `data`, which
--- may have megabytes, and only who writes an outcome reads what the outcome hands back: see kept_of.
-local function read_job(id)
+-- A job as a table, or nil if its hash is gone, is no hash, or has no body. Only claim.lua asks for the body, `data`, which
+-- may have megabytes, and for what the outcome hands back; who writes an outcome reads that by itself: see kept_of.
+local function read_job(id, with_body)
   local key = 'rq:job:' .. id
-  if redis.pcall('HEXISTS', key, 'data') ~= 1 then return nil end
-  local field = redis.call('HMGET', key, 'origin', 'draftmill_batch', 'draftmill_user', 'draftmill_custom_id',
+  if not with_body and redis.pcall('HEXISTS', key, 'data') ~= 1 then return nil end
+  local field = redis.pcall('HMGET', key, 'origin', 'draftmill_batch', 'draftmill_user', 'draftmill_custom_id',
     'draftmill_n', 'draftmill_generation', 'draftmill_enqueued', 'draftmill_lease', 'draftmill_lease_ms',
-    'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status')
+    'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status',
+    unpack(with_body and { 'data', 'draftmill_keep' } or {}))
+  if field.err or (with_body and not field[14]) then return nil end
   return {
     id = id, key = key, origin = field[1], queue = field[1] or '', batch = field[2] or '', user = field[3] or '',
     custom_id = field[4] or '', n = place(field[5]), generation = string.match(field[6] or '', '^%d+$') or '0',
     enqueued = tonumber(field[7]) or NOW, token = field[8] or '', lease_ms = tonumber(field[9]) or 0,
     blamed = field[10] or '', leases = tonumber(field[11]) or 0, worker = field[12] or '', status = field[13] or '',
+    data = field[14], keep = field[15],
   }
 end
 
@@ -203,7 +210,7 @@ end
 local function drop_lease(job)
   if redis.call('ZREM', LEASES, job.id) == 0 then return false end
   if job.gone then find_token(job) end
-  redis.call('ZREM', 'rq:wip:' .. job.queue, job.id .. ':' .. job.token)
+  gather('ZREM', 'rq:wip:' .. job.queue, job.id .. ':' .. job.token)
   redis.call('SREM', 'draftmill:running:batch:' .. job.batch, job.id)
   redis.call('SREM', 'draftmill:running:user:' .. job.user, job.id)
   if redis.call('EXISTS', 'draftmill:running:user:' .. job.user) == 0 then
@@ -335,14 +342,14 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens, mill
       redis.call('HSET', 'draftmill:failures:' .. job.batch, job.id, failure_of(job, outcome, entry, line))
     end
   end
-  redis.call('HINCRBY', batch, 'prompt_tokens', prompt_tokens or 0)
-  redis.call('HINCRBY', batch, 'completion_tokens', completion_tokens or 0)
   if prompt_tokens then -- by a worker
-    redis.call('HINCRBY', 'draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
-    redis.call('HINCRBY', 'draftmill:spent', 'generated ' .. job.user, completion_tokens)
+    add_up(batch, 'prompt_tokens', prompt_tokens)
+    add_up(batch, 'completion_tokens', completion_tokens)
+    add_up('draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
+    add_up('draftmill:spent', 'generated ' .. job.user, completion_tokens)
     if millijoules ~= '' then
-      redis.call('HINCRBY', 'draftmill:spent', 'metered ' .. job.user, completion_tokens)
-      redis.call('HINCRBY', 'draftmill:spent', 'millijoules ' .. job.user, millijoules)
+      add_up('draftmill:spent', 'metered ' .. job.user, completion_tokens)
+      add_up('draftmill:spent', 'millijoules ' .. job.user, millijoules)
     end
   end
   expire_if_complete(job.batch)
