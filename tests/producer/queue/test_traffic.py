@@ -70,6 +70,20 @@ def test_an_outcome_that_cannot_be_recorded_keeps_none_of_the_others(mill: Mill)
     assert (mill.status().done, mill.status().prompt_tokens) == (20, 60)
 
 
+@pytest.mark.parametrize("broken", [wire.SPENT, f"rq:wip:{wire.queue_name(PAIR, 'b')}"])
+def test_a_key_that_cannot_be_written_keeps_no_count_from_the_others(mill: Mill, broken: str) -> None:
+    mill.submit(4)
+    w = queue(mill, "w")
+    jobs = w.claim(4)
+    mill.redis.delete(broken)
+    mill.redis.set(broken, "of another type")
+    answers = w.commit([outcome(job) for job in jobs])
+    assert [type(answer) for answer in answers] == [ResponseError, bool, bool, bool]
+    assert "WRONGTYPE" in str(answers[0])
+    status = mill.status()
+    assert (status.done, status.running, status.prompt_tokens, status.completion_tokens) == (4, 0, 12, 20)
+
+
 def test_one_job_has_one_outcome_though_two_are_sent_at_once(mill: Mill) -> None:
     mill.submit(1)
     w = queue(mill, "w")

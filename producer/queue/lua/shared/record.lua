@@ -101,17 +101,23 @@ local function add_up(key, field, n)
   sums[key][field] = (sums[key][field] or 0) + (tonumber(n) or 0)
 end
 
--- Writes both. Lua hands a function some thousand arguments at most.
+-- Writes both, all that can be written: an error comes last. Lua hands a function some thousand arguments at most.
 local MOST_AT_ONCE = 2000
 local function write()
+  local failing
+  local function try(...)
+    local answer = redis.pcall(...)
+    if type(answer) == 'table' and answer.err then failing = { ... } end
+  end
   for _, call in ipairs(gathered) do
     for first = 1, #call, MOST_AT_ONCE do
-      redis.call(call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
+      try(call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
     end
   end
   for key, fields in pairs(sums) do
-    for field, n in pairs(fields) do redis.call('HINCRBY', key, field, n) end
+    for field, n in pairs(fields) do try('HINCRBY', key, field, n) end
   end
+  if failing then redis.call(unpack(failing)) end -- it fails again, and says why
 end
 
 -- A line number, which is the place of a bit, whatever somebody wrote there.
