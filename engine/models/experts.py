@@ -18,7 +18,7 @@ from .linear import quantisation, quantised
 
 
 class BiasedExperts:
-    """Stands where a block of mlx-lm's calls its `SwitchGLU`, if that has biases and is not quantised."""
+    """Stands where a block of mlx-lm's calls its `SwitchGLU`, if that has biases and a layer that is not quantised."""
 
     def __init__(self, glu: SwitchGLU):
         self.glu = glu
@@ -61,15 +61,20 @@ def _is_known(child: Any) -> bool:
     if type(child) is not SwitchGLU:
         return False
     layers = _layers(child)
-    if not all(isinstance(layer, QuantizedSwitchLinear) and layer.global_scale is None for layer in layers):
-        return False
-    return len({quantisation(layer) for layer in layers}) == 1
+    return all(map(_is_quantised, layers)) and len({quantisation(layer) for layer in layers}) == 1
 
 
 def _is_biased(child: Any) -> bool:
-    return type(child) is SwitchGLU and all(
-        isinstance(layer, SwitchLinear) and "bias" in layer for layer in _layers(child)
-    )
+    if type(child) is not SwitchGLU:
+        return False
+    layers = _layers(child)
+    plain = [isinstance(layer, SwitchLinear) for layer in layers]
+    readable = all(is_plain or _is_quantised(layer) for layer, is_plain in zip(layers, plain, strict=True))
+    return readable and any(plain) and any("bias" in layer for layer in layers)
+
+
+def _is_quantised(layer: Any) -> bool:
+    return isinstance(layer, QuantizedSwitchLinear) and layer.global_scale is None
 
 
 def _layers(glu: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from .transformer import Transformer
 
 
 class GptOss(Transformer):
-    """Adapter over `mlx_lm.models.gpt_oss`. Experts are run by mlx-lm's module, in MXFP4 as a rule."""
+    """Adapter over `mlx_lm.models.gpt_oss`. Experts are in MXFP4 as a rule, and have biases."""
 
     @cached_property
     def layout(self) -> Layout:

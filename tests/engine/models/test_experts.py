@@ -126,10 +126,13 @@ def test_rounds_take_the_winner_of_the_nearest_race() -> None:
     assert raced == [0, 0, 16, 16, 64, 64, 0, 0]
 
 
+@pytest.mark.parametrize("quantised_ones", [(), ("gate_proj",), ("up_proj", "gate_proj")])
 @pytest.mark.parametrize("count", [1, 40])
-def test_biased_experts_give_what_mlx_lm_s_do(count: int) -> None:
-    """Sorted and not; weights that are not quantised."""
-    target = adapt(gpt_oss_model())
+def test_biased_experts_give_what_mlx_lm_s_do(count: int, quantised_ones: tuple[str, ...]) -> None:
+    """Sorted and not; weights of which some or none are quantised."""
+    model = gpt_oss_model()
+    nn.quantize(model, 32, 4, mode="mxfp4", class_predicate=lambda path, layer: path.endswith(quantised_ones))
+    target = adapt(model)
     block: Any = target.mixtures[0]
     assert isinstance(block.experts, BiasedExperts)
     tokens = mx.random.normal((count, target.hidden_size))
