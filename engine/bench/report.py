@@ -154,9 +154,19 @@ def machine() -> dict[str, Any]:
 
 
 def write(file: Path, arguments: dict[str, Any], tables: Iterable[Table]) -> None:
-    """Everything known so far; called again after each table."""
+    """Everything known so far; called again after each table. If it fails, what was written before stays."""
     content = {"machine": machine(), "arguments": arguments, "tables": [table.record() for table in tables]}
-    file.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    if file.exists() and not file.is_file():  # a device or a pipe
+        file.write_text(text, encoding="utf-8")
+        return
+    whole = file.resolve()
+    part = whole.with_name(f"{whole.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(whole)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def need_matplotlib() -> Any:

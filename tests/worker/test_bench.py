@@ -62,8 +62,11 @@ def test_a_dataset_and_a_template(tmp_path: Path) -> None:
         (("--shape", "qwen9"), "'qwen9' is unknown; known: qwen3-4b, "),
         ((*TINY, "--arms", "vllm"), "'vllm' is unknown; known: mlx-stream, "),
         ((*TINY, "--rows", "many"), "'many' is no list of numbers such as 1,4,8"),
+        ((*TINY, "--accept", "8,nan"), "nan is not 1 or more"),
+        ((*TINY, "--chart", "/nowhere/chart.png"), "there is no folder /nowhere"),
+        (("--suite", "--only", "qwen3-4b", "--limit", "3"), "--limit means nothing with --suite without smollm2-135m"),
         ((*TINY, "--accept", "99"), "99 is more than the draft's block of 8"),
-        ((*TINY, "--rows", "1,4", "--accept", "mixed"), "'mixed' takes --rows of 4 and more"),
+        ((*TINY, "--rows", "1,4", "--accept", "2,mixed"), "'mixed' takes --rows of 4 and more"),
         (("--suite", "--only", "grid-7"), "'grid-7' is unknown; known: idle, "),
         (("--suite", "--only", "wall-time"), "smollm2-135m takes prompts: name a file of them by --data"),
         (("--suite", "--only", "idle", "--arms", "adaptive"), "--arms means nothing with --suite without wall-time"),
@@ -75,6 +78,17 @@ def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], mes
     done = CliRunner().invoke(main, ["bench", "-o", str(tmp_path / "bench.json"), *arguments])
     assert done.exit_code == 2
     assert message in done.stderr.splitlines()[-1]
+    assert done.stdout == ""  # it is said before anything is measured
+
+
+def test_lines_that_cannot_be_run_are_named(tmp_path: Path) -> None:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "hi"}\n{"prompt": 7}\n')
+    arms = ("--tokens", "8", "--rows", "1", "--repeats", "1", "--arms", "depth-0")
+    done = bench(tmp_path, "--pair", "smollm2-135m", "--data", str(data), "--dataset", "2", *arms)
+    assert done.returncode == 0, done.stderr
+    assert f"{data}: lines that cannot be run are left out, 1 in all; line 2: " in done.stderr
+    assert "whole run of 2 requests on 1 prompts" in done.stdout
 
 
 def test_a_chart_or_what_it_needs(tmp_path: Path) -> None:

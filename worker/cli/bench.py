@@ -45,8 +45,8 @@ class Numbers(click.ParamType):
             numbers = [self.number(part) for part in value.split(",")]
         except ValueError:
             self.fail(f"{value!r} is no list of numbers such as 1,4,8", param, ctx)
-        if min(numbers) < self.least:
-            self.fail(f"{min(numbers)} is less than {self.least:g}", param, ctx)
+        if wrong := [number for number in numbers if not number >= self.least]:  # among them is nan
+            self.fail(f"{wrong[0]} is not {self.least:g} or more", param, ctx)
         return numbers
 
 
@@ -119,6 +119,9 @@ def bench(**options: Any) -> None:
         raise click.UsageError("--pair and --data belong together")
     mode = next(name for name in MEANINGLESS if options[name])
     refuse_given(f"--{mode}", MEANINGLESS[mode])
+    for option in ("out", "chart"):
+        if options[option] and not options[option].parent.is_dir():
+            raise click.BadParameter(f"there is no folder {options[option].parent}", param_hint=f"--{option}")
 
     from ..blas import preload
 
@@ -183,7 +186,9 @@ def suite_tables(options: dict[str, Any]) -> Iterator[Any]:
     models = timed.models if wall_time.NAME in only else [name for name in only if name in timed.models]
     if not models:
         refuse_given("--suite without wall-time", ("data", "limit", "arms", "dataset"))
-    if timed.pair in models and not options["data"]:
+    if timed.pair not in models:
+        refuse_given(f"--suite without {timed.pair}", ("data", "limit"))
+    elif not options["data"]:
         raise click.UsageError(f"{timed.pair} takes prompts: name a file of them by --data")
     arms = chosen(options, wall_time.ARMS)
     if grids := tuple(name for name in only or suite.TABLES if name in suite.TABLES):
@@ -215,15 +220,13 @@ def shape_tables(options: dict[str, Any]) -> Iterator[Any]:
     arms = chosen(options, synthetic.ARMS)
     rows, tokens, repeats, context = (options[name] for name in ("rows", "tokens", "repeats", "context"))
     refuse_unknown("--shape", (options["shape"],), tuple(synthetic.SHAPES))
+    accepts = [replay.MIXED if given == MIXED else (given,) for given in options["accept"]]
+    if not options["dataset"] and min(rows) < (most := max(map(len, accepts))):
+        raise click.BadParameter(f"'{MIXED}' takes --rows of {most} and more", param_hint="--accept")
     shape = synthetic.Synthetic(options["shape"], int(options["bits"]), cache_dir())
-    for given in options["accept"]:
-        accept = replay.MIXED if given == MIXED else (given,)
-        if max(accept) > shape.block:
-            raise click.BadParameter(
-                f"{max(accept):g} is more than the draft's block of {shape.block}", param_hint="--accept"
-            )
-        if not options["dataset"] and min(rows) < len(accept):
-            raise click.BadParameter(f"'{given}' takes --rows of {len(accept)} and more", param_hint="--accept")
+    if (fastest := max(map(max, accepts))) > shape.block:
+        raise click.BadParameter(f"{fastest:g} is more than the draft's block of {shape.block}", param_hint="--accept")
+    for accept in accepts:
         if options["template"]:
             yield template_table(shape, options["dataset"] or 1000, options["template"], rows[-1], accept)
         elif options["dataset"]:
@@ -239,7 +242,8 @@ def prompts(file: Path, pair: str, limit: int | None) -> list[Any]:
     from .. import jobs
 
     dataset = Dataset(str(file), pair, Defaults({}, None))
-    dataset.survey()
+    if bad := dataset.survey().bad_lines:
+        click.echo(f"{file}: lines that cannot be run are left out, {len(bad)} in all; {bad[0]}", err=True)
     bodies = [item for item in dataset if not isinstance(item, BadLine)][:limit]
     return [jobs.prompts(body)[0] for body in bodies]
 

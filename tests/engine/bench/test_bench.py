@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import time
 from dataclasses import replace
@@ -200,6 +201,20 @@ def test_idle_share_sees_a_host_that_sleeps() -> None:
 
 def idle(work: float, sleep: float) -> float:
     return measure_idle(Paced(work, sleep), rounds=3, repeats=3).share
+
+
+def test_a_full_disk_takes_nothing_that_was_written_before(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    write(file, {}, [Table("first")])
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(file, {}, [Table("first"), Table("second" * 100)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_tables_and_json_carry_medians_ratios_and_samples(tmp_path: Path) -> None:
