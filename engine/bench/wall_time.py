@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,12 @@ class WallTime:
         """Names of all models; the first is the pair, which needs prompts, the others are shapes."""
         return (self.pair, *(weights.name for weights in self.shapes))
 
-    def run(self, folder: Path, models: Collection[str], prompts: Sequence[Prompt], arms: Collection[str]) -> Table:
-        """One table with a line for each of the models that fits; notes say why others have none."""
+    def run(
+        self, folder: Path, models: Collection[str], prompts: Sequence[Prompt], arms: Collection[str]
+    ) -> Iterator[Table]:
+        """One table with a line for each of the models that fits; notes say why others have none. It comes again after
+        each model, which may take an hour, so that what was measured can be kept.
+        """
         table = Table(f"whole run of {self.requests} requests, up to {self.tokens} new tokens", "model", seconds=True)
         for name in self.models:
             if name not in models:
@@ -88,7 +92,7 @@ class WallTime:
                 table.facts.append({"model": name, "failed": failure.error})
             gc.collect()  # engines and their parts refer to each other
             mx.clear_cache()
-        return table
+            yield table
 
     def _unfit(self, name: str) -> str | None:
         limit = None if mx.default_device() == mx.cpu else device_limit()

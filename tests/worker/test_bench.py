@@ -40,9 +40,11 @@ def test_rows_of_mixed_acceptance(tmp_path: Path) -> None:
 
 
 def test_wall_times_of_a_model_that_a_cpu_does_not_take(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--suite", "--only", "qwen3-4b-4bit")
+    done = bench(tmp_path, "--suite", "--only", "qwen3-4b-4bit", "--only", "qwen3-4b")
     assert done.returncode == 0, done.stderr
     assert "qwen3-4b-4bit: skipped, its weights of 3.1 GiB would take a CPU hours" in done.stdout
+    (table,) = json.loads((tmp_path / "bench.json").read_text())["tables"]
+    assert [note.partition(":")[0] for note in table["notes"]] == ["qwen3-4b", "qwen3-4b-4bit"]
 
 
 def test_a_dataset_and_a_template(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def bench(**options: Any) -> None:
         if options["chart"]:
             need_matplotlib()
         for table in tables(options):
-            made.append(table)
+            made = [*(other for other in made if other is not table), table]
             _show(table)
             sys.stdout.flush()
             write(options["out"], options, made)
@@ -168,7 +168,7 @@ def _show(table: Table) -> None:
 
 
 def tables(options: dict[str, Any]) -> Iterator[Any]:
-    """What the options ask for, a table at a time."""
+    """What the options ask for, a table at a time; one that grows comes again."""
     if options["suite"]:
         return suite_tables(options)
     return pair_tables(options) if options["pair"] else shape_tables(options)
@@ -195,7 +195,7 @@ def suite_tables(options: dict[str, Any]) -> Iterator[Any]:
         yield from (suite.TINY if on_cpu else suite.Suite()).run(cache_dir(), grids)
     if models:
         every = [prompt for file in options["data"] for prompt in prompts(file, timed.pair, options["limit"])]
-        yield timed.run(cache_dir(), models, every, arms)
+        yield from timed.run(cache_dir(), models, every, arms)
 
 
 def pair_tables(options: dict[str, Any]) -> Iterator[Any]:

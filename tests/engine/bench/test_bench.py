@@ -270,7 +270,10 @@ def test_a_shape_needs_room_beside_its_weights_and_takes_none_to_find_out() -> N
 def test_wall_times_are_one_table_of_the_models_that_fit(tmp_path: Path) -> None:
     shapes = (Weights("tiny-qwen3"), Weights("qwen3-4b"), Weights("tiny-qwen3.5", 4))
     timed = WallTime(shapes=shapes, requests=9, rows=2, context=16, tokens=32)
-    table = timed.run(tmp_path, timed.models[1:], [], ("mlx-batch", "adaptive", "dflash"))
+    grown = timed.run(tmp_path, timed.models[1:], [], ("mlx-batch", "adaptive", "dflash"))
+    table = next(grown)
+    assert [line.label for line in table.lines] == ["tiny-qwen3, 2 rows"]  # it can be kept before the others have run
+    assert all(each is table for each in grown)
     assert [line.label for line in table.lines] == ["tiny-qwen3, 2 rows", "tiny-qwen3.5-4bit, 2 rows"]
     assert not table.failed
     assert table.notes == ["qwen3-4b: skipped, its weights of 8.5 GiB would take a CPU hours"]
