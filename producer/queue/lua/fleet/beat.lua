@@ -7,8 +7,9 @@
 --   then      how many fields of RQ's hash follow, then these: field, value, …; then the report: field, value, …
 -- A report that is not whole has the fields that changed since the last beat. What expires is kept for longer by each beat
 -- that has fields of RQ's hash.
--- Returns {seen, the shortest lease in the fleet in ms, the values of the fleet's fields}; nothing if Redis has not got what the last beat wrote: it restarted or
--- failed over, or a key has expired. Then the worker is to send a whole report.
+-- Returns {seen, the shortest lease that this Redis knows of in ms, the values of the fleet's fields}; nothing if Redis has
+-- not got what the last beat wrote: it restarted or failed over, or a key has expired. Then the worker is to send a whole
+-- report.
 
 local worker, length, kept, queue, dead_after, seen = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
 local key, rq = 'draftmill:worker:' .. worker, 'rq:worker:' .. worker
