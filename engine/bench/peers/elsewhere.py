@@ -16,7 +16,7 @@ from ..arms import BenchError, MissingPeer, Run, Session
 
 
 class Elsewhere:
-    """An engine in a process of its own, which runs whole requests.
+    """An engine in a process of its own, by some Python; it runs whole requests.
 
     Raises:
         BenchError: it cannot load its models.
@@ -25,7 +25,8 @@ class Elsewhere:
     alone = False
     tokens_per_round: float | None = None
 
-    def __init__(self, *command: str):
+    def __init__(self, python: str, *engine: str):
+        command = [python, str(Path(__file__).with_name("process.py")), *engine]
         pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.process = subprocess.Popen(command, **pipes)
         self._answer()  # that it is ready
@@ -66,7 +67,7 @@ class DFlashMlx(Elsewhere):
     def __init__(self, target: str, draft: str):
         if not importlib.util.find_spec("dflash_mlx"):
             raise MissingPeer("dflash-mlx is not installed")
-        super().__init__(sys.executable, "-m", f"{__package__}.dflash_mlx_process", target, draft)
+        super().__init__(sys.executable, "dflash-mlx", target, draft)
 
 
 class VllmMlx(Elsewhere):
@@ -82,4 +83,4 @@ class VllmMlx(Elsewhere):
             raise MissingPeer("vllm-mlx is not installed, in an environment of its own (uv tool install vllm-mlx)")
         with open(program, encoding="utf-8") as script:
             python = script.readline().removeprefix("#!").strip()
-        super().__init__(python, str(Path(__file__).with_name("vllm_mlx_process.py")), target, dtype, str(rows))
+        super().__init__(python, "vllm-mlx", target, dtype, str(rows))
