@@ -145,7 +145,7 @@ def test_rows_are_laid_apart_by_their_length() -> None:
     for given in (rows[:, None], mx.expand_dims(rows, (-2, -3)), rows[:, None] + mx.ones((5, 1, 8))):
         laid = laid_apart(given)
         mx.eval(laid)
-        assert memoryview(laid).strides[-2:] == (32, 4)  # type: ignore[arg-type]
+        assert memoryview(laid).strides[-2:] == (32, 4)  # type: ignore[arg-type] -- a buffer, which MLX's stubs do not say
         assert mx.array_equal(laid, given)
 
 
