@@ -58,13 +58,13 @@ def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
 
 def test_a_result_that_redis_refuses_leaves_its_job_as_it_was(mill: Mill) -> None:
     mill.submit(1)
-    w, registry = queue(mill, "w"), f"rq:finished:{QUEUE}"
+    w, results = queue(mill, "w"), wire.results_key("b")
     (job,) = w.claim(1)
-    mill.redis.set(registry, "of another type")
+    mill.redis.set(results, "of another type")
     assert isinstance(w.commit([outcome(job)])[0], redis_py.ResponseError)
     assert w.leases() == [(job.id, job.token)]
     w.release([job])
-    mill.redis.delete(registry)
+    mill.redis.delete(results)
     (again,) = w.claim(1)
     assert again.data == job.data
     assert w.commit([outcome(again)]) == [True]
@@ -76,7 +76,7 @@ def test_what_waits_for_its_next_try_is_cancelled_with_its_batch(mill: Mill) -> 
     w.commit([again(job) for job in w.claim(2)])
     assert batches.cancel(mill.redis, "b") == 3
     assert mill.status().complete
-    assert mill.redis.exists(wire.LATER, wire.USERS, "draftmill:aside:b") == 0
+    assert mill.redis.exists(wire.LATER, wire.leased_key(QUEUE), "draftmill:aside:b") == 0
 
 
 def test_a_batch_cancelled_while_it_is_submitted_is_complete(mill: Mill) -> None:
@@ -98,6 +98,7 @@ def test_acknowledged_results_leave_the_batch_s_record_only(mill: Mill) -> None:
     assert mill.status().collected is None
     for _ in range(2):
         batches.acknowledge(mill.redis, "b", found)
+    w.reap()
     record = {b"batch:b", b"batches", b"ended:b", b"handed:b", b"generation", b"spent"}
     assert set(mill.redis.keys()) == {b"draftmill:" + name for name in record} | {b"rq:queues"}
     assert sum(mill.redis.memory_usage(wire.ended_key("b")) or 0 for _ in "b") < 1000
