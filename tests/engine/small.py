@@ -45,7 +45,7 @@ VOCABULARY = 96
 
 NOT_ON_HOPPER = pytest.mark.skipif(
     mx.cuda.is_available(),
-    reason="MLX's own product of a Hopper GPU for quantised weights no wider than a group is wrong, and no model has such",
+    reason="on a Hopper GPU MLX multiplies quantised weights no wider than a group wrongly: no model has any",
 )
 
 # Heads turn in 32 dimensions at least: with fewer, MLX's CUDA rope asks for thread blocks that no device has.
