@@ -192,18 +192,14 @@ def _jobs(redis: redis_py.Redis, batch: str, queue: str, bodies: Sequence[wire.J
 def _data(body: wire.JobBody) -> bytes:
     """A job's data as RQ keeps them: the call of a function, whose one argument is the body.
 
-    Batch and custom_id are those under which Redis has the job. `keep` is not for the model, and scripts that end a job
-    must read it: it has a field of its own beside the data. What has its default is left out: it is most of what a body
-    says, and all workers of a WIRE have the same defaults.
+    Left out is what Redis has beside it, and what is a default: all workers of a WIRE have the same defaults.
     """
     fields = body.model_dump(mode="json", exclude_defaults=True, exclude={"batch", "custom_id", "keep"})
     return zlib.compress(wire.JsonSerializer.dumps((wire.FUNCTION, None, (fields,), {})))
 
 
 def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
-    """RQ's own hash of a queued job, as far as it has something to say, but for data and description: all jobs of a
-    chunk have these in common. Since when a job waits, `queued` says (see record.lua), so RQ's `enqueued_at` does not.
-    """
+    """RQ's own hash of a queued job, but for data and description; since when it waits `queued` says (see record.lua)."""
     job = Job.create(
         wire.FUNCTION,
         connection=redis,
@@ -296,11 +292,8 @@ def statuses(redis: redis_py.Redis, names: Sequence[str]) -> list[BatchStatus]:
             for queue in own:
                 pipe.zcard(wire.leased_key(queue))
         replies = iter(pipe.execute())
-    found = {
-        name: _Found(next(replies), next(replies), next(replies), sum(islice(replies, len(own))))
-        for name, own in zip(names, queues, strict=True)
-    }
-    return [_status(name, what) for name, what in found.items() if what.raw]
+    found = [_Found(*islice(replies, 3), sum(islice(replies, len(own)))) for own in queues]
+    return [_status(name, what) for name, what in zip(names, found, strict=True) if what.raw]
 
 
 def cancel(redis: redis_py.Redis, batch: str) -> int | None:

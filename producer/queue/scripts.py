@@ -34,7 +34,7 @@ class Script:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-def script(name: str, shared: Sequence[str] = ("clock", "turns", "record")) -> Script:
+def script(name: str, shared: Sequence[str] = ("clock", "turns", "gather", "record")) -> Script:
     """A script of the queue behind what it shares with others. Redis makes all functions of that anew at each call.
 
     Scripts about jobs gather what they write, so something must be done at their end: they become a function that

@@ -1,5 +1,6 @@
 -- What scripts about jobs share: reading a job, where it lies, giving up its lease, and recording its one outcome.
--- This file stands in front of them, behind some constants, clock.lua and turns.lua; those about workers do without it.
+-- This file stands in front of them, behind some constants, clock.lua, turns.lua and gather.lua; those about workers do
+-- without it.
 -- cron.lua, about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
 -- RQ's own keys. Each batch has a queue of its own for each pair that its lines run on, `draftmill.<w>.<pair>:<batch>`;
@@ -77,34 +78,6 @@ local AT, TTL = ARGV[1], tonumber(ARGV[2])
 local TEN_YEARS, JOB_TTL = 315360000, 3600
 local RUNNING, LATER = 'draftmill:running:' .. WIRE, 'draftmill:later:' .. WIRE
 local UNENDED = 'draftmill:unended:' .. WIRE
-
--- Entries that wait to be added to their keys, or taken from them: those of one key are one command, and one in the
--- append-only file. They are written at the end of a script, even if it fails: see finish.lua. What must be there before,
--- because the script reads it back, is written by a call of `write`.
-local gathered = {}
-local function gather(command, key, ...)
-  local name = command .. ' ' .. key
-  local call = gathered[name] or { command = command, key = key }
-  if #call == 0 then gathered[name], gathered[#gathered + 1] = call, call end
-  for _, part in ipairs({ ... }) do call[#call + 1] = part end
-end
-
--- What waits to be added up: key -> field -> how much.
-local sums = {}
-local function add_up(key, field, n)
-  sums[key] = sums[key] or {}
-  sums[key][field] = (sums[key][field] or 0) + (tonumber(n) or 0)
-end
-
--- Adds them up: fields of one key are one command.
-local function add(key, fields)
-  local call = { 'HSET', key }
-  for field, n in pairs(fields) do
-    call[#call + 1] = field
-    call[#call + 1] = string.format('%.0f', (tonumber(redis.call('HGET', key, field)) or 0) + n)
-  end
-  redis.call(unpack(call))
-end
 
 -- A line number, which is the place of a bit, whatever somebody wrote there.
 local function place(n)
@@ -316,26 +289,14 @@ local function expire_if_complete(batch)
   redis.call('ZREM', UNENDED, batch)
 end
 
--- Writes what was gathered, all that can be written: an error comes last. Lua hands a function some thousand arguments at
--- most; each entry has 1, 2 or 4.
-local MOST_AT_ONCE = 2000
+-- Writes what was gathered; then registries of ended jobs forget old ones, and batches that are complete may expire.
 local ended_in, filed_in = {}, {}
 local function write()
-  local failing
-  local function try(act, ...)
-    local ran, problem = pcall(act, ...)
-    if not ran then failing = problem end
-  end
-  for _, call in ipairs(gathered) do
-    for first = 1, #call, MOST_AT_ONCE do
-      try(redis.call, call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
-    end
-  end
-  for key, fields in pairs(sums) do try(add, key, fields) end
+  write_gathered()
   for registry, now in pairs(filed_in) do try(redis.call, 'ZREMRANGEBYSCORE', registry, '-inf', now) end
   for batch in pairs(ended_in) do try(expire_if_complete, batch) end
-  gathered, sums, ended_in, filed_in = {}, {}, {}, {}
-  if failing then error(failing, 0) end
+  ended_in, filed_in = {}, {}
+  fail_if_tried_in_vain()
 end
 
 -- Shows RQ how a job ended; when it did, the registry says. Its body goes; RQ's tools find an empty one.
