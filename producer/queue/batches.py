@@ -199,7 +199,7 @@ def _data(body: wire.JobBody) -> bytes:
 
 
 def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
-    """RQ's own hash of a queued job, but for data and description; since when it waits `queued` says (see record.lua)."""
+    """RQ's own hash of a queued job, but for data and description. Since when it waits, `queued` says: record.lua."""
     job = Job.create(
         wire.FUNCTION,
         connection=redis,

@@ -53,7 +53,8 @@ local function allowance(user)
     allowances[user] = tonumber(cap) or math.huge
     local queues = cap and redis.call('HGETALL', RUNNING) or {}
     for i = 1, #queues, 2 do
-      if queues[i + 1] == user then allowances[user] = allowances[user] - redis.call('ZCARD', 'rq:wip:' .. queues[i]) end
+      local running = queues[i + 1] == user and redis.call('ZCARD', 'rq:wip:' .. queues[i]) or 0
+      allowances[user] = allowances[user] - running
     end
   end
   return allowances[user]
@@ -248,7 +249,8 @@ local function drains()
     redis.call('RPUSH', ALONE, redis.call('LPOP', ALONE))
     return false
   end
-  if NOW - (job and job.enqueued or NOW) > PATIENCE * lease then redis.call('SET', DRAINS, worker, 'NX', 'PX', PATIENCE * lease) end
+  local waited = NOW - (job and job.enqueued or NOW)
+  if waited > PATIENCE * lease then redis.call('SET', DRAINS, worker, 'NX', 'PX', PATIENCE * lease) end
   if redis.call('GET', DRAINS) ~= worker then return false end
   redis.call('PEXPIRE', DRAINS, PATIENCE * lease)
   return true

@@ -3,8 +3,8 @@
 --   ARGV[5]  1 to run jobs again whose results were handed over: the caller lacks them
 --   ARGV[6]  text that the reason of those that failed must have in it
 --   ARGV[7]  queue of these jobs, one of the batch's   ARGV[8]  number of jobs
---   then for each job: id, custom_id, line number, its size in tokens, number of strings that follow, and RQ's hash as field,
---   value, …
+--   then for each job: id, custom_id, line number, size in tokens, number of strings that follow, and RQ's hash as
+--   field, value, …
 -- Returns {new, already queued or running, already ended, of the new ones those that had failed}. A batch that was
 -- cancelled, or that is not there, takes no jobs.
 

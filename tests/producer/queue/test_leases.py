@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis as redis_py
@@ -118,6 +120,26 @@ def test_a_claimed_job_is_rq_s_running_job(mill: Mill) -> None:
     assert fetch(mill, job.id).get_status() == JobStatus.FINISHED
     assert Queue(QUEUE, connection=mill.redis).finished_job_registry.get_job_ids() == [job.id]
     assert mill.redis.zcard(f"rq:wip:{QUEUE}") == 0
+
+
+def test_a_lease_is_extended_once_an_eighth_of_it_has_passed(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    key, lease = wire.leased_key(QUEUE), f"{job.id}:{job.token}"
+    first: Any = mill.redis.zscore(key, lease)
+    assert w.renew([job]) == []
+    assert mill.redis.zscore(key, lease) == first
+    mill.redis.zadd(key, {lease: first - 8})
+    assert w.renew([job]) == []
+    assert first <= float(mill.redis.zscore(key, lease) or 0) < first + 10
+
+
+def test_a_job_has_one_id_in_each_batch_which_no_tool_takes_for_an_option() -> None:
+    ids = [wire.job_id(batch, f"r-{n}") for batch in ("a", "b") for n in range(2000)]
+    assert len(set(ids)) == 4000
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{15}", id) for id in ids)
+    assert wire.job_id("a", "r-0") == ids[0]
 
 
 def test_a_commit_sent_twice_is_recorded_once(mill: Mill) -> None:

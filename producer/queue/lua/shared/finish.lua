@@ -1,5 +1,5 @@
--- Runs the script, which is the function `main` here, and then writes what it gathered, even if it failed. This file stands
--- behind each script that has record.lua in front.
+-- Runs the script, which is the function `main` here, and then writes what it gathered, even if it failed. This file
+-- stands behind each script that has record.lua in front.
 
 local ran, answer = pcall(main)
 local is_written, problem = pcall(write)

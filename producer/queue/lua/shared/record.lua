@@ -9,19 +9,19 @@
 --   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
 --   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then without its
 --                                          body until its result is acknowledged, at most JOB_TTL seconds:
---     queued                               `<generation> <size> <when>`: that of its batch, but a line that is queued again
---                                          gets a new one; tokens that it may come to; Redis TIME in ms when it was last
+--     queued                               `<generation> <size> <when>`: that of its batch, or a new one if the line was
+--                                          queued again; tokens that it may come to; Redis TIME in ms when it was last
 --                                          queued
 --     lease                                `<generation>.<number> <length>` of the last lease: its token, which is
 --                                          `<worker>.<generation>.<number>`, and its length in ms
---     leases                               `<number> <mark>`: how many leases count; 1 if the last one does, because the job was
---                                          in a row under it, else 0
+--     leases                               `<number> <mark>`: how many leases count; 1 if the last one does, because the job
+--                                          was in a row under it, else 0
 --     keep                                 JSON object that its result hands back, or absent
---   rq:wip:<queue>                 zset    the leases: `<job>:<token>` of each running job -> when it expires, Redis TIME in
---                                          seconds, and ten years. RQ's own clean-up takes no lock and must never touch
---                                          them, so for RQ they are far from their end
+--   rq:wip:<queue>                 zset    the leases: `<job>:<token>` of each running job -> when it expires, Redis TIME
+--                                          in seconds, and ten years. RQ's own clean-up takes no lock and must never
+--                                          touch them, so for RQ they are far from their end
 --   rq:worker:<worker>             hash    RQ's record of a worker; 60 s after its last heartbeat it expires
---   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds: JOB_TTL after its end
+--   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> JOB_TTL after its end, Unix seconds
 -- Keys of a batch. Complete, they expire after TTL, or what was asked for; `draftmill forget` drops them.
 --   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by reap.lua
 --   draftmill:batch:<batch>        hash    what a batch is, see wire.py. Its owner is who submitted it
@@ -117,8 +117,8 @@ local function read_job(id, batch, with_body)
   return {
     id = id, key = key, origin = origin, queue = origin, batch = batch or string.match(origin, ':([^:]+)$') or '',
     status = field[2] or '', worker = worker, generation = generation, size = size, enqueued = since or NOW,
-    token = lease and worker .. '.' .. lease or '', lease_ms = tonumber(lease_ms) or 0, leases = tonumber(leases) or 0, counts = mark == '1',
-    data = field[7], keep = field[8],
+    token = lease and worker .. '.' .. lease or '', lease_ms = tonumber(lease_ms) or 0,
+    leases = tonumber(leases) or 0, counts = mark == '1', data = field[7], keep = field[8],
   }
 end
 
