@@ -292,7 +292,7 @@ def statuses(redis: redis_py.Redis, names: Sequence[str]) -> list[BatchStatus]:
             for queue in own:
                 pipe.zcard(wire.leased_key(queue))
         replies = iter(pipe.execute())
-    found = [_Found(*islice(replies, 3), sum(islice(replies, len(own)))) for own in queues]
+    found = [_Found(next(replies), next(replies), next(replies), sum(islice(replies, len(own)))) for own in queues]
     return [_status(name, what) for name, what in zip(names, found, strict=True) if what.raw]
 
 
