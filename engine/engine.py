@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..kernels.pages.sizes import PAGE, pages_for
 from .base_engine import BaseEngine
 from .choose.constrained import Choice
 from .depth.budget import Budget
-from .depth.calibration import calibrated
+from .depth.calibration import calibrated, known_costs
 from .depth.command_buffers import LAUNCHES, Bound, Parts
 from .depth.experience import Experience
 from .depth.round_cost import Cost
@@ -41,6 +41,12 @@ from .state.kv_pool import KVPool
 from .text import Text
 
 MAX_ROWS = 32
+
+PREFILL_TOKENS_ON_CPU = 64
+"""In a round, instead of `PREFILL_TOKENS`: a CPU is as busy with so many, and rows that decode wait for less."""
+
+PLAIN_ROUNDS = 64
+"""Most rounds without drafts before what rounds cost is measured."""
 
 
 class Engine(BaseEngine):
@@ -95,6 +101,8 @@ class Engine(BaseEngine):
         deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
         self.scheduler = Scheduler(shares.pages, max_rows, block, prefixes=shares.prefixes, forced=most or FORCED)
+        if mx.default_device() == mx.cpu:
+            self.scheduler.prefill_tokens = PREFILL_TOKENS_ON_CPU
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
@@ -151,11 +159,30 @@ class Engine(BaseEngine):
             name = (
                 f"{pair.target}, {parts.draft_name}, {draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
             )
-            engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
-            if budgeted:
-                engine.spend(budget := Budget(engine.cost, block, copying))
-                engine.after_round = Experience(cache, name, budget).keep
+
+            def measure() -> None:
+                engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
+                if budgeted:
+                    engine.spend(budget := Budget(engine.cost, block, copying))
+                    engine.after_round = Experience(cache, name, budget).keep
+
+            if mx.default_device() == mx.cpu and name not in known_costs(cache):
+                engine._measure_later(measure)
+            else:
+                measure()
         return engine
+
+    def _measure_later(self, measure: Callable[[], None]) -> None:
+        """Decode plainly until a request has ended, `PLAIN_ROUNDS` at most, and only then measure what rounds cost: on
+        a CPU that takes as long as some first answers do.
+        """
+        self.depths.fixed = 0
+
+        def after_round(idle: bool) -> None:
+            if idle or self.stats.prompt_tokens or self.stats.rounds >= PLAIN_ROUNDS:
+                measure()
+
+        self.after_round = after_round
 
     @property
     def drafting(self) -> str:
