@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
 from .request import NO_ADAPTERS, SOURCES, Adapters, Origin, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
+from .schedule.room import Room, TokenRoom
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
 from .shares import Needs, Shares, remember
@@ -42,11 +43,10 @@ from .text import Text
 
 MAX_ROWS = 32
 
-PREFILL_TOKENS_ON_CPU = 64
-"""In a round, instead of `PREFILL_TOKENS`: a CPU is as busy with so many, and rows that decode wait for less."""
-
-PLAIN_ROUNDS = 64
-"""Most rounds without drafts before what rounds cost is measured."""
+FIRST_TOKENS, FIRST_ROUNDS = 64, 32
+"""Until a request has ended, for so many rounds at most, a round of a CPU has so many tokens of prompts and no drafts
+whose cost is unknown: the first answer comes sooner, and the others a little later.
+"""
 
 
 class Engine(BaseEngine):
@@ -102,7 +102,7 @@ class Engine(BaseEngine):
         most = max(most, COPIED if copying else 0)
         self.scheduler = Scheduler(shares.pages, max_rows, block, prefixes=shares.prefixes, forced=most or FORCED)
         if mx.default_device() == mx.cpu:
-            self.scheduler.prefill_tokens = PREFILL_TOKENS_ON_CPU
+            self.scheduler.room = self._room_on_cpu
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
@@ -172,17 +172,17 @@ class Engine(BaseEngine):
                 measure()
         return engine
 
+    @property
+    def _has_answered(self) -> bool:
+        return self.stats.prompt_tokens > 0 or self.stats.rounds >= FIRST_ROUNDS
+
+    def _room_on_cpu(self, decoding: Sequence[Row]) -> Room:
+        most = self.scheduler.prefill_tokens
+        return TokenRoom(most if self._has_answered else min(most, FIRST_TOKENS))
+
     def _measure_later(self, measure: Callable[[], None]) -> None:
-        """Decode plainly until a request has ended, `PLAIN_ROUNDS` at most, and only then measure what rounds cost: on
-        a CPU that takes as long as some first answers do.
-        """
         self.depths.fixed = 0
-
-        def after_round(idle: bool) -> None:
-            if idle or self.stats.prompt_tokens or self.stats.rounds >= PLAIN_ROUNDS:
-                measure()
-
-        self.after_round = after_round
+        self.after_round = lambda idle: measure() if idle or self._has_answered else None
 
     @property
     def drafting(self) -> str:
