@@ -106,8 +106,7 @@ class MillWorker(BaseWorker):
         self.host, self.sensors, self.relief = host, Sensors(host), Relief()
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
         self.duty, self.restart, self.signals = UNHEARD, False, 0
-        self._hand_back_at = self._stop_at = math.inf
-        self._look_at = 0.0
+        self._hand_back_at, self._stop_at, self._look_at = math.inf, math.inf, 0.0
         self._running: dict[str, Running] = {}
         self._of_request: dict[str, Running] = {}
         self._requests_per_job = 1.0
