@@ -155,6 +155,27 @@ def test_a_full_redis_takes_neither_lines_nor_results(mill: Mill) -> None:
     assert batches.submit_chunk(mill.redis, info, [late]) == batches.Submitted(new=1)
 
 
+@pytest.mark.parametrize("way", ["release", "retry", "reap"])
+def test_a_full_redis_loses_no_job_that_is_to_run_again(mill: Mill, way: str) -> None:
+    mill.submit(3)
+    w = queue(mill, "w")
+    jobs = w.claim(3)
+    w.blame(jobs)
+    if way == "reap":
+        lapse(mill, *jobs)
+    used: Any = mill.redis.info("memory")
+    mill.redis.config_set("maxmemory", used["used_memory"] // 2)
+    if way == "release":
+        assert w.release(jobs) == 3
+    elif way == "retry":
+        assert w.commit([Outcome(job, "retry", b"", reason="the engine failed") for job in jobs]) == [True] * 3
+    else:
+        assert w.reap() == (3, 0, 0)
+    mill.redis.config_set("maxmemory", 0)
+    assert (mill.status().queued, mill.status().running) == (3, 0)
+    assert mill.redis.zcard(wire.LATER) == (3 if way == "retry" else 0)
+
+
 def test_a_worker_that_waits_is_called_when_there_are_jobs(mill: Mill) -> None:
     w = queue(mill, "w")
     mill.redis.zadd(wire.WORKERS, {"w": time.time()})
