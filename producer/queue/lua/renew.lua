@@ -13,7 +13,8 @@ for i = 4, #ARGV, 2 do
   if not expires then
     drop[#drop + 1] = { ARGV[i], 'lost' }
   else
-    if expires - NOW < lease * 7 / 8 then
+    local left = expires - NOW -- more than a lease if the clock was set back
+    if left < lease * 7 / 8 or left > lease then
       gather('ZADD', 'rq:wip:' .. job.queue, score_of(NOW + lease), lease_of(job))
     end
     if cancelled(job) then

@@ -8,6 +8,7 @@ from typing import Any
 from draftmill.producer.queue import wire
 from tests.producer.queue.helpers import outcome, queue
 from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
 
 
 def test_nothing_is_taken_back_for_one_lease_after_redis_was_away(mill: Mill) -> None:
@@ -44,6 +45,24 @@ def test_each_length_of_leases_has_its_own_patience(mill: Mill) -> None:
     assert short.renew([job]) == []
     begin = mill.redis.hmget("draftmill:alive", "200", "30000")
     assert int(begin[0] or 0) - int(begin[1] or 0) >= 500
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_from_dead_workers_jobs(mill: Mill) -> None:
+    hour = 3600
+    mill.submit(1)
+    w = queue(mill, "w", lease=0.2)
+    w.renew([])
+    (job,) = w.claim(1)
+    lease, leases = f"{job.id}:{job.token}", wire.leased_key(wire.queue_name(PAIR, "b"))
+    mill.redis.zincrby(leases, hour, lease)  # as the clock said before
+    alive: Any = mill.redis.hgetall("draftmill:alive")
+    mill.redis.hset("draftmill:alive", mapping={name: int(when) + hour * 1000 for name, when in alive.items()})
+    assert w.renew([job]) == []
+    assert w.reap() == (0, 0, 0)  # all who live have renewed first
+    for _ in range(5):
+        time.sleep(0.05)
+        w.renew([])
+    assert w.reap() == (1, 0, 0)
 
 
 def test_living_workers_lose_nothing_to_a_long_outage(mill: Mill) -> None:
