@@ -112,6 +112,7 @@ class Engine(BaseEngine):
         # Where MLX scatters on a GPU, a round in flight would make the next one copy the pools that it still reads.
         self._waits = mx.default_device() != mx.cpu and not target.operations.in_place
         self.cost: Cost | None = None
+        self._measures_later = False
         self.stats.accepted_per_position = [0] * most
         self._working: list[Row] = []  # rows of the round in flight and, while one is launched, of that
         self._read_at: float | None = None  # when the round before it was there
@@ -163,7 +164,7 @@ class Engine(BaseEngine):
                     engine.spend(budget := Budget(engine.cost, block, copying))
                     engine.after_round = Experience(cache, name, budget).keep
 
-            if mx.default_device() == mx.cpu and name not in known_costs(cache):
+            if budgeted and mx.default_device() == mx.cpu and name not in known_costs(cache):
                 engine._measure_later(measure)
             else:
                 measure()
@@ -178,8 +179,18 @@ class Engine(BaseEngine):
         return TokenRoom(most if self._has_answered else min(most, FIRST_TOKENS))
 
     def _measure_later(self, measure: Callable[[], None]) -> None:
-        self.depths.fixed = 0
-        self.after_round = lambda idle: measure() if idle or self._has_answered else None
+        def after_round(_: bool) -> None:
+            if self._has_answered:
+                self._measures_later = False
+                measure()
+
+        self.depths.fixed, self._measures_later = 0, True
+        self.after_round = after_round
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do: what rounds cost may be left, once the answer to a lone request is out."""
+        return super().busy or (self._measures_later and self._has_answered)
 
     @property
     def drafting(self) -> str:

@@ -85,6 +85,22 @@ def test_the_first_answer_does_not_wait_for_what_rounds_cost(target: Path, monke
     assert load(target).budget  # what was measured is known to the next start
 
 
+def test_a_lone_request_has_its_answer_before_that(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.depth.calibration.ON_CPU", Pace(0.0, 0.0))
+    add_head(target, target)
+    engine = load(target)
+    assert not engine.busy
+    engine.add(replace(requests(1)[0], sampling=Sampling(max_tokens=3)))
+    while not engine.step():
+        pass
+    assert engine.busy
+    assert engine.budget is None
+    assert engine.step() == []
+    assert engine.budget
+    while engine.busy:
+        assert engine.step() == []
+
+
 def test_without_a_head_or_without_being_asked_it_does_not(target: Path) -> None:
     with pytest.raises(ModelError, match=r"has no MTP head that can be used: leave mtp out of --drafts"):
         load(target, drafts=("mtp",))
