@@ -300,8 +300,8 @@ def cancel(redis: redis_py.Redis, batch: str) -> int | None:
     """Cancels a batch, ends its lines that do not run and returns how many; None if workers must end these, too.
 
     Running lines follow within seconds, when their workers next renew their leases. Each cancelled line gets
-    an error line as its result, so a cancelled batch still has one result per line that was submitted. A batch that
-    an earlier version submitted is ended by workers of that version.
+    an error line as its result, so a cancelled batch still has one result per line that was submitted. Lines that
+    an earlier version submitted end at once, those that run as well; workers of that version drop them.
     """
     if not redis.exists(wire.batch_key(batch)):
         return 0
