@@ -45,16 +45,28 @@ local function queue_of(batch)
   return 'draftmill.' .. WIRE .. '.' .. pair .. ':' .. batch
 end
 
+-- User -> queues in which jobs of the user are leased, or were.
+local function leased_in()
+  local queues, found = redis.call('HGETALL', RUNNING), {}
+  for i = 1, #queues, 2 do
+    local user = queues[i + 1]
+    found[user] = found[user] or {}
+    table.insert(found[user], queues[i])
+  end
+  return found
+end
+
 -- How many more jobs of a user may run.
-local allowances = {}
+local allowances, queues_with_leases = {}, nil
 local function allowance(user)
   if not allowances[user] then
     local cap = redis.call('HGET', 'draftmill:limits', user) or redis.call('HGET', 'draftmill:limits', '*')
     allowances[user] = tonumber(cap) or math.huge
-    local queues = cap and redis.call('HGETALL', RUNNING) or {}
-    for i = 1, #queues, 2 do
-      local running = queues[i + 1] == user and redis.call('ZCARD', 'rq:wip:' .. queues[i]) or 0
-      allowances[user] = allowances[user] - running
+    if cap then
+      queues_with_leases = queues_with_leases or leased_in()
+      for _, queue in ipairs(queues_with_leases[user] or {}) do
+        allowances[user] = allowances[user] - redis.call('ZCARD', 'rq:wip:' .. queue)
+      end
     end
   end
   return allowances[user]
