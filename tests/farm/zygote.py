@@ -1,18 +1,56 @@
-"""Forks workers that are ready at once: reads `Settings` as JSON lines, answers with the process id of each.
+"""Forks workers that are ready at once: reads `Settings` and a log's path as JSON lines, answers with process ids.
 
 Importing takes a second and a worker does nothing before that a fork would break, so the fault suite can afford
-hundreds of workers. Their logs go to this process's standard error.
+hundreds of workers.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 
 import orjson
 
 from tests.worker.run_worker import Settings, run
+
+ROOT = Path(__file__).parents[2]
+
+
+class Zygote:
+    """The process that forks, with `environment` besides this process's own; it ends with this process at the latest."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+
+    def start(self, settings: Settings, log: Path) -> int:
+        """Forks a worker that logs to the end of `log`; returns its process id."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(orjson.dumps([asdict(settings), str(log)]) + b"\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@cache
+def shared_zygote() -> Zygote:
+    """One for all farms of this process."""
+    return Zygote({})
 
 
 def main() -> None:
@@ -20,16 +58,22 @@ def main() -> None:
     for line in sys.stdin.buffer:
         child = os.fork()
         if child == 0:
-            os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-            answers = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(answers, 1)
+            settings, log = orjson.loads(line)
+            become(log)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             code = 1
             try:
-                code = 0 if run(Settings(**orjson.loads(line))) else 130
+                code = 0 if run(Settings(**settings)) else 130
             finally:
                 os._exit(code)
         print(child, flush=True)
+
+
+def become(log: str) -> None:
+    """Gives this process streams of its own."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number, stream in enumerate((nowhere, nowhere, os.open(log, os.O_WRONLY | os.O_APPEND))):
+        os.dup2(stream, number)
 
 
 if __name__ == "__main__":
