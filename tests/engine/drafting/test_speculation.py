@@ -162,13 +162,22 @@ def serve_ends_inside_a_block(model: Any, **options: Any) -> None:
         assert done[request.id].finish_reason == ("stop" if end in expected else "length")
 
 
-@pytest.mark.parametrize(
-    ("family", "rows"),
-    [*((family, rows) for family in BUILDERS for rows in (1, 3, 8)), *((family, 3) for family in OTHERS)],
-)
-@pytest.mark.parametrize("wrong", [None, lambda i: False, lambda i: i % 3 == 0], ids=["random", "oracle", "half"])
-def test_greedy_equals_mlx_lm(family: str, rows: int, wrong: Callable[[int], bool] | None) -> None:
-    model, asked = small_model(family), requests(8)
+DRAFTS: dict[str, Callable[[int], bool] | None] = {
+    "random": None,
+    "oracle": lambda i: False,
+    "half": lambda i: i % 3 == 0,
+}
+ROWS = (1, 3, 8)
+PAIRWISE = [
+    *((family, ROWS[(i + j) % 3], draft) for i, family in enumerate(BUILDERS) for j, draft in enumerate(DRAFTS)),
+    *((family, 3, draft) for family in OTHERS for draft in DRAFTS),
+]
+"""Each family with each draft and each number of rows, and each draft with each number of rows."""
+
+
+@pytest.mark.parametrize(("family", "rows", "draft"), PAIRWISE)
+def test_greedy_equals_mlx_lm(family: str, rows: int, draft: str) -> None:
+    model, asked, wrong = small_model(family), requests(8), DRAFTS[draft]
     engine = replaying(model, asked, wrong, max_rows=rows) if wrong else engine_with_draft(model, max_rows=rows)
     done = run(engine, asked)
     for request in asked:
