@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -67,13 +68,20 @@ class Shell:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+@contextmanager
+def private_shell(folder: Path) -> Iterator[Shell]:
+    """A shell in `folder`; the private Redis that its commands may start ends with it."""
     with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as home:
-        shell = Shell(tmp_path, Path(home))
+        shell = Shell(folder, Path(home))
         yield shell
         if Path(home, "redis").exists():
             shell("redis", "stop")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with private_shell(tmp_path) as shell:
+        yield shell
 
 
 @pytest.fixture
