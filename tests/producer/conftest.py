@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,7 @@ import redis as redis_py
 from tests.producer import forker
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import Settings
+from tests.worker.zygote import forked_worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,15 +89,10 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 def worker(redis: redis_py.Redis, redis_server: RedisServer, shell: Shell) -> Iterator[Callable[[], None]]:
     """Starts a worker of set speed when called; commands use its Redis."""
     shell.environment["REDIS_URL"] = redis_server.url
-    processes: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
 
-    def start() -> None:
-        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
-        processes.append(
-            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
+        def start() -> None:
+            spool = str(redis_server.folder / "spool")
+            stack.enter_context(forked_worker(Settings(redis_server.url, spool, round_seconds=0.01, lease=5)))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+        yield start

@@ -1,7 +1,7 @@
 """Forks workers that are ready at once: reads `Settings` and a log's path as JSON lines, answers with process ids.
 
-Importing takes a second and a worker does nothing before that a fork would break, so the fault suite can afford
-hundreds of workers.
+Importing takes a second and a worker does nothing before that a fork would break, so tests can afford hundreds of
+workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Zygote:
-    """The process that forks, with `environment` besides this process's own; it ends with this process at the latest."""
+    """The process that forks; it has `environment` besides this process's own, and ends with it at the latest."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -49,8 +51,22 @@ class Zygote:
 
 @cache
 def shared_zygote() -> Zygote:
-    """One for all farms of this process."""
+    """One for all tests of this process."""
     return Zygote({})
+
+
+@contextmanager
+def forked_worker(settings: Settings) -> Iterator[None]:
+    """A worker that is killed in the end, and whose log nobody reads."""
+    pid = shared_zygote().start(settings, Path(os.devnull))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            while True:  # until it is gone
+                os.kill(pid, 0)
+                time.sleep(0.002)
 
 
 def main() -> None:
