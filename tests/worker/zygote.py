@@ -6,6 +6,7 @@ workers.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -70,6 +71,7 @@ def forked_worker(settings: Settings) -> Iterator[None]:
 
 
 def main() -> None:
+    gc.freeze()  # so that collections in the workers do not copy its pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     for line in sys.stdin.buffer:
         child = os.fork()
