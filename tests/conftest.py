@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Nothing that was imported ever becomes garbage: the collector need not look at it again and again."""
+    """Nothing that was imported becomes garbage: the collector need not look at it again and again."""
     gc.freeze()
 
 
