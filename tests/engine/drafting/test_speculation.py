@@ -170,13 +170,13 @@ DRAFTS: dict[str, Callable[[int], bool] | None] = {
 ROWS = (1, 3, 8)
 
 
-def pairwise(families: Iterable[str]) -> list[tuple[str, int, str]]:
+def pairwise(families: Iterable[str], drafts: Iterable[str] = DRAFTS) -> list[tuple[str, int, str]]:
     """A few triples of family, rows and draft: each two values of different kinds meet in one of them."""
-    names = list(families)
+    names, drafts = list(families), list(drafts)
     return [
         (names[i % len(names)], ROWS[(i + j) % 3], draft)
         for i in range(max(len(names), 3))
-        for j, draft in enumerate(DRAFTS)
+        for j, draft in enumerate(drafts)
     ]
 
 
