@@ -29,7 +29,7 @@ COUNT = 24
 def prompts(shell: Shell) -> str:
     """Lines that end at once, and one that is still running seconds later, as it does not copy from itself."""
     lines = [{"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": 3} for n in range(COUNT)]
-    lines[5] |= {"max_tokens": 4000, "temperature": 2, "ignore_eos": True}
+    lines[5] |= {"max_tokens": 2000, "temperature": 2, "ignore_eos": True}
     return shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
 
 
