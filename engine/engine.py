@@ -28,7 +28,6 @@ from .drafting.lookup import Lookup
 from .drafting.source import Source
 from .drafting.suffix import MOST as COPIED
 from .models.folder import ModelError
-from .models.lora import lay, read
 from .models.pairs import Pair
 from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
@@ -130,11 +129,9 @@ class Engine(BaseEngine):
         Raises:
             ModelError: as `load_pair` and the engine itself; the message is one line.
         """
-        loras = read(adapters)  # what is wrong with them comes to light at once
         sources = () if depth == 0 else SOURCES if drafts is None else drafts
-        parts = load_pair(pair, cache, draft_bits, sources)
+        parts = load_pair(pair, cache, draft_bits, sources, adapters)
         target, draft, length = parts.target, parts.draft, parts.loaded.context_length
-        lay(loras, target, parts.loaded.model)
         copying = depth is None and "lookup" in sources
         if drafts and "mtp" in drafts and not draft:
             raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")

@@ -9,14 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..kernels.gpu.launch import on_device
 from ..kernels.operations import Operations
 from ..kernels.packing import Packing, Span
+from ..kernels.products.low_rank import Chosen
 from .choose.constrained import Choice, choose
 from .choose.grammar import GrammarError
 from .choose.history import Histories
 from .choose.scored import Accepted, Scored
 from .depth.round_times import Forecast
-from .models.linear import Chosen
 from .request import NO_ADAPTER, TokenLogprob
 from .schedule.row import Row
 from .schedule.scheduler import Segment
@@ -149,7 +150,7 @@ def in_order(segments: list[Segment], asked: list[Segment], drafts: list[mx.arra
 def adapters_of(segments: list[Segment]) -> Chosen | None:
     """The LoRA adapters of a round's tokens, in their order; None if no row has one."""
     adapters = [s.row.adapter for s in segments for _ in range(s.count)]
-    return None if set(adapters) == {NO_ADAPTER} else Chosen(mx.array(adapters))
+    return None if set(adapters) == {NO_ADAPTER} else Chosen(on_device(adapters))
 
 
 def pack(segments: list[Segment], drafted: mx.array | None, ends: RowEnds) -> tuple[mx.array, Packing]:

@@ -19,6 +19,7 @@ from .packing import Packing
 from .pages.places import Places
 from .pages.pool import LayerPool
 from .products.experts import ROOM, Through, experts, experts_by_kernel, experts_in_other_order
+from .products.low_rank import Chosen, LowRank, add_low_rank, add_low_rank_by_kernel
 from .products.quantisation import Weight
 from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .products.tiling import TILINGS
@@ -32,6 +33,7 @@ from .race.keys import (
     attention_key,
     choice_key,
     experts_key,
+    low_rank_key,
     norm_key,
     product_key,
     recurrence_key,
@@ -153,6 +155,13 @@ class Operations:
         if tiling and weight.quantisation.known:
             return quantized_matmul_by_kernel(x, weight, tiling, self.launch)
         return quantized_matmul(x, weight)
+
+    def add_low_rank(self, y: mx.array, x: mx.array, layer: LowRank, chosen: Chosen) -> mx.array:
+        """As `low_rank.add_low_rank`."""
+        (tokens, length), lines = x.shape, y.shape[1]
+        if self.winners.get(low_rank_key(tokens, length, lines, len(layer.owners), x.dtype), STOCK) == KERNEL:
+            return add_low_rank_by_kernel(y, x, layer, chosen, self.launch)
+        return add_low_rank(y, x, layer, chosen)
 
     def experts(self, x: mx.array, chosen: mx.array, through: Through, kind: ExpertsKind) -> mx.array:
         """As `experts.experts`, of experts of this kind."""

@@ -25,6 +25,7 @@ from .packing import FEW, Packing, Span
 from .pages.pool import LayerPool
 from .pages.sizes import pages_for
 from .products.experts import Layer, Product
+from .products.low_rank import Chosen, LowRank
 from .products.quantisation import AFFINE, Quantisation, Weight
 from .race.contestants import (
     AttentionShape,
@@ -38,6 +39,7 @@ from .race.contestants import (
 )
 from .race.experts import ExpertsShape
 from .race.keys import MOST_TOKENS
+from .race.low_rank import LowRankShape
 from .recurrent.gated_delta import Tape
 from .recurrent.plan import Steps
 
@@ -152,6 +154,8 @@ def calls(shape: OperationShape, inputs: Inputs = ZEROS) -> Iterator[tuple[str, 
             yield "choose", partial(_choose, shape, inputs)
         case ProductShape():
             yield from (("quantised product", call) for call in _products(shape, inputs))
+        case LowRankShape():
+            yield from (("adapters", call) for call in _low_rank(shape, inputs))
         case ExpertsShape():
             yield from (("experts", call) for call in _experts(shape, inputs))
 
@@ -294,6 +298,16 @@ def _products(shape: ProductShape, inputs: Inputs) -> Iterator[Call]:
     for count in TOKENS:
         x = inputs.array((count, shape.length), shape.dtype)
         yield lambda operations, x=x: [operations.quantized_matmul(x, weight)]
+
+
+def _low_rank(shape: LowRankShape, inputs: Inputs) -> Iterator[Call]:
+    ranks = len(shape.owners)
+    down, up = (inputs.array((ranks, size), shape.dtype) for size in (shape.length, shape.lines))
+    layer = LowRank(down / shape.length**0.5, up, shape.owners)
+    for count in (1, 8, 32, MOST_TOKENS):
+        y, x = (inputs.array((count, size), shape.dtype) for size in (shape.lines, shape.length))
+        chosen = Chosen((mx.arange(count) % (shape.owners[-1] + 2) - 1).astype(mx.int32))
+        yield lambda operations, y=y, x=x, chosen=chosen: [operations.add_low_rank(y, x, layer, chosen)]
 
 
 def _experts(shape: ExpertsShape, inputs: Inputs) -> Iterator[Call]:

@@ -17,11 +17,12 @@ from ...kernels.pages.sizes import pages_for
 from ..models.folder import LoadedModel, ModelError, load, locate
 from ..models.kernels_for import choose_kernels
 from ..models.load_check import assure, fingerprint, fixed_texts
+from ..models.lora import lay, read
 from ..models.pairs import Pair
 from ..models.precision import Precision, chip, emulates_bfloat16, finite, known_precisions, remember, suited
 from ..models.targets import adapt
 from ..models.targets.transformer import Transformer
-from ..request import Request
+from ..request import NO_ADAPTERS, Adapters, Request
 from ..state.memory import stay_resident
 from ..verdict import Verdict
 from .checkpoint import load_draft
@@ -59,10 +60,14 @@ class LoadedPair:
 
 
 def load_pair(
-    pair: Pair, cache: Path, draft_bits: int | None = None, sources: Collection[str] = ("dflash",)
+    pair: Pair,
+    cache: Path,
+    draft_bits: int | None = None,
+    sources: Collection[str] = ("dflash",),
+    adapters: Adapters = NO_ADAPTERS,
 ) -> LoadedPair:
     """Load a target and the draft of its pair, as far as it is among the `sources`; without one, the target's own MTP
-    head if that is among them and in its checkpoint.
+    head if that is among them and in its checkpoint. LoRA adapters are laid over the target.
 
     `cache` is where the boxed target is kept; `draft_bits` quantises the draft's linear layers.
 
@@ -70,6 +75,7 @@ def load_pair(
         ModelError: one of them cannot be found, read or served, or the target's logits are not mlx-lm's on this
             machine; the message is one line.
     """
+    loras = read(adapters)  # what is wrong with them comes to light at once
     stay_resident()
     here = chip()
     subject = f"{pair.target}, weights {fingerprint(locate(pair.target, cache))}"
@@ -87,6 +93,7 @@ def load_pair(
             draft = dequantize_model(draft)
     elif "mtp" in sources and (draft := own_or_none(target, locate(pair.target, cache), draft_bits)):
         name = "its own MTP head"
+    lay(loras, target, loaded.model)
     choose_kernels(target, draft, cache)
     verdict = assure(target, subject, cache)
     return LoadedPair(loaded, target, draft, verdict, name)

@@ -11,8 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...kernels.operations import Operations
+from ...kernels.products.low_rank import Chosen, LowRank
 from ...kernels.products.quantisation import Quantisation, Weight
 from ...kernels.race.contestants import ProductShape
+from ...kernels.race.low_rank import LowRankShape
 
 ROWS = ("weight", "scales", "biases", "bias")
 """Arrays of a linear layer whose first dimension is its outputs."""
@@ -24,20 +26,6 @@ class Beside(nn.Module):
     def __init__(self, layers: Sequence[nn.Module]):
         super().__init__()
         self.layers = list(layers)
-
-
-class Chosen:
-    """Which LoRA adapter each token of a round has: `adapters` [N], -1 for none."""
-
-    def __init__(self, adapters: mx.array):
-        self.adapters = adapters
-        self._masks: dict[tuple[int, ...], mx.array] = {}
-
-    def mask(self, owners: tuple[int, ...]) -> mx.array:
-        """Whether each of these adapters is the token's own [N, R]. Most layers of a round ask for the same ones."""
-        if owners not in self._masks:
-            self._masks[owners] = self.adapters[:, None] == mx.array(owners)
-        return self._masks[owners]
 
 
 @dataclass(frozen=True)
@@ -58,22 +46,10 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A linear layer and what LoRA adapters add to its outputs: x A B of the token's own adapter.
-
-    The A of all adapters lie side by side (`down` [K, R]), their B one below the other (`up` [R, O]); `owners` has the
-    adapter of each of the R places between. So all rows of a round take two products with dense matrices, whichever
-    adapters they have: what lies at the places of others is masked.
-    """
+    """A linear layer and what LoRA adapters add to its outputs."""
 
     layer: Any
-    down: mx.array
-    up: mx.array
-    owners: tuple[int, ...]
-
-    def add(self, y: mx.array, x: mx.array, chosen: Chosen) -> mx.array:
-        """The layer's outputs y [N, O] of x [N, K], and what the tokens' adapters add."""
-        between = mx.where(chosen.mask(self.owners), x @ self.down, 0)
-        return mx.addmm(y, between, self.up)
+    adapters: LowRank
 
 
 def join(layers: Sequence[nn.Module]) -> nn.Module:
@@ -122,7 +98,7 @@ def apply(layer: Any, x: mx.array, operations: Operations, chosen: Chosen | None
         return y if layer.bias is None else y + layer.bias
     if isinstance(layer, Adapted):
         y = apply(layer.layer, x, operations)
-        return layer.add(y, x, chosen) if chosen else y
+        return operations.add_low_rank(y, x, layer.adapters, chosen) if chosen else y
     if isinstance(layer, Beside):
         return mx.concatenate([apply(part, x, operations) for part in layer.layers], axis=-1)
     return apply(bound(layer), x, operations) if known(layer) else layer(x)
@@ -163,6 +139,12 @@ def products(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[ProductShape]:
     each = (bound(part) if known(part) else part for layer in layers for part in parts(layer))
     shapes = (ProductShape(*sizes(it), it.weight.quantisation, dtype) for it in each if isinstance(it, Quantised))
     yield from dict.fromkeys(shapes)
+
+
+def low_rank_shapes(layers: Iterable[Any], dtype: mx.Dtype) -> Iterator[LowRankShape]:
+    """The adapters of layers, each shape once."""
+    each = (layer for layer in layers if isinstance(layer, Adapted))
+    yield from dict.fromkeys(LowRankShape(sizes(parts(it)[0])[0], width(it), it.adapters.owners, dtype) for it in each)
 
 
 def known(layer: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...kernels.products.low_rank import LowRank
 from ..request import Adapters
 from .folder import ModelError, first_line
 from .linear import Adapted, sizes
@@ -88,7 +89,7 @@ def lay(loras: list[LoRA], target: Transformer, model: nn.Module) -> None:
     for layers, index, modules in target.linears():
         named = [(paths[id(module)], module) for module in modules]
         if adapted := _adapted(layers[index], named, loras, target.dtype):
-            mx.eval(adapted.down, adapted.up)
+            mx.eval(adapted.adapters.down, adapted.adapters.up)
             layers[index] = adapted
 
 
@@ -112,11 +113,11 @@ def _adapted(layer: Any, modules: list[tuple[str, Any]], loras: list[LoRA], dtyp
                 down, up = down.astype(dtype), (lora.scale * up.astype(mx.float32)).astype(dtype)
                 if not (mx.isfinite(down).all() and mx.isfinite(up).all()):
                     raise ModelError(f"{lora.folder} has numbers in {path} that are not finite: train it again")
-                downs.append(down)
+                downs.append(down.T)
                 ups.append(mx.pad(up, [(0, 0), (begin, width - begin - outputs)]))
                 owners += [place] * down.shape[1]
             begin += outputs
-    return Adapted(layer, mx.concatenate(downs, axis=1), mx.concatenate(ups), tuple(owners)) if owners else None
+    return Adapted(layer, LowRank(mx.concatenate(downs), mx.concatenate(ups), tuple(owners))) if owners else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

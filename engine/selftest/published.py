@@ -21,6 +21,7 @@ from ...kernels.race.contestants import (
     RecurrentShape,
     RotaryShape,
 )
+from ...kernels.race.low_rank import LowRankShape
 from ...kernels.recurrent.convolution import Heads
 
 FOUR_BITS = Quantisation(64, 4)
@@ -51,6 +52,7 @@ class Published:
             found.append(ConvolutionShape(self.hidden, self.looks, dtype))
         found += attention(*self.heads, dtype, rotated=self.heads[-1])
         found += [NormShape(self.hidden, dtype), ChoiceShape(self.vocabulary, dtype)]
+        found.append(LowRankShape(self.hidden, self.hidden, tuple(rank // 8 for rank in range(64)), dtype))
         found += [ProductShape(length, lines, FOUR_BITS, dtype) for length, lines in self.products]
         return [*found, ChoiceShape(self.vocabulary, mx.float32, most=16)]
 

@@ -52,6 +52,7 @@ from .keys import (
     recurrence_key,
     rotary_key,
 )
+from .low_rank import LowRankShape, low_rank_contests
 from .noise import noise, quantised_noise
 from .race import CALLS, Call, Contest, Form, Outputs, after
 
@@ -134,6 +135,7 @@ OperationShape = (
     | ConvolutionShape
     | ProductShape
     | ExpertsShape
+    | LowRankShape
     | ChoiceShape
 )
 
@@ -158,6 +160,8 @@ def contests(shapes: Sequence[OperationShape], launch: Launch = on_gpu) -> Itera
                 yield from _products(shape, launch)
             case ExpertsShape():
                 yield from expert_contests(shape, launch)
+            case LowRankShape():
+                yield from low_rank_contests(shape, launch)
             case ChoiceShape(vocabulary, dtype, most):
                 for slots, drawn in ((16, False), (512, False), (16, True)):
                     if slots <= most:

@@ -84,6 +84,12 @@ def experts_key(tokens: int, chosen: int, kind: ExpertsKind, dtype: mx.Dtype) ->
     return ("experts", *kind[:3], *kind.quantisation, chosen, _name(dtype), raced)
 
 
+def low_rank_key(tokens: int, length: int, lines: int, ranks: int, dtype: mx.Dtype) -> Key:
+    """Likewise, for what adapters of so many ranks in all add to so many tokens in a layer of `lines` of `length`."""
+    raced = next((raced for raced, most in ((8, 12), (32, 48), (96, MOST_TOKENS)) if tokens <= most), 0)
+    return ("adapters", length, lines, ranks, _name(dtype), raced)
+
+
 def choice_key(slots: int, vocabulary: int, dtype: mx.Dtype, drawn: bool) -> Key:
     """Likewise, for logits of so many slots: vocabulary, type, whether some slots draw, slots.
 

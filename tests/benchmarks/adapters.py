@@ -23,6 +23,7 @@ from draftmill.engine.bench.replay import Continuation, ReplaySource
 from draftmill.engine.bench.report import Line, Table
 from draftmill.engine.bench.synthetic import Synthetic, longest
 from draftmill.engine.engine import Engine
+from draftmill.engine.models.kernels_for import choose_kernels
 from draftmill.engine.models.linear import sizes
 from draftmill.engine.models.lora import LoRA, lay
 from draftmill.engine.request import Adapters, Request
@@ -65,7 +66,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Synthetic(given.shape, 16, Path(folder))
-    random_adapters(bench)
+        random_adapters(bench)
+        choose_kernels(bench.target, bench.draft, Path(folder))  # once more, now that there are adapters
     served = Adapters({name: Path(name) for name in NAMES})
     tokens = int(24 * max(given.accept, 4))
     requests = bench.rows(given.rows, 512, tokens, (given.accept,), given.turns)

@@ -15,6 +15,7 @@ from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.products.experts import Layer, Product
+from draftmill.kernels.products.low_rank import Chosen, LowRank
 from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.products.tiling import TILINGS
 from draftmill.kernels.race.contestants import (
@@ -29,6 +30,7 @@ from draftmill.kernels.race.contestants import (
 )
 from draftmill.kernels.race.experts import ExpertsShape
 from draftmill.kernels.race.keys import KERNEL, ExpertsKind
+from draftmill.kernels.race.low_rank import LowRankShape
 from draftmill.kernels.recurrent.convolution import Heads
 from draftmill.kernels.recurrent.gated_delta import Tape
 from draftmill.kernels.recurrent.plan import Place, Steps
@@ -44,6 +46,7 @@ ATTENTION = [
 ]
 RECURRENT = [Heads(16, 32, 128, 128), Heads(2, 4, 32, 8), Heads(1, 2, 32, 16)]
 PRODUCTS = [ProductShape(2560, 9728, Quantisation(64, 4), HALF), ProductShape(64, 24, Quantisation(32, 8), mx.float32)]
+ADAPTERS = LowRankShape(64, 32, (0, 0, 2, 2, 2), HALF)
 EXPERTS = ExpertsShape(ExpertsKind(256, 64, 16, Quantisation(32, 4, "mxfp4")), 4, HALF)
 
 
@@ -167,6 +170,17 @@ def test_no_expert_runs_in_a_variant_that_was_not_compiled(form: str) -> None:
         operations.experts(x, experts, through, kind)
     assert {kernel.name for kernel, _, _ in serving.variants} == {"route", TILINGS[form].kernel}
     assert serving.variants == known(EXPERTS, form).variants
+
+
+def test_no_adapters_run_in_a_variant_that_was_not_compiled() -> None:
+    serving = Recorder()
+    operations = chosen(ADAPTERS, serving)
+    layer = LowRank(mx.zeros((5, 64), HALF), mx.zeros((5, 32), HALF), ADAPTERS.owners)
+    for count in (*range(1, 130), 512):
+        y, x = mx.zeros((count, 32), HALF), mx.zeros((count, 64), HALF)
+        operations.add_low_rank(y, x, layer, Chosen(mx.zeros(count, mx.int32)))
+    assert {kernel.name for kernel, _, _ in serving.variants} == {"add_low_rank"}
+    assert serving.variants == known(ADAPTERS).variants
 
 
 def test_each_variant_runs_once() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ....kernels.products.low_rank import Chosen
 from ...state.row_memory import RowMemory
 from ...state.state import State
-from ..linear import Chosen
 from .transformer import Pass, Transformer
 
 

@@ -9,9 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ....kernels.fused.rotary import Layout, Norms
+from ....kernels.products.low_rank import Chosen
 from ....kernels.race.contestants import OperationShape
 from ...state.short_convolutions import ConvolutionLayers, ShortConvolutions
-from ..linear import Chosen, apply
+from ..linear import apply
 from .hybrid import Hybrid
 
 

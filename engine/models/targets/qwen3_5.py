@@ -10,10 +10,11 @@ import mlx.nn as nn
 from mlx_lm.models.gated_delta import compute_g
 
 from ....kernels.fused.rotary import Layout, Norms
+from ....kernels.products.low_rank import Chosen
 from ....kernels.race import contestants
 from ....kernels.recurrent.convolution import Heads
 from ...state.recurrent_state import Recurrent, RecurrentLayers
-from ..linear import Chosen, apply
+from ..linear import apply
 from .hybrid import Hybrid
 
 

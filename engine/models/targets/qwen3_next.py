@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..linear import Chosen
+from ....kernels.products.low_rank import Chosen
 from .qwen3_5 import Qwen35
 
 

@@ -14,12 +14,13 @@ from ....kernels.attention.manner import Manner
 from ....kernels.fused.rotary import Layout, Norms
 from ....kernels.operations import Operations
 from ....kernels.packing import Packing
+from ....kernels.products.low_rank import Chosen
 from ....kernels.race.contestants import AttentionShape, ChoiceShape, NormShape, OperationShape, RotaryShape
 from ...state.kv_pool import Heads, KVPool
 from ...state.state import State
 from ..experts import expert_shapes, ordered
 from ..layers import gated, swiglu, turns
-from ..linear import Chosen, apply, bound, join, known, product, products, width
+from ..linear import apply, bound, join, known, low_rank_shapes, product, products, width
 
 ACTIVATIONS, LOGITS = 8, 4
 """Beside the projections of every layer, a round holds so many vectors of the hidden size in each, and so many copies
@@ -177,7 +178,8 @@ class Transformer(ABC):
         mixtures = [block for block in self.mixtures if block is not None]
         chosen = self.model.args.num_experts_per_tok if mixtures else 0
         experts = expert_shapes(mixtures, chosen, self.dtype)
-        return [*attention, *rotary, norm, *products(linears, self.dtype), *experts, *choices]
+        adapters = low_rank_shapes(linears, self.dtype)
+        return [*attention, *rotary, norm, *products(linears, self.dtype), *adapters, *experts, *choices]
 
     def projections(self, layer: Any) -> list[nn.Module]:
         """The linear layers that read what enters a layer's attention."""

@@ -22,7 +22,7 @@ from draftmill.engine.plain.engine import PlainEngine
 from draftmill.engine.verdict import Verdict
 
 from ..plain.architectures import tiny
-from ..small import NumberTokenizer, llama_model, memory_for, requests, run, small_engine
+from ..small import NOT_ON_HOPPER, NumberTokenizer, llama_model, memory_for, requests, run, small_engine
 from . import dflash2
 from .test_dflash import write
 
@@ -92,7 +92,7 @@ def convolved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("chip", "dtype"), [("Apple M1", mx.float32), ("Apple M3", mx.bfloat16), ("", mx.bfloat16)])
-@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("bits", [None, pytest.param(8, marks=NOT_ON_HOPPER)])
 def test_a_float16_target_s_draft_is_tried_everywhere(
     chip: str, dtype: mx.Dtype, bits: int | None, convolved: Path, tmp_path: Path
 ) -> None:

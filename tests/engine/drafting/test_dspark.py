@@ -232,13 +232,13 @@ def test_rows_draft_what_they_allow(tmp_path: Path) -> None:
 def test_a_quantised_checkpoint_is_quantised_where_its_weights_are(tmp_path: Path) -> None:
     weights = random_weights(own="embedding, head")
     for name in ("fc", "layers.0.self_attn.q_proj", "layers.1.self_attn.k_proj", "lm_head"):
-        parts = mx.quantize(weights[f"{name}.weight"], 64, 8)
+        parts = mx.quantize(weights[f"{name}.weight"], 32, 8)
         weights |= {f"{name}.{part}": array for part, array in zip(("weight", "scales", "biases"), parts, strict=True)}
-    config = {**LIQUID, "quantization": {"group_size": 64, "bits": 8}}
+    config = {**LIQUID, "quantization": {"group_size": 32, "bits": 8}}
     whole = dict(weights)
     for name in [name.removesuffix(".scales") for name in weights if name.endswith(".scales")]:
         parts = (whole.pop(f"{name}.{part}") for part in ("weight", "scales", "biases"))
-        whole[f"{name}.weight"] = mx.dequantize(*parts, group_size=64, bits=8)
+        whole[f"{name}.weight"] = mx.dequantize(*parts, group_size=32, bits=8)
     quantised, plain = loaded(tmp_path / "a", config, weights), loaded(tmp_path / "b", LIQUID, whole)
     assert sum(name.endswith(".scales") for name, _ in arrays(quantised)) == 4
     states = []

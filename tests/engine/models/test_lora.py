@@ -17,6 +17,11 @@ from draftmill.engine.models.linear import Adapted
 from draftmill.engine.models.lora import lay, read
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Adapters, Request, RequestError
+from draftmill.kernels.gpu.source import Kernel
+from draftmill.kernels.operations import Operations
+from draftmill.kernels.race.contestants import contests
+from draftmill.kernels.race.keys import KERNEL
+from draftmill.kernels.race.low_rank import LowRankShape
 from tests.engine.drafting.test_speculation import Replay, random_draft
 from tests.engine.small import (
     NumberTokenizer,
@@ -29,6 +34,8 @@ from tests.engine.small import (
     requests,
     run,
 )
+from tests.kernels.emulator import on_cpu
+from tests.kernels.forms import EMULATED
 
 from . import adapters
 from .gemma4 import gemma4_model
@@ -81,6 +88,28 @@ def test_each_row_is_what_its_own_fused_model_says(name: str, tmp_path: Path) ->
         done = run(replayed(engine, texts, wrong) if wrong else engine, asked)
         assert {id: list(completion.tokens) for id, completion in done.items()} == expected
         assert not wrong or engine.stats.accepted > 70
+
+
+@EMULATED
+@pytest.mark.parametrize("name", ["llama", "mixed-bits"])
+def test_rows_are_the_same_with_the_kernel(name: str, tmp_path: Path) -> None:
+    launched: list[str] = []
+
+    def launch(kernel: Kernel, *given: Any) -> list[mx.array]:
+        launched.append(kernel.name)
+        return on_cpu(kernel, *given)
+
+    build, keys = FAMILIES[name]
+    folders, models = adapters.family(tmp_path, build, keys)
+    of, asked = {None: build(), **dict(zip(folders, models, strict=True))}, mixed(9, [None, *folders])
+    engine = engine_of(build(), Adapters(folders))
+    shapes = [shape for shape in engine.target.shapes if isinstance(shape, LowRankShape)]
+    winners = {contest.key: KERNEL for contest in contests(shapes)}
+    engine.target.operations = Operations(winners, launch, in_place=False)
+    done = run(engine, asked)
+    assert all(list(done[each.id].tokens) == reference(of[each.adapter], each) for each in asked)
+    assert set(launched) == {"add_low_rank"}
+    assert len(launched) > 100
 
 
 def test_without_adapters_nothing_is_added(tmp_path: Path) -> None:

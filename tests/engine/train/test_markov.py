@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert {file: file.stat().st_mtime_ns for file in cut.glob("features-*.npz")} == made
     assert resumed.run()
     weights = [dict(tree_flatten(each.module.parameters())) for each in (whole, resumed)]
-    assert all(mx.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    # A GPU adds up gradients of the same code in any order.
+    same = mx.array_equal if mx.default_device() == mx.cpu else partial(mx.allclose, rtol=1e-3, atol=1e-4)
+    assert all(same(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_backbone_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from draftmill.kernels.gpu.launch import CUDA_TYPES, for_cuda
 from draftmill.kernels.gpu.source import Kernel, read_kernels
 from draftmill.kernels.pages import pool
 from draftmill.kernels.pages.sizes import PAGE
-from draftmill.kernels.products import experts, quantized_matmul
+from draftmill.kernels.products import experts, low_rank, quantized_matmul
 from draftmill.kernels.recurrent import recurrence
 from tests.kernels.lint import METAL_ONLY
 
@@ -67,6 +67,7 @@ VARIANTS: list[tuple[Path, str, str, dict[str, str]]] = [
     (rotary.SOURCE, "rotate", "__nv_bfloat16", GATED | {"VALUES_NORMED": "0"}),
     (rotary.SOURCE, "rotate", "float", GATED | {"VALUES": GATED["KEYS"], "VALUES_NORMED": "1"}),
     (add_norm.SOURCE, "add_norm", "__half", {"SIZE": "2560"}),
+    (low_rank.SOURCE, "add_low_rank", "__nv_bfloat16", {"ROOM": "256", "SPAN": "1024"}),
     (pool.SOURCE, "store", "float", {"HEADS": "8", "WORDS": "32"}),
     (pool.SOURCE, "gather", "float", {"HEADS": "8", "WORDS": "32"}),
     (choose.SOURCE, "choose", "__nv_bfloat16", {"VOCABULARY": "151936"}),

@@ -31,6 +31,7 @@ from draftmill.kernels.race.contestants import (
 )
 from draftmill.kernels.race.experts import ExpertsShape
 from draftmill.kernels.race.keys import KERNEL, STOCK, ExpertsKind
+from draftmill.kernels.race.low_rank import LowRankShape
 from draftmill.kernels.race.race import CALLS, ENOUGH, REPEATS, Call, Contest, Form, Outputs, after, race, read, run
 from draftmill.kernels.recurrent.convolution import Heads
 from draftmill.kernels.variants import Recorder
@@ -43,6 +44,7 @@ SHAPES = [  # and how many contests they have
     (ConvolutionShape(12, 3, mx.float32), 2),
     (ProductShape(64, 24, Quantisation(32, 4), mx.float32), 5),
     (ExpertsShape(ExpertsKind(64, 32, 6, Quantisation(32, 4)), 2, mx.float32), 2),
+    (LowRankShape(64, 24, (0, 0, 1), mx.float32), 3),
     (ChoiceShape(600, mx.bfloat16), 3),
 ]
 
