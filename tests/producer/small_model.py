@@ -13,6 +13,7 @@ VOCABULARY = 2048
 
 SMALL = {
     "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "intermediate_size": 32,
