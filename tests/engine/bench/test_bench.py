@@ -18,7 +18,7 @@ from mlx_lm.generate import generate_step
 from draftmill.engine.bench import suite
 from draftmill.engine.bench.arms import BenchError, synchronize
 from draftmill.engine.bench.idle import Filler, Idle, measure_idle
-from draftmill.engine.bench.measure import Cell, Sample, ratios, steady, whole
+from draftmill.engine.bench.measure import PATIENCE, Cell, Sample, ratios, steady, whole
 from draftmill.engine.bench.peers.zlab import twin
 from draftmill.engine.bench.real import Real, pair_dataset_table, pair_table
 from draftmill.engine.bench.replay import MIXED, pattern, survival
@@ -83,7 +83,7 @@ def test_all_arms_generate_the_same_at_the_acceptance_set(bench: Any, name: str,
     for arm, cell in cells.items():
         assert cell.error is None, arm
         assert len(cell.samples) == 2
-        assert all(sample.tokens >= 24 * rows for sample in cell.samples)
+        assert all(sample.tokens >= 24 * rows or sample.seconds > PATIENCE for sample in cell.samples)
         wanted = 3 if arm in ("full-depth", "dflash") else 1
         assert arm == "adaptive" or cell.tokens_per_round == pytest.approx(wanted, rel=0.2), arm
 
@@ -267,7 +267,8 @@ def test_a_shape_needs_room_beside_its_weights_and_takes_none_to_find_out() -> N
     assert mx.get_active_memory() - before < 1 << 20
 
 
-def test_wall_times_are_one_table_of_the_models_that_fit(tmp_path: Path) -> None:
+def test_wall_times_are_one_table_of_the_models_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.bench.wall_time.device_limit", lambda: 4 << 30)
     shapes = (Weights("tiny-qwen3"), Weights("qwen3-4b"), Weights("tiny-qwen3.5", 4))
     timed = WallTime(shapes=shapes, requests=9, rows=2, context=16, tokens=32)
     grown = timed.run(tmp_path, timed.models[1:], [], ("mlx-batch", "adaptive", "dflash"))
@@ -276,7 +277,8 @@ def test_wall_times_are_one_table_of_the_models_that_fit(tmp_path: Path) -> None
     assert all(each is table for each in grown)
     assert [line.label for line in table.lines] == ["tiny-qwen3, 2 rows", "tiny-qwen3.5-4bit, 2 rows"]
     assert not table.failed
-    assert table.notes == ["qwen3-4b: skipped, its weights of 8.5 GiB would take a CPU hours"]
+    why = "would take a CPU hours" if mx.default_device() == mx.cpu else "leave rows no room in the 4.0 GiB here"
+    assert table.notes == [f"qwen3-4b: skipped, its weights of 8.5 GiB {why}"]
     for line in table.lines:
         assert line.cells["mlx-batch"].samples[0].tokens == line.facts["new tokens"]
         assert line.cells["dflash"].requests == 1

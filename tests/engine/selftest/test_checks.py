@@ -35,6 +35,7 @@ from draftmill.kernels.race.contestants import (
     RecurrentShape,
     RotaryShape,
 )
+from draftmill.kernels.race.low_rank import LowRankShape
 from draftmill.kernels.recurrent.convolution import Heads
 from draftmill.kernels.recurrent.recurrence import gated_convolution_fits
 from tests.engine.drafting.test_speculation import random_draft
@@ -130,6 +131,8 @@ def test_kernels_are_made_for_the_published_shapes(name: str) -> None:
                     assert choice_fits(vocabulary, dtype)
                 case ProductShape():
                     assert shape.length % shape.quantisation.group_size == 0
+                case LowRankShape():
+                    assert shape.length % 4 == 0
                 case ConvolutionShape(channels, _, dtype):
                     assert gated_convolution_fits(channels, dtype)
                 case _:
