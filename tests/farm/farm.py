@@ -16,9 +16,9 @@ import orjson
 import redis as redis_py
 
 from draftmill.producer.queue import batches, wire
+from tests.farm.zygote import Zygote, shared_zygote
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
-from tests.worker.zygote import Zygote, shared_zygote
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,10 @@ import orjson
 import pytest
 import redis as redis_py
 
+from tests.farm.zygote import forked_worker
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
-from tests.worker.zygote import forked_worker
 
 LINES = 600
 

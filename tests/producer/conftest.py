@@ -14,10 +14,10 @@ from typing import IO
 import pytest
 import redis as redis_py
 
+from tests.farm.zygote import forked_worker
 from tests.producer import forker
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import Settings
-from tests.worker.zygote import forked_worker
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,11 +13,11 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer.queue import batches, wire
+from tests.farm.zygote import forked_worker
 from tests.producer.cli.test_run import model as model  # the fixture
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
-from tests.worker.zygote import forked_worker
 
 AWAY_SECONDS = 13.0
 """Longer than the client itself tries again."""

@@ -14,10 +14,10 @@ import redis as redis_py
 from draftmill.producer.cli.dry_run import MOST_COUNTED, Sizes
 from draftmill.producer.cli.progress import speed
 from draftmill.producer.queue.wire import JobBody, Sampling
+from tests.farm.zygote import forked_worker
 from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
-from tests.worker.zygote import forked_worker
 
 CSV = "text,stars\n" + "".join(f"it was {n} out of ten,{n % 5}\n" for n in range(40))
 TEMPLATE = "In one word: {{ text }}"

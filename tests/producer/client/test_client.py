@@ -15,10 +15,10 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer import AsyncBatch, AsyncClient, Batch, BatchStatus, Client, Result, Usage, UserError
+from tests.farm.zygote import forked_worker
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
-from tests.worker.zygote import forked_worker
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import orjson
 from openai import APIStatusError, OpenAI
 from openai.types import Batch
 
+from tests.farm.zygote import forked_worker
 from tests.producer.conftest import Shell
 from tests.worker.run_worker import PAIR, Settings
-from tests.worker.zygote import forked_worker
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 MESSAGES: Any = [{"role": "user", "content": "say it"}]
