@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..kernels.pages.sizes import PAGE, pages_for
 from .base_engine import BaseEngine
 from .choose.constrained import Choice
 from .depth.budget import Budget
-from .depth.calibration import calibrated
+from .depth.calibration import calibrated, known_costs
 from .depth.command_buffers import LAUNCHES, Bound, Parts
 from .depth.experience import Experience
 from .depth.round_cost import Cost
@@ -33,6 +33,7 @@ from .models.targets.transformer import Transformer
 from .recovery import Failure, renew
 from .request import NO_ADAPTERS, SOURCES, Adapters, Origin, RequestError
 from .rounds import Emitted, Round, adapters_of, chosen, in_order, pack, settle
+from .schedule.room import Room, TokenRoom
 from .schedule.row import FROM_DRAFT, Row
 from .schedule.scheduler import FORCED, PREFILL_TOKENS, Plan, Scheduler, Segment
 from .shares import Needs, Shares, remember
@@ -40,6 +41,11 @@ from .state.kv_pool import KVPool
 from .text import Text
 
 MAX_ROWS = 32
+
+FIRST_TOKENS, FIRST_ROUNDS = 64, 32
+"""Until a request has ended, for so many rounds at most, a round of a CPU has so many tokens of prompts and no drafts
+whose cost is unknown: the first answer comes sooner, and the others a little later.
+"""
 
 
 class Engine(BaseEngine):
@@ -94,6 +100,8 @@ class Engine(BaseEngine):
         deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
         self.scheduler = Scheduler(shares.pages, max_rows, block, prefixes=shares.prefixes, forced=most or FORCED)
+        if mx.default_device() == mx.cpu:
+            self.scheduler.room = self._room_on_cpu
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
@@ -148,11 +156,30 @@ class Engine(BaseEngine):
             name = (
                 f"{pair.target}, {parts.draft_name}, {draft_bits or 16} bits, {max_rows} rows, {types}, {width} tokens"
             )
-            engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
-            if budgeted:
-                engine.spend(budget := Budget(engine.cost, block, copying))
-                engine.after_round = Experience(cache, name, budget).keep
+
+            def measure() -> None:
+                engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
+                if budgeted:
+                    engine.spend(budget := Budget(engine.cost, block, copying))
+                    engine.after_round = Experience(cache, name, budget).keep
+
+            if mx.default_device() == mx.cpu and name not in known_costs(cache):
+                engine._measure_later(measure)
+            else:
+                measure()
         return engine
+
+    @property
+    def _has_answered(self) -> bool:
+        return self.stats.prompt_tokens > 0 or self.stats.rounds >= FIRST_ROUNDS
+
+    def _room_on_cpu(self, decoding: Sequence[Row]) -> Room:
+        most = self.scheduler.prefill_tokens
+        return TokenRoom(most if self._has_answered else min(most, FIRST_TOKENS))
+
+    def _measure_later(self, measure: Callable[[], None]) -> None:
+        self.depths.fixed = 0
+        self.after_round = lambda idle: measure() if idle or self._has_answered else None
 
     @property
     def drafting(self) -> str:

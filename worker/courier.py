@@ -20,6 +20,8 @@ log = logging.getLogger("draftmill.worker")
 SOON, LATER = 0.05, 1.0
 """Seconds until the next look at the queue: after one that found jobs, and while only rows that are taken could have
 more waiting behind them."""
+GATHER_SECONDS = 0.05
+"""How long an outcome waits for others while all rows are taken, for jobs end one by one."""
 LISTEN_SECONDS = 3.0
 """For how long a worker with a free row waits to be called before it looks by itself whether there are jobs: they can
 become ready without a call, as when a limit is raised or `rq resume` is run."""
@@ -178,6 +180,8 @@ class Courier(threading.Thread):
             self._listener.wants.clear()
         else:
             self._wake.wait(LATER)
+        if not self._has_free_row:
+            self._closing.wait(GATHER_SECONDS)
 
     @property
     def _has_free_row(self) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import orjson
 from pydantic import ValidationError
@@ -86,10 +87,11 @@ class Running:
     in_row: bool = False
     counts: bool | None = True
 
-    @property
-    def overdue(self) -> bool:
+    @cached_property
+    def deadline(self) -> float:
+        """When it will have run for too long (`time.monotonic`)."""
         limit = self.body.sampling.max_seconds
-        return limit is not None and time.monotonic() - self.since > limit
+        return math.inf if limit is None else self.since + limit
 
     @property
     def ended(self) -> bool:

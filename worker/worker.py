@@ -37,7 +37,7 @@ from .witness import Witness
 
 log = logging.getLogger("draftmill.worker")
 
-LOOK_EVERY = 0.02
+LOOK_EVERY = 0.05
 """Seconds between two looks at what is not a round, while none ends a request: rounds may be much shorter."""
 
 
@@ -106,8 +106,7 @@ class MillWorker(BaseWorker):
         self.host, self.sensors, self.relief = host, Sensors(host), Relief()
         self.drain, self.auto, self.defaults = drain, auto, defaults or {}
         self.duty, self.restart, self.signals = UNHEARD, False, 0
-        self._hand_back_at = self._stop_at = math.inf
-        self._look_at = 0.0
+        self._hand_back_at, self._stop_at, self._look_at = math.inf, math.inf, 0.0
         self._running: dict[str, Running] = {}
         self._of_request: dict[str, Running] = {}
         self._requests_per_job = 1.0
@@ -241,7 +240,7 @@ class MillWorker(BaseWorker):
 
     def _watch_deadlines(self) -> None:
         for running in self._running.values():
-            if running.overdue and not running.dropped:
+            if time.monotonic() > running.deadline and not running.dropped:
                 running.dropped = "overdue"
                 self._cancel(running)
 
@@ -279,7 +278,8 @@ class MillWorker(BaseWorker):
         if completions:
             ended = [self._ended(completion) for completion in completions]
             self._deliver([outcome for outcome in ended if outcome])
-            self._look_at = 0.0  # there is room for others
+            if len(self._of_request) <= self.engine.max_rows:  # no other waits in the engine for a row
+                self._look_at = 0.0
 
     def _start_rows(self, ids: Sequence[str]) -> None:
         for id in ids:

@@ -24,6 +24,11 @@ MATCHES = (LEAST_MATCH, 5, 8)
 PRIORS = (0.5, -0.5, -1.5)
 """First guesses of the log-odds that such a copied token is rejected."""
 
+HELD = 8
+"""Rows that did not draft for so many rounds go on so for one more without another choice, which costs the host time:
+the longer they did not, the longer they go on, unless they change or something is learned.
+"""
+
 
 class Budget:
     """Chooses depths round by round and learns from what was accepted, in whatever later round that is known.
@@ -48,6 +53,8 @@ class Budget:
         """Of the round whose depths were chosen last; None if it has prompts, or no row that decodes."""
         self._turned: tuple[Forecast, float] | None = None
         self._exploration = Exploration(self.acceptance)
+        self._parked: tuple[list[str], int] = [], 0  # rows that do not draft, and until which round
+        self._drafted = 0  # the last round in which drafts were the best
 
     def depths(
         self, rows: Sequence[Candidate], prompt: int = 0, cut: Callable[[list[int]], list[int]] = list
@@ -56,18 +63,31 @@ class Budget:
 
         `cut` gives the depths that the round takes of those chosen; all unless command buffers are bounded.
         """
-        self.forecast, self.kinds = None, []
+        before, self.forecast, self.kinds = self.forecast, None, []
         if not rows:
             return []
         for acceptance in (self.acceptance, *self._copied):
             acceptance.next_round()
         self.times.next_round()
+        keys, until = self._parked
+        if self.rounds < until and not prompt and keys == [row.key for row in rows] and not self._copies(rows):
+            self._exploration.wait()
+            self.forecast, self.kinds = before, [FROM_DRAFT] * len(rows)
+            return [0] * len(rows)
         choice = self._choice(rows, prompt)
-        depths = self._exploration.instead(choice, choice.best()).depths
-        depths = cut(depths)
+        best = choice.best()
+        depths = cut(self._exploration.instead(choice, best).depths)
         if not prompt:
             self.forecast = self._forecast(choice, depths)
+        if any(best.depths):
+            self._drafted = self.rounds
+        elif not any(depths) and not prompt:
+            self._parked = [row.key for row in rows], self.rounds + (self.rounds - self._drafted) // HELD
         return depths
+
+    def _copies(self, rows: Sequence[Candidate]) -> bool:
+        """Whether some row has found text of its own that it may copy."""
+        return bool(self._copied) and any(row.match >= LEAST_MATCH for row in rows)
 
     def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
         offers = self._offers(rows)
@@ -117,6 +137,7 @@ class Budget:
         """A round verified `depth` drafted tokens of a row and accepted the first `accepted` of them."""
         if not depth:
             return
+        self._parked = [], 0
         if kind != FROM_DRAFT:
             return self._copied[kind - FROM_DRAFT - 1].observe(key, depth, accepted)
         self.acceptance.observe(key, depth, accepted)

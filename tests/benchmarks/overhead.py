@@ -23,7 +23,7 @@ import click
 import orjson
 import redis as redis_py
 
-from draftmill.engine.request import Request, Sampling
+from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.producer.queue import batches, wire
 from draftmill.worker.blas import preload
 from draftmill.worker.worker import MillWorker
@@ -34,7 +34,6 @@ ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, HEAD_DIM = 8, 512, 64
 FAST = 0.0005
 """Seconds of a fast round."""
-CLOCKS = time.perf_counter, time.process_time, time.thread_time
 
 
 class Cost(NamedTuple):
@@ -138,13 +137,13 @@ class Service(Side):
         ]
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, of all its threads; NaN where there is no /proc."""
+def cpu_seconds(pid: int, children: bool = False) -> float:
+    """User and system time of a process, of all its threads, and of `children` that have ended; NaN without /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         return float("nan")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11 : 15 if children else 13])) / os.sysconf("SC_CLK_TCK")
 
 
 SMALL = dict(
@@ -214,7 +213,7 @@ def main(jobs: int, tokens: int, rows: int, pairs: int, direct: tuple[Path, Path
     if direct:
         return run_directly(*direct, rows, tokens)
     if fast:
-        return fast_rounds()
+        return fast_rounds(pairs)
     found: list[tuple[Cost, Cost]] = []
     click.echo(f"{jobs} jobs of {tokens} tokens, {rows} rows: seconds, CPU seconds in brackets\n")
     click.echo("pair   engine alone         service           ratio")
@@ -231,38 +230,117 @@ def main(jobs: int, tokens: int, rows: int, pairs: int, direct: tuple[Path, Path
     show("median", *medians)
 
 
-def fast_rounds(rows: int = 32, jobs: int = 512, tokens: int = 512) -> None:
-    """What a worker's main thread costs where rounds take half a millisecond, by an engine of set speed."""
-    engines = [SetSpeedEngine(rows, FAST) for _ in range(2)]
-    prompt = engines[0].text.encode("say hello").tokens
-    for n in range(jobs):
-        engines[0].add(Request(str(n), prompt, Sampling(max_tokens=tokens)))
-    begin = time.thread_time()
-    while engines[0].busy:
-        engines[0].step()
-    alone = (time.thread_time() - begin) / engines[0].stats.rounds
+class Timed(SetSpeedEngine):
+    """An engine of fast rounds, each of which it waits for; it knows when the first began and when the last ended."""
+
+    began = ended = 0.0
+
+    def __init__(self) -> None:
+        super().__init__(FAST_ROWS, FAST)
+
+    def step(self) -> list[Completion]:
+        self.began = self.began or time.perf_counter()
+        completions = super().step()
+        self.ended = time.perf_counter()
+        return completions
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+class Ahead(Timed):
+    """The same, but as draftmill's engine does, it hands over the next round before it waits for the one before."""
+
+    _over = 0.0
+
+    def wait(self) -> None:
+        handed, over = time.perf_counter(), self._over
+        self._over = max(over, handed) + FAST
+        time.sleep(max(0.0, over - handed))
+
+
+class FastRun(NamedTuple):
+    """Of one run with fast rounds: `seconds` by the clock from the first round to the last, how many `rounds`, and the
+    processor seconds of the main `thread` and of the `others`.
+    """
+
+    seconds: float
+    rounds: int
+    thread: float
+    others: float
+
+
+FAST_ROWS = 32
+FAST_TOKENS = [256 + 37 * n % 512 for n in range(256)]
+"""Of each job: they end one by one."""
+
+
+def fast_alone(engine: Timed) -> FastRun:
+    """The bare loop over an engine."""
+    prompt = engine.text.encode("say hello").tokens
+    for n, tokens in enumerate(FAST_TOKENS):
+        engine.add(Request(str(n), prompt, Sampling(max_tokens=tokens)))
+    process, thread = time.process_time(), time.thread_time()
+    while engine.busy:
+        engine.step()
+    return measured(engine, process, thread)
+
+
+def fast_service(engine: Timed, server: RedisServer, redis: redis_py.Redis) -> FastRun:
+    """The same requests through Redis and a worker."""
+    batch = batches.BatchInfo("fast", "fast", "normal", len(FAST_TOKENS))
+    batches.create(redis, batch)
+    same: Any = dict(batch=batch.id, pair="fast", prompts=("say hello",))
+    bodies = [
+        wire.JobBody(custom_id=str(n), line=n, sampling=wire.Sampling(max_tokens=tokens), **same)
+        for n, tokens in enumerate(FAST_TOKENS, 1)
+    ]
+    batches.submit_chunk(redis, batch, bodies)
+    worker = MillWorker(engine, "fast", server.connect(), server.folder / "spool")
+
+    def stop() -> None:
+        while (status := batches.status(redis, batch.id)) and not status.complete:
+            time.sleep(0.5)
+        worker.request_shutdown()
+
+    threading.Thread(target=stop, daemon=True).start()
+    process, thread = time.process_time(), time.thread_time()
+    worker.work()
+    return measured(engine, process, thread)
+
+
+def measured(engine: Timed, process: float, thread: float) -> FastRun:
+    """A run that has ended, and what the clocks of this process said before it."""
+    thread = time.thread_time() - thread
+    return FastRun(engine.seconds, engine.stats.rounds, thread, time.process_time() - process - thread)
+
+
+def fast_rounds(turns: int) -> None:
+    """What the service costs where rounds take half a millisecond, by engines of set speed; both sides in turns."""
+    click.echo(f"{len(FAST_TOKENS)} jobs, {FAST_ROWS} rows: seconds, rounds in brackets")
+    for kind, name in ((Timed, "each round waited for"), (Ahead, "one round ahead")):
+        click.echo(f"\n{name}\nturn   engine alone         service           ratio")
+        found = [fast_turn(kind, turn) for turn in range(1, turns + 1)]
+        alone, service = zip(*found, strict=True)
+        ratio = statistics.median(theirs.seconds / own.seconds for own, theirs in found)
+        main = [1e6 * statistics.median(run.thread / run.rounds for run in side) for side in (alone, service)]
+        others = 100 * statistics.median(run.others / run.seconds for run in service)
+        click.echo(
+            f"median ratio {ratio:.3f}; main thread: {main[0]:.0f} us of CPU a round alone, {main[1]:.0f} in a worker"
+        )
+        click.echo(f"other threads: {others:.1f} % of a core")
+
+
+def fast_turn(kind: type[Timed], turn: int) -> tuple[FastRun, FastRun]:
+    """A run of each side with engines of one kind; every second turn begins with the service."""
+    alone = None if turn % 2 == 0 else fast_alone(kind())
     with fresh_server() as server, server.connect() as redis:
-        batch = batches.BatchInfo("fast", "fast", "normal", jobs)
-        batches.create(redis, batch)
-        sampling = wire.Sampling(max_tokens=tokens)
-        same: Any = dict(batch=batch.id, pair="fast", prompts=("say hello",), sampling=sampling)
-        bodies = [wire.JobBody(custom_id=str(n), line=n, **same) for n in range(1, jobs + 1)]
-        batches.submit_chunk(redis, batch, bodies)
-        worker = MillWorker(engines[1], "fast", server.connect(), server.folder / "spool")
-
-        def stop() -> None:
-            while (status := batches.status(redis, batch.id)) and status.done < jobs:
-                time.sleep(0.5)
-            worker.request_shutdown()
-
-        threading.Thread(target=stop, daemon=True).start()
-        wall, process, thread = time.perf_counter(), time.process_time(), time.thread_time()
-        worker.work()
-        wall, process, thread = (now() - then for now, then in zip(CLOCKS, (wall, process, thread), strict=True))
-    rounds = engines[1].stats.rounds
-    click.echo(f"main thread: {1e6 * alone:.0f} us of CPU a round alone, {1e6 * thread / rounds:.0f} in a worker")
-    click.echo(f"other threads: {100 * (process - thread) / wall:.1f} % of a core")
-    click.echo(f"a round took {1e3 * wall / rounds:.2f} ms")
+        service = fast_service(kind(), server, redis)
+    alone = alone or fast_alone(kind())
+    cells = [f"{run.seconds:7.2f} ({run.rounds:6})" for run in (alone, service)]
+    click.echo(f"{turn:<6} {cells[0]:<20} {cells[1]:<17} {service.seconds / alone.seconds:.3f}")
+    return alone, service
 
 
 def show(name: str, alone: Cost, service: Cost) -> None:

@@ -151,7 +151,7 @@ class SetSpeedEngine:
         self.before_round()
         if self.aborts_after and self.stats.rounds == self.aborts_after:
             self._give_up()
-        time.sleep(self.round_seconds)
+        self.wait()
         self.stats.rounds += 1
         self.stats.rows += len(self._rows)
         for id, row in list(self._rows.items()):
@@ -166,6 +166,10 @@ class SetSpeedEngine:
                 self.stats.prompt_tokens += len(row.request.tokens)
                 finished.append(row.completion())
         return finished
+
+    def wait(self) -> None:
+        """Until the round is over."""
+        time.sleep(self.round_seconds)
 
     def _give_up(self) -> None:
         """What macOS does to a command buffer that takes too long."""

@@ -299,3 +299,20 @@ def test_takes_little_of_the_host():
         for row in rows:
             budget.observe(row.key, max(4, depths[0]), (int(row.key) + number) % 5)
     assert min(seconds) < 0.003
+
+
+def test_rows_that_did_not_draft_for_long_are_seldom_chosen_for_again():
+    class Counting(Budget):
+        choices = 0
+
+        def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
+            self.choices += 1
+            return super()._choice(rows, prompt)
+
+    budget = Counting(measured(H200, 8), BLOCK)
+    work(H200, 8, jobs(8, equal(0.0), lengths=(600, 600)), budget)
+    assert budget.rounds > 500
+    assert budget.choices < budget.rounds / 3
+    before = budget.choices
+    budget.depths([Candidate("new", 100, 50)])
+    assert budget.choices == before + 1

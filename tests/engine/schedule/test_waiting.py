@@ -106,3 +106,20 @@ def test_rows_that_gave_way_come_first() -> None:
     waiting.add(cancelled)
     waiting.remove(cancelled)
     assert drain(waiting) == ["older", "younger", "new"]
+
+
+def test_short_prompts_are_read_first_where_all_requests_have_a_row() -> None:
+    scheduler = Scheduler(10**6, ROWS)
+    scheduler.prefill_tokens = 4
+    lengths = {"long": (900, 9), "middle": (20, 6), "short": (10, 3)}
+    for name, (limit, length) in lengths.items():
+        scheduler.add(row(name, limit, tuple(range(length))))
+    begun = [segment.row.request.id for _ in range(4) for segment in scheduler.plan().segments if not segment.first]
+    assert begun == ["short", "middle", "long"]
+
+
+def test_long_requests_start_first_where_requests_wait_for_rows() -> None:
+    scheduler = Scheduler(10**6, 2)
+    for name, limit, length in (("a", 5, 3), ("b", 90, 9), ("c", 50, 6)):
+        scheduler.add(row(name, limit, tuple(range(length))))
+    assert [started.request.id for started in scheduler.plan().started] == ["b", "c"]

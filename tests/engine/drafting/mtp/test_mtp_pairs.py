@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from draftmill.engine.engine import Engine
 from draftmill.engine.models.folder import ModelError
 from draftmill.engine.models.pairs import Pair
 from draftmill.engine.models.targets import adapt
+from draftmill.engine.request import Completion, Sampling
 from tests.engine.drafting.mtp.heads import random_head, stored
 from tests.engine.small import VOCABULARY, qwen3_5_model, reference, requests, run
 
@@ -53,8 +55,6 @@ def test_a_target_without_a_draft_takes_its_own_head(target: Path, monkeypatch: 
     monkeypatch.setattr("draftmill.engine.depth.calibration.ON_CPU", Pace(0.0, 0.0))
     add_head(target, target)
     engine = load(target, drafts=("mtp",))
-    assert engine.budget
-    assert engine.budget.cost.steps(2)[1] > 0
     assert engine.drafting == "MTP head, blocks of 4"
     engine.scheduler.depths = lambda rows, prompt: [3] * len(rows)
     asked, model = requests(3, max_tokens=8), qwen3_5_model()
@@ -63,6 +63,26 @@ def test_a_target_without_a_draft_takes_its_own_head(target: Path, monkeypatch: 
         expected = reference(model, request)
         assert list(done[request.id].tokens) == (expected[: expected.index(1)] if 1 in expected else expected)
     assert set(engine.stats.drafted_by) == {"mtp"}
+    assert engine.budget
+    assert engine.budget.cost.steps(2)[1] > 0
+
+
+def test_the_first_answer_does_not_wait_for_what_rounds_cost(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftmill.engine.depth.calibration.ON_CPU", Pace(0.0, 0.0))
+    add_head(target, target)
+    engine, model = load(target), qwen3_5_model()
+    short, long = (replace(r, sampling=Sampling(max_tokens=n)) for r, n in zip(requests(2), (2, 24), strict=True))
+    engine.add(short)
+    engine.add(long)
+    done: list[Completion] = []
+    while not done:
+        done = engine.step()
+        assert engine.budget is None
+    assert engine.stats.drafted == 0
+    done += run(engine, []).values()
+    assert engine.budget
+    assert {each.id: list(each.tokens) for each in done} == {r.id: reference(model, r) for r in (short, long)}
+    assert load(target).budget  # what was measured is known to the next start
 
 
 def test_without_a_head_or_without_being_asked_it_does_not(target: Path) -> None:
