@@ -44,15 +44,15 @@ def decode(job: Claimed, pair: str) -> JobBody:
         case _:
             raise BadJob(f"the job is no call of {FUNCTION} with one body; workers run nothing else")
     try:
-        body = JobBody.model_validate(fields)
+        body = JobBody.model_validate(fields | {"batch": job.batch, "custom_id": job.custom_id})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadJob(f"the job's body is invalid: {where}: {first['msg']}") from error
     if (body.messages is None) == (not body.prompts):
         raise BadJob("the job's body must have either messages or a prompt")
-    if (body.batch, body.custom_id, body.pair) != (job.batch, job.custom_id, pair):
-        raise BadJob(f"the job's body belongs to another batch, line or pair than {pair!r}")
+    if body.pair != pair:
+        raise BadJob(f"the job's body belongs to another pair than {pair!r}")
     return body
 
 

@@ -31,7 +31,7 @@ def shares(redis: redis_py.Redis, state: BatchStatus) -> list[Share]:
         for pair in state.pairs:
             queue = wire.queue_name(pair, state.id)
             pipe.llen(f"rq:queue:{queue}")
-            pipe.zcard(f"rq:wip:{queue}")
+            pipe.zcard(wire.leased_key(queue))
         counts = pipe.execute()
     return [Share(pair, *counts[2 * i : 2 * i + 2]) for i, pair in enumerate(state.pairs)]
 

@@ -43,7 +43,7 @@ HOW_FAR = (
     Grant("zrange zrevrange", "%R~draftmill:batches"),
     Grant("hlen", "%R~draftmill:open:*"),
     Grant("bitcount", "%R~draftmill:ended:*"),
-    Grant("scard", "%R~draftmill:running:*"),
+    Grant("scard", "%R~draftmill:running:*"),  # of earlier versions
     Grant("llen zcard", "%R~rq:queue:draftmill.* %R~rq:wip:draftmill.*"),
     Grant("hkeys", "%R~draftmill:rest:*"),
     Grant("get", "%R~draftmill:feeder"),
@@ -86,17 +86,18 @@ ROLES = {
         (
             *HOW_FAR,
             Grant(
-                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hlen hrandfield "
-                "hscan lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember scard "
-                "zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount setbit",
+                "exists expire pexpire del get set hget hmget hgetall hset hsetnx hdel hexists hincrby hkeys hlen "
+                "hrandfield hscan lindex llen lpop lpos lpush lrange lrem sadd srem sismember smembers srandmember "
+                "scard zadd zrem zrandmember zrange zrangebyscore zremrangebyscore zscore bitcount bitfield "
+                "setbit",  # the last by earlier versions
                 "~rq:* ~draftmill:batch:* ~draftmill:batches ~draftmill:open:* ~draftmill:ended:* "
-                "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:users ~draftmill:aside:* "
+                "~draftmill:failures:* ~draftmill:unended:* ~draftmill:running:* ~draftmill:aside:* "
                 "~draftmill:turns:* ~draftmill:parked:* ~draftmill:clock:* ~draftmill:alone:* ~draftmill:drains:* "
-                "~draftmill:paces:* ~draftmill:leases:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* "
-                "~draftmill:workers",
+                "~draftmill:paces:* ~draftmill:later:* ~draftmill:alive ~draftmill:worker:* ~draftmill:workers "
+                "~draftmill:leases:* ~draftmill:users",  # the last two of earlier versions
             ),
             Grant("rpush", "%W~rq:queue:draftmill.* %W~draftmill:alone:*"),
-            Grant("hincrby", "~draftmill:spent"),
+            Grant("hget hset hincrby", "~draftmill:spent"),
             *RINGS,
             Grant("blpop", "~draftmill:bell:*"),
             Grant("hget", "%R~draftmill:limits"),
@@ -113,7 +114,7 @@ ROLES = {
             Grant("exists hget hmget hsetnx", "~draftmill:batch:*"),
             Grant("exists hexists", "%R~draftmill:open:*"),
             Grant("getbit", "%R~draftmill:ended:*"),
-            Grant("bitcount setbit expire", "~draftmill:handed:*"),
+            Grant("bitcount bitfield setbit expire", "~draftmill:handed:*"),
             Grant("xread xrange xlen xdel del", "~draftmill:results:*"),
             Grant("xrange xdel", "~draftmill:failed"),
             Grant("hmget", "%R~draftmill:failures:*"),
@@ -136,9 +137,10 @@ ROLES = {
         "",
         (
             *HOW_FAR,
-            Grant("zrange zcard", "%R~draftmill:turns:* %R~draftmill:leases:* %R~draftmill:later:*"),
-            Grant("smembers", "%R~rq:queues %R~draftmill:users"),
-            Grant("hgetall", "%R~draftmill:limits"),
+            Grant("zrange zcard", "%R~draftmill:turns:* %R~draftmill:later:*"),
+            Grant("smembers", "%R~rq:queues"),
+            Grant("hgetall", "%R~draftmill:limits %R~draftmill:running:*"),
+            Grant("zcard smembers", "%R~draftmill:leases:* %R~draftmill:users"),  # of earlier versions
         ),
     ),
 }

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
@@ -180,27 +181,25 @@ def _jobs(redis: redis_py.Redis, batch: str, queue: str, bodies: Sequence[wire.J
     common = [part for field in _job_hash(redis, queue).items() for part in field]
     jobs: list[Any] = []
     for body in bodies:
-        own = ["data", _data(body), "description", body.custom_id[:200], "draftmill_size", body.size]
+        own = ["data", _data(body), "description", body.custom_id[:200]]
         if body.keep is not None:
-            own += ["draftmill_keep", orjson.dumps(body.keep)]
+            own += ["keep", orjson.dumps(body.keep)]
         width = len(common) + len(own)
-        jobs += [wire.job_id(batch, body.custom_id), body.custom_id, body.line, width, *common, *own]
+        jobs += [wire.job_id(batch, body.custom_id), body.custom_id, body.line, body.size, width, *common, *own]
     return jobs
 
 
 def _data(body: wire.JobBody) -> bytes:
     """A job's data as RQ keeps them: the call of a function, whose one argument is the body.
 
-    `keep` is not for the model, and scripts that end a job must read it: it has a field of its own beside the data.
+    Left out is what Redis has beside it, and what is a default: all workers of a WIRE have the same defaults.
     """
-    call = (wire.FUNCTION, None, (body.model_dump(mode="json", exclude_none=True, exclude={"keep"}),), {})
-    return zlib.compress(wire.JsonSerializer.dumps(call))
+    fields = body.model_dump(mode="json", exclude_defaults=True, exclude={"batch", "custom_id", "keep"})
+    return zlib.compress(wire.JsonSerializer.dumps((wire.FUNCTION, None, (fields,), {})))
 
 
 def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
-    """RQ's own hash of a queued job, as far as it has something to say, but for data and description: all jobs of a
-    chunk have these in common.
-    """
+    """RQ's own hash of a queued job, but for data and description. Since when it waits, `queued` says: record.lua."""
     job = Job.create(
         wire.FUNCTION,
         connection=redis,
@@ -208,7 +207,6 @@ def _job_hash(redis: redis_py.Redis, queue: str) -> Mapping[str, Any]:
         origin=queue,
         status=JobStatus.QUEUED,
     )
-    job.enqueued_at = job.created_at
     fields = job.to_dict(include_meta=False)
     return {name: fields[name] for name in fields if fields[name] and name not in ("data", "description")}
 
@@ -281,16 +279,21 @@ def newest(redis: redis_py.Redis, most: int | None = None) -> list[str]:
 
 
 def statuses(redis: redis_py.Redis, names: Sequence[str]) -> list[BatchStatus]:
-    """The states of those of these batches that Redis knows, in one round trip."""
-    with redis.pipeline(transaction=True) as pipe:
+    """The states of those of these batches that Redis knows, in two round trips."""
+    with redis.pipeline(transaction=False) as pipe:
         for name in names:
+            pipe.hget(wire.batch_key(name), "queue")
+        queues = [(found or b"").decode().split() for found in pipe.execute()]
+    with redis.pipeline(transaction=True) as pipe:
+        for name, own in zip(names, queues, strict=True):
             pipe.hgetall(wire.batch_key(name))
             pipe.hlen(wire.open_key(name))
             pipe.bitcount(wire.ended_key(name))
-            pipe.scard(wire.running_key(name))
-        replies = pipe.execute()
-    found = {name: _Found(*replies[4 * i : 4 * i + 4]) for i, name in enumerate(names)}
-    return [_status(name, what) for name, what in found.items() if what.raw]
+            for queue in own:
+                pipe.zcard(wire.leased_key(queue))
+        replies = iter(pipe.execute())
+    found = [_Found(next(replies), next(replies), next(replies), sum(islice(replies, len(own)))) for own in queues]
+    return [_status(name, what) for name, what in zip(names, found, strict=True) if what.raw]
 
 
 def cancel(redis: redis_py.Redis, batch: str) -> int | None:

@@ -6,6 +6,7 @@ Every function takes a synchronous `redis.Redis` with `decode_responses=False`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import redis as redis_py
 from pydantic import TypeAdapter
 
-from .wire import FLEET, LIMITS, SPENT, USERS, WORKERS, user_running_key, worker_key
+from .wire import FLEET, LIMITS, RUNNING, SPENT, WORKERS, leased_key, worker_key
 
 EVERYBODY = "*"
 """Stands for all machines of the fleet."""
@@ -258,16 +259,24 @@ def limit(redis: redis_py.Redis, user: str, most: int) -> None:
 def limits(redis: redis_py.Redis) -> list[Limit]:
     """Every user who has a limit or jobs that run."""
     most: Any = redis.hgetall(LIMITS)
-    active: Any = redis.smembers(USERS)
-    names = sorted(most.keys() | active)
-    with redis.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.scard(user_running_key(name.decode()))
-        running = pipe.execute()
+    active = running(redis)
     return [
-        Limit(name.decode(), int(most[name]) if name in most else None, count)
-        for name, count in zip(names, running, strict=True)
+        Limit(name.decode(), int(most[name]) if name in most else None, active[name])
+        for name in sorted(most.keys() | active.keys())
     ]
+
+
+def running(redis: redis_py.Redis) -> Counter[bytes]:
+    """How many jobs of each user run."""
+    queues: Any = redis.hgetall(RUNNING)
+    with redis.pipeline(transaction=False) as pipe:
+        for queue in queues:
+            pipe.zcard(leased_key(queue.decode()))
+        counts: list[int] = pipe.execute()
+    found = Counter[bytes]()
+    for user, count in zip(queues.values(), counts, strict=True):
+        found[user] += count
+    return +found
 
 
 @dataclass(frozen=True)

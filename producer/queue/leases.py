@@ -194,13 +194,12 @@ class JobQueue:
         """The jobs that Redis says are leased to this worker, each with its token, in the order in which they were
         claimed. Looks at all jobs that run: it is for who stands in for a worker that died.
         """
-        jobs: Any = self.redis.zrange(wire.LEASES, 0, -1)
+        queues: Any = self.redis.hkeys(wire.RUNNING)
         with self.redis.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                pipe.hget(b"rq:job:" + job, "draftmill_lease")
-            tokens = [token.decode() if token else "" for token in pipe.execute()]
-        held = [(job.decode(), token) for job, token in zip(jobs, tokens, strict=True)]
-        own = [lease for lease in held if lease[1].rsplit(".", 2)[0] == self.worker]
+            for queue in queues:
+                pipe.zrange(wire.leased_key(queue.decode()), 0, -1)
+            held = [lease.decode().split(":") for found in pipe.execute() for lease in found]
+        own = [(job, token) for job, token in held if token.rsplit(".", 2)[0] == self.worker]
         return sorted(own, key=lambda lease: int(lease[1].rpartition(".")[2]))
 
     def commit(self, outcomes: Sequence[Outcome]) -> list[bool | redis_py.RedisError]:

@@ -34,13 +34,20 @@ class Script:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-def script(name: str, shared: Sequence[str] = ("clock", "turns", "record")) -> Script:
-    """A script of the queue behind what it shares with others. Redis makes all functions of that anew at each call."""
+def script(name: str, shared: Sequence[str] = ("clock", "turns", "gather", "record")) -> Script:
+    """A script of the queue behind what it shares with others. Redis makes all functions of that anew at each call.
+
+    Scripts about jobs gather what they write, so something must be done at their end: they become a function that
+    `finish.lua` calls.
+    """
     constants = (
         f"local WIRE, MOST_LEASES, BELL_SECONDS = '{WIRE}', {MAX_LEASES}, {BELL_SECONDS}\n"
         f"local NO_BODY = '{JsonSerializer.dumps((FUNCTION, None, (), {})).decode()}'\n"
     )
-    return Script(constants + "".join(_code(part) for part in (*(f"shared/{each}" for each in shared), name)))
+    text = constants + "".join(_code(f"shared/{each}") for each in shared)
+    if "record" not in shared:
+        return Script(text + _code(name))
+    return Script(f"{text}local function main()\n{_code(name)}end\n{_code('shared/finish')}")
 
 
 def lone_script(name: str) -> Script:

@@ -5,6 +5,7 @@ Job bodies are data. A job's RQ function is always `FUNCTION`, a name that is lo
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .pair_names import canonical
 
-WIRE = 4
+WIRE = 5
 """Version of what producers and workers hand each other through Redis: job bodies, results, keys, scripts. Whoever
 changes what the other side reads raises it. It stands in the names of queues and of all keys by which jobs are found,
 so workers of one version never see the jobs of another. Heartbeats report it."""
@@ -230,9 +231,13 @@ class JobBody(BaseModel):
 
 
 def job_id(batch: str, custom_id: str) -> str:
-    """The job id of a batch's line: the same line of the same batch always has the same id, in one WIRE."""
-    name = f"{WIRE} {custom_id}".encode("utf-8", "surrogatepass")
-    return f"{batch}-{hashlib.sha256(name).hexdigest()[:20]}"
+    """The job id of a batch's line: the same line of the same batch always has the same id, in one WIRE.
+
+    It has 96 bits, in letters, digits, `_` and `-`, which RQ allows; the first is no `-`, which begins options. Redis
+    writes it some 17 times for each job, so it is short.
+    """
+    name = f"{WIRE}\0{batch}\0{custom_id}".encode("utf-8", "surrogatepass")
+    return base64.urlsafe_b64encode(hashlib.sha256(name).digest()).decode().lstrip("-")[:16]
 
 
 def batch_of(content: str, user: str) -> str:
@@ -291,14 +296,11 @@ def handed_key(batch: str) -> str:
     return f"draftmill:handed:{batch}"
 
 
-def running_key(batch: str) -> str:
-    """Set of the batch's jobs that are leased."""
-    return f"draftmill:running:batch:{batch}"
-
-
-def user_running_key(user: str) -> str:
-    """Set of the user's jobs that are leased."""
-    return f"draftmill:running:user:{user}"
+def leased_key(queue: str) -> str:
+    """Sorted set of RQ's: `<job>:<token>` of the jobs of this queue that are leased -> when that expires, see
+    record.lua.
+    """
+    return f"rq:wip:{queue}"
 
 
 def results_key(batch: str) -> str:
@@ -337,8 +339,8 @@ RESTS = "draftmill:rests"
 FEEDER = "draftmill:feeder"
 """String that expires: the feeder that queues them."""
 
-LEASES = f"draftmill:leases:{WIRE}"
-"""Sorted set: running job -> lease expiry, Redis TIME in ms."""
+RUNNING = f"draftmill:running:{WIRE}"
+"""Hash: queue in which jobs are leased, or were a moment ago -> user of its batch."""
 
 LATER = f"draftmill:later:{WIRE}"
 """Sorted set: job that is to be tried again -> when, Redis TIME in ms."""
@@ -352,9 +354,6 @@ LIMITS = "draftmill:limits"
 SPENT = "draftmill:spent"
 """Hash: `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended; `metered <user>` -> generated
 ones of them for which a machine said how much it drew, `millijoules <user>` -> how much. Since Redis is there."""
-
-USERS = "draftmill:users"
-"""Set: users who have jobs that run."""
 
 
 def alone_key(pair: str) -> str:

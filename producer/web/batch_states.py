@@ -98,9 +98,13 @@ def refreshed(redis: redis_py.Redis, known: Sequence[BatchStatus]) -> list[Batch
             pipe.hmget(wire.batch_key(state.id), *CHANGING, *map(_since, state.pairs))
             pipe.hlen(wire.open_key(state.id))
             pipe.bitcount(wire.ended_key(state.id))
-            pipe.scard(wire.running_key(state.id))
-        replies: list[Any] = pipe.execute()
-    found = (_refreshed(state, *replies[4 * n : 4 * n + 4]) for n, state in enumerate(known))
+            for pair in state.pairs:
+                pipe.zcard(wire.leased_key(wire.queue_name(pair, state.id)))
+        replies: Any = iter(pipe.execute())
+    found = [
+        _refreshed(state, next(replies), next(replies), next(replies), sum(islice(replies, len(state.pairs))))
+        for state in known
+    ]
     return [state for state in found if state]
 
 

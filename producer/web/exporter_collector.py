@@ -123,7 +123,7 @@ class FarmCollector(Collector):
 
     def _server(self) -> Iterator[Metric]:
         info: Any = self._redis.info()
-        running: Any = self._redis.zcard(wire.LEASES)
+        running = fleet.running(self._redis).total()
         later: Any = self._redis.zcard(wire.LATER)
         fine = info.get("aof_last_write_status") == "ok" and info.get("aof_last_bgrewrite_status") == "ok"
         for name, help, value in (

@@ -43,21 +43,20 @@ class Victims:
     def __init__(self, farm: Farm) -> None:
         self.farm = farm
         self.slowest = 0.0
-        self._open: list[tuple[float, str, bytes]] = []
+        self._open: list[tuple[float, str]] = []
 
     def of(self, worker: str) -> None:
         """Notes what a worker that has just died was running."""
         for job, token in JobQueue(self.farm.redis, worker, PAIR, 0).leases():
-            self._open.append((time.monotonic(), job, token.encode()))
+            self._open.append((time.monotonic(), f"{job}:{token}"))
 
     def look(self) -> bool:
         """Strikes out the jobs that were taken back; whether others are left."""
         now = time.monotonic()
         still = []
-        for since, job, token in self._open:
-            held = self.farm.redis.hget(f"rq:job:{job}", "draftmill_lease") == token
-            if held and self.farm.redis.zscore(wire.LEASES, job) is not None:
-                still.append((since, job, token))
+        for since, lease in self._open:
+            if self.farm.redis.zscore(wire.leased_key(wire.queue_name(PAIR, "b")), lease) is not None:
+                still.append((since, lease))
             self.slowest = max(self.slowest, now - since)
         self._open = still
         return bool(still)
@@ -215,8 +214,8 @@ def gpu_aborts(full: bool) -> Figure:
             account = farm.account(jobs)
             parent.terminate()
         said = farm.said().count("without blame")
-        keys = farm.redis.scan_iter("rq:job:*")
-        blamed = sum(int(farm.redis.hget(key, "draftmill_leases") or 0) > 1 for key in keys)
+        leases: list[Any] = [farm.redis.hget(key, "leases") for key in farm.redis.scan_iter("rq:job:*")]
+        blamed = sum(int(each.split()[0]) > 1 for each in leases if each)
     text = f"{said} aborts; {account}, {blamed} blamed; slowest recovery {slowest:.1f} s"
     return Figure(text, account.clean and said == aborts and blamed == 0 and slowest < 10)
 

@@ -167,15 +167,13 @@ class Farm:
         )
 
     def _stuck(self, batch: str) -> int:
-        """Lines without an end, and leases, queue entries users of running jobs that are left over."""
+        """Lines without an end, and leases and queue entries that are left over."""
         status = self.status(batch)
         with self.redis.pipeline() as pipe:
-            pipe.zcard(wire.LEASES)
             pipe.zcard(wire.LATER)
-            pipe.scard(wire.USERS)
             pipe.hlen(wire.open_key(batch))
             pipe.llen(wire.alone_key(PAIR))
             pipe.llen(f"rq:queue:{wire.queue_name(PAIR, batch)}")
-            pipe.zcard(f"rq:wip:{wire.queue_name(PAIR, batch)}")
+            pipe.zcard(wire.leased_key(wire.queue_name(PAIR, batch)))
             left = pipe.execute()
         return max(0, status.total - status.ended) + status.running + sum(left)

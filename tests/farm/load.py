@@ -19,7 +19,7 @@ from draftmill.producer.client.patience import Patience
 from draftmill.producer.client.submission import plan, submit
 from draftmill.producer.input.dataset import BadLine, Dataset
 from draftmill.producer.input.lines import Defaults
-from draftmill.producer.queue import batches, wire
+from draftmill.producer.queue import batches, fleet, wire
 from tests.farm.farm import ROOT, Farm
 from tests.farm.figure import Figure
 from tests.worker.run_worker import PAIR
@@ -117,10 +117,10 @@ def hostile_jobs(full: bool) -> Figure:
             fields: dict[Any, Any] = {"data": data, "status": "queued", "origin": queue}
             fields["success_callback_name"] = "os.system"
             if n % 2:
-                fields |= {"draftmill_batch": b"b", "draftmill_custom_id": f"h-{n}", "draftmill_leases": b"\xff"}
-                fields["draftmill_n"] = dice.choice([1000 + n, -1, 1e300, "x"])
+                fields |= {"queued": dice.choice([b"\xff", "1 512 x", "1 512 0"]), "leases": b"\xff", "lease": " "}
                 if n % 4 == 1:  # as if it had been submitted; the others are never run
-                    farm.redis.hset(wire.open_key("b"), id, f"{1000 + n} h-{n}")
+                    line = dice.choice([1000 + n, -1, 1e300, "x"])
+                    farm.redis.hset(wire.open_key("b"), id, f"{line} h-{n}")
             farm.redis.hset(key, mapping=fields)
             if n % 10:
                 ids.append(key)
@@ -128,7 +128,7 @@ def hostile_jobs(full: bool) -> Figure:
         farm.redis.set("rq:job:no-hash", "x")
         farm.redis.lpush(f"rq:queue:{queue}", "no-hash", "no-such-job")
         pid = farm.start()
-        farm.wait(lambda: farm.redis.llen(f"rq:queue:{queue}") == 0 and not farm.redis.zcard(wire.LEASES), 120)
+        farm.wait(lambda: farm.redis.llen(f"rq:queue:{queue}") == 0 and not fleet.running(farm.redis), 120)
         refused = sum(farm.redis.hget(key, "status") == b"failed" for key in ids)
         lines = [orjson.loads(result.line) for result in batches.results(farm.redis, "b")]
         done = sum(line["error"] is None for line in lines)

@@ -43,7 +43,8 @@ FAULTS = (
     Fault("renewals", "64 jobs of 2 MB: 2 ms", costs.renewals),
     Fault(
         "traffic",
-        "a job of 1.2 KB: 5 KB and 15 commands to Redis; an idle worker: 4 KB/s, 4 commands/s, 0.03 % of a core",
+        "a job of 1.2 KB: 5 KB and 15 commands to Redis, 3 KB in its append-only file; "
+        "an idle worker: 4 KB/s, 4 commands/s, 0.03 % of a core",
         costs.traffic,
     ),
     Fault("looks", "page, exporter and status, 10,000 open batches and 100 workers: 30 ms a look", looks.looks),

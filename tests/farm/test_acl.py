@@ -28,6 +28,7 @@ from draftmill.producer.web.dashboard.failures import Asked, FailuresPage
 from draftmill.producer.web.dashboard.view import Observer
 from draftmill.worker.host import host_name
 from tests.producer.conftest import ROOT, Shell
+from tests.producer.queue.helpers import expire
 from tests.producer.web.serving import wait_until
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
@@ -159,7 +160,7 @@ def test_a_worker_repairs_what_others_left(fleet: Fleet) -> None:
             w.blame([job])
             w.renew([job])
             admin.hset("draftmill:alive", "60000", 0)
-            admin.zadd(wire.LEASES, {job.id: 1})
+            expire(admin, job)
             w.reap()
             if admin.llen(wire.alone_key(PAIR)):
                 admin.rename(f"rq:queue:{wire.queue_name(PAIR, 'b')}", "kept")

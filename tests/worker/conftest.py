@@ -89,7 +89,7 @@ class Mill:
         """Waits until Redis knows of the jobs r-0 … r-{count - 1} that they are in a row, and so may go away."""
         keys = [f"rq:job:{wire.job_id(batch, f'r-{n}')}" for n in range(count)]
         deadline = time.monotonic() + seconds
-        while not all(self.redis.hexists(key, "draftmill_blamed") for key in keys):
+        while not all(self.redis.hexists(key, "leases") for key in keys):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

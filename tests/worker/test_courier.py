@@ -13,6 +13,7 @@ from draftmill.worker.courier import Courier
 from draftmill.worker.host import RowSpeed
 from draftmill.worker.metrics.metrics import Metrics
 from draftmill.worker.spool import Spool
+from tests.producer.queue.helpers import leases_of
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
@@ -67,8 +68,8 @@ def test_jobs_are_to_blame_before_the_worker_has_them(mill: Mill, queue: SlowQue
     courier.exchange(ROOM, AHEAD)
     assert queue.claimed.wait(10)
     assert not courier.arrived.is_set()
-    key = f"rq:job:{wire.job_id('b', 'r-0')}"
-    assert mill.redis.hget(key, "draftmill_leases") is None
+    job = wire.job_id("b", "r-0")
+    assert leases_of(mill, job) is None
     queue.may.set()
     assert courier.arrived.wait(10)
-    assert mill.redis.hget(key, "draftmill_leases") == b"1"
+    assert leases_of(mill, job) == 1

@@ -18,6 +18,7 @@ from rq.command import send_stop_job_command
 from rq.job import Job
 
 from draftmill.producer.queue import batches, wire
+from tests.producer.queue.helpers import leases_of
 from tests.worker.conftest import Mill
 from tests.worker.run_worker import PAIR
 
@@ -140,8 +141,7 @@ def test_a_stop_that_takes_too_long_hands_back_without_using_up_a_lease(mill: Mi
         code, logged = mill.stop(worker)
         assert code == 130
         assert "handed back" in logged
-    leases = [mill.redis.hget(f"rq:job:{wire.job_id('b', f'r-{n}')}", "draftmill_leases") for n in range(20)]
-    assert set(leases) <= {None, b"0"}
+    assert {leases_of(mill, wire.job_id("b", f"r-{n}")) for n in range(20)} <= {None, 0}
     assert (mill.status().running, mill.redis.llen(f"rq:queue:{QUEUE}")) == (0, 20)
 
 
@@ -188,8 +188,7 @@ def test_an_engine_that_cannot_go_on_ends_its_worker(mill: Mill) -> None:
 
 def errors_of(mill: Mill, batch: str, n: int) -> int:
     """How many tries of a job have been counted against it."""
-    found: Any = mill.redis.hget(f"rq:job:{wire.job_id(batch, f'r-{n}')}", "draftmill_leases")
-    return int(found or 0)
+    return leases_of(mill, wire.job_id(batch, f"r-{n}")) or 0
 
 
 def test_requests_that_fail_their_rounds_fail_alone_and_say_why(mill: Mill) -> None:

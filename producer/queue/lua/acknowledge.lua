@@ -9,17 +9,18 @@ if redis.call('EXISTS', key) == 0 then return end
 local queues = queues_of(batch)
 for i = 4, #ARGV, 3 do
   local entry, n, job = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  redis.call('XDEL', results, entry)
+  gather('XDEL', results, entry)
   if redis.call('HEXISTS', 'draftmill:open:' .. batch, job) == 0 then
     redis.call('UNLINK', 'rq:job:' .. job)
     for _, queue in ipairs(queues) do
-      for _, status in pairs(STATUS) do redis.call('ZREM', 'rq:' .. status .. ':' .. queue, job) end
+      for _, status in pairs(STATUS) do gather('ZREM', 'rq:' .. status .. ':' .. queue, job) end
     end
     if redis.call('GETBIT', 'draftmill:ended:' .. batch, n) == 1 then
-      redis.call('SETBIT', 'draftmill:handed:' .. batch, n, 1)
+      gather('BITFIELD', 'draftmill:handed:' .. batch, 'SET', 'u1', n, 1)
     end
   end
 end
+write() -- they are counted now
 if not complete(batch) then return end
 redis.call('EXPIRE', 'draftmill:handed:' .. batch, kept_for(batch))
 if redis.call('XLEN', results) == 0 then

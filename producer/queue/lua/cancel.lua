@@ -14,13 +14,12 @@ redis.call('UNLINK', 'draftmill:rest:' .. batch)
 local ended = 0
 local found = redis.call('HSCAN', opened, ARGV[4], 'COUNT', ARGV[5])
 for i = 1, #found[2], 2 do
-  local job = read_job(found[2][i]) or read_ghost(found[2][i])
-  local expires = tonumber(leased(job))
-  if not expires or expires <= NOW then
+  local job = read_job(found[2][i], batch) or read_ghost(found[2][i], batch)
+  local expires = leased(job)
+  if is_open(job) and (not expires or expires <= NOW) then
     record_cancelled(job)
     ended = ended + 1
   end
 end
-expire_if_complete(batch)
-write()
+ended_in[batch] = true
 return { ended, found[1] }

@@ -50,7 +50,12 @@ local allowances = {}
 local function allowance(user)
   if not allowances[user] then
     local cap = redis.call('HGET', 'draftmill:limits', user) or redis.call('HGET', 'draftmill:limits', '*')
-    allowances[user] = cap and tonumber(cap) - redis.call('SCARD', 'draftmill:running:user:' .. user) or math.huge
+    allowances[user] = tonumber(cap) or math.huge
+    local queues = cap and redis.call('HGETALL', RUNNING) or {}
+    for i = 1, #queues, 2 do
+      local running = queues[i + 1] == user and redis.call('ZCARD', 'rq:wip:' .. queues[i]) or 0
+      allowances[user] = allowances[user] - running
+    end
   end
   return allowances[user]
 end
@@ -59,9 +64,19 @@ local function user_of(flow)
   return string.match(flow, '^%a+:(.*)$') or ''
 end
 
+local function cost_of(flow)
+  return COST[string.match(flow, '^(%a+):') or ''] or COST.low
+end
+
 -- A job that ends unparks the flows of its user; this is for limits that were raised, a few at a time.
 for _, flow in ipairs(redis.call('ZRANDMEMBER', PARKED, MOST_UNPARKED)) do
   if allowance(user_of(flow)) > 0 then unpark(pair, flow, user_of(flow)) end
+end
+
+-- Lists of jobs -> how many of their entries this claim takes, which stay in them until the end.
+local taken = {}
+local function first_in(list)
+  return redis.call('LINDEX', list, taken[list] or 0)
 end
 
 -- Jobs that are queued, counted as far as it matters; in more batches than a claim looks at there are enough.
@@ -70,7 +85,8 @@ local function count_queued(enough)
   for _, turns in ipairs({ TURNS, PARKED }) do
     for _, flow in ipairs(redis.call('ZRANGE', turns, 0, MOST_LOOKED_AT)) do
       for _, batch in ipairs(redis.call('ZRANGE', TURNS .. ':' .. flow, 0, math.min(enough, MOST_LOOKED_AT))) do
-        there = there + redis.call('LLEN', 'rq:queue:' .. queue_of(batch))
+        local list = 'rq:queue:' .. queue_of(batch)
+        there = there + redis.call('LLEN', list) - (taken[list] or 0)
         looks = looks + 1
         if looks >= MOST_LOOKED_AT then return enough end
         if there >= enough then return there end
@@ -85,89 +101,108 @@ if ahead > 0 then
   wanted = free + math.max(0, math.min(ahead, math.floor(there / 4), math.floor(there - meanwhile)))
 end
 
--- Flows are read one by one, in the order in which they are due, and stay in the turns as they were until the end: those
--- that were read are the first of them. Of two that are due at one time the one that was read first is first.
-local flows, read, looked_at, clock = {}, 0, 0, 0
-local function read_flow()
-  local found = redis.call('ZRANGE', TURNS, read, read, 'WITHSCORES')
-  local name, due = found[1], tonumber(found[2])
-  if not name then return nil end
-  read = read + 1
-  local cost = COST[string.match(name, '^(%a+):') or ''] or COST.low
-  return { name = name, key = TURNS .. ':' .. name, user = user_of(name), cost = cost, due = due, was = due }
+-- Who takes turns in a sorted set. They are read one by one, in the order in which they are due, and the set stays as it
+-- was until the end: those that were read are its first. Of two that are due at one time the first by name is first.
+local all_turns, looked_at, clock = {}, 0, 0
+local function read_next(turns)
+  local found = redis.call('ZRANGE', turns.key, turns.read, turns.read, 'WITHSCORES')
+  if not found[1] then return nil end
+  turns.read = turns.read + 1
+  return { name = found[1], due = tonumber(found[2]), was = tonumber(found[2]) }
 end
 
-local function leave(flow)
-  flow.left, read = true, read - 1
+local function turns_in(key)
+  local turns = { key = key, read = 0 }
+  turns.ahead = read_next(turns)
+  all_turns[#all_turns + 1] = turns
+  return turns
 end
 
-local ahead_of_all = read_flow()
+local function is_before(one, other)
+  return not other or one.due < other.due or (one.due == other.due and one.name < other.name)
+end
+
+local function next_of(turns)
+  local best
+  for _, each in ipairs(turns) do
+    if not (each.left or each.passed) and is_before(each, best) then best = each end
+  end
+  if turns.ahead and is_before(turns.ahead, best) then
+    best = turns.ahead
+    turns[#turns + 1] = best
+    turns.ahead = read_next(turns)
+  end
+  return best
+end
+
+-- Notes that one that was read is no longer in the set.
+local function leave(turns, one)
+  one.left, turns.read = true, turns.read - 1
+end
+
+local flows = turns_in(TURNS)
 local function next_flow()
   while looked_at < MOST_LOOKED_AT do
-    local best
-    for _, flow in ipairs(flows) do
-      if not (flow.left or flow.passed) and (not best or flow.due < best.due) then best = flow end
-    end
-    if ahead_of_all and (not best or ahead_of_all.due < best.due) then
-      best = ahead_of_all
-      flows[#flows + 1] = best
-      ahead_of_all = read_flow()
-    end
-    if not best or allowance(best.user) > 0 then
-      if best then clock = best.due end
-      return best
+    local flow = next_of(flows)
+    if not flow then return nil end
+    local user = user_of(flow.name)
+    if allowance(user) > 0 then
+      clock = flow.due
+      return flow
     end
     looked_at = looked_at + 1
-    park(pair, best.name, best.user, best.due)
-    leave(best)
+    park(pair, flow.name, user, flow.due)
+    leave(flows, flow)
   end
 end
 
--- Since when the next job of a batch waits, as the batch has it.
-local SINCE, noted = 'waiting_since ' .. pair, {}
-
--- The queue of the flow's next batch, that batch, and when it was due; nothing once the flow has no more.
+-- The flow's next batch; nothing once it has no more. `noted` is since when its next job waits, as the batch has it.
+local SINCE = 'waiting_since ' .. pair
 local function next_batch(flow)
+  flow.batches = flow.batches or turns_in(TURNS .. ':' .. flow.name)
   while looked_at < MOST_LOOKED_AT do
     looked_at = looked_at + 1
-    local batch, due = first_of(flow.key)
+    local batch = next_of(flow.batches)
     if not batch then
       redis.call('ZREM', TURNS, flow.name)
-      leave(flow)
+      leave(flows, flow)
       return nil
     end
-    local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'priority', 'user', 'cancelled_at', 'paused_at', SINCE)
-    local stays = about[1] and not about[3] and not about[4] and about[1] .. ':' .. about[2] == flow.name
-    if stays then
-      is_cancelled[batch], noted[batch] = false, about[5]
-      return queue_of(batch), batch, due
+    if batch.queue then return batch end
+    local about =
+      redis.call('HMGET', 'draftmill:batch:' .. batch.name, 'priority', 'user', 'cancelled_at', 'paused_at', SINCE)
+    if about[1] and not about[3] and not about[4] and about[1] .. ':' .. about[2] == flow.name then
+      batch.queue, batch.noted, is_cancelled[batch.name] = queue_of(batch.name), about[5], false
+      return batch
     end
-    redis.call('ZREM', flow.key, batch) -- it is gone, cancelled, paused, or of another priority by now
+    redis.call('ZREM', flow.batches.key, batch.name) -- it is gone, cancelled, paused, or of another priority by now
+    leave(flow.batches, batch)
   end
 end
 
 local claimed, is_claimed = {}, {}
 local function claim(job, alone)
-  local token = worker .. '.' .. job.generation .. '.' .. number
+  local own = job.generation .. '.' .. number -- what of its token is not the worker's name
+  local token = worker .. '.' .. own
   number = number + 1
   if job.queue ~= job.origin then redis.call('HSET', job.key, 'origin', job.queue) end
-  redis.call('HSET', job.key, 'status', 'started', 'started_at', AT, 'worker_name', worker, 'draftmill_lease', token,
-    'draftmill_lease_ms', lease)
-  gather('ZADD', LEASES, NOW + lease, job.id)
-  gather('ZADD', 'rq:wip:' .. job.queue, math.floor(NOW / 1000) + TEN_YEARS, job.id .. ':' .. token)
-  gather('SADD', 'draftmill:running:batch:' .. job.batch, job.id)
-  gather('SADD', 'draftmill:running:user:' .. job.user, job.id)
-  gather('SADD', 'draftmill:users', job.user)
-  allowances[job.user] = allowance(job.user) - 1
+  local user = owner_of(job.batch)
+  allowances[user] = allowance(user) - 1
+  if job.counts then redis.call('HSET', job.key, 'leases', job.leases .. ' 0') end
+  redis.call('HSET', job.key, 'status', 'started', 'started_at', AT, 'worker_name', worker, 'lease',
+    own .. ' ' .. lease)
+  gather('ZADD', 'rq:wip:' .. job.queue, score_of(NOW + lease), job.id .. ':' .. token)
+  if redis.call('HGET', RUNNING, job.queue) ~= user then redis.call('HSET', RUNNING, job.queue, user) end
   is_claimed[job.id] = true
   claimed[#claimed + 1] =
     { job.id, job.data, token, job.batch, job.custom_id, NOW - job.enqueued, alone, job.keep or '' }
 end
 
--- Whether a job that was taken from a list may run; settles what is to become of it if not.
-local function may_run(job, id)
+-- Whether a job that was taken from a list may run; settles what is to become of it if not. Of one whose hash is gone
+-- somebody must know the batch; else its batch will miss it.
+local function may_run(job, id, batch)
   if not job then
-    local ghost = read_ghost(id)
+    local ghost = batch and read_ghost(id, batch)
     if ghost then record_taken(ghost) end
   elseif not is_open(job) then
     if job.status == 'queued' then -- nobody submitted it by draftmill
@@ -194,9 +229,9 @@ end
 local function claim_alone()
   for _ = 1, math.min(MOST_ALONE, redis.call('LLEN', ALONE)) do
     local id = redis.call('LPOP', ALONE)
-    local job = read_job(id, true)
+    local job = read_job(id, nil, true)
     if may_run(job, id) then
-      if allowance(job.user) > 0 and not paused(job.batch) then
+      if allowance(owner_of(job.batch)) > 0 and not paused(job.batch) then
         take_up(job)
         return claim(job, 1)
       end
@@ -209,13 +244,13 @@ end
 local function drains()
   local first = redis.call('LINDEX', ALONE, 0)
   if not first then return false end
-  local about = redis.call('HMGET', 'rq:job:' .. first, 'draftmill_enqueued', 'draftmill_batch')
-  if paused(about[2] or '') then -- another may be next
+  local job = read_job(first)
+  if job and paused(job.batch) then -- another may be next
     redis.call('RPUSH', ALONE, redis.call('LPOP', ALONE))
     return false
   end
-  local since = tonumber(about[1]) or NOW
-  if NOW - since > PATIENCE * lease then redis.call('SET', DRAINS, worker, 'NX', 'PX', PATIENCE * lease) end
+  local waited = NOW - (job and job.enqueued or NOW)
+  if waited > PATIENCE * lease then redis.call('SET', DRAINS, worker, 'NX', 'PX', PATIENCE * lease) end
   if redis.call('GET', DRAINS) ~= worker then return false end
   redis.call('PEXPIRE', DRAINS, PATIENCE * lease)
   return true
@@ -228,21 +263,27 @@ local function are_queued(fewest)
   return counted - #claimed >= fewest
 end
 
--- Whether this worker passes the next job of a queue to faster ones.
+-- Since when the next job of a list waits, and its size; nothing if there is none.
+local function next_in(list)
+  local first = first_in(list)
+  local field = first and redis.pcall('HGET', 'rq:job:' .. first, 'queued')
+  local _, size, since = when_queued(field)
+  return since, tonumber(size)
+end
+
+-- Whether this worker passes the next job of a list to faster ones.
 local passed, would_pass = false, false
-local function passes(queue)
+local function passes(list)
   if behind == 0 then return false end
-  local key = 'rq:job:' .. (redis.call('LINDEX', queue, 0) or '')
-  if redis.pcall('HEXISTS', key, 'data') ~= 1 then return false end
-  local about = redis.call('HMGET', key, 'draftmill_size', 'draftmill_enqueued')
-  local size = (tonumber(about[1]) or mean) / mean
+  local enqueued, size = next_in(list)
+  if not enqueued then return false end
+  size = size > 0 and size / mean or 1
   local waits = #claimed >= free
   local fewest = math.ceil(behind * size + (waits and meanwhile or 0))
   if are_queued(fewest) then return false end
   if waits then return true end
   would_pass = true
   if since == 0 then since = NOW end
-  local enqueued = tonumber(about[2]) or 0
   if enqueued > since then -- it came later
     if NOW - enqueued > takes * size then return false end
   else
@@ -258,45 +299,47 @@ if drains() then
     redis.call('SET', DRAINS, '-', 'PX', PATIENCE * lease)
     claim_alone()
   end
-  if held > 0 or #claimed > 0 then
-    write()
-    return { claimed, 0, '0', '0' }
-  end
+  if held > 0 or #claimed > 0 then return { claimed, 0, '0', '0' } end
 end
 
 local served, passes_left = {}, MOST_PASSED
 while #claimed < wanted and looked_at < MOST_LOOKED_AT and passes_left > 0 do
   local flow = next_flow()
   if not flow then break end
-  local queue, batch, due = next_batch(flow)
-  if queue and passes('rq:queue:' .. queue) then
+  local batch = next_batch(flow)
+  local list = batch and 'rq:queue:' .. batch.queue
+  local id = list and first_in(list)
+  if batch and not id then
+    redis.call('ZREM', flow.batches.key, batch.name)
+    leave(flow.batches, batch)
+  elseif id and passes(list) then
     flow.passed, passes_left = true, passes_left - 1
-    queue = nil
-  end
-  local id = queue and redis.call('LPOP', 'rq:queue:' .. queue)
-  if queue and not id then
-    redis.call('ZREM', flow.key, batch)
-  elseif id and string.match(id, '^[%w_.-]+$') then
-    local job = read_job(id, true)
-    if job then job.queue = queue end
-    if may_run(job, id) then
+  elseif id then
+    taken[list] = (taken[list] or 0) + 1
+    local is_name = string.match(id, '^[%w_.-]+$')
+    local job = is_name and read_job(id, batch.name, true)
+    if job then job.queue = batch.queue end
+    if is_name and may_run(job, id, batch.name) then
       claim(job, 0)
-      flow.due, served[batch] = flow.due + flow.cost, queue
-      redis.call('ZADD', flow.key, 'XX', due + 1, batch)
+      flow.due, batch.due, served[list] = flow.due + cost_of(flow.name), batch.due + 1, batch
     end
   end
 end
 if #claimed == 0 and held == 0 then claim_alone() end
-write()
 
-for _, flow in ipairs(flows) do
-  if flow.due ~= flow.was then redis.call('ZADD', TURNS, 'XX', flow.due, flow.name) end
+for list, count in pairs(taken) do
+  redis.call('LPOP', list, count)
+  taken[list] = nil
+end
+for _, turns in ipairs(all_turns) do
+  for _, each in ipairs(turns) do
+    if not each.left and each.due ~= each.was then gather('ZADD', turns.key, each.due, each.name) end
+  end
 end
 if clock > 0 and redis.call('EXISTS', PARKED) == 1 then redis.call('SET', of_pair('clock', pair), clock) end
-for batch, queue in pairs(served) do -- since when the next job of each waits
-  local next = redis.call('LINDEX', 'rq:queue:' .. queue, 0)
-  local since = next and redis.call('HGET', 'rq:job:' .. next, 'draftmill_enqueued')
-  if since and since ~= noted[batch] then note_wait(batch, queue, since) end
+for list, batch in pairs(served) do
+  local waits_since = next_in(list)
+  if waits_since and tostring(waits_since) ~= batch.noted then note_wait(batch.name, batch.queue, waits_since) end
 end
 if passed and redis.call('LLEN', of_pair('bell', pair)) == 0 then ring(pair, 1) end -- one who waits may be faster
 if not would_pass then since, longest = 0, 0 end

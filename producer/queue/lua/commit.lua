@@ -18,8 +18,9 @@ local function commit(id, token, outcome, line, prompt_tokens, completion_tokens
     return 'stale'
   end
 
-  if job.worker ~= worker or job.token ~= token then
-    redis.call('HSET', job.key, 'worker_name', worker, 'draftmill_lease', token)
+  if job.token ~= token then
+    local runner, lease = string.match(token, '^(.*)%.(%d+%.%d+)$')
+    redis.call('HSET', job.key, 'worker_name', runner, 'lease', lease .. ' ' .. job.lease_ms)
   end
   record(job, outcome, line, prompt_tokens, completion_tokens, millijoules)
   if not held then redis.call('LREM', 'rq:queue:' .. job.queue, 1, job.id) end
@@ -34,5 +35,4 @@ for i = 4, #ARGV, 8 do
   answers[#answers + 1] = ran and answer or { err = type(answer) == 'table' and answer.err or answer }
   if not ran then break end
 end
-write()
 return (ran or #answers > 1) and answers or answers[1]

@@ -9,8 +9,8 @@ local opened, ended = 'draftmill:open:' .. batch, 'draftmill:ended:' .. batch
 local queues = queues_of(batch)
 if #queues == 0 then return end
 for i = 5, #ARGV, 2 do
-  local job = read_job(ARGV[i]) or read_ghost(ARGV[i])
-  if job and redis.call('HEXISTS', opened, job.id) == 1 and not leased(job) then
+  local job = read_job(ARGV[i], batch) or read_ghost(ARGV[i], batch)
+  if job and is_open(job) and not leased(job) then
     for _, queue in ipairs(queues) do redis.call('LREM', 'rq:queue:' .. queue, 1, job.id) end
     take_up(job)
     redis.call('UNLINK', 'rq:job:' .. job.id)

@@ -15,11 +15,22 @@ local function steady(length)
   return NOW - last <= length / 2 and NOW - since >= length
 end
 
-local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW, 'LIMIT', 0, most)
-for _, id in ipairs(expired) do
-  local job = read_job(id) or read_ghost(id)
-  if not job then
-    redis.call('ZREM', LEASES, id)
+-- Leases that have expired, each as {queue, lease}.
+local expired = {}
+for _, queue in ipairs(redis.call('HKEYS', RUNNING)) do
+  local key = 'rq:wip:' .. queue
+  if redis.call('EXISTS', key) == 0 then redis.call('HDEL', RUNNING, queue) end
+  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', score_of(NOW), 'LIMIT', 0, most - #expired)) do
+    expired[#expired + 1] = { queue, lease }
+  end
+end
+
+for _, each in ipairs(expired) do
+  local queue, lease = unpack(each)
+  local id = string.match(lease, '^(.*):[^:]*$') or ''
+  local job = read_job(id) or read_ghost(id, string.match(queue, ':([^:]+)$') or '')
+  if not job or job.queue ~= queue or lease_of(job) ~= lease then -- it is nobody's any more
+    redis.call('ZREM', 'rq:wip:' .. queue, lease)
   elseif job.gone then
     record_taken(job)
     taken = taken + 1
@@ -29,7 +40,7 @@ for _, id in ipairs(expired) do
     record_cancelled(job)
   elseif not steady(job.lease_ms) then
     -- its worker may be about to renew; meanwhile it must not keep others from their turn
-    if #expired == most then redis.call('ZADD', LEASES, NOW, id) end
+    if #expired == most then redis.call('ZADD', 'rq:wip:' .. queue, score_of(NOW), lease) end
   elseif job.status == 'canceled' then
     record_taken(job)
     taken = taken + 1
@@ -46,36 +57,42 @@ for _, id in ipairs(expired) do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', NOW, 'LIMIT', 0, most)) do
-  local job = read_job(id) or read_ghost(id)
-  if not job then
-    redis.call('ZREM', LATER, id)
-  elseif job.gone or job.status == 'canceled' then
-    if job.gone or is_open(job) then
-      record_taken(job)
-      taken = taken + 1
-    end
-  else
+  local job = read_job(id)
+  if job and job.status == 'canceled' and is_open(job) then
+    record_taken(job)
+    taken = taken + 1
+  elseif job then
     take_up(job)
     if is_open(job) and not leased(job) then requeue(job) end
   end
   redis.call('ZREM', LATER, id)
 end
 
+write() -- what follows looks at it
+
 -- All batches that are not complete, in turns.
 local to_end, to_repair = {}, {}
 for _, batch in ipairs(redis.call('ZRANGE', UNENDED, 0, most_batches - 1)) do
   redis.call('ZADD', UNENDED, 'XX', NOW, batch)
   local about = redis.call('HMGET', 'draftmill:batch:' .. batch, 'cancelled_at', 'repairing')
-  local queues, running = queues_of(batch), 'draftmill:running:batch:' .. batch
+  local queues, aside = queues_of(batch), 'draftmill:aside:' .. batch
   if #queues == 0 then
     redis.call('ZREM', UNENDED, batch)
-    redis.call('DEL', 'draftmill:open:' .. batch, 'draftmill:aside:' .. batch)
+    redis.call('DEL', 'draftmill:open:' .. batch, aside)
   elseif about[1] then
     to_end[#to_end + 1] = batch
   else
-    for _, id in ipairs(redis.call('SRANDMEMBER', running, 20)) do
-      if not leased({ id = id }) then redis.call('SREM', running, id) end
+    for _, queue in ipairs(queues) do
+      if redis.call('EXISTS', 'rq:wip:' .. queue) == 1 then redis.call('HSETNX', RUNNING, queue, owner_of(batch)) end
     end
+    for _, id in ipairs(redis.call('SRANDMEMBER', aside, 20)) do
+      if redis.call('EXISTS', 'rq:job:' .. id) == 0 then
+        local ghost = read_ghost(id, batch)
+        if ghost then record_taken(ghost) else redis.call('SREM', aside, id) end
+        taken = taken + (ghost and 1 or 0)
+      end
+    end
+    write()
     local known = count_known(batch, queues)
     local open = redis.call('HLEN', 'draftmill:open:' .. batch)
     if open > known and NOW - (tonumber(about[2]) or 0) >= REPAIR_MS then
@@ -94,13 +111,6 @@ end
 for _, batch in ipairs(redis.call('ZRANDMEMBER', 'draftmill:batches', 20)) do
   if redis.call('EXISTS', 'draftmill:batch:' .. batch) == 0 then redis.call('ZREM', 'draftmill:batches', batch) end
 end
-for _, user in ipairs(redis.call('SRANDMEMBER', 'draftmill:users', 20)) do
-  local running = 'draftmill:running:user:' .. user
-  for _, id in ipairs(redis.call('SRANDMEMBER', running, 20)) do
-    if not leased({ id = id }) then redis.call('SREM', running, id) end
-  end
-  if redis.call('EXISTS', running) == 0 then redis.call('SREM', 'draftmill:users', user) end
-end
 local workers = 'rq:workers:' .. ARGV[5]
 for _, worker in ipairs(redis.call('SRANDMEMBER', workers, 20)) do
   if redis.call('EXISTS', worker) == 0 then
@@ -108,5 +118,4 @@ for _, worker in ipairs(redis.call('SRANDMEMBER', workers, 20)) do
     redis.call('SREM', 'rq:workers', worker)
   end
 end
-write()
 return { requeued, poisoned, taken, to_end, to_repair }

@@ -11,5 +11,4 @@ for i = #ARGV - 1, 3, -2 do
     released = released + 1
   end
 end
-write()
 return released

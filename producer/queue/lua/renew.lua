@@ -1,4 +1,5 @@
--- Extends the leases that a worker still holds, and notes that Redis is within reach. Keys: see record.lua.
+-- Extends the leases that a worker still holds, and notes that Redis is within reach. A lease of which less than an
+-- eighth has passed stays as it is, because each change is one more in the append-only file. Keys: see record.lua.
 --   ARGV[3]  length of a lease in ms, then for each job: id, token
 -- Returns what the worker should drop: a list of {job, 'lost' | 'cancelled' | 'stopped'}.
 
@@ -8,10 +9,13 @@ note_alive(ARGV[3])
 local drop = {}
 for i = 4, #ARGV, 2 do
   local job = read_job(ARGV[i])
-  if not job or job.token ~= ARGV[i + 1] or not leased(job) then
+  local expires = job and job.token == ARGV[i + 1] and leased(job)
+  if not expires then
     drop[#drop + 1] = { ARGV[i], 'lost' }
   else
-    gather('ZADD', LEASES, NOW + lease, job.id)
+    if expires - NOW < lease * 7 / 8 then
+      gather('ZADD', 'rq:wip:' .. job.queue, score_of(NOW + lease), lease_of(job))
+    end
     if cancelled(job) then
       drop[#drop + 1] = { job.id, 'cancelled' }
     elseif job.status == 'canceled' then -- by RQ's tools
@@ -19,5 +23,4 @@ for i = 4, #ARGV, 2 do
     end
   end
 end
-write()
 return drop

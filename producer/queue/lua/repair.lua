@@ -7,20 +7,19 @@ local batch = ARGV[3]
 local queues, own, requeued, taken = queues_of(batch), {}, 0, 0
 for _, queue in ipairs(queues) do own[queue] = true end
 
-local function is_lost(id)
-  if redis.call('HEXISTS', 'draftmill:open:' .. batch, id) == 0 or leased({ id = id })
-    or redis.call('SISMEMBER', 'draftmill:aside:' .. batch, id) == 1 then
+local function is_lost(job)
+  if not is_open(job) or leased(job) or redis.call('SISMEMBER', 'draftmill:aside:' .. batch, job.id) == 1 then
     return false
   end
   for _, queue in ipairs(queues) do
-    if redis.call('LPOS', 'rq:queue:' .. queue, id) then return false end
+    if redis.call('LPOS', 'rq:queue:' .. queue, job.id) then return false end
   end
   return #queues > 0
 end
 
 for i = 4, #ARGV do
-  if is_lost(ARGV[i]) then
-    local job = read_job(ARGV[i]) or read_ghost(ARGV[i])
+  local job = read_job(ARGV[i], batch) or read_ghost(ARGV[i], batch)
+  if job and is_lost(job) then
     if job.gone or job.status == 'canceled' then
       record_taken(job)
       taken = taken + 1
@@ -33,5 +32,5 @@ for i = 4, #ARGV do
   end
 end
 if requeued > 0 then take_turns(batch) end
-write()
+write() -- it is counted now
 return { requeued, taken, redis.call('HLEN', 'draftmill:open:' .. batch) - count_known(batch, queues) }

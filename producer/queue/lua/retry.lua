@@ -16,5 +16,4 @@ else
   set_aside(job)
   redis.call('ZADD', LATER, NOW + wait * 4 ^ (job.leases - 1), job.id)
 end
-write()
 return 'recorded'

@@ -3,16 +3,17 @@
 --   ARGV[5]  1 to run jobs again whose results were handed over: the caller lacks them
 --   ARGV[6]  text that the reason of those that failed must have in it
 --   ARGV[7]  queue of these jobs, one of the batch's   ARGV[8]  number of jobs
---   then for each job: id, custom_id, line number, number of strings that follow, and RQ's hash as field, value, …
+--   then for each job: id, custom_id, line number, size in tokens, number of strings that follow, and RQ's hash as
+--   field, value, …
 -- Returns {new, already queued or running, already ended, of the new ones those that had failed}. A batch that was
 -- cancelled, or that is not there, takes no jobs.
 
 local batch, again, missing, reason, queue = ARGV[3], ARGV[4] == '1', ARGV[5] == '1', ARGV[6], ARGV[7]
 local key, failures, results = 'draftmill:batch:' .. batch, 'draftmill:failures:' .. batch, 'draftmill:results:' .. batch
 local opened, ended_bits, handed = 'draftmill:open:' .. batch, 'draftmill:ended:' .. batch, 'draftmill:handed:' .. batch
-local about = redis.call('HMGET', key, 'cancelled_at', 'generation', 'user')
+local about = redis.call('HMGET', key, 'cancelled_at', 'generation')
 if about[1] or not about[2] then return { 0, 0, 0, 0 } end
-local generation, user = about[2], about[3]
+local generation = about[2]
 -- It says what is there already. But Redis, its memory full, refuses it, and nothing that a script adds after a change.
 redis.call('HSET', key, 'generation', generation)
 local new, waiting, ended, retried = 0, 0, 0, 0
@@ -34,8 +35,8 @@ local function take_back(id, n, failure)
 end
 
 for _ = 1, tonumber(ARGV[8]) do
-  local id, custom_id, n, width = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-  local first = at + 4
+  local id, custom_id, n, size, width = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
+  local first = at + 5
   at = first + width
   local job = 'rq:job:' .. id
   local has_ended = redis.call('GETBIT', ended_bits, n) == 1
@@ -50,9 +51,8 @@ for _ = 1, tonumber(ARGV[8]) do
     if is_back then take_back(id, n, failure) end
     new = new + 1
     redis.call('DEL', job)
-    redis.call('HSET', job, 'draftmill_batch', batch, 'draftmill_user', user, 'draftmill_custom_id', custom_id,
-      'draftmill_n', n, 'draftmill_generation', is_back and anew or generation, 'draftmill_enqueued', NOW,
-      unpack(ARGV, first, first + width - 1))
+    local queued = table.concat({ is_back and anew or generation, size, NOW }, ' ')
+    redis.call('HSET', job, 'queued', queued, unpack(ARGV, first, first + width - 1))
     fresh[id] = true
     gather('HSET', opened, id, n .. ' ' .. custom_id)
     gather('RPUSH', 'rq:queue:' .. queue, id)
@@ -66,7 +66,7 @@ if anew then
 end
 if new > 0 then
   if redis.call('EXISTS', 'rq:queue:' .. queue) == 0 then note_wait(batch, queue, NOW) end
-  write()
+  write() -- a queue must be there to take turns
   redis.call('ZADD', UNENDED, 'NX', NOW, batch)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
   take_turns(batch)

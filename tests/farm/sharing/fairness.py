@@ -8,6 +8,7 @@ from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.leases import JobQueue
 from tests.farm.farm import Farm
 from tests.farm.figure import Figure
+from tests.producer.queue.helpers import expire
 from tests.worker.run_worker import PAIR
 
 
@@ -62,7 +63,7 @@ def _spend_leases(farm: Farm, count: int) -> None:
         jobs = victim.claim(count)
         victim.blame(jobs)
         farm.redis.hset("draftmill:alive", mapping={"5000": 0, "last": int(time.time() * 1000)})
-        farm.redis.zadd(wire.LEASES, {job.id: 1 for job in jobs})
+        expire(farm.redis, *jobs)
         assert victim.reap().requeued == count
     assert farm.redis.llen(wire.alone_key(PAIR)) == count
     farm.redis.delete("draftmill:alive")

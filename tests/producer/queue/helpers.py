@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
+import redis as redis_py
 from rq.job import Job
 
 from draftmill.producer.queue import wire
@@ -24,7 +26,14 @@ def outcome(job: Claimed) -> Outcome:
 def lapse(mill: Mill, *jobs: Claimed) -> None:
     """Lets the leases of these jobs run out, with Redis within reach all the time."""
     mill.redis.hset("draftmill:alive", mapping={"60000": 0, "last": int(time.time() * 1000) + 1000})
-    mill.redis.zadd(wire.LEASES, {job.id: 1 for job in jobs})
+    expire(mill.redis, *jobs)
+
+
+def expire(redis: redis_py.Redis, *jobs: Claimed) -> None:
+    for job in jobs:
+        queues: Any = redis.hget(wire.batch_key(job.batch), "queue")
+        for queue in queues.decode().split():
+            redis.zadd(wire.leased_key(queue), {f"{job.id}:{job.token}": 1}, xx=True)
 
 
 def lose(mill: Mill, w: JobQueue, *jobs: Claimed) -> None:
@@ -32,6 +41,12 @@ def lose(mill: Mill, w: JobQueue, *jobs: Claimed) -> None:
     w.blame(jobs)
     lapse(mill, *jobs)
     w.reap()
+
+
+def leases_of(mill: Mill, id: str) -> int | None:
+    """How many leases of a job count; None if no worker said that one does, or does not."""
+    found: Any = mill.redis.hget(f"rq:job:{id}", "leases")
+    return None if found is None else int(found.split()[0])
 
 
 def fetch(mill: Mill, id: str) -> Job:

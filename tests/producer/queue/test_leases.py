@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis as redis_py
@@ -58,13 +60,13 @@ def test_a_failure_of_the_engine_is_tried_again_later_and_thrice_at_most(
 
 def test_a_result_that_redis_refuses_leaves_its_job_as_it_was(mill: Mill) -> None:
     mill.submit(1)
-    w, registry = queue(mill, "w"), f"rq:finished:{QUEUE}"
+    w, results = queue(mill, "w"), wire.results_key("b")
     (job,) = w.claim(1)
-    mill.redis.set(registry, "of another type")
+    mill.redis.set(results, "of another type")
     assert isinstance(w.commit([outcome(job)])[0], redis_py.ResponseError)
     assert w.leases() == [(job.id, job.token)]
     w.release([job])
-    mill.redis.delete(registry)
+    mill.redis.delete(results)
     (again,) = w.claim(1)
     assert again.data == job.data
     assert w.commit([outcome(again)]) == [True]
@@ -76,7 +78,7 @@ def test_what_waits_for_its_next_try_is_cancelled_with_its_batch(mill: Mill) -> 
     w.commit([again(job) for job in w.claim(2)])
     assert batches.cancel(mill.redis, "b") == 3
     assert mill.status().complete
-    assert mill.redis.exists(wire.LATER, wire.USERS, "draftmill:aside:b") == 0
+    assert mill.redis.exists(wire.LATER, wire.leased_key(QUEUE), "draftmill:aside:b") == 0
 
 
 def test_a_batch_cancelled_while_it_is_submitted_is_complete(mill: Mill) -> None:
@@ -98,6 +100,7 @@ def test_acknowledged_results_leave_the_batch_s_record_only(mill: Mill) -> None:
     assert mill.status().collected is None
     for _ in range(2):
         batches.acknowledge(mill.redis, "b", found)
+    w.reap()
     record = {b"batch:b", b"batches", b"ended:b", b"handed:b", b"generation", b"spent"}
     assert set(mill.redis.keys()) == {b"draftmill:" + name for name in record} | {b"rq:queues"}
     assert sum(mill.redis.memory_usage(wire.ended_key("b")) or 0 for _ in "b") < 1000
@@ -117,6 +120,26 @@ def test_a_claimed_job_is_rq_s_running_job(mill: Mill) -> None:
     assert fetch(mill, job.id).get_status() == JobStatus.FINISHED
     assert Queue(QUEUE, connection=mill.redis).finished_job_registry.get_job_ids() == [job.id]
     assert mill.redis.zcard(f"rq:wip:{QUEUE}") == 0
+
+
+def test_a_lease_is_extended_once_an_eighth_of_it_has_passed(mill: Mill) -> None:
+    mill.submit(1)
+    w = queue(mill, "w")
+    (job,) = w.claim(1)
+    key, lease = wire.leased_key(QUEUE), f"{job.id}:{job.token}"
+    first: Any = mill.redis.zscore(key, lease)
+    assert w.renew([job]) == []
+    assert mill.redis.zscore(key, lease) == first
+    mill.redis.zadd(key, {lease: first - 8})
+    assert w.renew([job]) == []
+    assert first <= float(mill.redis.zscore(key, lease) or 0) < first + 10
+
+
+def test_a_job_has_one_id_in_each_batch_which_no_tool_takes_for_an_option() -> None:
+    ids = [wire.job_id(batch, f"r-{n}") for batch in ("a", "b") for n in range(2000)]
+    assert len(set(ids)) == 4000
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{15}", id) for id in ids)
+    assert wire.job_id("a", "r-0") == ids[0]
 
 
 def test_a_commit_sent_twice_is_recorded_once(mill: Mill) -> None:

@@ -79,14 +79,13 @@ class Model:
         return cap - sum(owner == user for owner in self.running.values())
 
     def claim(self, n: int) -> list[str]:
-        order = sorted(self.flows.values(), key=lambda flow: (flow.due, flow.name))
         claimed: list[str] = []
         clock = 0.0
         while len(claimed) < n:
-            fit = [flow for flow in order if flow.name in self.flows and self._room(flow.user) > 0]
+            fit = [flow for flow in self.flows.values() if self._room(flow.user) > 0]
             if not fit:
                 break
-            flow = min(fit, key=lambda flow: flow.due)
+            flow = min(fit, key=lambda flow: (flow.due, flow.name))
             clock = flow.due
             batch = self._next_batch(flow)
             if batch is None:

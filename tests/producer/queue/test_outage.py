@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from draftmill.producer.queue import wire
 from tests.producer.queue.helpers import outcome, queue
@@ -57,5 +58,6 @@ def test_living_workers_lose_nothing_to_a_long_outage(mill: Mill) -> None:
         code, logged = mill.stop(worker)
         assert code == 0
         assert "took back" not in logged
-    leases = [mill.redis.hget(f"rq:job:{wire.job_id('b', f'r-{n}')}", "draftmill_lease") for n in range(16)]
-    assert len({lease for lease in leases if lease}) == 16
+    keys = [f"rq:job:{wire.job_id('b', f'r-{n}')}" for n in range(16)]
+    leases: list[Any] = [mill.redis.hmget(key, "worker_name", "lease") for key in keys]
+    assert len({tuple(lease) for lease in leases if all(lease)}) == 16

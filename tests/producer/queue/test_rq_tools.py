@@ -35,7 +35,8 @@ def settle(mill: Mill, w: JobQueue) -> None:
 def ended_by_rq(mill: Mill) -> set[str]:
     """The lines that RQ's tools ended; each line of the batch has one outcome."""
     assert mill.status().complete
-    assert mill.redis.exists(wire.open_key("b"), wire.USERS, wire.LEASES, f"rq:queue:{wire.queue_name(PAIR, 'b')}") == 0
+    queue = wire.queue_name(PAIR, "b")
+    assert mill.redis.exists(wire.open_key("b"), wire.leased_key(queue), f"rq:queue:{queue}") == 0
     lines = [orjson.loads(result.line) for result in batches.results(mill.redis, "b")]
     assert len(lines) == len({line["custom_id"] for line in lines}) == COUNT
     ended = [line for line in lines if (line.get("error") or {}).get("code") == "request_stopped"]

@@ -8,7 +8,7 @@ import pytest
 
 from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.leases import JobQueue
-from tests.producer.queue.helpers import lapse, lose, outcome, queue
+from tests.producer.queue.helpers import lapse, leases_of, lose, outcome, queue
 from tests.worker.conftest import Mill
 
 LAST = wire.MAX_LEASES - 1
@@ -74,7 +74,7 @@ def test_a_job_is_not_to_blame_while_it_only_waits_in_a_worker(mill: Mill) -> No
     lapse(mill, first)
     w.reap()
     w.release(others)
-    assert mill.redis.hget(f"rq:job:{first.id}", "draftmill_leases") == b"1"
+    assert leases_of(mill, first.id) == 1
 
 
 def test_a_lease_counts_once_however_often_a_worker_says_so(mill: Mill) -> None:
@@ -83,10 +83,10 @@ def test_a_lease_counts_once_however_often_a_worker_says_so(mill: Mill) -> None:
     (job,) = w.claim(1)
     w.blame([job])
     w.blame([job], [])
-    assert mill.redis.hget(f"rq:job:{job.id}", "draftmill_leases") == b"1"
+    assert leases_of(mill, job.id) == 1
     w.release([job])
     w.blame([job])
-    assert mill.redis.hget(f"rq:job:{job.id}", "draftmill_leases") == b"0"
+    assert leases_of(mill, job.id) == 0
 
 
 @pytest.mark.parametrize("deed", ["cancel", "forget RQ's hash"])
@@ -100,6 +100,7 @@ def test_what_must_run_alone_ends_as_other_jobs_do(mill: Mill, deed: str) -> Non
         (job,) = w.claim(4)
         w.commit([outcome(job)])
     assert w.claim(4) == []
+    w.reap()
     assert mill.status("sick").complete
     assert len(mill.lines("sick")) == 2
     assert mill.redis.keys("draftmill:a[ls]*:*") == []
@@ -122,12 +123,12 @@ def test_a_worker_that_dies_blames_what_was_in_its_rows_only(mill: Mill) -> None
     mill.wait(lambda status: status.running >= 4)
     time.sleep(1)
     worker.kill()
-    counted = [mill.redis.hget(f"rq:job:{wire.job_id('b', f'r-{n}')}", "draftmill_leases") for n in range(8)]
-    assert sum(count == b"1" for count in counted) == 2
+    counted = [leases_of(mill, wire.job_id("b", f"r-{n}")) for n in range(8)]
+    assert counted.count(1) == 2
 
 
 def test_a_job_that_kills_its_worker_at_once_is_to_blame(mill: Mill) -> None:
     mill.submit(1, prompt="poison")
     worker = mill.start(lease=2)
     assert worker.wait(timeout=20)
-    assert mill.redis.hget(f"rq:job:{wire.job_id('b', 'r-0')}", "draftmill_leases") == b"1"
+    assert leases_of(mill, wire.job_id("b", "r-0")) == 1

@@ -10,6 +10,7 @@ from draftmill.producer.queue import batches, fleet, wire
 from draftmill.producer.queue.leases import Outcome
 from tests.producer.queue.helpers import alike, lapse, outcome, queue, served
 from tests.worker.conftest import Mill
+from tests.worker.run_worker import PAIR
 
 
 def test_claims_follow_priority_then_order(mill: Mill) -> None:
@@ -145,8 +146,9 @@ def test_what_a_user_runs_is_counted_anew_after_whatever_happens(mill: Mill) -> 
     w.reap()
     assert mill.status().complete
     assert batches.forget(mill.redis, "b")
-    mill.redis.sadd(wire.user_running_key("ann"), "b-0")  # as after a fault that nobody thought of
-    mill.redis.sadd(wire.USERS, "ann")
+    left = wire.queue_name(PAIR, "b")  # as after a fault that nobody thought of
+    mill.redis.zadd(wire.leased_key(left), {"gone:w.1.1": 1})
+    mill.redis.hset(wire.RUNNING, left, "ann")
     w.reap()
     assert [found.running for found in fleet.limits(mill.redis)] == [0]
     mill.submit(3, user="ann", batch="c")

@@ -24,6 +24,7 @@ from draftmill.producer.web.dashboard.history import History
 from draftmill.producer.web.dashboard.view import MOST_BATCHES, Observer
 from draftmill.producer.web.keys import Keys
 from tests.producer.conftest import ROOT, Shell
+from tests.producer.queue.helpers import expire
 from tests.producer.web.browser import DESK, PHONE, PROGRAM, Page, browser
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
@@ -407,7 +408,7 @@ def test_failures_are_told_with_their_reasons_and_no_more_than_a_hundred(redis: 
         jobs = [job for _ in range(130) for job in queue.claim(50)]
         queue.blame(jobs)
         redis.hset("draftmill:alive", mapping={"60000": 0, "last": int(time.time() * 1000) + 1000})
-        redis.zadd(wire.LEASES, {job.id: 1 for job in jobs})
+        expire(redis, *jobs)
         while any(queue.reap()):
             pass
     assert status(redis).failed == 130

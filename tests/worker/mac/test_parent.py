@@ -19,6 +19,7 @@ from draftmill.engine.depth.command_buffers import SECONDS
 from draftmill.producer.queue import batches, fleet, wire
 from draftmill.producer.queue.errors import BUG
 from draftmill.worker.mac.parent import HALVINGS, bounded
+from tests.producer.queue.helpers import leases_of
 from tests.worker.conftest import ROOT, Mill
 from tests.worker.run_worker import Settings
 
@@ -48,7 +49,7 @@ def start(mill: Mill) -> Iterator[Start]:
 def blamed(mill: Mill, ended: bool = True) -> int:
     """Jobs with a lost lease on their record; those that ended have one lease besides, under which they did."""
     keys = mill.redis.scan_iter("rq:job:*")
-    return sum(int(mill.redis.hget(key, "draftmill_leases") or 0) > ended for key in keys)
+    return sum((leases_of(mill, key.decode().removeprefix("rq:job:")) or 0) > ended for key in keys)
 
 
 def test_aborted_workers_lose_and_blame_nothing(mill: Mill, start: Start) -> None:

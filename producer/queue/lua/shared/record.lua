@@ -1,5 +1,6 @@
 -- What scripts about jobs share: reading a job, where it lies, giving up its lease, and recording its one outcome.
--- This file stands in front of them, behind some constants, clock.lua and turns.lua; those about workers do without it.
+-- This file stands in front of them, behind some constants, clock.lua, turns.lua and gather.lua; those about workers do
+-- without it.
 -- cron.lua, about schedules, stands alone. `<w>` is WIRE: workers of one wire never see the jobs of another.
 --
 -- RQ's own keys. Each batch has a queue of its own for each pair that its lines run on, `draftmill.<w>.<pair>:<batch>`;
@@ -8,22 +9,19 @@
 --   rq:queue:<queue>               list    ids of queued jobs, the head is claimed first; an empty list is no key
 --   rq:job:<job>                   hash    RQ's fields of a job, and ours. Kept while the job is open, then without its
 --                                          body until its result is acknowledged, at most JOB_TTL seconds:
---     draftmill_batch                      batch of the job
---     draftmill_user                       who submitted it
---     draftmill_custom_id                  its line's custom_id
---     draftmill_n                          its line number in the dataset
---     draftmill_keep                       JSON object that its result hands back, or absent
---     draftmill_generation                 that of its batch; a line that is queued again gets a new one
---     draftmill_size                       tokens that it may come to, or absent
---     draftmill_enqueued                   Redis TIME in ms when it was last queued
---     draftmill_lease                      token of the last lease, `<worker>.<generation>.<number>`
---     draftmill_lease_ms                   length of that lease
---     draftmill_blamed                     token of the last lease under which it was in a row: it counts
---     draftmill_leases                     how many leases count
---   rq:wip:<queue>                 zset    `<job>:<token>` of running jobs; the score is ten years ahead, because RQ's
---                                          own clean-up takes no lock and must never touch them
+--     queued                               `<generation> <size> <when>`: that of its batch, or a new one if the line was
+--                                          queued again; tokens that it may come to; Redis TIME in ms when it was last
+--                                          queued
+--     lease                                `<generation>.<number> <length>` of the last lease: its token, which is
+--                                          `<worker>.<generation>.<number>`, and its length in ms
+--     leases                               `<number> <mark>`: how many leases count; 1 if the last one does, because the job
+--                                          was in a row under it, else 0
+--     keep                                 JSON object that its result hands back, or absent
+--   rq:wip:<queue>                 zset    the leases: `<job>:<token>` of each running job -> when it expires, Redis TIME
+--                                          in seconds, and ten years. RQ's own clean-up takes no lock and must never
+--                                          touch them, so for RQ they are far from their end
 --   rq:worker:<worker>             hash    RQ's record of a worker; 60 s after its last heartbeat it expires
---   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> expiry, Unix seconds; with its result
+--   rq:finished:<queue>, rq:failed:<queue>, rq:canceled:<queue>   zset   job -> JOB_TTL after its end, Unix seconds
 -- Keys of a batch. Complete, they expire after TTL, or what was asked for; `draftmill forget` drops them.
 --   draftmill:batches              zset    batch -> Unix seconds of its submission; forgotten by reap.lua
 --   draftmill:batch:<batch>        hash    what a batch is, see wire.py. Its owner is who submitted it
@@ -32,7 +30,6 @@
 --   draftmill:ended:<batch>        bitmap  by line number: the line has a recorded outcome. A batch is complete when
 --                                          nothing is open and `total` bits are set
 --   draftmill:handed:<batch>       bitmap  by line number: its outcome was acknowledged
---   draftmill:running:batch:<batch>  set   jobs of the batch that are leased
 --   draftmill:aside:<batch>        set     jobs of the batch that are in draftmill:later or draftmill:alone
 --   draftmill:failures:<batch>     hash    job that could be retried -> how it ended without a completion, in three lines:
 --                                          `<outcome> <n> <entry> <reason>`: where that stands or stood in the results,
@@ -61,12 +58,10 @@
 --   draftmill:bell:<w>:<pair>      list    as many entries as workers are to wake and look for jobs; expires
 --   draftmill:alone:<w>:<pair>     list    jobs on their last lease, which must run alone; the head is the oldest
 --   draftmill:drains:<w>:<pair>    string  worker that drains to run one of these, `-` once it did; expires
---   draftmill:leases:<w>           zset    running job -> lease expiry, Redis TIME in ms
+--   draftmill:running:<w>          hash    queue in which jobs are leased, or were -> user of its batch
 --   draftmill:later:<w>            zset    job that is to be tried again -> when, Redis TIME in ms
 --   draftmill:alive                hash    `last` -> when a worker last renewed; length of leases in ms -> since when
 --                                          renewals came so often that no such lease can have run out for want of Redis
---   draftmill:users                set     users who have jobs that run
---   draftmill:running:user:<user>  set     jobs of the user that are leased
 --   draftmill:spent                hash    `prompt <user>` or `generated <user>` -> tokens of the user's lines that ended;
 --                                          `metered <user>` -> generated ones of them for which a machine said how much it
 --                                          drew, `millijoules <user>` -> how much
@@ -81,44 +76,8 @@
 
 local AT, TTL = ARGV[1], tonumber(ARGV[2])
 local TEN_YEARS, JOB_TTL = 315360000, 3600
-local LEASES, LATER = 'draftmill:leases:' .. WIRE, 'draftmill:later:' .. WIRE
+local RUNNING, LATER = 'draftmill:running:' .. WIRE, 'draftmill:later:' .. WIRE
 local UNENDED = 'draftmill:unended:' .. WIRE
-
--- Entries that wait to be added to their keys, or taken from them: those of one key are one command, and one in the
--- append-only file. Only what no script reads back may wait. Who gathers, or ends jobs, is to call write at the end.
-local gathered = {}
-local function gather(command, key, ...)
-  local name = command .. ' ' .. key
-  local call = gathered[name] or { command = command, key = key }
-  if #call == 0 then gathered[name], gathered[#gathered + 1] = call, call end
-  for _, part in ipairs({ ... }) do call[#call + 1] = part end
-end
-
--- What waits to be added up: key -> field -> how much.
-local sums = {}
-local function add_up(key, field, n)
-  sums[key] = sums[key] or {}
-  sums[key][field] = (sums[key][field] or 0) + (tonumber(n) or 0)
-end
-
--- Writes both, all that can be written: an error comes last. Lua hands a function some thousand arguments at most.
-local MOST_AT_ONCE = 2000
-local function write()
-  local failing
-  local function try(...)
-    local answer = redis.pcall(...)
-    if type(answer) == 'table' and answer.err then failing = { ... } end
-  end
-  for _, call in ipairs(gathered) do
-    for first = 1, #call, MOST_AT_ONCE do
-      try(call.command, call.key, unpack(call, first, math.min(first + MOST_AT_ONCE - 1, #call)))
-    end
-  end
-  for key, fields in pairs(sums) do
-    for field, n in pairs(fields) do try('HINCRBY', key, field, n) end
-  end
-  if failing then redis.call(unpack(failing)) end -- it fails again, and says why
-end
 
 -- A line number, which is the place of a bit, whatever somebody wrote there.
 local function place(n)
@@ -126,46 +85,80 @@ local function place(n)
   return string.format('%.0f', n >= 0 and n < 2 ^ 32 and math.floor(n) or 0)
 end
 
--- A job as a table, or nil if its hash is gone, is no hash, or has no body. Only claim.lua asks for the body, `data`, which
--- may have megabytes, and for what the outcome hands back; who writes an outcome reads that by itself: see kept_of.
-local function read_job(id, with_body)
+-- Jobs to which this script has given an outcome, and from which it took the lease: Redis is told at the end.
+local has_ended, is_dropped = {}, {}
+
+-- Line number and custom_id of a job without an outcome, or nothing.
+local function open_line(batch, id)
+  local entry = batch ~= '' and not has_ended[id] and redis.call('HGET', 'draftmill:open:' .. batch, id)
+  if entry then return string.match(entry, '^(%S*) ?(.*)$') end
+end
+
+-- What the field `queued` of a job says: its generation, its size as text, and since when it waits.
+local function when_queued(field)
+  local generation, size, since = string.match(type(field) == 'string' and field or '', '^(%d+) (%d+) (%d+)$')
+  return generation or '0', size or '0', tonumber(since)
+end
+
+-- A job as a table, or nil if its hash is gone, is no hash, or has no body. It is of the batch that its queue names, if
+-- nobody knows better. Only claim.lua asks for the body, `data`, which may have megabytes, and for what the outcome hands
+-- back; who writes an outcome reads that by itself: see kept_of.
+local function read_job(id, batch, with_body)
   local key = 'rq:job:' .. id
   if not with_body and redis.pcall('HEXISTS', key, 'data') ~= 1 then return nil end
-  local field = redis.pcall('HMGET', key, 'origin', 'draftmill_batch', 'draftmill_user', 'draftmill_custom_id',
-    'draftmill_n', 'draftmill_generation', 'draftmill_enqueued', 'draftmill_lease', 'draftmill_lease_ms',
-    'draftmill_blamed', 'draftmill_leases', 'worker_name', 'status',
-    unpack(with_body and { 'data', 'draftmill_keep' } or {}))
-  if field.err or (with_body and not field[14]) then return nil end
+  local field = redis.pcall('HMGET', key, 'origin', 'status', 'worker_name', 'queued', 'lease', 'leases',
+    unpack(with_body and { 'data', 'keep' } or {}))
+  if field.err or (with_body and not field[7]) then return nil end
+  local origin = field[1] or ''
+  local generation, size, since = when_queued(field[4])
+  local worker = field[3] or ''
+  local lease, lease_ms = string.match(field[5] or '', '^(%d+%.%d+) (%d+)$')
+  local leases, mark = string.match(field[6] or '', '^(%d+) ([01])$')
   return {
-    id = id, key = key, origin = field[1], queue = field[1] or '', batch = field[2] or '', user = field[3] or '',
-    custom_id = field[4] or '', n = place(field[5]), generation = string.match(field[6] or '', '^%d+$') or '0',
-    enqueued = tonumber(field[7]) or NOW, token = field[8] or '', lease_ms = tonumber(field[9]) or 0,
-    blamed = field[10] or '', leases = tonumber(field[11]) or 0, worker = field[12] or '', status = field[13] or '',
-    data = field[14], keep = field[15],
+    id = id, key = key, origin = origin, queue = origin, batch = batch or string.match(origin, ':([^:]+)$') or '',
+    status = field[2] or '', worker = worker, generation = generation, size = size, enqueued = since or NOW,
+    token = lease and worker .. '.' .. lease or '', lease_ms = tonumber(lease_ms) or 0,
+    leases = tonumber(leases) or 0, counts = mark == '1', data = field[7], keep = field[8],
   }
 end
 
 -- What a job's result hands back: a JSON object, or ''.
 local function kept_of(job)
-  return job.key and redis.call('HGET', job.key, 'draftmill_keep') or ''
+  return job.key and redis.call('HGET', job.key, 'keep') or ''
 end
 
--- Whether a job has no outcome yet.
+-- Whether a job has no outcome yet. Then it gets its line's number and custom_id, which whoever ends it needs.
 local function is_open(job)
-  return job.batch ~= '' and redis.call('HEXISTS', 'draftmill:open:' .. job.batch, job.id) == 1
+  local n, custom_id = open_line(job.batch, job.id)
+  job.n, job.custom_id = place(n), custom_id or ''
+  return n ~= nil
 end
 
--- What is known of an open job whose hash is gone, or nil if it is not open. Ids are `<batch>-<digest>`.
-local function read_ghost(id)
-  local batch = string.match(id, '^(.*)%-%x+$')
-  local entry = batch and redis.call('HGET', 'draftmill:open:' .. batch, id)
-  if not entry then return nil end
-  local n, custom_id = string.match(entry, '^(%S*) ?(.*)$')
-  local user = redis.call('HGET', 'draftmill:batch:' .. batch, 'user') or ''
-  return {
-    id = id, gone = true, batch = batch, n = place(n), custom_id = custom_id, queue = '', user = user, token = '',
-    blamed = '', leases = 0, worker = '',
+-- What is known of an open job of a batch whose hash is gone, or nil if it is not open. Under which lease it runs, if it
+-- does, only the leases say.
+local function read_ghost(id, batch)
+  local n, custom_id = open_line(batch, id)
+  if not n then return nil end
+  local job = {
+    id = id, gone = true, batch = batch, n = place(n), custom_id = custom_id, queue = '', token = '', leases = 0,
+    worker = '',
   }
+  for _, queue in ipairs(queues_of(batch)) do
+    for _, lease in ipairs(redis.call('ZRANGE', 'rq:wip:' .. queue, 0, -1)) do
+      local whose, token = string.match(lease, '^(.*):([^:]*)$')
+      if whose == id then
+        job.queue, job.token, job.worker = queue, token, string.match(token, '^(.*)%.%d+%.%d+$') or ''
+      end
+    end
+  end
+  return job
+end
+
+-- Who submitted a batch. It is looked up once.
+local owners = {}
+local function owner_of(batch)
+  owners[batch] = owners[batch] or redis.call('HGET', 'draftmill:batch:' .. batch, 'user') or ''
+  return owners[batch]
 end
 
 -- Those in which a job may be: of one whose hash is gone nobody knows in which it was.
@@ -183,53 +176,49 @@ local function cancelled(job)
   return is_cancelled[job.batch]
 end
 
+-- A lease as RQ's registry of started jobs has it, and its score.
+local function lease_of(job)
+  return job.id .. ':' .. job.token
+end
+
+local function score_of(expiry)
+  return string.format('%.3f', expiry / 1000 + TEN_YEARS)
+end
+
+-- When the lease of a job expires, Redis TIME in ms, or nil if it has none.
 local function leased(job)
-  return redis.call('ZSCORE', LEASES, job.id)
+  local score = not is_dropped[job.id] and redis.call('ZSCORE', 'rq:wip:' .. job.queue, lease_of(job))
+  return score and math.floor((tonumber(score) - TEN_YEARS) * 1000 + 0.5) or nil
 end
 
 -- Leases that count: those under which the job was in a row. They are what makes poison of it.
 local function blame(job)
-  if job.blamed == job.token then return end
-  job.leases, job.blamed = job.leases + 1, job.token
-  redis.call('HSET', job.key, 'draftmill_leases', job.leases, 'draftmill_blamed', job.blamed)
+  if job.counts then return end
+  job.leases, job.counts = job.leases + 1, true
+  redis.call('HSET', job.key, 'leases', job.leases .. ' 1')
 end
 
 local function clear(job)
-  if job.blamed ~= job.token then return end
-  job.leases, job.blamed = job.leases - 1, ''
-  redis.call('HSET', job.key, 'draftmill_leases', job.leases, 'draftmill_blamed', '')
-end
-
--- Finds out under which lease, and of which queue, a job ran whose hash is gone.
-local function find_token(job)
-  for _, queue in ipairs(queues_for(job)) do
-    for _, execution in ipairs(redis.call('ZRANGE', 'rq:wip:' .. queue, 0, -1)) do
-      local id, token = string.match(execution, '^(.*):([^:]*)$')
-      if id == job.id then
-        job.queue, job.token, job.worker = queue, token, string.match(token, '^(.*)%.%d+%.%d+$') or ''
-      end
-    end
-  end
+  if not job.counts then return end
+  job.leases, job.counts = job.leases - 1, false
+  redis.call('HSET', job.key, 'leases', job.leases .. ' 0')
 end
 
 -- Takes the lease away, whoever holds it; true if there was one.
 local function drop_lease(job)
-  if redis.call('ZREM', LEASES, job.id) == 0 then return false end
-  if job.gone then find_token(job) end
-  gather('ZREM', 'rq:wip:' .. job.queue, job.id .. ':' .. job.token)
-  redis.call('SREM', 'draftmill:running:batch:' .. job.batch, job.id)
-  redis.call('SREM', 'draftmill:running:user:' .. job.user, job.id)
-  if redis.call('EXISTS', 'draftmill:running:user:' .. job.user) == 0 then
-    redis.call('SREM', 'draftmill:users', job.user)
-  end
-  unpark_user(job.user)
+  if not leased(job) then return false end
+  is_dropped[job.id] = true
+  gather('ZREM', 'rq:wip:' .. job.queue, lease_of(job))
+  unpark_user(owner_of(job.batch))
   return true
 end
 
 -- How many open jobs of a batch are where they should be: in its queues, running, or set aside.
 local function count_known(batch, queues)
-  local known = redis.call('SCARD', 'draftmill:running:batch:' .. batch) + redis.call('SCARD', 'draftmill:aside:' .. batch)
-  for _, queue in ipairs(queues) do known = known + redis.call('LLEN', 'rq:queue:' .. queue) end
+  local known = redis.call('SCARD', 'draftmill:aside:' .. batch)
+  for _, queue in ipairs(queues) do
+    known = known + redis.call('LLEN', 'rq:queue:' .. queue) + redis.call('ZCARD', 'rq:wip:' .. queue)
+  end
   return known
 end
 
@@ -256,7 +245,8 @@ end
 -- Puts a job whose lease was dropped at the front of its queue, or where those wait that must run alone: whatever
 -- killed its workers, neighbours must not be blamed a third time.
 local function requeue(job)
-  redis.call('HSET', job.key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'draftmill_enqueued', NOW)
+  local queued = table.concat({ job.generation, job.size, NOW }, ' ')
+  redis.call('HSET', job.key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'queued', queued)
   if job.leases >= MOST_LEASES - 1 then
     set_aside(job)
     redis.call('RPUSH', 'draftmill:alone:' .. WIRE .. ':' .. pair_of(job.queue), job.id)
@@ -299,15 +289,25 @@ local function expire_if_complete(batch)
   redis.call('ZREM', UNENDED, batch)
 end
 
--- Shows RQ how a job ended. Its body goes; RQ's tools find an empty one.
+-- Writes what was gathered; then registries of ended jobs forget old ones, and batches that are complete may expire.
+local ended_in, filed_in = {}, {}
+local function write()
+  write_gathered()
+  for registry, now in pairs(filed_in) do try(redis.call, 'ZREMRANGEBYSCORE', registry, '-inf', now) end
+  for batch in pairs(ended_in) do try(expire_if_complete, batch) end
+  ended_in, filed_in = {}, {}
+  fail_if_tried_in_vain()
+end
+
+-- Shows RQ how a job ended; when it did, the registry says. Its body goes; RQ's tools find an empty one.
 local function file(job, status)
   if job.gone then return end
-  local registry, seconds = 'rq:' .. status .. ':' .. job.queue, math.floor(NOW / 1000)
-  redis.call('ZADD', registry, seconds + JOB_TTL, job.id) -- the key may be of another type: the body is still there
-  redis.call('ZREMRANGEBYSCORE', registry, '-inf', seconds)
-  redis.call('HSET', job.key, 'status', status, 'ended_at', AT, 'data', NO_BODY)
-  redis.call('HDEL', job.key, 'draftmill_keep')
+  redis.call('HSET', job.key, 'status', status, 'data', NO_BODY)
+  redis.call('HDEL', job.key, 'keep')
   redis.call('EXPIRE', job.key, JOB_TTL)
+  local registry, seconds = 'rq:' .. status .. ':' .. job.queue, math.floor(NOW / 1000)
+  filed_in[registry] = seconds
+  gather('ZADD', registry, seconds + JOB_TTL, job.id)
 end
 
 -- Why a job ended without a completion, as its output line says it: code and message, in one line.
@@ -333,15 +333,17 @@ local function failed_for(failure, text)
   return string.find(string.lower(reason), string.lower(text), 1, true) ~= nil
 end
 
--- Ends an open job: mark, result line, counters, RQ's registries, expiry.
+-- Ends an open job: result line, mark, RQ's registries, counters, expiry. The line comes first: Redis, its memory full,
+-- refuses it while the script has changed nothing, and so does a key of another type.
 local function record(job, outcome, line, prompt_tokens, completion_tokens, millijoules)
-  file(job, STATUS[outcome]) -- it comes first: Redis, its memory full, refuses it while the script has changed nothing
+  local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
+  local entry = redis.call('XADD', results, '*', 'line', line, 'n', job.n, 'job', job.id)
+  has_ended[job.id], ended_in[job.batch] = true, true
+  gather('HDEL', 'draftmill:open:' .. job.batch, job.id)
+  gather('BITFIELD', 'draftmill:ended:' .. job.batch, 'SET', 'u1', job.n, 1)
+  file(job, STATUS[outcome])
   drop_lease(job)
   take_up(job)
-  local batch, results = 'draftmill:batch:' .. job.batch, 'draftmill:results:' .. job.batch
-  redis.call('HDEL', 'draftmill:open:' .. job.batch, job.id)
-  redis.call('SETBIT', 'draftmill:ended:' .. job.batch, job.n, 1)
-  local entry = redis.call('XADD', results, '*', 'line', line, 'n', job.n, 'job', job.id)
   if outcome ~= 'done' then
     redis.call('HINCRBY', batch, outcome, 1)
     if not cancelled(job) then
@@ -351,14 +353,14 @@ local function record(job, outcome, line, prompt_tokens, completion_tokens, mill
   if prompt_tokens then -- by a worker
     add_up(batch, 'prompt_tokens', prompt_tokens)
     add_up(batch, 'completion_tokens', completion_tokens)
-    add_up('draftmill:spent', 'prompt ' .. job.user, prompt_tokens)
-    add_up('draftmill:spent', 'generated ' .. job.user, completion_tokens)
+    local user = owner_of(job.batch)
+    add_up('draftmill:spent', 'prompt ' .. user, prompt_tokens)
+    add_up('draftmill:spent', 'generated ' .. user, completion_tokens)
     if millijoules ~= '' then
-      add_up('draftmill:spent', 'metered ' .. job.user, completion_tokens)
-      add_up('draftmill:spent', 'millijoules ' .. job.user, millijoules)
+      add_up('draftmill:spent', 'metered ' .. user, completion_tokens)
+      add_up('draftmill:spent', 'millijoules ' .. user, millijoules)
     end
   end
-  expire_if_complete(job.batch)
 end
 
 -- The output line of a job that ends without a completion.

@@ -1,5 +1,5 @@
 -- Turns: which flow and which batch is next, and who waits for that. claim.lua says how turns are taken, record.lua lists
--- the keys. This file stands in front of record.lua.
+-- the keys. This file stands in front of gather.lua.
 
 -- The pair in the name of a queue.
 local function pair_of(queue)

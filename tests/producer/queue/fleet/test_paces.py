@@ -156,8 +156,8 @@ def test_a_large_fleet_is_judged_by_a_part_of_it(mill: Mill, slow: JobQueue) -> 
     assert behind == pytest.approx(rows * (1 / SLOW - 1 / usual), rel=0.25)
 
 
-def test_jobs_of_earlier_producers_count_as_mean_ones(mill: Mill, slow: JobQueue, fast: JobQueue) -> None:
+def test_jobs_of_no_size_count_as_mean_ones(mill: Mill, slow: JobQueue, fast: JobQueue) -> None:
     mill.submit(60)
     for key in mill.redis.keys("rq:job:*"):
-        mill.redis.hdel(key, "draftmill_size")
+        mill.redis.hset(key, "queued", "1 0 0")
     assert len(slow.claim(60, pace=pace(slow, SLOW))) == 60 - int(pace(slow, SLOW).behind)
