@@ -8,6 +8,10 @@
 RESULTS := out/results.jsonl
 RUN := tools producer worker run
 
+# Bytecode is kept even where the environment says otherwise: without it, each of the hundreds of processes that tests
+# start compiles for two seconds what it imports.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: run test test-gpu soak lint lock setup clean
 
 run: setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -33,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
     with suppress(OSError):  # where the user's folder cannot be written to, this run has models of its own
         models.mkdir(parents=True, exist_ok=True)
         (folder / "models").symlink_to(models)
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was imported becomes garbage: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

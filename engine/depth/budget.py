@@ -26,7 +26,7 @@ PRIORS = (0.5, -0.5, -1.5)
 
 HELD = 8
 """Rows that did not draft for so many rounds go on so for one more without another choice, which costs the host time:
-the longer they did not, the longer they go on, unless they change or something is learned.
+the longer they did not, the longer they go on, for as many rounds at most, unless they change or something is learned.
 """
 
 
@@ -82,7 +82,8 @@ class Budget:
         if any(best.depths):
             self._drafted = self.rounds
         elif not any(depths) and not prompt:
-            self._parked = [row.key for row in rows], self.rounds + (self.rounds - self._drafted) // HELD
+            held = min(HELD, (self.rounds - self._drafted) // HELD)
+            self._parked = [row.key for row in rows], self.rounds + held
         return depths
 
     def _copies(self, rows: Sequence[Candidate]) -> bool:

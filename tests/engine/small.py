@@ -152,12 +152,11 @@ def qwen3_moe_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def qwen3_5_model(seed: int = 0, **changes: Any) -> Any:
-    """Recurrent layers, of which every third attends instead; with `num_experts`, MoE."""
+    """A layer that attends between two recurrent ones; with `num_experts`, MoE."""
     mx.random.seed(seed)
     args = dict(
         model_type="qwen3_5_text",
-        num_hidden_layers=5,
-        full_attention_interval=3,
+        full_attention_interval=2,
         head_dim=64,
         max_position_embeddings=512,
         linear_num_value_heads=4,
@@ -228,8 +227,7 @@ def lfm2_moe_model(seed: int = 0, **changes: Any) -> Any:
 def qwen3_next_model(seed: int = 0, **changes: Any) -> Any:
     """As `qwen3_5_moe_model`, with a dense MLP in the second layer."""
     args = dict(
-        num_hidden_layers=5,
-        full_attention_interval=3,
+        full_attention_interval=2,
         head_dim=64,
         partial_rotary_factor=0.5,
         rope_theta=1e4,

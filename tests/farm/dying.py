@@ -23,7 +23,7 @@ from tests.farm.figure import Figure
 from tests.worker.run_worker import PAIR
 
 CLEANER = """
-import sys, redis
+import sys, time, redis
 from rq.registry import StartedJobRegistry
 connection = redis.Redis.from_url(sys.argv[1])
 while True:
@@ -31,6 +31,7 @@ while True:
         StartedJobRegistry(sys.argv[2], connection=connection).cleanup()
     except redis.RedisError:
         pass
+    time.sleep(float(sys.argv[3]))
 """
 INFO = 'while true; do "$0" info -u "$1"; sleep 0.05; done'
 RQ = Path(sys.executable).with_name("rq")
@@ -75,7 +76,8 @@ def _kills(workers: int, jobs: int, count: int, cleaners: int = 0) -> Figure:
     dice = random.Random(count + cleaners)
     with Farm(rows=2, round_seconds=0.005, lease=2) as farm, ExitStack() as stack:
         queue = wire.queue_name(PAIR, "b")
-        commands = [[sys.executable, "-c", CLEANER, farm.server.url, queue]] * (cleaners - 1)
+        pause = "0" if jobs > 1_000 else "0.01"  # beside other tests, a hundred times a second
+        commands = [[sys.executable, "-c", CLEANER, farm.server.url, queue, pause]] * (cleaners - 1)
         commands += [["sh", "-c", INFO, str(RQ), farm.server.url]] * min(1, cleaners)
         for command in commands:
             process = subprocess.Popen(
@@ -202,7 +204,8 @@ def gpu_aborts(full: bool) -> Figure:
         farm.submit(jobs)
         slowest, idle = 0.0, time.monotonic()
         command = [sys.executable, "-m", "tests.worker.mac.run_parent", settings, rounds]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=farm.log) as parent:
+        silent, log = subprocess.DEVNULL, farm.log.open("ab")
+        with log, subprocess.Popen(command, cwd=ROOT, stdout=silent, stderr=log) as parent:
             deadline = time.monotonic() + 200
             while not (status := farm.status()).complete and time.monotonic() < deadline:
                 now = time.monotonic()

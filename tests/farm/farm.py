@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import orjson
 import redis as redis_py
 
 from draftmill.producer.queue import batches, wire
+from tests.farm.zygote import Zygote, shared_zygote
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
 
@@ -42,7 +41,9 @@ class Account:
 
 
 class Farm:
-    """A context manager. Its workers are forked from one process that has imported everything."""
+    """A context manager. Its workers are forked from a process that has imported everything; all farms share one, but
+    for workers with an environment of their own.
+    """
 
     def __init__(self, *options: str, rows: int = 2, round_seconds: float = 0.005, lease: float = 2.0) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp")
@@ -50,12 +51,12 @@ class Farm:
         self.server = RedisServer(self.folder, *options)
         self.server.start()
         self.redis = self.server.connect()
-        self.log = (self.folder / "workers.log").open("wb")
+        self.log = self.folder / "workers.log"
+        self.log.touch()
         self.settings = Settings(self.server.url, str(self.folder / "spool"), rows, round_seconds, lease)
         self.workers: list[int] = []
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._retired: list[subprocess.Popen[bytes]] = []
-        self._environment: dict[str, str] = {}
+        self._zygote: Zygote | None = None
+        self._own: list[Zygote] = []
 
     def __enter__(self) -> Farm:
         return self
@@ -64,29 +65,14 @@ class Farm:
         for pid in self.workers:
             self.signal(pid, signal.SIGCONT)
             self.signal(pid, signal.SIGKILL)
-        for zygote in filter(None, (self._zygote, *self._retired)):
-            zygote.kill()
-            zygote.communicate()
+        for zygote in self._own:
+            zygote.end()
         self.server.kill()
-        self.log.close()
         self._folder.cleanup()
 
     def start(self, **changes: Any) -> int:
         """Starts a worker and returns its process id."""
-        if self._zygote is None:
-            self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "tests.farm.zygote"],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.log,
-                env=os.environ | self._environment,
-            )
-        assert self._zygote.stdin
-        assert self._zygote.stdout
-        self._zygote.stdin.write(orjson.dumps(asdict(self.settings) | changes) + b"\n")
-        self._zygote.stdin.flush()
-        pid = int(self._zygote.stdout.readline())
+        pid = (self._zygote or shared_zygote()).start(replace(self.settings, **changes), self.log)
         self.workers.append(pid)
         return pid
 
@@ -96,14 +82,12 @@ class Farm:
 
     def work_in(self, environment: dict[str, str]) -> None:
         """The workers that start from now on have these environment variables besides."""
-        self._environment = environment
-        if self._zygote:
-            self._retired.append(self._zygote)
-            self._zygote = None
+        self._zygote = Zygote(environment) if environment else None
+        self._own += filter(None, [self._zygote])
 
     def said(self) -> str:
         """What all workers have logged."""
-        return (self.folder / "workers.log").read_text("utf-8", "replace")
+        return self.log.read_text("utf-8", "replace")
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

@@ -27,7 +27,7 @@ from tests.worker.run_worker import PAIR
 
 def interrupted_submits(full: bool) -> Figure:
     """One file, submitted by two at a time that are killed and interrupted at random; then collected."""
-    lines, cuts = (10_000, 12) if full else (1_000, 2)
+    lines, cuts = (10_000, 12) if full else (400, 2)
     dice = random.Random(11)
     with Farm(rows=64, round_seconds=0.002, lease=3) as farm:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
@@ -171,7 +171,7 @@ def hostile_lines(full: bool) -> Figure:
 
 def speed(full: bool) -> Figure:
     """Jobs a second through one worker whose engine costs nothing, and lines submitted a second."""
-    jobs = 20_000 if full else 2_000
+    jobs = 20_000 if full else 500
     with Farm(rows=32, round_seconds=0, lease=10) as farm:
         file = farm.folder / "in.jsonl"
         file.write_text("".join(f'{{"id": "r-{n}", "prompt": "say {n}", "max_tokens": 1}}\n' for n in range(jobs)))
@@ -196,7 +196,7 @@ def leaks(full: bool) -> Figure:
     Before, a few went through as well, so that Redis has met all scripts; both times the worker has left, so that
     the buffers of its connections do not count. The server's own log of slow commands, 2 KB an entry, is off.
     """
-    rounds, each = (10, 10_000) if full else (2, 1_000)
+    rounds, each, first = (10, 10_000, 1_000) if full else (2, 500, 500)
     with Farm("--slowlog-log-slower-than", "-1", rows=32, round_seconds=0) as farm:
 
         def through(name: str, count: int) -> None:
@@ -207,7 +207,7 @@ def leaks(full: bool) -> Figure:
             batches.acknowledge(farm.redis, name, found)
 
         worker = farm.start()
-        through("warm-up", 1_000)
+        through("warm-up", first)
         farm.stop(worker)
         before, keys = _settled(farm), _lasting_keys(farm)
         peak, worker = 0, farm.start()

@@ -39,7 +39,7 @@ def own_disk(full: bool) -> Figure:
                 ballast.unlink()
                 account = farm.account(jobs)
                 alive = sum(farm.alive(pid) for pid in pids)
-                said = (farm.folder / "workers.log").read_text("utf-8").count("cannot write to")
+                said = farm.said().count("cannot write to")
         finally:
             subprocess.run(["umount", "--lazy", disk], check=True)  # what still has a file there may end later
     text = f"{account}; {alive} of 3 workers still the same process, which said {said} times what is wrong"

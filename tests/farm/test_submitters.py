@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import orjson
 import pytest
 import redis as redis_py
 
-from tests.producer.conftest import ROOT, Shell
+from tests.farm.zygote import forked_worker
+from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
 
@@ -56,11 +56,8 @@ def test_trouble_is_one_line_and_the_same_command_goes_on(
         assert "Traceback" not in failed.stderr
         heal()
     batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
-    settings = Settings(redis_server.url, str(redis_server.folder / "spool"), rows=32, round_seconds=0)
-    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    collected = shell("collect", batch, "-o", "out.jsonl", "--follow")
-    worker.kill()
-    worker.wait()
+    with forked_worker(Settings(redis_server.url, str(redis_server.folder / "spool"), rows=32, round_seconds=0)):
+        collected = shell("collect", batch, "-o", "out.jsonl", "--follow")
     assert collected.returncode == 0, collected.stderr
     ids = [orjson.loads(line)["custom_id"] for line in shell.lines("out.jsonl")]
     assert sorted(ids) == sorted(f"r-{n}" for n in range(LINES))

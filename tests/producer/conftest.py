@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 import pytest
 import redis as redis_py
 
+from tests.farm.zygote import forked_worker
 from tests.producer import forker
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import Settings
@@ -67,28 +69,30 @@ class Shell:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+@contextmanager
+def private_shell(folder: Path) -> Iterator[Shell]:
+    """A shell in `folder`; the private Redis that its commands may start ends with it."""
     with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as home:
-        shell = Shell(tmp_path, Path(home))
+        shell = Shell(folder, Path(home))
         yield shell
         if Path(home, "redis").exists():
             shell("redis", "stop")
 
 
 @pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with private_shell(tmp_path) as shell:
+        yield shell
+
+
+@pytest.fixture
 def worker(redis: redis_py.Redis, redis_server: RedisServer, shell: Shell) -> Iterator[Callable[[], None]]:
     """Starts a worker of set speed when called; commands use its Redis."""
     shell.environment["REDIS_URL"] = redis_server.url
-    processes: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
 
-    def start() -> None:
-        settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01, lease=5)
-        processes.append(
-            subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
+        def start() -> None:
+            spool = str(redis_server.folder / "spool")
+            stack.enter_context(forked_worker(Settings(redis_server.url, spool, round_seconds=0.01, lease=5)))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+        yield start

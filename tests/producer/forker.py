@@ -6,6 +6,7 @@ does. What a test starts and then signals is started anew instead, for loading i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -139,5 +140,6 @@ def become(arguments: Sequence[str], folder: str, environment: Mapping[str, str]
 
 if __name__ == "__main__":
     import_module("draftmill.producer.cli.main")
+    gc.freeze()  # so that collections in the forks do not copy its pages
     if serve(socket.socket(fileno=int(sys.argv[1]))):
         runpy.run_module("draftmill", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Models that load at once, for tests of whole runs: the default model's tokenizer and small random weights."""
+"""Models that load at once, for tests of whole runs: most of a load is the vocabulary, so theirs is small, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 
 import orjson
 
+VOCABULARY = 2048
+
 SMALL = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "intermediate_size": 32,
@@ -20,7 +24,9 @@ SMALL = {
 
 
 def small_model(boxed: Path, folder: Path) -> str:
-    """Makes one in `folder` of the unpacked default model; returns its path, which is its name as a pair."""
+    """Makes one in `folder`, with the first tokens of the unpacked default model and small random weights; returns its
+    path, which is its name as a pair.
+    """
     return _made(boxed, folder, "llama", {})
 
 
@@ -34,6 +40,7 @@ def _made(boxed: Path, folder: Path, family: str, changes: dict[str, Any]) -> st
     from mlx.utils import tree_flatten
 
     shutil.copytree(boxed, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
+    _shorten(folder / "tokenizer.json")
     config = orjson.loads((folder / "config.json").read_bytes())
     config.pop("quantization", None)
     config |= SMALL | changes | {"model_type": family}
@@ -42,3 +49,12 @@ def _made(boxed: Path, folder: Path, family: str, changes: dict[str, Any]) -> st
     weights = dict(tree_flatten(module.Model(module.ModelArgs.from_dict(config)).parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     return str(folder)
+
+
+def _shorten(file: Path) -> None:
+    """Leaves a tokenizer its first tokens, and the merges that make these."""
+    tokenizer = orjson.loads(file.read_bytes())
+    model = tokenizer["model"]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if id < VOCABULARY}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    file.write_bytes(orjson.dumps(tokenizer))

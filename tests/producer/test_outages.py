@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import orjson
@@ -13,8 +13,9 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer.queue import batches, wire
+from tests.farm.zygote import forked_worker
 from tests.producer.cli.test_run import model as model  # the fixture
-from tests.producer.conftest import ROOT, Shell
+from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer, fresh_server
 from tests.worker.run_worker import PAIR, Settings
 
@@ -30,16 +31,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def start_worker(redis_server: RedisServer) -> Iterator[Callable[..., None]]:
-    processes: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
 
-    def start(**settings: float) -> None:
-        command = Settings(redis_server.url, str(redis_server.folder / "spool"), **settings).command()  # pyright: ignore
-        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        def start(rows: int, round_seconds: float) -> None:
+            spool = str(redis_server.folder / "spool")
+            stack.enter_context(forked_worker(Settings(redis_server.url, spool, rows, round_seconds)))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+        yield start
 
 
 def lines(count: int, tokens: int = 3) -> bytes:

@@ -42,7 +42,7 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 """What changes greedy texts as well."""
 TINY = (5e-324, 1e-310, 1e-46, 1e-45, 1.1754944e-38, 1e-37, 1e-7, wire.COLDEST, wire.LEAST_TOP_P)
 TOKENS = 5
-CONTEXT = 64
+CONTEXT = 32
 
 
 def bounds(name: str) -> tuple[Any, Any]:
@@ -151,7 +151,7 @@ def test_extremes_are_served(name: str, drafts: bool) -> None:
 
 
 @pytest.mark.parametrize("drafts", [False, True], ids=["plain", "drafts"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(asked=st.lists(ANY, min_size=1, max_size=4))
 def test_any_numbers_together_are_served(drafts: bool, asked: list[dict[str, Any]]) -> None:
     (alone,) = generate(drafts, asked[0])

@@ -26,12 +26,13 @@ QUEUE = wire.queue_name(PAIR, "b")
 RQ = Path(sys.executable).with_name("rq")
 
 CLEANER = """
-import sys, redis
+import sys, time, redis
 from rq.registry import StartedJobRegistry
 connection = redis.Redis.from_url(sys.argv[1])
 print("cleaning", flush=True)
 while True:
     StartedJobRegistry(sys.argv[2], connection=connection).cleanup()
+    time.sleep(0.01)
 """
 
 

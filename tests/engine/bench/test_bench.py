@@ -241,8 +241,8 @@ def test_the_suite_makes_every_table(tmp_path: Path) -> None:
 def test_a_real_pair_answers_prompts_in_every_arm(bench: Any, cache: Path, boxed_model: Path) -> None:
     pair = Real(resolve("smollm2-135m"), cache)
     pair.cost = bench("tiny-qwen3").cost  # which depths it chooses does not matter here, and its own takes long
-    requests = pair.requests([ChatPrompt(({"role": "user", "content": "Say hi."},)), "One, two, three,"], 8)
-    table = pair_table(pair, requests, [2], 8, 1, ("mlx-batch", "adaptive", "dflash", "dflash-mlx", "vllm-mlx"))
+    requests = pair.requests([ChatPrompt(({"role": "user", "content": "Say hi."},)), "One, two, three,"], 4)
+    table = pair_table(pair, requests, [2], 4, 1, ("mlx-batch", "adaptive", "dflash", "dflash-mlx", "vllm-mlx"))
     cells = table.lines[0].cells
     for arm in ("mlx-batch", "adaptive", "dflash"):
         assert cells[arm].error is None
@@ -250,10 +250,10 @@ def test_a_real_pair_answers_prompts_in_every_arm(bench: Any, cache: Path, boxed
     assert cells["dflash-mlx"].error == "dflash-mlx is not installed"
     assert shutil.which("vllm-mlx") or (cells["vllm-mlx"].error or "").startswith("vllm-mlx is not installed")
     prompts = [request.tokens for request in requests]
-    one, two, again = pair.dataset(prompts, 3, 16)
+    one, two, again = pair.dataset(prompts, 3, 8)
     assert {one.tokens, two.tokens} == set(prompts)
     assert one.tokens == again.tokens
-    (line,) = pair_dataset_table(pair, prompts, 3, [2], 16, 1, ("adaptive", "mlx-batch")).lines
+    (line,) = pair_dataset_table(pair, prompts, 3, [2], 8, 1, ("adaptive", "mlx-batch")).lines
     assert [cell.error for cell in line.cells.values()] == [None, None]
     asked = sum(request.sampling.max_tokens for request in (one, two, again))
     assert line.facts == {"requests": 3, "prompt tokens": sum(map(len, prompts)) + len(one.tokens), "new tokens": asked}

@@ -85,7 +85,7 @@ def test_those_of_a_trained_model_are_within_1e_4(boxed_model: Path, cache: Path
     loaded = load(boxed.NAME, cache)
     loaded.model.set_dtype(mx.float32)  # which it has on a CPU only
     asked = [
-        Request(f"r{i}", tuple(loaded.tokenizer.encode(text)), Sampling(max_tokens=8, logprobs=20))
+        Request(f"r{i}", tuple(loaded.tokenizer.encode(text)), Sampling(max_tokens=5, logprobs=20))
         for i, text in enumerate(["The capital of France is", "One, two, three,"])
     ]
     draft = random_draft(num_target_layers=30, hidden_size=576, vocab_size=49152)

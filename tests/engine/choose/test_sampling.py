@@ -98,9 +98,8 @@ def test_it_does_what_mlx_lm_does(name: str) -> None:
         assert tokens(run(engine, asked(name))) == wanted
     engines[3].scheduler.depths = changing(3)
     assert tokens(run(engines[3], asked(name), every=2)) == wanted
-    for request in asked(name)[:2]:  # alone
-        for engine in engines[:2]:
-            assert tokens(run(engine, [request])) == {request.id: wanted[request.id]}
+    for engine, request in zip(engines[:2], asked(name), strict=False):  # alone
+        assert tokens(run(engine, [request])) == {request.id: wanted[request.id]}
 
 
 @pytest.mark.parametrize("name", CASES)

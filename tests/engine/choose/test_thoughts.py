@@ -128,6 +128,7 @@ def assert_obeyed(request: Request, completion: Completion) -> None:
         assert 2 <= len(json.loads(text)) <= 3
 
 
+@functools.cache
 def by_mlx_lm(family: str, request: Request) -> list[int]:
     """The likeliest tokens among those that may come, by mlx-lm's own generation and llguidance's own matcher."""
     (start, end), (pair,), stop = number(START, END), number("ĊĊ"), tokenizer().eos_token_id
@@ -216,7 +217,7 @@ def tokens(done: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_tokens_depend_neither_on_drafts_nor_on_depths_nor_on_company(family: str) -> None:
-    asked = asking(36, temperature=1.0)
+    asked = asking(36, max_tokens=40, temperature=1.0)
     plain = run(engine(family, max_rows=1), asked)
     for request in asked:
         assert_obeyed(request, plain[request.id])
@@ -243,7 +244,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 def test_what_rows_have_generated_is_known_though_rounds_are_chosen_from_again(family: str) -> None:
     asked = [
         replace(request, sampling=replace(request.sampling, **CHANGES[i % 3]), grammar=LETTERS)
-        for i, request in enumerate(asking(36, temperature=1.0, max_tokens=90))
+        for i, request in enumerate(asking(36, temperature=1.0, max_tokens=60))
     ]
     alone = engine(family, max_rows=1)
     alone._waits = True  # so that no round is in flight when thoughts end

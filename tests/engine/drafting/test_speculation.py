@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import count
@@ -162,13 +162,29 @@ def serve_ends_inside_a_block(model: Any, **options: Any) -> None:
         assert done[request.id].finish_reason == ("stop" if end in expected else "length")
 
 
+DRAFTS: dict[str, Callable[[int], bool] | None] = {
+    "random": None,
+    "oracle": lambda i: False,
+    "half": lambda i: i % 3 == 0,
+}
+ROWS = (1, 3, 8)
+
+
+def pairwise(families: Iterable[str], drafts: Iterable[str] = DRAFTS) -> list[tuple[str, int, str]]:
+    """A few triples of family, rows and draft: each two values of different kinds meet in one of them."""
+    names, drafts = list(families), list(drafts)
+    return [
+        (names[i % len(names)], ROWS[(i + j) % 3], draft)
+        for i in range(max(len(names), 3))
+        for j, draft in enumerate(drafts)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("family", "rows"),
-    [*((family, rows) for family in BUILDERS for rows in (1, 3, 8)), *((family, 3) for family in OTHERS)],
+    ("family", "rows", "draft"), [*pairwise(BUILDERS), *((family, 3, draft) for family in OTHERS for draft in DRAFTS)]
 )
-@pytest.mark.parametrize("wrong", [None, lambda i: False, lambda i: i % 3 == 0], ids=["random", "oracle", "half"])
-def test_greedy_equals_mlx_lm(family: str, rows: int, wrong: Callable[[int], bool] | None) -> None:
-    model, asked = small_model(family), requests(8)
+def test_greedy_equals_mlx_lm(family: str, rows: int, draft: str) -> None:
+    model, asked, wrong = small_model(family), requests(8), DRAFTS[draft]
     engine = replaying(model, asked, wrong, max_rows=rows) if wrong else engine_with_draft(model, max_rows=rows)
     done = run(engine, asked)
     for request in asked:

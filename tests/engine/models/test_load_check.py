@@ -152,13 +152,15 @@ def test_a_wrong_kernel_is_named_and_left_out(kernel: str, operation: str) -> No
 
 
 def with_kernels(operation: str, wrong: str) -> tuple[Transformer, set[str]]:
-    """A target with every kernel that fits, one of them wrong; and which of them have been launched."""
+    """A target with every kernel that fits, one of them wrong; and which of them have been launched. It has one layer
+    of each kind, for emulated kernels are slow.
+    """
     if operation in ("gated delta", "convolution"):
-        model = qwen3_5_model(head_dim=256, linear_key_head_dim=32)
+        model = qwen3_5_model(head_dim=256, linear_key_head_dim=32, num_hidden_layers=2, full_attention_interval=2)
     elif operation == "gated convolution":
-        model = lfm2_model(hidden_size=256, block_dim=256, conv_bias=False)
+        model = lfm2_model(hidden_size=256, block_dim=256, conv_bias=False, num_hidden_layers=2, full_attn_idxs=[1])
     else:
-        model = quantised(qwen3_model(head_dim=64))
+        model = quantised(qwen3_model(head_dim=64, num_hidden_layers=1))
     launched: set[str] = set()
 
     def launch(kernel: Kernel, *given: Any) -> list[mx.array]:

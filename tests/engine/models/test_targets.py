@@ -148,8 +148,10 @@ def test_speculation_leaves_hidden_states_as_they_are(family: str) -> None:
     assert idle
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("family", [*HYBRIDS, *OTHERS])
+@pytest.mark.parametrize(
+    ("family", "rows"),
+    [*((family, rows) for family in HYBRIDS for rows in (1, 3, 8)), *((family, 3) for family in OTHERS)],
+)
 def test_greedy_equals_mlx_lm(family: str, rows: int) -> None:
     model = {**HYBRIDS, **OTHERS}[family]()
     asked = requests(8)[: 8 if rows > 1 else 3]
@@ -164,7 +166,7 @@ def test_taps_are_the_residual_stream_after_a_layer() -> None:
     state = target.make_state(1)
     tokens = mx.arange(9)
     packing = Packing.of([Span(0, 9, (0,), 9, fresh=True)], mx.arange(9, dtype=mx.int32))
-    hidden, taps = target.forward(tokens, packing, state, [2, 4, 0])
+    hidden, taps = target.forward(tokens, packing, state, [1, 2, 0])
     assert mx.array_equal(target.norm(taps[1]), hidden)
     first = model.layers[0](model.model.embed_tokens(tokens)[None])[0]
     assert mx.allclose(taps[2], first, rtol=1e-4, atol=1e-5)

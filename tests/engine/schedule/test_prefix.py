@@ -14,7 +14,7 @@ from draftmill.engine.request import EngineFailed, Request, Sampling
 from draftmill.engine.schedule.pages import Pages
 from draftmill.engine.schedule.prefix import PrefixCache
 from draftmill.engine.schedule.prefix_tree import PrefixTree
-from tests.engine.drafting.test_speculation import engine_with_draft, random_draft, replaying
+from tests.engine.drafting.test_speculation import engine_with_draft, pairwise, random_draft, replaying
 from tests.engine.models.gemma4 import gemma4_model
 from tests.engine.small import (
     VOCABULARY,
@@ -76,11 +76,13 @@ def check(engine: Engine, model: Any, requests: list[Request], every: int = 0) -
     assert engine.scheduler.pages.free == engine.scheduler.pages.most
 
 
+DRAFTS = ("none", "random", "half")
+
+
 @pytest.mark.parametrize(
-    ("family", "rows"),
-    [*((family, rows) for family in BUILDERS for rows in (1, 3, 8)), *((family, 3) for family in OTHERS)],
+    ("family", "rows", "draft"),
+    [*pairwise(BUILDERS, DRAFTS), *((family, 3, draft) for family in OTHERS for draft in DRAFTS)],
 )
-@pytest.mark.parametrize("draft", ["none", "random", "half"])
 def test_greedy_equals_mlx_lm(family: str, rows: int, draft: str) -> None:
     model, requests = small_model(family), asked()
     if draft == "none":

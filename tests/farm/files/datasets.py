@@ -18,7 +18,7 @@ MOST_PRODUCER, MOST_REDIS = 300 * 2**20, 2**30
 
 def csv_rows(full: bool) -> Figure:
     """Submitted and collected by the command line; nothing is collected before all is submitted."""
-    rows = 100_000 if full else 5_000
+    rows = 100_000 if full else 1_000
     with Farm(rows=64, round_seconds=0, lease=10) as farm:
         source, out = farm.folder / "in.csv", farm.folder / "out.jsonl"
         with source.open("w", newline="") as file:

@@ -39,7 +39,7 @@ def two_servers(full: bool) -> Figure:
     from draftmill.engine.models import boxed
     from draftmill.producer.queue import paths
 
-    lines, kills = (900, 8) if full else (60, 3)
+    lines, kills = (900, 8) if full else (60, 2)
     with (
         fresh_server() as one,
         fresh_server() as two,
@@ -91,7 +91,7 @@ def whole(out: Path) -> bytes:
 
 def followed(full: bool) -> Figure:
     """A batch that is submitted and collected at once: Redis holds a window of it and the latest results."""
-    rows = 1_000_000 if full else 6_000
+    rows = 1_000_000 if full else 1_500
     with Farm(rows=64 if full else 8, round_seconds=0 if full else 0.005, lease=10) as farm:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
         with source.open("w") as file:

@@ -20,12 +20,12 @@ from tests.worker.run_worker import PAIR
 def fail_overs(full: bool) -> Figure:
     """Submitted, generated and collected through Sentinels; submitted again in the end, for what a replica lacked."""
     lines, times, workers = (5_000, 10, 4) if full else (300, 1, 2)
-    with watched() as both, Farm(rows=4, round_seconds=0.03, lease=3) as farm:
+    with watched() as both, Farm(rows=4, round_seconds=0.03, lease=3) as farm, farm.log.open("ab") as log:
         source, out = farm.folder / "in.jsonl", farm.folder / "out.jsonl"
         source.write_text("".join(f'{{"id": "r-{n}", "prompt": "a", "max_tokens": 6}}\n' for n in range(lines)))
         farm.redis = connect(both.url("admin"))
         environment = os.environ | {"DRAFTMILL_HOME": str(farm.folder)}
-        said: Any = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": farm.log}
+        said: Any = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": log}
         submit = [*DRAFTMILL, "submit", str(source), "--pair", PAIR, "--redis-url", both.url("producer")]
         batch = subprocess.run(submit, **said).stdout.decode().strip()
         collect = [*DRAFTMILL, "collect", batch, "-o", str(out), "--follow", "--redis-url", both.url("collector")]

@@ -100,9 +100,9 @@ def _next_version(folder: Path) -> dict[str, str]:
     package = folder / "next" / "draftmill"
     package.mkdir(parents=True)
     for path in ROOT.glob("*.py"):
-        shutil.copy(path, package)
+        shutil.copy2(path, package)
     for name in ("kernels", "engine", "producer", "worker"):
-        shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("__pycache__", "drafts"))
+        shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("drafts"))
     contract = package / "producer" / "queue" / "wire.py"
     text, count = re.subn(rf"(?m)^WIRE = {wire.WIRE}$", f"WIRE = {wire.WIRE + 1}", contract.read_text("utf-8"))
     assert count == 1

@@ -53,18 +53,20 @@ void* buffers;
 char* message;
 jmp_buf scheduler;
 
-void enter() {
-  body(buffers);
-  fibers[now.current].wait = Wait::DONE;
-  _longjmp(scheduler, 1);
-}
-
 __attribute__((noinline)) void yield(Wait wait, int line, const char* word) {
   Fiber& fiber = fibers[now.current];
   fiber.wait = wait;
   fiber.line = line;
   fiber.word = word;
   if (_setjmp(fiber.resume) == 0) _longjmp(scheduler, 1);
+}
+
+// What a fiber does: it takes part in one threadgroup after another, for making a fiber takes longer than most threads.
+void enter() {
+  for (;;) {
+    body(buffers);
+    yield(Wait::DONE, 0, "");
+  }
 }
 
 // Let thread `index` run until it waits.
@@ -120,10 +122,7 @@ void run_group() {
   now.epoch = 0;
   blocks.clear();
   shared_bytes = 0;
-  for (Fiber& fiber : fibers) {
-    fiber.started = false;
-    fiber.wait = Wait::NOTHING;
-  }
+  for (Fiber& fiber : fibers) fiber.wait = Wait::NOTHING;
   volatile int next = 0;
   if (_setjmp(scheduler) == 2) return;  // a fault; a thread that waits comes back here, too
   for (;;) {

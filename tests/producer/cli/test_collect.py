@@ -155,6 +155,8 @@ def test_results_go_to_one_file_at_a_time(
 ) -> None:
     batch = shell("submit", prompts, "--pair", PAIR).stdout.strip()
     first = shell.start("collect", batch, "-o", "first.jsonl", "--follow")
+    assert first.stderr
+    assert "waiting for a worker" in first.stderr.readline()
     worker()
     while not batches.handed(redis, batch):
         assert first.poll() is None

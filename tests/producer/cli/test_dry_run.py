@@ -14,7 +14,8 @@ import redis as redis_py
 from draftmill.producer.cli.dry_run import MOST_COUNTED, Sizes
 from draftmill.producer.cli.progress import speed
 from draftmill.producer.queue.wire import JobBody, Sampling
-from tests.producer.conftest import ROOT, Shell
+from tests.farm.zygote import forked_worker
+from tests.producer.conftest import Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
 
@@ -59,17 +60,12 @@ def test_a_dry_run_takes_the_time_from_live_workers(
         return time
 
     assert dry_run() == f"time     unknown: no live worker serves {PAIR}"
-    settings = Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01)
-    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
+    with forked_worker(Settings(redis_server.url, str(redis_server.folder / "spool"), round_seconds=0.01)):
         shell("submit", shell.write("y.jsonl", '{"prompt": "say it", "max_tokens": 100000}\n'), "--pair", PAIR)
         deadline = time.monotonic() + 30
         while not speed(redis, PAIR).tokens_per_second and time.monotonic() < deadline:
             time.sleep(0.05)
         assert f"tokens/s of the live workers of {PAIR}" in dry_run()
-    finally:
-        worker.kill()
-        worker.communicate()
 
 
 def test_many_prompts_are_judged_by_some() -> None:
@@ -179,13 +175,8 @@ def test_a_missing_package_is_one_line(shell: Shell) -> None:
 
 def test_what_is_kept_comes_back(shell: Shell, redis: redis_py.Redis, redis_server: RedisServer) -> None:
     shell.environment["REDIS_URL"] = redis_server.url
-    settings = Settings(redis_server.url, str(redis_server.folder / "spool"))
-    worker = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
+    with forked_worker(Settings(redis_server.url, str(redis_server.folder / "spool"))):
         options = ("--template", TEMPLATE, "--keep", "stars", "--where", "stars | int == 3", "--max-tokens", "2")
         batch = shell("submit", shell.write("x.csv", CSV), *options, "--pair", PAIR).stdout.strip()
         shell("collect", batch, "-o", "out.jsonl", "--follow")
-    finally:
-        worker.kill()
-        worker.communicate()
     assert [orjson.loads(line)["keep"] for line in shell.lines("out.jsonl")] == [{"stars": "3"}] * 8

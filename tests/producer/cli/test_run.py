@@ -29,7 +29,7 @@ COUNT = 24
 def prompts(shell: Shell) -> str:
     """Lines that end at once, and one that is still running seconds later, as it does not copy from itself."""
     lines = [{"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": 3} for n in range(COUNT)]
-    lines[5] |= {"max_tokens": 2000, "temperature": 2}
+    lines[5] |= {"max_tokens": 2000, "temperature": 2, "ignore_eos": True}
     return shell.write("in.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
 
 
@@ -177,7 +177,7 @@ def test_a_file_that_changes_before_it_is_queued_is_told(shell: Shell, model: st
 
 
 def test_progress_is_shown_before_the_first_result(shell: Shell, model: str) -> None:
-    shell.write("in.jsonl", '{"prompt": "Go on", "max_tokens": 4000, "temperature": 2}\n')
+    shell.write("in.jsonl", '{"prompt": "Go on", "max_tokens": 8000, "temperature": 2, "ignore_eos": true}\n')
     process = shell.start("run", "in.jsonl", "-o", "out.jsonl", "--pair", model)
     assert process.stderr
     lines = iter(process.stderr.readline, "")

@@ -12,22 +12,31 @@ from draftmill.producer.queue import batches
 from draftmill.producer.queue.batches import BatchStatus
 from draftmill.producer.queue.leases import JobQueue
 from tests.producer.cli.test_run import model as model  # the fixture
-from tests.producer.conftest import Shell
+from tests.producer.conftest import Shell, private_shell
 from tests.redis_server import RedisServer
 
 COUNT = 12
 
 
+@pytest.fixture(scope="module")
+def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run with the private Redis leaves in its folder."""
+    folder = tmp_path_factory.mktemp("first")
+    with private_shell(folder) as shell:
+        lines = [orjson.dumps({"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": 3}) for n in range(COUNT)]
+        shell.write("in.jsonl", b"\n".join(lines))
+        done = shell("run", "in.jsonl", "-o", "out.jsonl", "--pair", model, "--sorted")
+        assert done.returncode == 0, done.stderr
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.fixture
-def command(shell: Shell, model: str) -> list[str]:
+def command(shell: Shell, model: str, files: dict[str, bytes]) -> list[str]:
     """A run whose OUT has all lines but the last two, from the private Redis."""
-    lines = [orjson.dumps({"id": f"r-{n}", "prompt": f"Say {n}", "max_tokens": 3}) for n in range(COUNT)]
-    shell.write("in.jsonl", b"\n".join(lines))
-    command = ["run", "in.jsonl", "-o", "out.jsonl", "--pair", model]
-    first = shell(*command, "--sorted")
-    assert first.returncode == 0, first.stderr
+    for name, content in files.items():
+        shell.write(name, content)
     shell.write("out.jsonl", b"".join(line + b"\n" for line in shell.lines("out.jsonl")[: COUNT - 2]))
-    return command
+    return ["run", "in.jsonl", "-o", "out.jsonl", "--pair", model]
 
 
 def has_all(shell: Shell) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import redis as redis_py
 
 from draftmill.producer import AsyncBatch, AsyncClient, Batch, BatchStatus, Client, Result, Usage, UserError
+from tests.farm.zygote import forked_worker
 from tests.producer.conftest import ROOT, Shell
 from tests.redis_server import RedisServer
 from tests.worker.run_worker import PAIR, Settings
@@ -26,15 +27,10 @@ def url(redis_server: RedisServer, redis: redis_py.Redis) -> str:
 
 
 @pytest.fixture
-def worker(url: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(url: str, tmp_path: Path) -> Iterator[None]:
     """Eight rows, 100 rounds a second."""
-    settings = Settings(url, str(tmp_path / "spool"), rows=8, round_seconds=0.01)
-    process = subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout
-    assert process.stdout.readline() == b"ready\n"
-    yield process
-    process.kill()
-    process.communicate()
+    with forked_worker(Settings(url, str(tmp_path / "spool"), rows=8, round_seconds=0.01)):
+        yield
 
 
 def rows(count: int, tokens: int = 5) -> list[dict[str, object]]:

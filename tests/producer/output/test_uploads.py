@@ -93,7 +93,7 @@ def test_what_came_before_an_error_is_sent(
 def test_an_interrupted_run_goes_on_on_another_machine(
     shell: Shell, s3: S3, model: str, elsewhere: Callable[[], None]
 ) -> None:
-    lines = (shell.folder / prompts(shell)).read_bytes().replace(b'"max_tokens":2000', b'"max_tokens":400')
+    lines = (shell.folder / prompts(shell)).read_bytes().replace(b'"max_tokens":2000', b'"max_tokens":1000')
     command = ["run", shell.write("in.jsonl", lines), "-o", OUT, "--pair", model]
     process = shell.start(*command)
     outputs = f"{shell.environment['DRAFTMILL_HOME']}/outputs"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ import orjson
 from openai import APIStatusError, OpenAI
 from openai.types import Batch
 
-from tests.producer.conftest import ROOT, Shell
+from tests.farm.zygote import forked_worker
+from tests.producer.conftest import Shell
 from tests.worker.run_worker import PAIR, Settings
 
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -74,16 +74,8 @@ class Server:
 @contextmanager
 def worker(url: str, spool: Path, **settings: Any) -> Iterator[None]:
     """A worker process with an engine of set speed."""
-    command = Settings(url, str(spool), **settings).command()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    try:
+    with forked_worker(Settings(url, str(spool), **settings)):
         yield
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def create(client: OpenAI, content: bytes, window: Any = "24h", endpoint: Any = "/v1/chat/completions") -> Batch:

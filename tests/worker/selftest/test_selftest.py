@@ -21,7 +21,7 @@ from draftmill.worker.cli.selftest import report
 from draftmill.worker.cli.selftest_report import contents, impersonal
 from draftmill.worker.cli.takeover import takeover_check
 
-SMALL = Sizes(prompts=2, tokens=4, timed_rows=(1, 2), timed_tokens=4)
+SMALL = Sizes(prompts=2, tokens=4, timed_rows=(2,), timed_tokens=4)
 
 
 def lost() -> str:
@@ -39,7 +39,7 @@ def test_this_machine_is_sound(cache: Path, boxed_model: Path, capsys: pytest.Ca
     assert "wrong" not in verdicts.values(), lines
     assert verdicts["stock forms"] == verdicts["tokens, float32, no drafts"] == verdicts["kill and resume"] == "ok"
     assert verdicts["tokens, float32, drafts"] == "ok"
-    assert verdicts["speed, 1 row"] == verdicts["speed, 2 rows"] == "told"
+    assert verdicts["speed, 2 rows"] == "told"
 
 
 def test_one_wrong_check_is_named_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

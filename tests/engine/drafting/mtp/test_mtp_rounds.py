@@ -19,6 +19,7 @@ from draftmill.engine.request import Completion, Request, Sampling
 from draftmill.engine.schedule.row import Row
 from tests.engine.choose import test_grammar as grammars
 from tests.engine.drafting.mtp.heads import Formulas, random_head, stored
+from tests.engine.drafting.test_speculation import DRAFTS, pairwise
 from tests.engine.small import (
     VOCABULARY,
     NumberTokenizer,
@@ -101,16 +102,11 @@ def mixed(rows: Sequence[Row], prompt: int) -> list[int]:
     return [(row.rounds + len(row.request.tokens)) % 4 for row in rows]
 
 
-DRAFTS = {"random": None, "right": lambda i: False, "half": lambda i: i % 3 == 0}
-
-
-@pytest.mark.parametrize("builder", BUILDERS)
-@pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("wrong", DRAFTS.values(), ids=DRAFTS)
-def test_greedy_equals_mlx_lm(builder: str, rows: int, wrong: Callable[[int], bool] | None) -> None:
+@pytest.mark.parametrize(("builder", "rows", "draft"), pairwise(BUILDERS))
+def test_greedy_equals_mlx_lm(builder: str, rows: int, draft: str) -> None:
     model, asked = small_model(builder), requests(8, max_tokens=16)
     end = reference(model, asked[0])[5]
-    engine = mtp_engine(model, asked, wrong, rows, end=(end,))
+    engine = mtp_engine(model, asked, DRAFTS[draft], rows, end=(end,))
     engine.scheduler.depths = mixed
     done = run(engine, asked, every=2)
     for request in asked:
@@ -120,7 +116,7 @@ def test_greedy_equals_mlx_lm(builder: str, rows: int, wrong: Callable[[int], bo
 
 def test_a_right_head_fills_every_block() -> None:
     model, asked = small_model("dense"), requests(4, max_tokens=13)
-    done = run(mtp_engine(model, asked, DRAFTS["right"]), asked)
+    done = run(mtp_engine(model, asked, DRAFTS["oracle"]), asked)
     assert {(own.rounds, own.accepted, own.drafted) for own in done.values()} == {(3, 9, 9)}
 
 
