@@ -71,7 +71,8 @@ def test_the_first_answer_does_not_wait_for_what_rounds_cost(target: Path, monke
     monkeypatch.setattr("draftmill.engine.depth.calibration.ON_CPU", Pace(0.0, 0.0))
     add_head(target, target)
     engine, model = load(target), qwen3_5_model()
-    short, long = (replace(r, sampling=Sampling(max_tokens=n)) for r, n in zip(requests(2), (2, 24), strict=True))
+    lengths = zip(requests(2), (2, 24), strict=True)
+    short, long = (replace(r, sampling=Sampling(max_tokens=n, ignore_eos=True)) for r, n in lengths)
     engine.add(short)
     engine.add(long)
     done: list[Completion] = []
