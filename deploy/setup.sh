@@ -63,7 +63,7 @@ install_packages() {
     mkdir -p .venv/src
     ln -sfn ../.. .venv/src/draftmill
     # Compiles what a worker imports, so that no start takes longer than others, even where Python may write no bytecode.
-    PYTHONDONTWRITEBYTECODE= .venv/bin/python -c 'import draftmill.producer.cli.main, draftmill.engine.load, draftmill.worker.worker' 2>/dev/null || true
+    PYTHONDONTWRITEBYTECODE="" .venv/bin/python -c 'import draftmill.producer.cli.main, draftmill.engine.load, draftmill.worker.worker' 2>/dev/null || true
 }
 
 # On Linux, MLX's CPU backend brings a slow reference BLAS; OpenBLAS is preloaded instead if it is there.

@@ -100,8 +100,6 @@ class Engine(BaseEngine):
         deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
         self.scheduler = Scheduler(shares.pages, max_rows, block, prefixes=shares.prefixes, forced=most or FORCED)
-        if mx.default_device() == mx.cpu:
-            self.scheduler.room = self._room_on_cpu
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
@@ -150,6 +148,8 @@ class Engine(BaseEngine):
         remember(pair.target, needs, [parts.loaded.model, draft], cache)
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
+        if mx.default_device() == mx.cpu:
+            engine.scheduler.room = engine._room_on_cpu
         budgeted = depth is None and (draft is not None or copying)
         if budgeted or mx.metal.is_available():  # there also for the bound of command buffers
             block, width = draft.block if draft else 1, 1 + COPIED if copying else 0

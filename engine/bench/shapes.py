@@ -153,7 +153,7 @@ def _draft(layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: 
 
 
 LINEAR = dict(linear_num_key_heads=16, linear_num_value_heads=32, linear_key_head_dim=128, linear_value_head_dim=128)
-TINY = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=512)
+TINY = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=512)
 TINY_LINEAR = dict(
     full_attention_interval=2,
     rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 1.0},
@@ -240,8 +240,8 @@ SHAPES = {
                 num_hidden_layers=4,
                 num_experts=8,
                 num_experts_per_tok=2,
-                moe_intermediate_size=128,
-                shared_expert_intermediate_size=128,
+                moe_intermediate_size=64,
+                shared_expert_intermediate_size=64,
                 **TINY_LINEAR,
             ),
             draft=TINY_DRAFT,

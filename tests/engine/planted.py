@@ -52,9 +52,9 @@ def open_session(bench: Synthetic, rows: int, context: int, seed: int) -> Engine
 
 
 def spoil(session: EngineSession, draw: random.Random) -> None:
-    """Let one slot of a row hold the key or the value that another one holds, in one layer."""
+    """Let one slot of a row's prompt hold the key or the value that another one holds, in one layer."""
     pool, row = session.engine.state.pool, draw.choice(session.rows)
-    one, other = draw.sample(range(len(row.request.tokens) + len(row.generated) - 1), 2)
+    one, other = draw.sample(range(len(row.request.tokens)), 2)
     table, _ = tabled([row.pages])
     layer, start = draw.choice(pool.layers), mx.zeros(1, mx.int32)
     here, there = (Places(table, start, mx.array([position], mx.int32)) for position in (one, other))

@@ -30,6 +30,7 @@ from draftmill.engine.bench.wall_time import WallTime, Weights, unfit
 from draftmill.engine.chat import ChatPrompt
 from draftmill.engine.depth.calibration import Pace
 from draftmill.engine.models.pairs import resolve
+from tests.engine.small import NOT_ON_HOPPER
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 
@@ -45,7 +46,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cache(lambda shape, bits=16: Synthetic(shape, bits, folder))
 
 
-@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("bits", [16, pytest.param(4, marks=NOT_ON_HOPPER)])
 @pytest.mark.parametrize("name", TINY)
 def test_mlx_lm_generates_the_known_continuation(name: str, bits: int) -> None:
     shape = SHAPES[name]
