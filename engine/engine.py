@@ -43,9 +43,8 @@ from .text import Text
 MAX_ROWS = 32
 
 FIRST_TOKENS, FIRST_ROUNDS = 64, 32
-"""Until a request has ended, for so many rounds at most, a round of a CPU has so many tokens of prompts and no drafts
-whose cost is unknown: the first answer comes sooner, and the others a little later.
-"""
+"""Until a request has ended, for so many rounds at most, a CPU reads so many tokens of prompts a round, and drafts
+nothing whose cost is unknown, so that the first answer comes soon."""
 
 
 class Engine(BaseEngine):
@@ -143,8 +142,7 @@ class Engine(BaseEngine):
         if drafts and "mtp" in drafts and not draft:
             raise ModelError(f"{pair.target} has no MTP head that can be used: leave mtp out of --drafts")
         needs = Needs.of(target, draft, copying, length)
-        if max_rows is None:
-            max_rows = needs.rows(memory)
+        max_rows = max_rows or needs.rows(memory)
         remember(pair.target, needs, [parts.loaded.model, draft], cache)
         engine = cls(target, parts.loaded.tokenizer, length, max_rows, memory, draft, depth, adapters, copying)
         engine.verdict, engine.precision = parts.verdict, parts.precision
@@ -159,6 +157,7 @@ class Engine(BaseEngine):
             )
 
             def measure() -> None:
+                engine._measures_later = False
                 engine.cost = calibrated(name, cache, target, draft, engine.scheduler.pages.most, max_rows, width)
                 if budgeted:
                     engine.spend(budget := Budget(engine.cost, block, copying))
@@ -175,17 +174,12 @@ class Engine(BaseEngine):
         return self.stats.prompt_tokens > 0 or self.stats.rounds >= FIRST_ROUNDS
 
     def _room_on_cpu(self, decoding: Sequence[Row]) -> Room:
-        most = self.scheduler.prefill_tokens
-        return TokenRoom(most if self._has_answered else min(most, FIRST_TOKENS))
+        most = PREFILL_TOKENS if self._has_answered else FIRST_TOKENS
+        return TokenRoom(min(self.scheduler.prefill_tokens, most))
 
     def _measure_later(self, measure: Callable[[], None]) -> None:
-        def after_round(_: bool) -> None:
-            if self._has_answered:
-                self._measures_later = False
-                measure()
-
         self.depths.fixed, self._measures_later = 0, True
-        self.after_round = after_round
+        self.after_round = lambda _: measure() if self._has_answered else None
 
     @property
     def busy(self) -> bool:
