@@ -20,6 +20,7 @@ from .pages.places import Places
 from .pages.pool import LayerPool
 from .products.experts import ROOM, Through, experts, experts_by_kernel, experts_in_other_order
 from .products.low_rank import Chosen, LowRank, add_low_rank, add_low_rank_by_kernel
+from .products.low_rank import fits as low_rank_fits
 from .products.quantisation import Weight
 from .products.quantized_matmul import quantized_matmul, quantized_matmul_by_kernel
 from .products.tiling import TILINGS
@@ -159,7 +160,8 @@ class Operations:
     def add_low_rank(self, y: mx.array, x: mx.array, layer: LowRank, chosen: Chosen) -> mx.array:
         """As `low_rank.add_low_rank`."""
         (tokens, length), lines = x.shape, y.shape[1]
-        if self.winners.get(low_rank_key(tokens, length, lines, len(layer.owners), x.dtype), STOCK) == KERNEL:
+        form = self.winners.get(low_rank_key(tokens, length, lines, len(layer.owners), x.dtype), STOCK)
+        if form == KERNEL and low_rank_fits(x, layer):  # layers of one key may share their ranks out otherwise
             return add_low_rank_by_kernel(y, x, layer, chosen, self.launch)
         return add_low_rank(y, x, layer, chosen)
 

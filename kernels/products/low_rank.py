@@ -43,6 +43,11 @@ class LowRank:
         return self.owners[-1] + 1
 
     @cached_property
+    def most(self) -> int:
+        """The ranks of the adapter that has most."""
+        return max(Counter(self.owners).values())
+
+    @cached_property
     def begins(self) -> mx.array:
         """Where the ranks of each of them begin, and where the last one's end."""
         ranks = Counter(self.owners)
@@ -65,7 +70,7 @@ class Chosen:
 
 def fits(x: mx.array, layer: LowRank) -> bool:
     """Whether the kernel is made for such tokens [N, K] and adapters."""
-    return x.shape[1] % 4 == 0 and x.dtype in TYPES and max(Counter(layer.owners).values()) <= ROOM
+    return x.shape[1] % 4 == 0 and x.dtype in TYPES and layer.most <= ROOM
 
 
 def add_low_rank(y: mx.array, x: mx.array, layer: LowRank, chosen: Chosen) -> mx.array:

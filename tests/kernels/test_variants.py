@@ -15,7 +15,7 @@ from draftmill.kernels.gpu.source import Kernel
 from draftmill.kernels.operations import Operations
 from draftmill.kernels.packing import Packing, Span
 from draftmill.kernels.products.experts import Layer, Product
-from draftmill.kernels.products.low_rank import Chosen, LowRank
+from draftmill.kernels.products.low_rank import ROOM, Chosen, LowRank
 from draftmill.kernels.products.quantisation import Quantisation
 from draftmill.kernels.products.tiling import TILINGS
 from draftmill.kernels.race.contestants import (
@@ -181,6 +181,18 @@ def test_no_adapters_run_in_a_variant_that_was_not_compiled() -> None:
         operations.add_low_rank(y, x, layer, Chosen(mx.zeros(count, mx.int32)))
     assert {kernel.name for kernel, _, _ in serving.variants} == {"add_low_rank"}
     assert serving.variants == known(ADAPTERS).variants
+
+
+def test_adapters_that_have_no_room_are_stock() -> None:
+    """Though others of as many ranks in all won with the kernel."""
+    shape, serving = LowRankShape(8, 8, (0,) * ROOM + (1,) * ROOM, mx.float32), Recorder()
+    operations = chosen(shape, serving)
+    for owners, launches in ((shape.owners, 1), ((0,) * (2 * ROOM), 0)):
+        layer = LowRank(mx.ones((2 * ROOM, 8)), mx.ones((2 * ROOM, 8)), owners)
+        serving.variants.clear()
+        given = operations.add_low_rank(mx.zeros((2, 8)), mx.ones((2, 8)), layer, Chosen(mx.array([0, -1], mx.int32)))
+        assert len(serving.variants) == launches
+    assert given.tolist() == [[8.0 * 2 * ROOM] * 8, [0.0] * 8]
 
 
 def test_each_variant_runs_once() -> None:
