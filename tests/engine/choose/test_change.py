@@ -125,7 +125,7 @@ def test_changes_stay_within_their_portion(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(changing, "PORTION", 1 << 24)
     logits, samplings, slots, drafts = everything(64, 20_000)
     samplings = [replace(sampling, temperature=0.0) for sampling in samplings]  # what draws take is `choose`'s
-    mx.eval(logits, drafts, slots[0].change.bias, slots[0].change.history)  # type: ignore[union-attr]
+    mx.eval(logits, drafts, slots[0].change.bias, slots[0].change.history)  # type: ignore[union-attr] -- it has a change
     mx.synchronize()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
