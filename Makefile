@@ -30,7 +30,7 @@ test: lint
 # Each test is named as it ends, so that a run that is cut off still says what failed.
 test-gpu: .venv/dev
 	.venv/bin/python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() == mx.cpu and "MLX finds no GPU here")'
-	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -vv -n auto --dist worksteal -k "not emulated" tests/engine tests/kernels
+	MLX_ENABLE_TF32=0 .venv/bin/python -m pytest -vv -n auto --maxschedchunk 1 -k "not emulated" tests/engine tests/kernels
 
 soak: .venv/dev
 	.venv/bin/python -m tests.farm.soak

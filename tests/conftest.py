@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from contextlib import suppress
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def pytest_configure(config: pytest.Config) -> None:
     with suppress(OSError):  # where the user's folder cannot be written to, this run has models of its own
         models.mkdir(parents=True, exist_ok=True)
         (folder / "models").symlink_to(models)
+
+
+@pytest.hookimpl(trylast=True)  # pytest itself brings tests of one fixture together
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a GPU, tests for which MLX compiles kernels for minutes begin first, so that all others run meanwhile. Another
+    one comes after each, for every process is given two to begin with.
+    """
+    first = [item for item in items if item.get_closest_marker("compiles")]
+    if not first:
+        return
+    import mlx.core as mx
+
+    if mx.default_device() != mx.cpu:
+        others = [item for item in items if item not in first]
+        between = zip_longest(first, others[: len(first)])
+        items[:] = [*filter(None, chain.from_iterable(between)), *others[len(first) :]]
 
 
 def pytest_collection_finish() -> None:

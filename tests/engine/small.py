@@ -43,8 +43,11 @@ from draftmill.kernels.products.experts import laid_apart
 
 VOCABULARY = 96
 
+HOPPER = mx.cuda.is_available()
+"""Whether there may be a Hopper GPU: no other NVIDIA GPU has been tried."""
+
 NOT_ON_HOPPER = pytest.mark.skipif(
-    mx.cuda.is_available(),
+    HOPPER,
     reason="on a Hopper GPU MLX multiplies quantised weights no wider than a group wrongly: no model has any",
 )
 

@@ -306,6 +306,7 @@ SHORT = (
 THINGS = ("room", "soup", "film", "book", "train", "lake", "song")
 
 
+@pytest.mark.compiles
 def test_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
     parts = load_pair(resolve("smollm2-135m"), cache)
     made = Engine(parts.target, parts.loaded.tokenizer, 512, draft=parts.draft, depth=2, memory=2**30)

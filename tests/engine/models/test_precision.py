@@ -142,6 +142,7 @@ def test_what_is_float32_in_a_bfloat16_checkpoint_stays_float32() -> None:
     assert types(model) == {mx.float16, mx.float32}
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("mode", "bits", "group"), [("affine", 4, 32), ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 )

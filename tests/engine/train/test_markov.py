@@ -152,6 +152,7 @@ def test_only_missing_features_are_made(tmp_path: Path) -> None:
     assert np.array_equal(load_features(second).logits, before.logits)
 
 
+@pytest.mark.compiles
 def test_a_head_learns_what_the_target_says_next(tmp_path: Path) -> None:
     """The backbone knows nothing yet; what the target says after a token is soon learnt."""
     learner = trainer(tmp_path)
