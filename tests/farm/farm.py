@@ -6,9 +6,10 @@ import os
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,23 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Account:
-    """Of a batch that was waited for: lines without a completion, lines with several, and what never ended."""
+    """Of a batch that was waited for: lines without a completion, lines with several, what never ended, and with which
+    codes lines failed.
+    """
 
     lines: int
     lost: int
     duplicated: int
     stuck: int
+    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
         return not (self.lost or self.duplicated or self.stuck)
 
     def __str__(self) -> str:
-        return f"{self.lost} lost, {self.duplicated} duplicated, {self.stuck} stuck of {self.lines:,}"
+        reasons = "".join(f" ({count} failed: {code})" for code, count in self.failures.items())
+        return f"{self.lost} lost{reasons}, {self.duplicated} duplicated, {self.stuck} stuck of {self.lines:,}"
 
 
 class Farm:
@@ -162,9 +167,9 @@ class Farm:
         self.wait(lambda: self.status(batch).complete, seconds)
         lines = [orjson.loads(result.line) for result in batches.results(self.redis, batch)]
         done = {line["custom_id"] for line in lines if line["error"] is None}
-        return Account(
-            count, count - len(done), len(lines) - len({line["custom_id"] for line in lines}), self._stuck(batch)
-        )
+        twice = len(lines) - len({line["custom_id"] for line in lines})
+        failures = Counter(line["error"]["code"] for line in lines if line["error"])
+        return Account(count, count - len(done), twice, self._stuck(batch), failures)
 
     def _stuck(self, batch: str) -> int:
         """Lines without an end, and leases and queue entries that are left over."""
