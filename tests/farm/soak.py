@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 import time
 
+import click
+
+from draftmill.producer.queue.errors import heed_signals
 from tests.farm import dying, generation, load, own_disk, redis_faults
 from tests.farm.figure import Fault
 from tests.farm.files import datasets, outputs
@@ -71,22 +74,24 @@ FAULTS = (
 )
 
 
-def main() -> int:
-    full = "--small" not in sys.argv
-    names = [name for name in sys.argv[1:] if not name.startswith("-")]
+@click.command(help=__doc__)
+@click.option("--small", is_flag=True, help="As small as in `make test`.")
+@click.argument("names", nargs=-1, metavar="[NAME]…", type=click.Choice([fault.name for fault in FAULTS]))
+def main(small: bool, names: tuple[str, ...]) -> None:
+    heed_signals()  # so that no process of a fault goes on without this one
     missed = 0
     print("| fault | target | measured | holds |\n|---|---|---|---|")
     for fault in FAULTS:
         if names and fault.name not in names:
             continue
         begin = time.monotonic()
-        figure = fault.run(full)
+        figure = fault.run(not small)
         missed += not figure.holds
         seconds = f"{time.monotonic() - begin:.0f} s"
         verdict = "yes" if figure.holds else "**no**"
         print(f"| {fault.name} | {fault.target} | {figure.text} ({seconds}) | {verdict} |", flush=True)
-    return 1 if missed else 0
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
