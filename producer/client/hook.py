@@ -14,7 +14,10 @@ import binascii
 import hashlib
 import hmac
 import os
+import re
 import shlex
+import shutil
+import signal
 import subprocess
 import time
 import urllib.error
@@ -36,6 +39,7 @@ PREFIX = "whsec_"
 """Stands before a secret that is base64, as OpenAI gives them out."""
 POST_SECONDS, COMMAND_SECONDS = 10.0, 300.0
 """How long a receiver, or a command, may take."""
+URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 STDERR = 2
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds between tries."""
@@ -88,27 +92,16 @@ class Hook:
 
     @staticmethod
     def of(target: str, secret_file: Path | None) -> Hook:
-        """What an option names; the secret is in a file or in the environment. Raises UserError."""
-        if not target.startswith(("http://", "https://")):
-            if secret_file:
-                raise UserError("a command is not signed: leave out --notify-secret, or name a URL with --notify")
-            try:
-                words = shlex.split(target)
-            except ValueError as error:
-                raise UserError(f"--notify {target!r} is no command: {str(error).lower()}") from None
-            if not words:
-                raise UserError("--notify is empty; name a URL or a command")
-            return Hook(target)
-        try:
-            url = urlsplit(target)
-            host, is_plain = url.hostname, url.username is None
-        except ValueError:
-            host, is_plain = None, True
-        if not host:
-            raise UserError("--notify is a URL without a host")
-        if not is_plain:
-            raise UserError(f"--notify is a URL with a user name for {host}; leave that out: what is sent is signed")
-        return Hook(target, _key(_secret(secret_file)))
+        """What an option names; the secret is in a file or in the environment. Raises UserError for what can tell
+        nobody, before any work is done.
+        """
+        if URL.match(target):
+            _check_url(target)
+            return Hook(target, _key(_secret(secret_file)))
+        if secret_file:
+            raise UserError("a command is not signed: leave out --notify-secret, or name a URL with --notify")
+        _check_command(target)
+        return Hook(target)
 
     def tell(self, event: Event) -> None:
         """Tells it once; raises Untold."""
@@ -130,11 +123,11 @@ class Hook:
 
     @property
     def name(self) -> str:
-        """The target without what may be secret in it: a URL's user, query and fragment; a command's arguments."""
+        """The target without what may be secret in it: a URL's path and query, a command's arguments."""
         if not self.secret:
             return shlex.split(self.target)[0]
         url = urlsplit(self.target)
-        return f"{url.scheme}://{url.hostname}{url.path}"
+        return f"{url.scheme}://{url.netloc}"
 
     def _post(self, id: str, body: bytes, now: int) -> None:
         signed = hmac.new(self.secret, f"{id}.{now}.".encode() + body, hashlib.sha256).digest()
@@ -159,15 +152,21 @@ class Hook:
             raise Untold(str(error) or type(error).__name__) from None
 
     def _call(self, body: bytes) -> None:
+        words = shlex.split(self.target)
         try:
             # What it prints must not stand between what we print for scripts.
-            done = subprocess.run(shlex.split(self.target), input=body, stdout=STDERR, timeout=COMMAND_SECONDS)
+            with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=STDERR, process_group=0) as command:
+                try:
+                    command.communicate(body, COMMAND_SECONDS)
+                except BaseException:
+                    os.killpg(command.pid, signal.SIGKILL)  # and what it has started
+                    raise
         except OSError as error:
             raise Untold((error.strerror or str(error)).lower(), passes=False) from None
         except subprocess.TimeoutExpired:
-            raise Untold(f"it took longer than {COMMAND_SECONDS:g} s") from None
-        if done.returncode:
-            raise Untold(f"it ended with exit code {done.returncode}")
+            raise Untold(f"it took longer than {COMMAND_SECONDS:g} s", passes=False) from None
+        if command.returncode:
+            raise Untold(f"it ended with exit code {command.returncode}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -180,6 +179,36 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _check_url(target: str) -> None:
+    """Raises UserError for a URL that nothing can be posted to; the message shows neither its path nor its query."""
+    try:
+        url = urlsplit(target)
+        host, _ = url.hostname, url.port
+        (host or "").encode("idna")
+    except ValueError:  # whose text shows what may be a password
+        raise UserError("--notify is a URL whose host or port is wrong") from None
+    if url.scheme not in ("http", "https"):
+        raise UserError(f"--notify is a URL of {url.scheme}://; name one of https://, or a command")
+    if not host:
+        raise UserError("--notify is a URL without a host")
+    if url.username is not None:
+        raise UserError(f"--notify is a URL with a user name for {host}; leave that out: what is sent is signed")
+    if not all("!" <= each <= "~" for each in target):
+        raise UserError(f"--notify is a URL of {host} with spaces or letters that are not ASCII; write them as %20")
+
+
+def _check_command(target: str) -> None:
+    """Raises UserError for a command that cannot be called."""
+    try:
+        words = shlex.split(target)
+    except ValueError as error:
+        raise UserError(f"--notify {target!r} is no command: {str(error).lower()}") from None
+    if not words:
+        raise UserError("--notify is empty; name a URL or a command")
+    if not shutil.which(words[0]):
+        raise UserError(f"--notify: there is no command {words[0]!r} that may be run; name another one, or a URL")
 
 
 def _secret(file: Path | None) -> str:

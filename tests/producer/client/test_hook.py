@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ import orjson
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 
+from draftmill.producer.client import hook
 from draftmill.producer.client.hook import SECRET, Event, Hook, Untold
 from draftmill.producer.queue.errors import UserError
 from tests.producer.conftest import Shell
@@ -92,7 +94,7 @@ def test_what_passes_is_tried_again_with_growing_pauses(receive: Callable[..., R
     nobody = receive(200)
     nobody.close()
     pauses.clear()
-    with pytest.raises(UserError, match=r"cannot notify http://127.0.0.1/done: .*run the same command again"):
+    with pytest.raises(UserError, match=r"cannot notify http://127.0.0.1:\d+: .*run the same command again"):
         Hook.of(nobody.url, None).tell_patiently(EVENT, pauses.append)
     assert pauses == [1, 2, 4, 8, 16, 32]
 
@@ -112,8 +114,16 @@ def test_a_command_gets_the_same_on_its_standard_input(tmp_path: Path) -> None:
     assert (told["type"], told["data"], told["draftmill"]) == ("batch.completed", {"id": "batch_1"}, {"done": 3})
     with pytest.raises(Untold, match="it ended with exit code 1"):
         Hook.of("false", None).tell(EVENT)
-    with pytest.raises(UserError, match="cannot notify no-such-command: no such file"):
-        Hook.of("no-such-command $(id)", None).tell_patiently(EVENT)
+
+
+def test_a_command_that_hangs_ends_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "COMMAND_SECONDS", 0.3)
+    left = tmp_path / "left"
+    slow = Hook.of(f"sh -c 'sleep 1; touch {left}'", None)
+    with pytest.raises(UserError, match=r"it took longer than 0.3 s; mend it"):
+        slow.tell_patiently(EVENT, lambda _: pytest.fail("it waited"))
+    time.sleep(1.2)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +137,14 @@ def test_a_command_gets_the_same_on_its_standard_input(tmp_path: Path) -> None:
         ("tell me", "secret", "a command is not signed"),
         ("tell 'me", None, "is no command: no closing quotation"),
         (" ", None, "--notify is empty"),
+        ("no-such-command $(id)", None, "there is no command 'no-such-command'"),
+        ("ftp://example.com/done", "secret", "is a URL of ftp://"),
+        ("HTTPS://", "secret", "without a host"),
+        ("http://example.com:99999/", "secret", "host or port is wrong"),
+        ("http://a..b/", "secret", "host or port is wrong"),
+        ("http://[::1/done", "secret", "host or port is wrong"),
+        ("http://example.com/a b", "secret", "of example.com with spaces"),
+        ("http://example.com/\u00e4", "secret", "of example.com with spaces"),
     ],
 )
 def test_wrong_hooks(tmp_path: Path, target: str, content: str | None, reason: str) -> None:
@@ -186,5 +204,6 @@ def test_a_server_tells_how_batches_ended(
     extra = told[done.id].model_extra["draftmill"]
     assert extra["output_file_id"] == done.output_file_id
     assert extra["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
-    assert "cannot notify http://127.0.0.1/done: it answered 500; trying again" in server.log.read_text()
-    assert "hidden" not in server.log.read_text()
+    log, place = server.log.read_text(), receiver.url.removesuffix("/done?token=hidden")
+    assert f"cannot notify {place}: it answered 500; trying again" in log
+    assert "hidden" not in log
