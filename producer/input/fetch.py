@@ -41,13 +41,13 @@ def fetch(url: str, tell: Tell) -> BinaryIO:
         _remove_old(folder.parent)
         with _alone(folder, name, tell):
             copy = Copy(folder, name, tell)
-            _fetch(url, copy)
+            _fetch(url, copy, tell)
             return copy.open()
     except OSError as error:
         raise UserError(explain_file(error, "cannot write", error.filename or folder)) from error
 
 
-def _fetch(url: str, copy: Copy) -> None:
+def _fetch(url: str, copy: Copy, tell: Tell) -> None:
     """Takes what the copy lacks, over as many connections as that needs."""
     failures, most, was_answered = 0, 0, False
     while True:
@@ -58,12 +58,14 @@ def _fetch(url: str, copy: Copy) -> None:
                 copy.take(answer)
             return
         except Cut as cut:
-            if not was_answered:
+            if not was_answered and not isinstance(cut, remote.Busy):
                 raise UserError(f"cannot read {copy.name}: {cut}") from None
             failures = 0 if copy.held.size > most else failures + 1
             most = max(most, copy.held.size)
             if failures == TRIES:
-                raise UserError(f"{copy.name} came no further than {_mb(most)}: {cut}; {AGAIN}") from None
+                how_far = f"{copy.name} came no further than {_mb(most)}" if most else f"cannot read {copy.name}"
+                raise UserError(f"{how_far}: {cut}; {AGAIN}") from None
+            tell(f"waiting for {copy.name}: {cut}")
             time.sleep(2**failures)
 
 

@@ -71,6 +71,10 @@ class Cut(Exception):
     """It did not come to its end, for a reason that may pass."""
 
 
+class Busy(Cut):
+    """The server answers that it cannot serve it just now."""
+
+
 def is_url(source: str) -> bool:
     """Whether it is a URL and not the name of a file."""
     return URL.match(source) is not None
@@ -136,7 +140,7 @@ def _ask_http(url: str, held: Held) -> Answer | None:
         error.close()
         if error.code == 304:
             return None
-        if error.code == 416:
+        if error.code == 416 and request.has_header("Range"):
             return _ask_http(url, Held())
         raise _refusal(url, error.code) from None
     version = response.headers["Last-Modified" if is_date else "ETag"] or response.headers["Last-Modified"] or ""
@@ -145,6 +149,9 @@ def _ask_http(url: str, held: Held) -> Answer | None:
         return None
     start = 0
     if response.status == 206:
+        if not request.has_header("Range"):
+            response.close()
+            raise _refusal(url, 206)
         version = version or held.version
         start = held.size
         if version != held.version or not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
@@ -175,7 +182,7 @@ def _refusal(url: str, code: int) -> Exception:
             "https://USER:PASSWORD@HOST/…"
         )
     if code >= 500 or code in (408, 425, 429):
-        return Cut(f"the server answers HTTP {code}")
+        return Busy(f"the server answers HTTP {code}")
     return UserError(f"cannot read {name}: the server answers HTTP {code}")
 
 

@@ -123,12 +123,25 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(files: Files) -> None
     url = files.put("/x.jsonl", LINES)
     files.cuts = [50_000]
 
-    def tell(_: str) -> None:
-        files.codes[:] = [503, 429] if len(files.asked) == 1 else []
+    def tell(text: str) -> None:
+        if text.startswith("fetching") and len(files.asked) == 1:
+            files.codes[:] = [503, 429]
 
     with fetch(url, tell) as file:
         assert file.read() == LINES
     assert files.ranges == [None] + ["bytes=50000-"] * 3
+    files.codes = [500, 503]
+    assert got(url) == LINES
+    files.codes = [503] * fetching.TRIES
+    with pytest.raises(UserError, match=r"cannot read .*/y\.jsonl: the server answers HTTP 503; run the same command"):
+        got(files.put("/y.jsonl", LINES))
+
+
+@pytest.mark.parametrize("code", [206, 416])
+def test_an_answer_to_what_was_not_asked_is_refused(files: Files, code: int) -> None:
+    files.codes = [code] * 20
+    with pytest.raises(UserError, match=f"the server answers HTTP {code}"):
+        got(files.put("/x.jsonl", LINES))
 
 
 def test_a_login_is_sent_and_not_shown(files: Files) -> None:
