@@ -217,6 +217,12 @@ def collect_command(
     places.check(out)
     redis = connect(redis_url)
     state = known(redis, batch)
+    if force and batches.handed(redis, batch):
+        force = False
+        note = (
+            "--force does nothing: results of the batch are in an OUT and no longer in Redis, and nothing may lose them"
+        )
+        options.say_notes([note])
     with (
         places.place_of(out, force, Moving()) as place,
         Output(place, batch, force, state.source, state.parameters) as output,

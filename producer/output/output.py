@@ -10,7 +10,7 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,7 @@ from .formats import ERRORS, MANIFEST, ORDER, PARTIAL, extra_in, extras, format_
 from .manifest import Manifest, difference
 from .order import Order
 from .places import Place
-from .records import FAULTS, changed
+from .records import FAULTS, add, changed, odd
 
 
 def errors_of(out: Path) -> Path:
@@ -42,7 +42,8 @@ class Output:
     file that it leads to is written; what lies beside OUT lies beside the link. `send` takes all of this to the `place`
     of an OUT at a URL. `source`, `parameters` and `content` tell what the batch is of, for the day when OUT is named
     for another one. `keys` stand for the custom_ids of all its lines, where these are known: then OUT must have no
-    other. `notes` counts what workers could not do, by the results that were added.
+    other. With `force` what would be refused is overwritten. `notes` counts what workers could not do, by the results
+    that were added.
     """
 
     def __init__(
@@ -72,10 +73,15 @@ class Output:
         self._extra: list[str] = []
         self._out = GrowingFile(self._stream_path)
         try:
-            self.manifest = self._found(Manifest(batch, content, source, dict(parameters or {})), force)
-            self._load()
-            if keys is not None:
-                self._refuse_others(keys)
+            new = Manifest(batch, content, source, dict(parameters or {}), token=secrets.token_hex(8))
+            try:
+                self.manifest = self._go_on(new, keys)
+            except WriteError:
+                raise
+            except UserError:
+                if not force:
+                    raise
+                self.manifest = self._start_over(new)
             if manifests.read(self._manifest_path) != asdict(self.manifest):
                 self._save_manifest()
             self.place.claim()
@@ -273,14 +279,19 @@ class Output:
         self._out.close()
         self._out = GrowingFile(self._stream_path)
 
-    def _found(self, new: Manifest, force: bool) -> Manifest:
-        """What an earlier command left here, if it is of the same lines; refuses to touch anything else."""
+    def _go_on(self, new: Manifest, keys: Collection[int] | None) -> Manifest:
+        """Reads what an earlier command left here of the same lines; refuses to touch anything else."""
+        found = self._found(new)
+        self._load()
+        if keys is not None:
+            self._refuse_others(keys)
+        return found
+
+    def _found(self, new: Manifest) -> Manifest:
+        """The manifest to go on with."""
         content = manifests.read(self._manifest_path)
         out, errors = max(size(self.path), size(self._stream_path)), size(self.errors.path)
         there = self.path if size(self.path) else self._stream_path if out else self.errors.path
-        new.token = secrets.token_hex(8)
-        if force:
-            return self._start_over(new)
         if content is None:
             if out or errors:
                 raise UserError(f"{str(there)!r} exists; choose another file or overwrite it with --force")
@@ -288,9 +299,8 @@ class Output:
         found = Manifest.of(content)
         if found.is_of(new):
             adopt_errors(self.path, self.errors.path, content)
-            new.columns, new.in_order, new.token = found.columns, found.in_order, found.token or new.token
-            new.told = found.told
-            return new
+            token = found.token or new.token
+            return replace(new, columns=found.columns, in_order=found.in_order, token=token, told=found.told)
         if out:
             raise UserError(
                 f"{self.place.name!r} holds {found.batch}, not {new.batch} "
@@ -302,23 +312,28 @@ class Output:
         self._out.truncate(0)
         if self._format.packed:
             remove(self.path)
+        self.errors.close()
         remove(self.errors.path)
+        self.errors = ErrorFile(self.errors.path)
         self._order.remove()
+        self._load()
         return new
 
     def _load(self) -> None:
         """Reads which lines have ended, and cuts off what a cut tore."""
         length = 0
+        self._done.clear()
+        self._extra.clear()
         for number, custom_id, record in self._records():
             if custom_id is not None:
-                _add(self._done, custom_id, self._stream_path, number)
+                add(self._done, custom_id, self._stream_path, number)
             else:
                 self._extra = extra_in(record)
             length += len(record)
         self._has_packed = self._format.packed and size(self.path) > 0
         rows: set[int] = set()  # which may stand among the others as well
         for row, custom_id in self._rows():
-            _add(rows, custom_id, self.path, row)
+            add(rows, custom_id, self.path, row)
         self._done |= rows
         self._out.truncate(length)
         self.errors.load(self._done)
@@ -330,7 +345,7 @@ class Output:
         others = self._done.difference(keys) | self.errors.failed.difference(keys)
         for path, number, custom_id in self._places():
             if key_of(custom_id) in others:
-                raise _odd(path, number, custom_id, "is not of this INPUT")
+                raise odd(path, number, custom_id, "is not of this INPUT")
 
     def _places(self) -> Iterator[tuple[Path, int, str]]:
         """The custom_id of each result and failure, with its file and its line there, or row."""
@@ -388,17 +403,3 @@ class Output:
     def _save_manifest(self) -> None:
         with replacing(self._manifest_path, self.path) as file:
             file.write(self.manifest.dump())
-
-
-def _add(keys: set[int], custom_id: str, path: Path, number: int) -> None:
-    """Adds the key of line `number` of a file; raises UserError if an earlier line has the same custom_id."""
-    key = key_of(custom_id)
-    if key in keys:
-        raise _odd(path, number, custom_id, "stands in an earlier line as well")
-    keys.add(key)
-
-
-def _odd(path: Path, number: int, custom_id: str, what: str) -> UserError:
-    return UserError(
-        f"{str(path)!r} line {number}: custom_id {custom_id!r} {what}; mend it, or start over with --force"
-    )

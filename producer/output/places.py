@@ -188,12 +188,18 @@ class RemotePlace(Place):
             raise UserError(f"{self._url} exists; choose another place or overwrite it with --force")
         fetched = {end: self._fetch(end) for end in newer}
         others = {end: new for end, new in fetched.items() if not self._is_same(end, new)}
-        if lost := [end for end in others if self._is_unsent(end)]:
+        lost = [end for end in others if self._is_unsent(end)]
+        if lost == [*others] == [MANIFEST] and self._is_of_one_batch(others[MANIFEST]):
+            # Another machine began with this OUT and brought no result there: what is here goes on.
+            self._sent[MANIFEST] = Sent(there[MANIFEST])
+            fetched.pop(MANIFEST).unlink()
+            lost, others = [], {}
+        if lost:
             for new in fetched.values():
                 new.unlink()
             raise UserError(
                 f"{self._url_of(lost[0])} was written by somebody else, and {str(self._path_of(lost[0]))!r} has what "
-                "never came there; remove one of them, or name another OUT"
+                "never came there; move one of them away, or name another OUT"
             )
         for end, new in fetched.items():
             new.replace(self._path_of(end))
@@ -210,6 +216,11 @@ class RemotePlace(Place):
     def _is_same(self, end: str, new: Path) -> bool:
         """Whether what the URL has is what is here: a kill came before that was noted."""
         return size(self._path_of(end)) > 0 and filecmp.cmp(self._path_of(end), new, shallow=False)
+
+    def _is_of_one_batch(self, new: Path) -> bool:
+        """Whether the manifest at the URL tells of the batch that the one here tells of."""
+        here, there = manifests.read(self._path_of(MANIFEST)), manifests.read(new)
+        return here is not None and there is not None and here["batch"] == there["batch"]
 
     def _is_unsent(self, end: str) -> bool:
         """Whether a file here has what never was at the URL."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ..input.dataset import key_of
 from ..queue.errors import UserError
 
 FAULTS = ValueError, LookupError, TypeError, AttributeError
@@ -20,3 +21,18 @@ def whole_lines(file: BinaryIO) -> Iterator[bytes]:
 def changed(path: Path, what: str) -> UserError:
     """For a file that holds what was never written to it."""
     return UserError(f"{str(path)!r} was changed since it was written: {what}; mend it, or start over with --force")
+
+
+def add(keys: set[int], custom_id: str, path: Path, number: int) -> None:
+    """Adds the key of line `number` of a file; raises UserError if an earlier line has the same custom_id."""
+    key = key_of(custom_id)
+    if key in keys:
+        raise odd(path, number, custom_id, "stands in an earlier line as well")
+    keys.add(key)
+
+
+def odd(path: Path, number: int, custom_id: str, what: str) -> UserError:
+    """For a line that cannot be of this batch, or not there."""
+    return UserError(
+        f"{str(path)!r} line {number}: custom_id {custom_id!r} {what}; mend it, or start over with --force"
+    )

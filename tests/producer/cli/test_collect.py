@@ -54,6 +54,19 @@ def test_submit_again_queues_nothing_and_collect_waits(shell: Shell, prompts: st
     assert early.stderr.startswith(f"{LINES} of {LINES} lines have no result yet")
 
 
+def test_force_never_loses_what_redis_no_longer_has(shell: Shell, worker: Callable[[], None]) -> None:
+    shell.write("in.jsonl", b'{"id": "r-0", "prompt": "say it", "max_tokens": 2}')
+    shell.write("other.jsonl", b"precious")
+    batch = shell("submit", "in.jsonl", "--pair", PAIR).stdout.strip()
+    worker()
+    for out in ("out.jsonl", "out.jsonl", "other.jsonl"):
+        collected = shell("collect", batch, "-o", out, "--follow", "--force")
+        assert collected.returncode == (0 if out == "out.jsonl" else 2)
+        assert ids(shell, "out.jsonl") == ["r-0"]
+    assert "Note: --force does nothing: results" in collected.stderr
+    assert shell.lines("other.jsonl") == [b"precious"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_collect_that_is_told_to_stop_can_go_on(
     shell: Shell, prompts: str, worker: Callable[[], None], number: signal.Signals

@@ -257,6 +257,8 @@ def test_another_batch_s_file_is_not_touched(tmp_path: Path) -> None:
         output.write(done(1))
     assert b"r-1" in path.read_bytes()
     assert not errors_of(path).exists()
+    with Output(path, "c", force=True) as output:  # which says that something else may be overwritten
+        assert output.done == 1
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -135,6 +135,26 @@ def test_of_two_machines_that_both_went_on_neither_loses(s3: S3, machine: Machin
     assert write(2).done == 3
 
 
+def test_a_machine_that_only_began_stops_no_other(s3: S3, machine: Machine) -> None:
+    write(1, send=False)  # killed
+    machine("second")
+    with place_of(URL) as place, Output(place, "b"):
+        pass
+    machine("first")
+    assert write(2).done == 2
+    assert ids(s3.read("a/out.jsonl")) == ["r-1", "r-2"]
+
+
+def test_force_overwrites_what_others_wrote_with_what_is_here(s3: S3) -> None:
+    with place_of(URL) as place, Output(place, "b") as output:
+        output.write(done(1))
+        s3.put("a/out.jsonl", b"mine\n")
+        with pytest.raises(UserError, match="was changed by somebody else meanwhile"):
+            output.send()
+    assert write(force=True).done == 1
+    assert ids(s3.read("a/out.jsonl")) == ["r-1"]
+
+
 def test_what_changes_meanwhile_is_not_written_over(s3: S3, machine: Machine) -> None:
     home = machine("first")
     with place_of(URL) as place, Output(place, "b") as output:
