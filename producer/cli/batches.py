@@ -297,6 +297,8 @@ def cancel_command(batch: str, redis_url: str | None) -> None:
         click.echo("Cancelled; workers end its lines within seconds")
     else:
         click.echo(f"Cancelled {count(ended, 'queued line')}; running ones end within seconds")
+    if dropped := state.total - current(redis, batch).total:
+        click.echo(f"{count(dropped, 'line')} that nobody had queued yet went with them, and will have no result")
 
 
 @click.command("forget")

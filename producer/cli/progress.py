@@ -192,6 +192,8 @@ def describe(state: BatchStatus, speed: Speed, seconds_left: float | None, unser
         parts.append(f"{state.cancelled} cancelled")
     if state.complete:
         return " · ".join(parts)
+    if state.is_paused:
+        parts.append("paused")
     if not speed.workers:
         parts.append("waiting for a worker")
     elif unserved:
@@ -199,7 +201,7 @@ def describe(state: BatchStatus, speed: Speed, seconds_left: float | None, unser
     if len(speed.workers) > 1:
         parts.append(f"{len(speed.workers)} workers")
     parts += rates(speed)
-    if seconds_left is not None:
+    if seconds_left is not None and not state.is_paused:
         parts.append(f"{clock(seconds_left)} left")
     return " · ".join(parts)
 

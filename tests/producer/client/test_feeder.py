@@ -161,9 +161,13 @@ def test_one_feeder_has_the_duty(redis: redis_py.Redis) -> None:
     assert duty.take(redis, "two")
 
 
-def test_cancelling_drops_what_is_left(redis: redis_py.Redis, submission: Submission) -> None:
+def test_cancelling_drops_what_is_left(
+    redis: redis_py.Redis, redis_server: RedisServer, submission: Submission
+) -> None:
     detached(redis, submission)
-    batches.cancel(redis, submission.info.id)
+    at = ("--redis-url", redis_server.url)
+    cancelled = CliRunner().invoke(main, ("cancel", submission.info.id, *at)).stdout.splitlines()
+    assert cancelled[1] == "220 lines that nobody had queued yet went with them, and will have no result"
     assert not redis.exists(wire.rest_key(submission.info.id))
     FleetFeeder(redis).look()
     assert not redis.exists(wire.RESTS)

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from draftmill.producer.cli.main import main
+from draftmill.producer.cli.progress import Speed, describe
 from draftmill.producer.queue import batches, wire
 from draftmill.producer.queue.leases import Outcome
 from draftmill.producer.queue.orders import steer
@@ -117,6 +118,7 @@ def test_the_commands_say_what_they_did(mill: Mill) -> None:
     queue(mill, "w").claim(3)
     assert draftmill(mill, "pause", "b").stdout == "Paused; 3 running lines finish. To go on: draftmill resume b\n"
     assert "paused" in draftmill(mill, "status").stdout
+    assert describe(mill.status("b"), Speed(), 9) == "0/10 · paused · waiting for a worker"
     assert draftmill(mill, "priority", "b", "high").stdout == "7 queued lines have priority high\n"
     assert draftmill(mill, "resume", "b").stdout == "Resumed; 7 lines are queued\n"
     assert draftmill(mill, "resume", "b").stdout == "b was not paused\n"
