@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 
@@ -95,8 +96,8 @@ def acl_command(redis_url: str | None, keep: Path | None, renew: tuple[str, ...]
 
 def _users_of(file: Path) -> dict[str, str]:
     """The lines of an ACL file by their users; raises UserError if none of these is ours."""
-    lines = [line for line in file.read_text("utf-8", "replace").splitlines() if line.startswith("user ")]
-    found = {acl.credentials(line)[0]: line for line in lines}
+    lines = [line.strip() for line in file.read_text("utf-8", "replace").splitlines()]
+    found = {acl.credentials(line)[0]: line for line in lines if re.match(r"user\s+\S", line)}
     if not found.keys() & set(USERS):
         raise UserError(
             f"{str(file)!r} has none of draftmill's users; let standard output go to another file than --keep"

@@ -391,7 +391,7 @@ def test_a_file_made_anew_keeps_passwords_and_other_users(shell: Shell) -> None:
         earlier = [*acl.users(PASSWORDS, (7, 2)), "user guest on nopass ~guest:* +get"]
         earlier = [line.replace("on ", "off ", 1) if line.startswith("user metrics") else line for line in earlier]
         file = shell.folder / "earlier.acl"
-        file.write_text("\n".join(line.replace("+evalsha", "") for line in earlier) + "\n")
+        file.write_text("user\n" + "\n ".join(line.replace("+evalsha", "") for line in earlier) + "\n")
         made = shell("redis", "acl", "--redis-url", server.url, "--keep", str(file), "--renew", "worker")
         same = shell("redis", "acl", "--redis-url", server.url, "--keep", str(file))
         file.write_text("")
