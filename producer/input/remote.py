@@ -288,6 +288,6 @@ def store_trouble(url: str, doing: str = "read") -> Iterator[None]:
             raise UserError(f"{cannot}: it refuses the credentials; {LOGINS[scheme]}") from None
         if isinstance(error, FileNotFoundError) or code == 404:
             raise UserError(f"{cannot}: {'no such file' if doing == 'read' else MISSING[scheme]}") from None
-        if "Credential" in kind:
+        if "Credential" in kind or "Profile" in kind:
             raise UserError(f"{cannot}: there are no credentials; {LOGINS[scheme]}") from None
-        raise Cut(f"its store fails ({kind})") from None
+        raise Cut("it cannot be reached" if "Connect" in kind else f"its store fails ({kind})") from None
