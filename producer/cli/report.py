@@ -12,6 +12,7 @@ import orjson
 from ..client.hook import Event, Hook, Status
 from ..output.output import Output
 from ..queue.batches import BatchStatus
+from ..queue.errors import AGAIN, Interrupted
 from ..queue.fleet import Report, Spent
 from .progress import Speed
 
@@ -164,7 +165,10 @@ def tell(hook: Hook | None, output: Output, status: Status = "completed") -> Non
     about = output_report(output, True) | {"source": manifest.source}
     event = Event(manifest.batch, status, {name: about[name] for name in TOLD})
     if hook and manifest.told != event.id:
-        hook.tell_patiently(event)
+        try:
+            hook.tell_patiently(event)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; OUT is complete, and {hook.name} may not know: {AGAIN}") from None
         output.remember(event.id)
         output.send()
 
