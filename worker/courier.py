@@ -20,7 +20,7 @@ log = logging.getLogger("draftmill.worker")
 SOON, LATER = 0.05, 1.0
 """Seconds until the next look at the queue: after one that found jobs, and while only rows that are taken could have
 more waiting behind them."""
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.02
 """How long an outcome waits for others while all rows are taken, for jobs end one by one."""
 LISTEN_SECONDS = 3.0
 """For how long a worker with a free row waits to be called before it looks by itself whether there are jobs: they can
