@@ -76,10 +76,8 @@ class Output:
             new = Manifest(batch, content, source, dict(parameters or {}), token=secrets.token_hex(8))
             try:
                 self.manifest = self._go_on(new, keys)
-            except WriteError:
-                raise
-            except UserError:
-                if not force:
+            except UserError as error:
+                if not force or isinstance(error, WriteError):
                     raise
                 self.manifest = self._start_over(new)
             if manifests.read(self._manifest_path) != asdict(self.manifest):
