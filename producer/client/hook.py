@@ -14,7 +14,6 @@ import binascii
 import hashlib
 import hmac
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from ..input.remote import is_url
 from ..queue.errors import AGAIN, UserError, explain_file
 
 SECRET = "DRAFTMILL_NOTIFY_SECRET"
@@ -39,7 +39,6 @@ PREFIX = "whsec_"
 """Stands before a secret that is base64, as OpenAI gives them out."""
 POST_SECONDS, COMMAND_SECONDS = 10.0, 300.0
 """How long a receiver, or a command, may take."""
-URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 STDERR = 2
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds between tries."""
@@ -95,7 +94,7 @@ class Hook:
         """What an option names; the secret is in a file or in the environment. Raises UserError for what can tell
         nobody, before any work is done.
         """
-        if URL.match(target):
+        if is_url(target):
             _check_url(target)
             return Hook(target, _key(_secret(secret_file)))
         if secret_file:

@@ -7,9 +7,9 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Account:
     lost: int
     duplicated: int
     stuck: int
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: Mapping[str, int]
 
     @property
     def clean(self) -> bool:

