@@ -1,8 +1,8 @@
-"""The checks of this machine's engine, in the order in which they run."""
+"""The checks of this machine's engine, in parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -32,7 +32,7 @@ class Sizes:
     kernel_seconds: float = 40.0
     prompts: int = 8
     tokens: int = 12
-    timed_rows: tuple[int, ...] = (1, 8)
+    timed_rows: Sequence[int] = (1, 8)
     timed_tokens: int = 8
 
     @staticmethod
@@ -42,17 +42,38 @@ class Sizes:
         return Sizes() if on_cpu else Sizes(tokens=48, timed_rows=(1, 8, 32), timed_tokens=128)
 
 
-def checks(folder: Path, sizes: Sizes) -> Iterator[Check]:
-    """All of them; `folder` is the cache of models and measurements."""
-    single, own = (cache(partial(BoxedPair.load, folder, dtype)) for dtype in (mx.float32, None))
+TOGETHER, ALONE = ("kernels", "float32", "own-type"), "speed"
+"""Parts that run at the same time, for most of it is compiling, and the one that must have the machine to itself."""
+
+
+def parts(folder: Path, sizes: Sizes) -> dict[str, Callable[[], Iterator[Check]]]:
+    """The checks of each part, in their order; `folder` is the cache of models and measurements."""
+    return {
+        "kernels": partial(of_kernels, folder, sizes),
+        "float32": partial(of_float32, folder, sizes),
+        "own-type": partial(of_own_type, folder, sizes),
+        "speed": partial(of_speed, folder, sizes),
+    }
+
+
+def of_kernels(folder: Path, sizes: Sizes) -> Iterator[Check]:
     half = mx.float16 if emulates_bfloat16(chip()) else mx.bfloat16
-    shapes: dict[str, Callable[[], Iterable[OperationShape]]] = {boxed.NAME: lambda: own().shapes}
+    shapes: dict[str, Callable[[], Iterable[OperationShape]]] = {boxed.NAME: lambda: BoxedPair.load(folder).shapes}
     shapes |= {name: partial(published.shapes, half) for name, published in PUBLISHED.items()}
     yield from kernel_checks(shapes, sizes.kernel_seconds)
     yield Check("pools", prove_pools)
+
+
+def of_float32(folder: Path, sizes: Sizes) -> Iterator[Check]:
     yield Check("stock forms", compare_families)
-    yield from token_checks("float32", single, sizes)
-    yield from token_checks("this machine's type", apart_from_float32(own), sizes)
+    yield from token_checks("float32", cache(partial(BoxedPair.load, folder, mx.float32)), sizes)
+
+
+def of_own_type(folder: Path, sizes: Sizes) -> Iterator[Check]:
+    yield from token_checks("this machine's type", apart_from_float32(cache(partial(BoxedPair.load, folder))), sizes)
+
+
+def of_speed(folder: Path, sizes: Sizes) -> Iterator[Check]:
     speed = cache(partial(Speed.load, folder))
     for rows in sizes.timed_rows:
         name = f"speed, {rows} row{'s' if rows > 1 else ''}"

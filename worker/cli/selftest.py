@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,8 @@ from ...producer.queue.paths import cache_dir
 from ..blas import preload
 
 if TYPE_CHECKING:
-    from ...engine.selftest.check import Check, Finding
+    from ...engine.selftest.check import Finding
+    from ...engine.selftest.checks import Sizes
 
 COLOURS = {"ok": "green", "wrong": "red", "skipped": "yellow", "told": "cyan"}
 OUT = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -38,22 +41,34 @@ def selftest(out: Path | None) -> None:
     """
     if slow := preload():
         click.echo(slow, err=True)
-    from ...engine.selftest.checks import Sizes, checks
+    from ...engine.selftest.checks import Sizes
+
+    report(findings(cache_dir(), Sizes.here()), out)
+
+
+def findings(folder: Path, sizes: Sizes) -> Iterator[Finding]:
+    """What all checks find; `folder` is the cache of models and measurements."""
+    from ...engine.selftest.checks import ALONE, TOGETHER
+    from ...engine.selftest.parts import together
     from .takeover import takeover_check
 
-    folder, sizes = cache_dir(), Sizes.here()
-    report([*checks(folder, sizes), takeover_check(folder, sizes.timed_tokens)], out)
+    words = [str(folder), json.dumps(asdict(sizes))]
+    for names in (TOGETHER, [ALONE]):
+        with together(names, words) as parts:
+            for part in parts:
+                yield from part.findings()
+    yield takeover_check(folder, sizes.timed_tokens).finding()
 
 
-def report(checks: Iterable[Check], out: Path | None) -> None:
-    """Run checks, print what each one found, and write that to a file; exits with 1 if anything is wrong."""
+def report(found: Iterable[Finding], out: Path | None) -> None:
+    """Print what each check finds, and write that to a file; exits with 1 if anything is wrong."""
     from .selftest_report import write
 
     check_writable(out)
     findings: list[Finding] = []
     click.echo(line("check", "verdict", "seconds", "found"))
-    for check in checks:
-        findings.append(finding := check.finding())
+    for finding in found:
+        findings.append(finding)
         verdict = click.style(f"{finding.verdict:<7}", COLOURS[finding.verdict])
         click.echo(line(finding.check, verdict, f"{finding.seconds:.1f}", finding.found))
         sys.stdout.flush()
