@@ -1,4 +1,4 @@
-"""Parts of the self-test in processes of their own: what a check finds comes through, and so does a process that dies."""
+"""Parts of the self-test in processes of their own: what a check finds comes through, even that its process died."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def test_findings_come_in_order_and_nothing_that_is_printed_gets_between() -> No
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("dies", "was ended by SIGABRT: MLX: the GPU gave up"), ("leaves", "ended with code 3: chatter that is no finding")],
+    [
+        ("dies", "was ended by SIGABRT: MLX: the GPU gave up"),
+        ("leaves", "ended with code 3: chatter that is no finding"),
+    ],
 )
 def test_a_check_in_which_its_process_ends_is_wrong_and_other_parts_go_on(name: str, how: str) -> None:
     with together([name, "sound"], [], PYTHON) as parts:

@@ -43,8 +43,8 @@ def test_this_machine_is_sound(cache: Path, boxed_model: Path, capsys: pytest.Ca
 
 def test_one_wrong_check_is_named_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sound = Check("tokens", lambda: "8 of 8 rows"), Check("speed", lambda: "5 tokens/s", judged=False)
+    checks = [*sound, Check("kill and resume", lost), Check("pools", missing)]
     with pytest.raises(SystemExit) as end:
-        checks = [*sound, Check("kill and resume", lost), Check("pools", missing)]
         report((check.finding() for check in checks), tmp_path / "report.json")
     assert end.value.code == 1
     shown = capsys.readouterr()
