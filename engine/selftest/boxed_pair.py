@@ -60,6 +60,9 @@ class BoxedPair:
     def load(folder: Path, dtype: mx.Dtype | None = None) -> BoxedPair:
         """Load it in this type, or in that of this machine. `folder` is the cache of models.
 
+        In a type that is given, weights are not quantised: that tells rounding from errors, and leaves quantised
+        products, which MLX compiles for minutes on CUDA, to the type in which workers need them.
+
         Raises:
             Skipped: it cannot be had.
             ModelError: it cannot be read.
@@ -69,12 +72,13 @@ class BoxedPair:
         loaded = load(pair.target, folder)
         if dtype:
             loaded.model.set_dtype(dtype)
+            dequantize_model(loaded.model)
         target = adapt(loaded.model)
         assert pair.draft
-        draft = load_draft(locate(pair.draft, folder))
+        draft: Any = load_draft(locate(pair.draft, folder))
         draft.set_dtype(target.dtype)
-        if mx.default_device() == mx.cpu:
-            draft: Any = dequantize_model(draft)
+        if dtype or mx.default_device() == mx.cpu:
+            dequantize_model(draft)
         target.operations = everywhere(shapes_of(target, draft))
         return BoxedPair(twin(loaded.model), loaded.tokenizer, target, draft)
 

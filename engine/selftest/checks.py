@@ -39,10 +39,10 @@ class Sizes:
     def here() -> Sizes:
         """More rows and tokens where a GPU generates them."""
         on_cpu = mx.default_device() == mx.cpu
-        return Sizes() if on_cpu else Sizes(tokens=48, timed_rows=(1, 8, 32), timed_tokens=128)
+        return Sizes() if on_cpu else Sizes(tokens=16, timed_rows=(1, 8, 32), timed_tokens=128)
 
 
-TOGETHER, ALONE = ("kernels", "float32", "own-type"), "speed"
+TOGETHER, ALONE = ("kernels", "stock-forms", "float32", "own-type"), "speed"
 """Parts that run at the same time, for most of it is compiling, and the one that must have the machine to itself."""
 
 
@@ -50,6 +50,7 @@ def parts(folder: Path, sizes: Sizes) -> dict[str, Callable[[], Iterator[Check]]
     """The checks of each part, in their order; `folder` is the cache of models and measurements."""
     return {
         "kernels": partial(of_kernels, folder, sizes),
+        "stock-forms": of_stock_forms,
         "float32": partial(of_float32, folder, sizes),
         "own-type": partial(of_own_type, folder, sizes),
         "speed": partial(of_speed, folder, sizes),
@@ -64,8 +65,11 @@ def of_kernels(folder: Path, sizes: Sizes) -> Iterator[Check]:
     yield Check("pools", prove_pools)
 
 
-def of_float32(folder: Path, sizes: Sizes) -> Iterator[Check]:
+def of_stock_forms() -> Iterator[Check]:
     yield Check("stock forms", compare_families)
+
+
+def of_float32(folder: Path, sizes: Sizes) -> Iterator[Check]:
     yield from token_checks("float32", cache(partial(BoxedPair.load, folder, mx.float32)), sizes)
 
 

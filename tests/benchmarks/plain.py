@@ -8,6 +8,7 @@ layers. Both sides have loaded it and take turns; a turn lasts from the first re
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 import time
@@ -99,11 +100,13 @@ def main(rows: tuple[int, ...], tokens: int, turns: int, small: bool, scripted: 
 
 
 def compare(server: RedisServer, model: Path, peer: Script, rows: int, tokens: int, turns: int) -> None:
-    prompts = [f"Question {n}: " + "why is the sky blue? " * (1 + n % 7) for n in range(max(4, 2 * rows))]
     ratios: list[float] = []
     with server.connect() as redis:
         service = Service(server, redis, model, rows)
         for turn in range(-1, turns):  # the first one warms both up
+            # Of other lengths in each turn, as in a dataset: MLX's CUDA backend keeps what it has planned for a length.
+            lengths = random.Random(turn)
+            prompts = [f"Question {n}: " + "why is it so? " * lengths.randint(1, 12) for n in range(max(4, 2 * rows))]
             own, generated = service.run(prompts, tokens, f"{rows}-{turn}")
             other, expected = peer.run(rows, prompts, tokens)
             if generated != expected:
