@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..drafting.suffix import LEAST_MATCH, MOST
 from ..schedule.row import FROM_DRAFT
@@ -28,6 +28,25 @@ HELD = 8
 """Rows that did not draft for so many rounds go on so for one more without another choice, which costs the host time:
 the longer they did not, the longer they go on, for as many rounds at most, unless they change or something is learned.
 """
+
+MANY = 8
+"""So many rows or more that draft go on so for one round more if none of them comes or goes: what one round teaches about
+one of them matters less than the host's time.
+"""
+
+
+class Held(NamedTuple):
+    """Rows by their keys and their depths, which go on so before this round."""
+
+    keys: list[str]
+    depths: list[int]
+    until: int
+
+    def fits(self, rows: Sequence[Candidate]) -> bool:
+        """Whether these are the same rows, none of which is near its end."""
+        return self.keys == [row.key for row in rows] and all(
+            row.left > depth for row, depth in zip(rows, self.depths, strict=True)
+        )
 
 
 class Budget:
@@ -53,7 +72,7 @@ class Budget:
         """Of the round whose depths were chosen last; None if it has prompts, or no row that decodes."""
         self._turned: tuple[Forecast, float] | None = None
         self._exploration = Exploration(self.acceptance)
-        self._parked: tuple[list[str], int] = [], 0  # rows that do not draft, and until which round
+        self._held = Held([], [], 0)
         self._drafted = 0  # the last round in which drafts were the best
 
     def depths(
@@ -69,11 +88,10 @@ class Budget:
         for acceptance in (self.acceptance, *self._copied):
             acceptance.next_round()
         self.times.next_round()
-        keys, until = self._parked
-        if self.rounds < until and not prompt and keys == [row.key for row in rows] and not self._copies(rows):
+        if not prompt and self._goes_on(rows) and cut(list(self._held.depths)) == self._held.depths:
             self._exploration.wait()
             self.forecast, self.kinds = before, [FROM_DRAFT] * len(rows)
-            return [0] * len(rows)
+            return list(self._held.depths)
         choice = self._choice(rows, prompt)
         best = choice.best()
         depths = cut(self._exploration.instead(choice, best).depths)
@@ -81,14 +99,16 @@ class Budget:
             self.forecast = self._forecast(choice, depths)
         if any(best.depths):
             self._drafted = self.rounds
-        elif not any(depths) and not prompt:
-            held = min(HELD, (self.rounds - self._drafted) // HELD)
-            self._parked = [row.key for row in rows], self.rounds + held
+        if not prompt and depths == best.depths and not any(self.kinds):
+            more = 2 * (len(rows) >= MANY) if any(depths) else min(HELD, (self.rounds - self._drafted) // HELD)
+            self._held = Held([row.key for row in rows], depths, self.rounds + more)
         return depths
 
-    def _copies(self, rows: Sequence[Candidate]) -> bool:
-        """Whether some row has found text of its own that it may copy."""
-        return bool(self._copied) and any(row.match >= LEAST_MATCH for row in rows)
+    def _goes_on(self, rows: Sequence[Candidate]) -> bool:
+        """Whether rows go on without another choice: none has found text of its own that it may copy."""
+        if self.rounds >= self._held.until or not self._held.fits(rows):
+            return False
+        return not self._copied or all(row.match < LEAST_MATCH for row in rows)
 
     def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
         offers = self._offers(rows)
@@ -138,7 +158,8 @@ class Budget:
         """A round verified `depth` drafted tokens of a row and accepted the first `accepted` of them."""
         if not depth:
             return
-        self._parked = [], 0
+        if not any(self._held.depths):  # what a trial has taught
+            self._held = Held([], [], 0)
         if kind != FROM_DRAFT:
             return self._copied[kind - FROM_DRAFT - 1].observe(key, depth, accepted)
         self.acceptance.observe(key, depth, accepted)

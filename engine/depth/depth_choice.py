@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, zip_longest
 from operator import add, neg, sub, truediv
@@ -43,6 +43,29 @@ class Chosen:
     @property
     def rate(self) -> float:
         return self.tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The drafted tokens of some rows in falling order of their chances, and what comes of each number of them.
+
+    `order` has the rows, `rising` the chances of their tokens, negated, and `values` those of all rows, sorted. Rounds
+    are filled by the first of them at `ends`, with so many `tokens` in so many `seconds`. `limit` is the most that a
+    row of the draft's pass drafts.
+    """
+
+    order: Sequence[int]
+    rising: list[list[float]]
+    values: list[float]
+    limit: int
+    ends: list[int]
+    tokens: list[float]
+    seconds: list[float]
+    rates: list[float]
+
+    @property
+    def rate(self) -> float:
+        return max(self.rates)
 
 
 class DepthChoice:
@@ -137,8 +160,14 @@ class DepthChoice:
         if not order:
             return chosen
         limits = range(1, self.block) if any(self.steps) else (self.block,)
-        found = (self._prefix(order[:drafting], limit) for drafting in self._counts(order) for limit in limits)
-        return max((chosen, *found), key=lambda depths: depths.rate)
+        counts = self._counts(order)
+        found = [prefix for count in counts for limit in limits if (prefix := self._prefix(order[:count], limit))]
+        for prefix in sorted(found, key=lambda prefix: prefix.rate, reverse=True):
+            if prefix.rate <= chosen.rate:
+                break
+            if (filled := self._filled(prefix)).rate > chosen.rate:
+                chosen = filled
+        return chosen
 
     def _counts(self, order: Sequence[int]) -> set[int]:
         """The most promising numbers of rows from the head of the order, as if their depths were the same."""
@@ -156,57 +185,64 @@ class DepthChoice:
             highest[drafting] = max(most, highest.get(drafting, 0.0))
         return set(sorted(highest, key=highest.__getitem__, reverse=True)[:PROMISING])
 
-    def _prefix(self, order: Sequence[int], limit: int) -> Chosen:
-        """The best prefix of these rows' drafted tokens in falling order of their chances that fills a round.
+    def _prefix(self, order: Sequence[int], limit: int) -> Prefix:
+        """Prices of every prefix of these rows' drafted tokens in falling order of their chances that fills a round.
 
         Rows of the draft's pass draft so many tokens at most, and where each takes a pass, as many passes are paid.
         """
-        rising = {row: self._rising[row][:limit] if self.passing[row] else self._rising[row] for row in order}
-        values = sorted(chain.from_iterable(rising.values()))
+        rising = [self._rising[row][:limit] if self.passing[row] else self._rising[row] for row in order]
+        values = sorted(chain.from_iterable(rising))
+        ends = self.ends[: 1 + bisect_left(self.ends, len(values))]
         gains = list(accumulate(values, sub, initial=float(len(self.rows))))
-        firsts = sorted([(self._rising[row][0], self.passing[row]) for row in order])
+        firsts = sorted([(own[0], self.passing[row]) for row, own in zip(order, rising, strict=True)])
         starts = [bisect_left(values, first) for first, _ in firsts]  # a row drafts from where its first is bought
         passes = list(accumulate((passing for _, passing in firsts), initial=0))
+        full = len(values)  # the last end may lie beyond what there is to draft
+        reached = [end if end < full else full for end in ends]
+        tokens = [gains[end] for end in reached]
+        prices = [passes[bisect_left(starts, end)] for end in reached]
+        seconds = [self.seconds(end, count, limit) for end, count in zip(ends, prices, strict=True)]
+        return Prefix(order, rising, values, limit, ends, tokens, seconds, list(map(truediv, tokens, seconds)))
 
-        def tokens(end: int) -> float:
-            return gains[min(end, len(values))]
-
-        def seconds(end: int) -> float:
-            return self.seconds(end, passes[bisect_left(starts, min(end, len(values)))], limit)
-
-        def rate(end: int) -> float:
-            return tokens(end) / seconds(end)
-
-        ends = self.ends[: 1 + bisect_left(self.ends, len(values))]
-        end = max(ends, key=rate)
-        chosen = Chosen(self._filled(order, rising, values, end, limit), tokens(end), seconds(end))
-        total = sum(chosen.depths)
-        smaller = max((size for size in ends if size <= total), key=rate, default=end)
-        if total < end and self._first and self._times.first(self._begin + total):
-            # Rows are near their ends, and such a number is hardly reused.
+    def _filled(self, prefix: Prefix) -> Chosen:
+        """The best of these prefixes as depths."""
+        ends, rates = prefix.ends, prefix.rates
+        place = rates.index(prefix.rate)
+        chosen = self._chosen(prefix, place)
+        if (total := sum(chosen.depths)) == ends[place]:
+            return chosen
+        # Rows are near their ends.
+        if self._first and self._times.first(self._begin + total):  # and such a number is hardly reused
             chosen = replace(chosen, seconds=chosen.seconds + self._first)
-        if total < end and smaller < end and rate(smaller) > chosen.rate:
-            return Chosen(self._filled(order, rising, values, smaller, limit), tokens(smaller), seconds(smaller))
+        if fitting := rates[: bisect_right(ends, total)]:
+            smaller = fitting.index(max(fitting))
+            if smaller < place and rates[smaller] > chosen.rate:
+                return self._chosen(prefix, smaller)
         return chosen
 
-    def _filled(
-        self, order: Sequence[int], rising: dict[int, list[float]], values: Sequence[float], end: int, limit: int
-    ) -> list[int]:
-        """Depths of rows whose best tokens make `end` together, as far as they can."""
+    def _chosen(self, prefix: Prefix, place: int) -> Chosen:
+        """Depths of rows whose best tokens make this end together, as far as they can."""
+        end, rising = prefix.ends[place], prefix.rising
+        least = prefix.values[min(end, len(prefix.values)) - 1]
+        found = [bisect_left(own, least) for own in rising]
+        missing = end - sum(found)
+
+        def take(bounds: Iterable[int]) -> None:
+            nonlocal missing
+            for number, bound in enumerate(bounds):
+                if missing <= 0:
+                    return
+                more = min(missing, bound - found[number])
+                if more > 0:
+                    found[number] += more
+                    missing -= more
+
+        take(bisect_right(own, least) for own in rising)  # of tokens that are worth the same, the first
+        take(self._room(row, prefix.limit) if depth else 0 for row, depth in zip(prefix.order, found[:], strict=True))
         depths = [0] * len(self.rows)
-        least = values[min(end, len(values)) - 1]
-
-        def take(bounds: Sequence[int]) -> None:
-            missing = end - sum(depths)
-            for row, bound in zip(order, bounds, strict=True):
-                more = max(0, min(missing, bound - depths[row]))
-                depths[row] += more
-                missing -= more
-
-        take([bisect_left(rising[row], least) for row in order])
-        take([bisect_right(rising[row], least) for row in order])  # of tokens that are worth the same, the first
-        take([self._room(row, limit) if depths[row] else 0 for row in order])  # and some that are worth little
-        return depths
+        for row, depth in zip(prefix.order, found, strict=True):
+            depths[row] = depth
+        return Chosen(depths, prefix.tokens[place], prefix.seconds[place])
 
     def _room(self, row: int, limit: int) -> int:
         """How many tokens a row may draft."""

@@ -302,18 +302,70 @@ def test_takes_little_of_the_host():
     assert min(seconds) < 0.003
 
 
+class Counting(Budget):
+    """Counts its choices."""
+
+    choices = 0
+
+    def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
+        self.choices += 1
+        return super()._choice(rows, prompt)
+
+
 def test_rows_that_did_not_draft_for_long_are_seldom_chosen_for_again():
-    class Counting(Budget):
-        choices = 0
-
-        def _choice(self, rows: Sequence[Candidate], prompt: int) -> DepthChoice:
-            self.choices += 1
-            return super()._choice(rows, prompt)
-
     budget = Counting(measured(H200, 8), BLOCK)
     work(H200, 8, jobs(8, equal(0.0), lengths=(600, 600)), budget)
     assert budget.rounds > 500
     assert budget.choices < budget.rounds / 3
     before = budget.choices
     budget.depths([Candidate("new", 100, 50)])
+    assert budget.choices == before + 1
+
+
+def test_many_rows_that_draft_are_chosen_for_every_other_round():
+    few, many = (Counting(measured(H200, rows), BLOCK) for rows in (4, 32))
+    for budget, rows in ((few, 4), (many, 32)):
+        work(H200, rows, jobs(rows, equal(0.8), lengths=(600, 600)), budget)
+    assert few.choices > 0.95 * few.rounds
+    assert many.choices < 0.75 * many.rounds
+
+
+def drafting(copying: bool = False) -> tuple[Counting, list[Candidate], list[int]]:
+    """Rows whose depths were chosen just now, so that they go on without another choice if nothing changes."""
+    budget, rows = Counting(measured(H200, 9), BLOCK, copying), [Candidate(str(row), 100, 500) for row in range(8)]
+    depths = budget.depths(rows)
+    assert any(depths)
+    return budget, rows, depths
+
+
+def test_what_goes_on_is_the_same_round():
+    budget, rows, depths = drafting()
+    before, forecast = budget.choices, budget.forecast
+    assert budget.depths(rows) == depths
+    assert (budget.choices, budget.forecast, budget.kinds) == (before, forecast, [0] * 8)
+    budget.depths(rows)
+    assert budget.choices == before + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[1:],
+        lambda rows: [*rows, Candidate("new", 100, 50)],
+        lambda rows: [replace(rows[0], left=1), *rows[1:]],
+        lambda rows: [replace(rows[0], match=8), *rows[1:]],
+    ],
+    ids=["a row has ended", "one has come", "one is near its end", "one may copy"],
+)
+def test_rows_that_change_are_chosen_for(change: Callable[[list[Candidate]], list[Candidate]]):
+    budget, rows, _ = drafting(copying=True)
+    before = budget.choices
+    budget.depths(change(rows))
+    assert budget.choices == before + 1
+
+
+def test_a_round_that_may_take_less_by_now_is_chosen_for():
+    budget, rows, _ = drafting()
+    before = budget.choices
+    assert sum(budget.depths(rows, cut=lambda depths: [min(depth, 1) for depth in depths])) <= 8
     assert budget.choices == before + 1
