@@ -30,8 +30,8 @@ the longer they did not, the longer they go on, for as many rounds at most, unle
 """
 
 MANY = 8
-"""So many rows or more that draft go on so for one round more if none of them comes or goes: what one round teaches about
-one of them matters less than the host's time.
+"""So many rows or more that draft go on so for one more round if none of them comes or goes: what one round teaches
+about one of them matters less than the host's time.
 """
 
 
