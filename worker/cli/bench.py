@@ -124,7 +124,9 @@ def bench(**options: Any) -> None:
             raise click.BadParameter(f"there is no folder {options[option].parent}", param_hint=f"--{option}")
 
     from ..blas import preload
+    from ..cuda import keep_plans
 
+    keep_plans()
     if not options["reference_blas"] and (slow := preload()):
         click.echo(slow, err=True)
 

@@ -14,6 +14,7 @@ import click
 from ...producer.queue.errors import DISAGREEMENT, UserError, explain_file
 from ...producer.queue.paths import cache_dir
 from ..blas import preload
+from ..cuda import keep_plans
 
 if TYPE_CHECKING:
     from ...engine.selftest.check import Finding
@@ -39,6 +40,7 @@ def selftest(out: Path | None) -> None:
       draftmill selftest
       draftmill selftest --out selftest.json      # a file to attach to an issue
     """
+    keep_plans()
     if slow := preload():
         click.echo(slow, err=True)
     from ...engine.selftest.checks import Sizes

@@ -70,7 +70,9 @@ def train(context: click.Context, **options: Any) -> None:
     """
     refuse_contradictions(context)
     from ..blas import preload
+    from ..cuda import keep_plans
 
+    keep_plans()
     slow = preload()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     if slow:

@@ -1,4 +1,6 @@
-"""OpenBLAS is loaded before MLX, whose products it then computes, here and in processes that this one starts."""
+"""What comes before MLX: OpenBLAS, which then computes its products, here and in processes that this one starts; and
+what is asked of its CUDA backend.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import sys
 import pytest
 
 from draftmill.worker import blas
+from draftmill.worker.cuda import PLANS, keep_plans
 
 PROGRAM = """
 import subprocess, sys
@@ -54,3 +57,14 @@ def test_without_openblas_it_says_what_is_slower(monkeypatch: pytest.MonkeyPatch
     said = blas.preload()
     assert said is not None
     assert "apt-get install libopenblas0-pthread" in said
+
+
+def test_plans_are_kept_unless_somebody_asked_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PLANS:
+        monkeypatch.setenv(name, "")  # so that whatever follows is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLX_CUDA_GRAPH_CACHE_SIZE", "7")
+    keep_plans("darwin")
+    assert "MLX_CUDA_SDPA_CACHE_SIZE" not in os.environ
+    keep_plans("linux")
+    assert {name: os.environ[name] for name in PLANS} == PLANS | {"MLX_CUDA_GRAPH_CACHE_SIZE": "7"}
