@@ -100,7 +100,8 @@ class Budget:
         if any(best.depths):
             self._drafted = self.rounds
         if not prompt and depths == best.depths and not any(self.kinds):
-            more = 2 * (len(rows) >= MANY) if any(depths) else min(HELD, (self.rounds - self._drafted) // HELD)
+            many, parked = 2 if len(rows) >= MANY else 0, min(HELD, (self.rounds - self._drafted) // HELD)
+            more = many if any(depths) else parked
             self._held = Held([row.key for row in rows], depths, self.rounds + more)
         return depths
 

@@ -160,8 +160,7 @@ class DepthChoice:
         if not order:
             return chosen
         limits = range(1, self.block) if any(self.steps) else (self.block,)
-        counts = self._counts(order)
-        found = [prefix for count in counts for limit in limits if (prefix := self._prefix(order[:count], limit))]
+        found = [self._prefix(order[:count], limit) for count in self._counts(order) for limit in limits]
         for prefix in sorted(found, key=lambda prefix: prefix.rate, reverse=True):
             if prefix.rate <= chosen.rate:
                 break
