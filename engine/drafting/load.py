@@ -14,7 +14,7 @@ from mlx_lm.utils import dequantize_model
 from ...kernels.packing import Packing, Span
 from ...kernels.pages.places import Places, tabled
 from ...kernels.pages.sizes import pages_for
-from ..models.folder import LoadedModel, ModelError, load, locate
+from ..models.folder import LoadedModel, ModelError, load, locate, unpacks
 from ..models.kernels_for import choose_kernels
 from ..models.load_check import assure, fingerprint, fixed_texts
 from ..models.lora import lay, read
@@ -89,7 +89,7 @@ def load_pair(
     elif folder:
         whose = f"{pair.draft}, weights {fingerprint(folder)}, {draft_bits or 16} bits, for {subject}"
         draft = draft_for(target, folder, draft_bits, whose, cache, here)
-        if mx.default_device() == mx.cpu:  # where quantised weights crawl
+        if unpacks(pair.target):
             draft = dequantize_model(draft)
     elif "mtp" in sources and (draft := own_or_none(target, locate(pair.target, cache), draft_bits)):
         name = "its own MTP head"

@@ -73,7 +73,7 @@ class LoadedModel:
 def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
     """Load the model called `name`, as mlx-lm runs it with an adapter; `cache` is where the boxed model is kept.
 
-    Raises `ModelError`. On the CPU backend all weights become float32: half and quantised weights crawl.
+    Raises `ModelError`. On the CPU backend all weights become float32, for half precision crawls.
     """
     folder = locate(name, cache)
     refuse_unusable(folder)
@@ -88,6 +88,8 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
             model.set_dtype(mx.float32)
             model = dequantised(model)
             model.set_dtype(mx.float32)  # quantisations without scales in a type of their own give bfloat16
+        elif unpacks(name):
+            model = dequantised(model)
         mx.async_eval(model.parameters())
         data_alone = {"trust_remote_code": False}  # unset, transformers may ask a person on the terminal
         tokenizer = load_tokenizer(folder, data_alone, config.get("eos_token_id"))  # while MLX computes the weights
@@ -103,6 +105,15 @@ def load(name: str, cache: Path, adapter: Path | None = None) -> LoadedModel:
         remedy = "delete that folder" if name == boxed.NAME else "fetch or convert the model again"
         raise ModelError(f"cannot load the model in {folder}: {reason}; {remedy}") from error
     return LoadedModel(name, model, tokenizer, context_length(config, folder, model))
+
+
+def unpacks(name: str) -> bool:
+    """Whether the quantised weights of a model and of its draft become plain ones on this machine.
+
+    On a CPU quantised products crawl. On CUDA MLX compiles some fifteen of them for the boxed pair, for six minutes
+    where it has not run before, and a model so small has little to gain by them.
+    """
+    return mx.default_device() == mx.cpu or (name == boxed.NAME and mx.cuda.is_available())
 
 
 def dequantised(model: Any) -> Any:

@@ -20,7 +20,7 @@ from ..drafting.checkpoint import load_draft
 from ..drafting.dflash import DFlashDraft
 from ..engine import Engine
 from ..models import boxed
-from ..models.folder import ModelError, load, locate
+from ..models.folder import ModelError, load, locate, unpacks
 from ..models.kernels_for import shapes
 from ..models.pairs import PAIRS
 from ..models.targets import adapt
@@ -60,8 +60,7 @@ class BoxedPair:
     def load(folder: Path, dtype: mx.Dtype | None = None) -> BoxedPair:
         """Load it in this type, or in that of this machine. `folder` is the cache of models.
 
-        In a type that is given, weights are not quantised: that tells rounding from errors, and leaves quantised
-        products, which MLX compiles for minutes on CUDA, to the type in which workers need them.
+        In a type that is given, weights are not quantised: quantised products matter in the type that workers take.
 
         Raises:
             Skipped: it cannot be had.
@@ -77,7 +76,7 @@ class BoxedPair:
         assert pair.draft
         draft: Any = load_draft(locate(pair.draft, folder))
         draft.set_dtype(target.dtype)
-        if dtype or mx.default_device() == mx.cpu:
+        if dtype or unpacks(pair.target):
             dequantize_model(draft)
         target.operations = everywhere(shapes_of(target, draft))
         return BoxedPair(twin(loaded.model), loaded.tokenizer, target, draft)

@@ -240,9 +240,6 @@ def test_the_suite_makes_every_table(tmp_path: Path) -> None:
     assert not any(table.failed for table in tables)
 
 
-@pytest.mark.skipif(
-    mx.cuda.is_available(), reason="on CUDA MLX compiles the boxed pair's quantised products for six minutes"
-)
 def test_a_real_pair_answers_prompts_in_every_arm(bench: Any, cache: Path, boxed_model: Path) -> None:
     pair = Real(resolve("smollm2-135m"), cache)
     pair.cost = bench("tiny-qwen3").cost  # which depths it chooses does not matter here, and its own takes long

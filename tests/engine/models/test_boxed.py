@@ -31,7 +31,6 @@ def test_it_continues_a_sentence_sensibly(loaded: LoadedModel):
     assert "Paris" in greedy(loaded, loaded.tokenizer.encode("The capital of France is"), 3)
 
 
-@pytest.mark.compiles
 def test_it_answers_a_chat(loaded: LoadedModel):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = loaded.tokenizer.apply_chat_template(question, add_generation_prompt=True)

@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from draftmill.engine.models import boxed
-from draftmill.engine.models.folder import RECURRENT_CONTEXT, ModelError, context_length, load
+from draftmill.engine.models.folder import RECURRENT_CONTEXT, ModelError, context_length, load, unpacks
 from draftmill.engine.models.load_check import fingerprint
 from tests.engine.plain.architectures import tiny
 
@@ -43,6 +43,17 @@ def test_on_the_cpu_every_weight_is_float32(boxed_model: Path, cache: Path):
     loaded = load(str(boxed_model), cache)
     parameters: dict[str, Any] = dict(tree_flatten(loaded.model.parameters()))
     assert {array.dtype for array in parameters.values()} == {mx.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "plain"), [(boxed.NAME, True, True), ("/any/folder", True, False), (boxed.NAME, False, False)]
+)
+def test_on_a_gpu_weights_stay_quantised_but_for_the_boxed_ones_on_cuda(
+    name: str, cuda: bool, plain: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    assert unpacks(name) == plain
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path):
