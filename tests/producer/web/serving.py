@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import orjson
+import redis as redis_py
 from openai import APIStatusError, OpenAI
 from openai.types import Batch
 
+from draftmill.producer.queue.fleet import served
 from tests.farm.zygote import forked_worker
 from tests.producer.conftest import Shell
 from tests.worker.run_worker import PAIR, Settings
@@ -73,8 +75,9 @@ class Server:
 
 @contextmanager
 def worker(url: str, spool: Path, **settings: Any) -> Iterator[None]:
-    """A worker process with an engine of set speed."""
-    with forked_worker(Settings(url, str(spool), **settings)):
+    """A worker process with an engine of set speed, which Redis knows: models without a live worker are refused."""
+    with forked_worker(Settings(url, str(spool), **settings)), redis_py.Redis.from_url(url) as redis:
+        wait_until(lambda: settings.get("pair", PAIR) in served(redis), 20)
         yield
 
 
