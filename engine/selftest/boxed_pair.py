@@ -60,8 +60,6 @@ class BoxedPair:
     def load(folder: Path, dtype: mx.Dtype | None = None) -> BoxedPair:
         """Load it in this type, or in that of this machine. `folder` is the cache of models.
 
-        In a type that is given, weights are not quantised: quantised products matter in the type that workers take.
-
         Raises:
             Skipped: it cannot be had.
             ModelError: it cannot be read.
@@ -71,12 +69,11 @@ class BoxedPair:
         loaded = load(pair.target, folder)
         if dtype:
             loaded.model.set_dtype(dtype)
-            dequantize_model(loaded.model)
         target = adapt(loaded.model)
         assert pair.draft
         draft: Any = load_draft(locate(pair.draft, folder))
         draft.set_dtype(target.dtype)
-        if dtype or unpacks(pair.target):
+        if unpacks(pair.target):
             dequantize_model(draft)
         target.operations = everywhere(shapes_of(target, draft))
         return BoxedPair(twin(loaded.model), loaded.tokenizer, target, draft)

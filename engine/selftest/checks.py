@@ -39,7 +39,7 @@ class Sizes:
     def here() -> Sizes:
         """More rows and tokens where a GPU generates them."""
         on_cpu = mx.default_device() == mx.cpu
-        return Sizes() if on_cpu else Sizes(tokens=16, timed_rows=(1, 8, 32), timed_tokens=128)
+        return Sizes() if on_cpu else Sizes(tokens=48, timed_rows=(1, 8, 32), timed_tokens=128)
 
 
 TOGETHER, ALONE = ("kernels", "stock-forms", "float32", "own-type"), "speed"

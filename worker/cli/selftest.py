@@ -50,22 +50,16 @@ def selftest(out: Path | None) -> None:
 
 def findings(folder: Path, sizes: Sizes) -> Iterator[Finding]:
     """What all checks find; `folder` is the cache of models and measurements."""
-    from .takeover import takeover_check
-
-    yield from of_engine(folder, sizes)
-    yield takeover_check(folder, sizes.timed_tokens).finding()
-
-
-def of_engine(folder: Path, sizes: Sizes) -> Iterator[Finding]:
-    """What its checks find, in processes of their own."""
     from ...engine.selftest.checks import ALONE, TOGETHER
     from ...engine.selftest.parts import together
+    from .takeover import takeover_check
 
     words = [str(folder), json.dumps(asdict(sizes))]
     for names in (TOGETHER, [ALONE]):
         with together(names, words) as parts:
             for part in parts:
                 yield from part.findings()
+    yield takeover_check(folder, sizes.timed_tokens).finding()
 
 
 def report(found: Iterable[Finding], out: Path | None) -> None:

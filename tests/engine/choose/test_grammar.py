@@ -21,10 +21,11 @@ from transformers import PreTrainedTokenizerFast
 
 from draftmill.engine.choose.grammar import Grammars
 from draftmill.engine.choose.masks import masked
+from draftmill.engine.drafting.load import load_pair
 from draftmill.engine.engine import Engine
+from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Completion, Grammar, Request, RequestError, Sampling
-from draftmill.engine.selftest.boxed_pair import BoxedPair
 from tests.engine.drafting.test_speculation import BLOCK, Replay, changing, random_draft
 from tests.engine.small import llama_model, memory_for, qwen3_5_model, requests, run
 
@@ -306,8 +307,8 @@ THINGS = ("room", "soup", "film", "book", "train", "lake", "song")
 
 
 def test_answers_of_the_boxed_model_are_valid(cache: Path) -> None:
-    pair = BoxedPair.load(cache, mx.float32)
-    made = Engine(pair.target, pair.tokenizer, 512, draft=pair.draft, depth=2, memory=2**30)
+    parts = load_pair(resolve("smollm2-135m"), cache)
+    made = Engine(parts.target, parts.loaded.tokenizer, 512, draft=parts.draft, depth=2, memory=2**30)
     asked = {
         Request(
             f"r{i}",

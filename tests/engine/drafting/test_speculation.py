@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import pytest
 from draftmill.engine.drafting.dflash import DFlashDraft, DraftConfig
 from draftmill.engine.drafting.drafter import Drafter, DraftRow
 from draftmill.engine.engine import Engine
+from draftmill.engine.models.pairs import resolve
 from draftmill.engine.models.targets import adapt
 from draftmill.engine.request import Request
 from draftmill.engine.schedule.row import Row
@@ -283,3 +285,8 @@ def test_at_depth_0_the_draft_takes_no_memory_and_no_part() -> None:
         assert list(completion.tokens) == reference(model, request)
         assert (completion.drafted, completion.accepted) == (0, 0)
     assert (engine.stats.drafted, engine.stats.accepted_per_position) == (0, [])
+
+
+def test_at_depth_0_the_draft_is_not_even_loaded(cache: Path) -> None:
+    pair = replace(resolve("smollm2-135m"), draft="/nowhere")
+    assert Engine.load(pair, cache, max_rows=2, memory=2**26, depth=0).drafter is None

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from draftmill.engine.selftest.check import Check, Finding, Skipped, Wrong
 from draftmill.engine.selftest.checks import Sizes
 from draftmill.producer.cli.main import main
-from draftmill.worker.cli.selftest import of_engine, report
+from draftmill.worker.cli.selftest import findings, report
 from draftmill.worker.cli.selftest_report import contents, impersonal
 
 SMALL = Sizes(prompts=2, tokens=4, timed_rows=(2,), timed_tokens=4)
@@ -31,12 +31,12 @@ def missing() -> str:
     raise Skipped("there is no GPU")
 
 
-def test_the_engine_is_sound_here(cache: Path, boxed_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report(of_engine(cache, SMALL), None)
+def test_this_machine_is_sound(cache: Path, boxed_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(findings(cache, SMALL), None)
     lines = capsys.readouterr().out.splitlines()[1:]
     verdicts = {(words := re.split(r"\s{2,}", line))[0]: words[1] for line in lines}
     assert "wrong" not in verdicts.values(), lines
-    assert verdicts["stock forms"] == verdicts["tokens, float32, no drafts"] == "ok"
+    assert verdicts["stock forms"] == verdicts["tokens, float32, no drafts"] == verdicts["kill and resume"] == "ok"
     assert verdicts["tokens, float32, drafts"] == "ok"
     assert verdicts["speed, 2 rows"] == "told"
 

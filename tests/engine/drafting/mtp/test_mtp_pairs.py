@@ -111,10 +111,6 @@ def test_without_a_head_or_without_being_asked_it_does_not(target: Path) -> None
     assert load(target, depth=0).drafter is None
 
 
-def test_at_depth_0_a_draft_is_not_even_loaded(target: Path) -> None:
-    assert load(target, Path("/nowhere"), depth=0).drafter is None
-
-
 def test_a_head_in_a_folder_of_its_own_is_a_draft(target: Path, tmp_path: Path) -> None:
     folder = tmp_path / "target-MTP-4bit"
     add_head(folder, target, model_type="qwen3_5_mtp")
