@@ -88,9 +88,7 @@ def load_pair(
         draft = separate_head(target, folder, draft_bits)
     elif folder:
         whose = f"{pair.draft}, weights {fingerprint(folder)}, {draft_bits or 16} bits, for {subject}"
-        draft = draft_for(target, folder, draft_bits, whose, cache, here)
-        if unpacks(pair.target):
-            draft = dequantize_model(draft)
+        draft = draft_for(target, folder, draft_bits, whose, cache, here, unpacks(pair.target))
     elif "mtp" in sources and (draft := own_or_none(target, locate(pair.target, cache), draft_bits)):
         name = "its own MTP head"
     lay(loras, target, loaded.model)
@@ -114,8 +112,11 @@ def own_or_none(target: Transformer, folder: Path, bits: int | None) -> MTP | No
         return None
 
 
-def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str) -> DFlashDraft:
-    """A draft in its target's type; or in float16 where the chip emulates bfloat16.
+def draft_for(
+    target: Transformer, folder: Path, bits: int | None, subject: str, cache: Path, chip: str, plain: bool = False
+) -> DFlashDraft:
+    """A draft in its target's type; or in float16 where the chip emulates bfloat16. Its weights are not quantised if
+    they shall be `plain`.
 
     Where float16 does not hold it, it runs in bfloat16, or in float32 where that is emulated. What was found is
     remembered for the `subject`.
@@ -125,7 +126,7 @@ def draft_for(target: Transformer, folder: Path, bits: int | None, subject: str,
     def made(dtype: mx.Dtype) -> DFlashDraft:
         draft = load_draft(folder, bits)
         draft.set_dtype(dtype)
-        return draft
+        return dequantize_model(draft) if plain else draft
 
     if target.dtype == mx.float32 or (target.dtype == mx.bfloat16 and not emulated):
         return made(target.dtype)
