@@ -19,7 +19,7 @@ from .check import Check, Skipped
 from .kernels import Known, compare_kernels, prove_pools
 from .published import PUBLISHED
 from .speed import Speed
-from .tokens import compare_families, compare_tokens, greedy
+from .tokens import FAMILIES, compare_family, compare_tokens, greedy
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sizes:
         return Sizes() if on_cpu else Sizes(tokens=48, timed_rows=(1, 8, 32), timed_tokens=128)
 
 
-TOGETHER, ALONE = ("kernels", "stock-forms", "float32", "own-type"), "speed"
+TOGETHER, ALONE = ("kernels", *FAMILIES, "float32", "own-type"), "speed"
 """Parts that run at the same time, for most of it is compiling, and the one that must have the machine to itself."""
 
 
@@ -50,7 +50,7 @@ def parts(folder: Path, sizes: Sizes) -> dict[str, Callable[[], Iterator[Check]]
     """The checks of each part, in their order; `folder` is the cache of models and measurements."""
     return {
         "kernels": partial(of_kernels, folder, sizes),
-        "stock-forms": of_stock_forms,
+        **{family: partial(of_stock_forms, family) for family in FAMILIES},
         "float32": partial(of_float32, folder, sizes),
         "own-type": partial(of_own_type, folder, sizes),
         "speed": partial(of_speed, folder, sizes),
@@ -65,8 +65,8 @@ def of_kernels(folder: Path, sizes: Sizes) -> Iterator[Check]:
     yield Check("pools", prove_pools)
 
 
-def of_stock_forms() -> Iterator[Check]:
-    yield Check("stock forms", compare_families)
+def of_stock_forms(family: str) -> Iterator[Check]:
+    yield Check(f"stock forms, {family}", partial(compare_family, family))
 
 
 def of_float32(folder: Path, sizes: Sizes) -> Iterator[Check]:

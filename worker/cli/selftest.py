@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import click
@@ -51,15 +53,27 @@ def selftest(out: Path | None) -> None:
 def findings(folder: Path, sizes: Sizes) -> Iterator[Finding]:
     """What all checks find; `folder` is the cache of models and measurements."""
     from ...engine.selftest.checks import ALONE, TOGETHER
-    from ...engine.selftest.parts import together
     from .takeover import takeover_check
 
     words = [str(folder), json.dumps(asdict(sizes))]
-    for names in (TOGETHER, [ALONE]):
-        with together(names, words) as parts:
-            for part in parts:
-                yield from part.findings()
-    yield takeover_check(folder, sizes.timed_tokens).finding()
+    given_up = Event()
+    with ThreadPoolExecutor(1) as pool:
+        takeover = pool.submit(takeover_check(folder, sizes.timed_tokens, given_up=given_up).finding)
+        try:
+            yield from found_by(TOGETHER, words)
+            yield takeover.result()
+        finally:
+            given_up.set()
+    yield from found_by([ALONE], words)
+
+
+def found_by(names: Sequence[str], words: Sequence[str]) -> Iterator[Finding]:
+    """What parts find that run at the same time."""
+    from ...engine.selftest.parts import together
+
+    with together(names, words) as parts:
+        for part in parts:
+            yield from part.findings()
 
 
 def report(found: Iterable[Finding], out: Path | None) -> None:

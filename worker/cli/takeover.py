@@ -17,10 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 from ...engine.models import boxed
+from ...engine.models.kernels_for import VARIABLE
 from ...engine.selftest.boxed_pair import have
 from ...engine.selftest.check import Check, Skipped, Wrong
+from ...kernels.race.keys import STOCK
 from ...producer.queue import batches
 from ...producer.queue.connect import connect
 from ...producer.queue.errors import NO_REDIS
@@ -38,20 +41,24 @@ PATIENCE = 120.0
 """Seconds until a worker must have brought results, its start included."""
 
 
-def takeover_check(folder: Path, tokens: int, draftmill: Sequence[str] = DRAFTMILL) -> Check:
-    """The check, with lines of so many tokens, of the command `draftmill`; `folder` is the cache of models."""
-    return Check("kill and resume", partial(take_over, folder, tokens, draftmill))
+def takeover_check(
+    folder: Path, tokens: int, draftmill: Sequence[str] = DRAFTMILL, given_up: Event | None = None
+) -> Check:
+    """The check, with lines of so many tokens, of the command `draftmill`; `folder` is the cache of models. Once it is
+    `given_up`, it ends within a few seconds.
+    """
+    return Check("kill and resume", partial(take_over, folder, tokens, draftmill, given_up or Event()))
 
 
-def take_over(folder: Path, tokens: int, draftmill: Sequence[str]) -> str:
+def take_over(folder: Path, tokens: int, draftmill: Sequence[str], given_up: Event) -> str:
     """Run a batch, and kill its first worker when it has begun to bring results.
 
     Raises:
         Wrong: a line has no result or several, or a command fails.
-        Skipped: there is no model or no Redis, or nothing was left to be taken over.
+        Skipped: there is no model or no Redis, nothing was left to be taken over, or it was given up.
     """
     have(folder)
-    with stage(folder, draftmill) as here:
+    with stage(folder, draftmill, given_up) as here:
         prompts, out = here.folder / "prompts.jsonl", here.folder / "out.jsonl"
         prompts.write_text("".join(f"{prompt(n, tokens)}\n" for n in range(LINES)))
         batch = here.run("submit", str(prompts), "--pair", boxed.NAME).strip()
@@ -99,6 +106,7 @@ class Stage:
     folder: Path
     draftmill: Sequence[str]
     environment: dict[str, str]
+    given_up: Event
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self, *words: str) -> str:
@@ -127,9 +135,13 @@ class Stage:
         return process
 
     def wait(self, until: Callable[[], bool], worker: subprocess.Popen[bytes]) -> None:
-        """Wait until something is so; raises Wrong if the worker that is needed for it ends, or takes too long."""
+        """Wait until something is so; raises Wrong if the worker that is needed for it ends, or takes too long, and
+        Skipped if that is given up.
+        """
         deadline = time.monotonic() + PATIENCE
         while not until():
+            if self.given_up.is_set():
+                raise Skipped("interrupted")
             if worker.poll() is not None:
                 raise Wrong(f"a worker ended with code {worker.returncode}: {self.last_line(worker)}")
             if time.monotonic() > deadline:
@@ -146,13 +158,19 @@ class Stage:
 
 
 @contextmanager
-def stage(cache: Path, draftmill: Sequence[str]) -> Iterator[Stage]:
-    """A stage whose models are in `cache`; in the end all that it has started is gone, its Redis too."""
+def stage(models: Path, draftmill: Sequence[str], given_up: Event) -> Iterator[Stage]:
+    """A stage with the models of a cache; in the end all that it has started is gone, its Redis too.
+
+    Its workers race no kernels and keep no measurements: other checks run at the same time.
+    """
     # Not in the usual folder for such things: on a Mac its path is too long for a socket.
     with tempfile.TemporaryDirectory(prefix="draftmill-", dir="/tmp") as folder:
+        cache = Path(folder) / "cache"
+        cache.mkdir()
+        (cache / "models").symlink_to((models / "models").absolute())
         environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-        environment |= {"DRAFTMILL_HOME": folder, "DRAFTMILL_CACHE": str(cache)}
-        here = Stage(Path(folder), draftmill, environment)
+        environment |= {"DRAFTMILL_HOME": folder, "DRAFTMILL_CACHE": str(cache), VARIABLE: STOCK}
+        here = Stage(Path(folder), draftmill, environment, given_up)
         try:
             yield here
         finally:

@@ -17,7 +17,7 @@ from draftmill.engine.selftest.check import Check, Skipped, Wrong
 from draftmill.engine.selftest.checks import kernel_checks
 from draftmill.engine.selftest.kernels import Known, compare_kernels, prove_pools
 from draftmill.engine.selftest.published import PUBLISHED
-from draftmill.engine.selftest.tokens import Greedy, compare_families, compare_tokens, greedy, judged
+from draftmill.engine.selftest.tokens import FAMILIES, Greedy, compare_family, compare_tokens, greedy, judged
 from draftmill.kernels.choose.choose import fits as choice_fits
 from draftmill.kernels.fused.add_norm import fits as norm_fits
 from draftmill.kernels.fused.rotary import Layout
@@ -162,9 +162,10 @@ def turned_wrongly(target: Transformer) -> None:
     planted.turns = ahead(target)
 
 
-def test_logits_that_are_rotated_wrongly_are_wrong() -> None:
-    with pytest.raises(Wrong, match=r"^tiny-qwen3: logits off by"):
-        compare_families(turned_wrongly)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_that_are_rotated_wrongly_are_wrong(family: str) -> None:
+    with pytest.raises(Wrong, match=r"^logits off by"):
+        compare_family(family, turned_wrongly)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from draftmill.engine.selftest.check import Check, Finding, Skipped, Wrong
 from draftmill.engine.selftest.checks import Sizes
+from draftmill.engine.selftest.tokens import FAMILIES
 from draftmill.producer.cli.main import main
 from draftmill.worker.cli.selftest import findings, report
 from draftmill.worker.cli.selftest_report import contents, impersonal
@@ -36,7 +37,8 @@ def test_this_machine_is_sound(cache: Path, boxed_model: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()[1:]
     verdicts = {(words := re.split(r"\s{2,}", line))[0]: words[1] for line in lines}
     assert "wrong" not in verdicts.values(), lines
-    assert verdicts["stock forms"] == verdicts["tokens, float32, no drafts"] == verdicts["kill and resume"] == "ok"
+    assert {verdicts[f"stock forms, {family}"] for family in FAMILIES} == {"ok"}
+    assert verdicts["tokens, float32, no drafts"] == verdicts["kill and resume"] == "ok"
     assert verdicts["tokens, float32, drafts"] == "ok"
     assert verdicts["speed, 2 rows"] == "told"
 
@@ -60,7 +62,7 @@ def test_one_wrong_check_is_named_and_ends_with_1(tmp_path: Path, capsys: pytest
 def test_a_model_that_cannot_be_had_is_no_success(tmp_path: Path) -> None:
     command = "from draftmill.engine.selftest.checks import *; from pathlib import Path; import sys\n"
     command += "for name, checks in parts(Path(sys.argv[1]), Sizes()).items():\n"
-    command += "    if name != 'kernels': print(*(c.finding().verdict for c in checks() if c.name != 'stock forms'))"
+    command += "    if name not in ('kernels', *FAMILIES): print(*(c.finding().verdict for c in checks()))"
     nowhere = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
     words = [sys.executable, "-c", command, str(tmp_path / "cache")]
     done = subprocess.run(words, capture_output=True, text=True, env=nowhere, cwd="/")

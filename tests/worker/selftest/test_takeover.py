@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 
@@ -34,3 +36,12 @@ def test_a_fault_is_found(cache: Path, boxed_model: Path, fault: str, said: str)
     finding = found(cache, fault)
     assert finding.verdict == "wrong"
     assert finding.found.startswith(said)
+
+
+def test_it_ends_when_it_is_given_up(cache: Path, boxed_model: Path) -> None:
+    given_up = Event()
+    Timer(0.5, given_up.set).start()
+    begin = time.monotonic()
+    finding = takeover_check(cache, 10_000, given_up=given_up).finding()
+    assert (finding.verdict, finding.found) == ("skipped", "interrupted")
+    assert time.monotonic() - begin < 15
