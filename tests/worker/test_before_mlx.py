@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from draftmill.worker import blas
-from draftmill.worker.cuda import PLANS, keep_plans
+from draftmill.worker.cuda import MANY, NO_GRAPHS, PLANS, suit_rounds
 
 PROGRAM = """
 import subprocess, sys
@@ -59,12 +59,29 @@ def test_without_openblas_it_says_what_is_slower(monkeypatch: pytest.MonkeyPatch
     assert "apt-get install libopenblas0-pthread" in said
 
 
-def test_plans_are_kept_unless_somebody_asked_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PLANS:
-        monkeypatch.setenv(name, "")  # so that whatever follows is undone
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of MLX's settings; whatever a test makes of them is undone."""
+    for name in PLANS | NO_GRAPHS:
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("unset")
+def test_plans_are_kept_unless_somebody_asked_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_CUDA_GRAPH_CACHE_SIZE", "7")
-    keep_plans("darwin")
+    suit_rounds(1, "darwin")
     assert "MLX_CUDA_SDPA_CACHE_SIZE" not in os.environ
-    keep_plans("linux")
+    suit_rounds(1, "linux")
     assert {name: os.environ[name] for name in PLANS} == PLANS | {"MLX_CUDA_GRAPH_CACHE_SIZE": "7"}
+
+
+@pytest.mark.usefixtures("unset")
+def test_many_rows_run_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    suit_rounds(MANY - 1, "linux")
+    assert "MLX_USE_CUDA_GRAPHS" not in os.environ
+    suit_rounds(MANY, "linux")
+    assert os.environ["MLX_USE_CUDA_GRAPHS"] == "0"
+    monkeypatch.setenv("MLX_USE_CUDA_GRAPHS", "1")
+    suit_rounds(MANY, "linux")
+    assert os.environ["MLX_USE_CUDA_GRAPHS"] == "1"

@@ -124,9 +124,9 @@ def bench(**options: Any) -> None:
             raise click.BadParameter(f"there is no folder {options[option].parent}", param_hint=f"--{option}")
 
     from ..blas import preload
-    from ..cuda import keep_plans
+    from ..cuda import suit_rounds
 
-    keep_plans()
+    suit_rounds(min(options["rows"]))
     if not options["reference_blas"] and (slow := preload()):
         click.echo(slow, err=True)
 

@@ -16,7 +16,7 @@ import click
 from ...producer.queue.errors import DISAGREEMENT, UserError, explain_file
 from ...producer.queue.paths import cache_dir
 from ..blas import preload
-from ..cuda import keep_plans
+from ..cuda import MANY, suit_rounds
 
 if TYPE_CHECKING:
     from ...engine.selftest.check import Finding
@@ -42,7 +42,7 @@ def selftest(out: Path | None) -> None:
       draftmill selftest
       draftmill selftest --out selftest.json      # a file to attach to an issue
     """
-    keep_plans()
+    suit_rounds(MANY)
     if slow := preload():
         click.echo(slow, err=True)
     from ...engine.selftest.checks import Sizes

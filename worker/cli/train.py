@@ -70,9 +70,9 @@ def train(context: click.Context, **options: Any) -> None:
     """
     refuse_contradictions(context)
     from ..blas import preload
-    from ..cuda import keep_plans
+    from ..cuda import suit_rounds
 
-    keep_plans()
+    suit_rounds(options["max_rows"])
     slow = preload()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     if slow:

@@ -157,9 +157,9 @@ def worker(
     if sys.platform == "darwin" and not life:
         sys.exit(_work_below(redis_url, host or host_name(), log_file, until_closed))
     from ..blas import preload
-    from ..cuda import keep_plans
+    from ..cuda import MANY, suit_rounds
 
-    keep_plans()
+    suit_rounds(max_rows or MANY)
     slow = preload()
     if until_closed:
         threading.Thread(target=_end_with_input, daemon=True).start()
