@@ -126,7 +126,9 @@ def draft_for(
     def made(dtype: mx.Dtype) -> DFlashDraft:
         draft = load_draft(folder, bits)
         draft.set_dtype(dtype)
-        return dequantize_model(draft) if plain else draft
+        if plain:
+            dequantize_model(draft)
+        return draft
 
     if target.dtype == mx.float32 or (target.dtype == mx.bfloat16 and not emulated):
         return made(target.dtype)
