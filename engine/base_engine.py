@@ -37,7 +37,7 @@ class BaseEngine(ABC):
         self.stats = Stats()
         self.verdict: Verdict | None = None
         self.precision: str | None = None
-        self.starting: Callable[[Sequence[str]], None] = lambda ids: None  # who wants to know sets it
+        self.may_start: Callable[[Sequence[str]], bool] = lambda ids: True  # who must know before sets it
         self.after_round: Callable[[bool], None] = lambda idle: None  # likewise
         self._admission = Admission(text, context_length, vocabulary, adapters)
         self._ends = RowEnds(max_rows)

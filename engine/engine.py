@@ -99,6 +99,7 @@ class Engine(BaseEngine):
         deepest = most if depth is None else depth
         most = max(most, COPIED if copying else 0)
         self.scheduler = Scheduler(shares.pages, max_rows, block, prefixes=shares.prefixes, forced=most or FORCED)
+        self.scheduler.may_start = lambda rows: self.may_start([row.request.id for row in rows])
         self._most_pages = shares.pages
         self.state = target.make_state(self.scheduler.pages.count)
         self.pool = self.state.pool
@@ -252,8 +253,6 @@ class Engine(BaseEngine):
         plan = self.scheduler.plan()
         rows = [segment.row for segment in plan.segments]
         self._working += rows
-        if plan.started:
-            self.starting([row.request.id for row in plan.started])
         launched = self._launch(plan)
         self._read_in_flight(launched)
         self._in_flight, self._working = launched, rows

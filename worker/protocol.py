@@ -41,8 +41,8 @@ class Engine(Protocol):
     text: Text
     """Between text and tokens."""
 
-    starting: Callable[[Sequence[str]], None]
-    """Called in `step` with the requests that are in rows from this round on, before it runs."""
+    may_start: Callable[[Sequence[str]], bool]
+    """Asked in `step` whether these requests may be in rows from this round on; else they are asked for again."""
 
     @property
     def busy(self) -> bool:

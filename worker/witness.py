@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import redis as redis_py
@@ -14,7 +15,16 @@ from ..producer.queue.leases import Claimed, JobQueue
 from .jobs import Running
 
 PATIENCE = 0.5
-"""Seconds that the engine may wait for Redis to answer."""
+"""Seconds after which a Redis that has not answered holds nobody up."""
+
+
+@dataclass
+class Note:
+    """What Redis is being told: of each job whether it is in a row."""
+
+    told: list[tuple[Running, Claimed, bool]]
+    answer: Future[None] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Witness(threading.Thread):
@@ -23,37 +33,46 @@ class Witness(threading.Thread):
     def __init__(self, queue: JobQueue) -> None:
         super().__init__(name="witness", daemon=True)
         self._queue = queue
-        self._asked: SimpleQueue[tuple[Future[None], list[Claimed], list[Claimed]]] = SimpleQueue()
-        self._last: Future[None] = Future()
-        self._last.set_result(None)
+        self._asked: SimpleQueue[Note] = SimpleQueue()
+        self._owed: Note | None = None
+        self._away = False
 
-    def keep_up(self, running: Collection[Running]) -> None:
-        """Let Redis know which jobs are in a row and which only wait: should this worker die, those are to blame."""
-        starting = [job for job in running if job.in_row and not job.counts]
-        waiting = [job for job in running if not job.in_row and job.counts is not False]
-        if starting or waiting:
-            told = self._tell([each.job for each in starting], [each.job for each in waiting])
-            for job in (*starting, *waiting):
-                job.counts = job.in_row if told else None
+    def keep_up(self, running: Collection[Running]) -> bool:
+        """Let Redis know which jobs are in a row and which only wait: should this worker die, those are to blame.
 
-    def _tell(self, starting: list[Claimed], waiting: list[Claimed]) -> bool:
-        """Whether Redis knows now; asks nothing while it owes an earlier answer."""
-        if not self._last.done():
-            return False
-        self._last = Future()
-        self._asked.put((self._last, starting, waiting))
-        try:
-            self._last.result(PATIENCE)
-        except (Late, redis_py.RedisError):  # the courier says what is wrong with Redis
-            return False
-        return True
+        Waits for no answer, and tells nothing while one is owed. Returns whether Redis knows all, or does not answer.
+        """
+        self._hear()
+        if not self._owed and (changed := [job for job in running if job.counts is not job.in_row]):
+            self._owed = Note([(job, job.job, job.in_row) for job in changed])
+            self._asked.put(self._owed)
+        return not self._owed or self._away
+
+    def wait(self) -> None:
+        """Until there is an answer, or Redis has had the time for it."""
+        if self._owed:
+            wait([self._owed.answer], PATIENCE)
+
+    def _hear(self) -> None:
+        """Take the answer, if it is there."""
+        if not (owed := self._owed):
+            return
+        if owed.answer.done():
+            self._owed, self._away = None, owed.answer.exception() is not None
+            for running, job, in_row in owed.told:
+                if running.job is job:  # else it was leased anew
+                    running.counts = None if self._away else in_row
+        elif time.monotonic() > owed.since + PATIENCE:
+            self._away = True
 
     def run(self) -> None:
         while True:
-            answer, starting, waiting = self._asked.get()
+            note = self._asked.get()
+            starting = [job for _, job, in_row in note.told if in_row]
+            waiting = [job for _, job, in_row in note.told if not in_row]
             try:
                 self._queue.blame(starting, waiting)
-            except redis_py.RedisError as error:
-                answer.set_exception(error)
+            except redis_py.RedisError as error:  # the courier says what is wrong with Redis
+                note.answer.set_exception(error)
             else:
-                answer.set_result(None)
+                note.answer.set_result(None)

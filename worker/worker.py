@@ -91,7 +91,7 @@ class MillWorker(BaseWorker):
         self.meter, self.speed = Meter(engine.stats), RowSpeed()
         self.courier = Courier(self.queue, self.metrics, self.spool, self.speed)
         self.witness = Witness(self.queue)
-        engine.starting = self._start_rows
+        engine.may_start = self._may_start
         self.pulse = Heartbeat(
             self,
             JobQueue(without_retries(connection), self.name, pair, lease),
@@ -281,11 +281,17 @@ class MillWorker(BaseWorker):
             if len(self._of_request) <= self.engine.max_rows:  # no other waits in the engine for a row
                 self._look_at = 0.0
 
-    def _start_rows(self, ids: Sequence[str]) -> None:
+    def _may_start(self, ids: Sequence[str]) -> bool:
+        """Whether requests may run: once Redis knows whom to blame should this worker die, or if it does not answer.
+        Meanwhile other rows go on; where there are none, this waits.
+        """
+        alone = not any(running.in_row for running in self._running.values())
         for id in ids:
             if running := self._of_request.get(id):
                 running.in_row = True
-        self.witness.keep_up(self._running.values())
+        while not (known := self.witness.keep_up(self._running.values())) and alone:
+            self.witness.wait()
+        return known
 
     def _ended(self, completion: Completion) -> results.Outcome | None:
         """A request has ended: what becomes of its job, if that was the last one, or none of the others is of use."""

@@ -202,9 +202,11 @@ class PlainEngine(BaseEngine):
             row.feed, row.slot, row.cursor = row.request.tokens + tuple(row.generated), self._slots.pop(), 0
             self._running.append(row)
             rows.append(row)
-        if rows:
-            self.starting([row.request.id for row in rows])
+        if rows and self.may_start([row.request.id for row in rows]):
             self._prefill = Prefill(self.model, self._ways, rows, self._prefix)
+        else:
+            for row in reversed(rows):
+                self._send_back(row)
 
     @property
     def _next(self) -> Row | None:

@@ -92,6 +92,8 @@ class Scheduler:
         self.prefill_tokens = PREFILL_TOKENS
         self.room: Callable[[Sequence[Row]], Room] = lambda decoding: TokenRoom(self.prefill_tokens)
         """What a round in which these rows decode has room for besides."""
+        self.may_start: Callable[[Sequence[Row]], bool] = lambda rows: True
+        """Whether these rows may take part in the next round; else they wait for another one."""
         self.rows: list[Row] = []
         self.prefixes = PrefixCache(self.pages, prefixes)
         self.waiting = Waiting(OVERTAKING * max_rows, self._rounds)
@@ -106,8 +108,8 @@ class Scheduler:
         plan = Plan()
         preempted = self.preempted
         suspect = next((row for row in self.rows if row.suspect), None)
-        if not suspect and self._next_is_suspect and (started := self._admit()):
-            return Plan([self._prefill(*started, self._chunk(started[0], self.room([])))], started=[started[0]])
+        if not suspect and self._next_is_suspect and (admitted := self._admit()):
+            return self._start([(*admitted, self._chunk(admitted[0], self.room([])))], plan)
         rows = [suspect] if suspect else self.rows
         decoding = [row for row in rows if not row.prefilling and row.ready]
         room = self.room(decoding)
@@ -121,11 +123,11 @@ class Scheduler:
         plan.segments.extend(self._prefill(row, None, count) for row, count in chunks.items() if row.running)
         if suspect:
             return plan
+        starting: list[tuple[Row, Prefix | None, int]] = []
         # A preempted row's last round must be read before the row can start again.
-        while room.left and self.preempted == preempted and not self._next_is_suspect and (started := self._admit()):
-            plan.started.append(started[0])
-            plan.segments.append(self._prefill(*started, self._chunk(started[0], room)))
-        return plan
+        while room.left and self.preempted == preempted and not self._next_is_suspect and (admitted := self._admit()):
+            starting.append((*admitted, self._chunk(admitted[0], room)))
+        return self._start(starting, plan)
 
     def add(self, row: Row) -> None:
         """Queue a request."""
@@ -181,6 +183,17 @@ class Scheduler:
         decode while the long ones are read, and the first answers come soon.
         """
         return self.waiting.next if len(self.waiting) > len(self._free) else self.waiting.shortest
+
+    def _start(self, starting: Sequence[tuple[Row, Prefix | None, int]], plan: Plan) -> Plan:
+        """Let rows begin with so many tokens each of their prompts; they wait again if they may not start yet."""
+        rows = [row for row, *_ in starting]
+        if rows and self.may_start(rows):
+            plan.started.extend(rows)
+            plan.segments.extend(self._prefill(*each) for each in starting)
+        else:
+            for row in reversed(rows):
+                self._send_back(row)
+        return plan
 
     def _depth(self, row: Row, asked: int) -> int:
         """How many drafted tokens of a row to verify: as asked, but at least those that are forced.
@@ -257,10 +270,14 @@ class Scheduler:
         return row.running
 
     def _preempt(self, row: Row) -> None:
-        """Send a running row back to the head of the queue; what it generated becomes part of its prefill."""
+        """Send a running row back; what it generated becomes part of its prefill."""
+        self._send_back(row)
+        self.preempted += 1
+
+    def _send_back(self, row: Row) -> None:
+        """Let a row wait at the head of the queue."""
         self.remove(row)
         self.waiting.put_back(row)
-        self.preempted += 1
 
     def _rounds(self, row: Row) -> int:
         """The rounds that a row takes at most: one for each chunk of its prompt and for each token."""

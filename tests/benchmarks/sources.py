@@ -4,7 +4,8 @@
 
 An arm keeps its row budget from turn to turn, as a worker does from batch to batch. The first turn, in which the budget
 knows only what was calibrated, stands apart from the median of the others. On a CPU it counts processor time, which
-other programs on the machine disturb less than the clock.
+other programs on the machine disturb less than the clock. `--prompts` are of each kind, so half of each is twice as
+many: a batch has more requests than rows, and a row that is done early makes room for another.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def main() -> None:
     assert pair.draft
     cost = measure(pair.target, pair.draft, PAGES, max(given.rows), MOST + 1)
     sets = {"extracts": extracts()[: given.prompts], "stories": [*STORIES][: given.prompts]}
-    sets["half of each"] = [prompt for both in zip(*sets.values(), strict=True) for prompt in both][: given.prompts]
+    sets["half of each"] = [prompt for both in zip(*sets.values(), strict=True) for prompt in both]
     for rows in given.rows:
         for name, prompts in sets.items():
             found: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}

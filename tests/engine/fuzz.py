@@ -46,6 +46,9 @@ SHOWN = 3
 """How many wrong rows of a seed are told."""
 
 
+REFUSED = 0.2
+"""How often rows may not start yet."""
+
 PLAIN = Sampling()
 
 
@@ -129,7 +132,16 @@ class Machine:
         engine = self._engine(expected)
         started: Counter[str] = Counter()
         added: Counter[str] = Counter()
-        engine.starting = started.update
+        draw = Random(len(requests))
+
+        def may_start(ids: Sequence[str]) -> bool:
+            if draw.random() < REFUSED:
+                self.seen["refusals"] += 1
+                return False
+            started.update(ids)
+            return True
+
+        engine.may_start = may_start
 
         def add(id: str) -> None:
             engine.add(requests[id])

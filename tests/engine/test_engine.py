@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from draftmill.engine.request import Request, RequestError, Sampling
 from tests.engine.models.gemma4 import gemma4_large_model, gemma4_model, gemma4_moe_model
 
+from .plain.architectures import plain_engine
 from .small import (
     VOCABULARY,
     gemma2_model,
@@ -110,16 +113,39 @@ def test_rows_joining_at_any_round_change_nothing(every: int) -> None:
         assert list(done[request.id].tokens) == reference(model, request)
 
 
-def test_it_says_which_requests_start_before_their_first_round() -> None:
+def test_it_asks_for_requests_before_their_first_round() -> None:
     engine = small_engine(small_model("llama"), max_rows=2)
     said: list[tuple[list[str], int]] = []
-    engine.starting = lambda ids: said.append((list(ids), engine.stats.rounds))
+
+    def may_start(ids: Sequence[str]) -> bool:
+        said.append((list(ids), engine.stats.rounds))
+        return True
+
+    engine.may_start = may_start
     asked = requests(4)
     run(engine, asked)
     started = [id for ids, _ in said for id in ids]
     assert sorted(started) == sorted(request.id for request in asked)
     assert (len(said[0][0]), said[0][1]) == (2, 0)
     assert all(rounds > 0 for _, rounds in said[1:])
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_may_not_start_yet_waits_while_others_run(plain: bool) -> None:
+    model = small_model("llama")
+    engine = plain_engine(model, max_rows=2) if plain else small_engine(model, max_rows=2)
+    refused: Counter[str] = Counter()
+
+    def may_start(ids: Sequence[str]) -> bool:
+        refused.update(ids)
+        return all(refused[id] > 3 for id in ids)
+
+    engine.may_start = may_start
+    asked = [replace(r, sampling=replace(r.sampling, max_tokens=3 + 5 * i)) for i, r in enumerate(requests(6))]
+    done = run(engine, asked)
+    for request in asked:
+        assert list(done[request.id].tokens) == reference(model, request)
+    assert min(refused.values()) > 3
 
 
 def test_long_prompts_are_chunked_beside_decoding_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from draftmill.engine.chat import ChatPrompt, Encoded
 from draftmill.engine.request import NO_ADAPTERS, Completion, EngineFailed, Request, RequestError
@@ -99,7 +100,7 @@ class SetSpeedEngine:
         self._ended: list[Completion] = []
         self._flaked = False
         self.before_round: Callable[[], None] = lambda: None
-        self.starting: Callable[[Sequence[str]], None] = lambda ids: None
+        self.may_start: Callable[[Sequence[str]], bool] = lambda ids: True
 
     def resize(self, share: float) -> None:
         self.max_rows = max(1, int(share * self.most_rows))
@@ -138,14 +139,12 @@ class SetSpeedEngine:
 
     def step(self) -> list[Completion]:
         finished, self._ended = self._ended, []
-        started = []
-        while self._waiting and len(self._rows) < self.max_rows:
-            request = self._waiting.popleft()
-            self._rows[request.id] = Row(request)
-            self.stats.prefilled_tokens += len(request.tokens)
-            started.append(request.id)
-        if started:
-            self.starting(started)
+        starting = list(islice(self._waiting, self.max_rows - len(self._rows)))
+        if starting and self.may_start([request.id for request in starting]):
+            for request in starting:
+                self._waiting.popleft()
+                self._rows[request.id] = Row(request)
+                self.stats.prefilled_tokens += len(request.tokens)
         if not self._rows:
             return finished
         self.before_round()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -16,6 +17,9 @@ GLANCE = 0.05
 """Seconds after which a worker with a free row looks for jobs that have arrived, while other rows run."""
 AT_MOST = 1.0
 """Seconds of a step, while all rows run."""
+
+ASKING = 0.001
+"""Seconds of a step, while a row waits for leave to start."""
 
 
 class ClockEngine(SetSpeedEngine):
@@ -34,11 +38,11 @@ class ClockEngine(SetSpeedEngine):
 
     def step(self) -> list[Completion]:
         finished, self._ended = self._ended, []
-        self._start_rows()
+        asking = not self._start_rows()
         if not self._rows:
             return finished
         begin = time.monotonic()
-        longest = AT_MOST if len(self._rows) == self.max_rows else GLANCE
+        longest = ASKING if asking else AT_MOST if len(self._rows) == self.max_rows else GLANCE
         time.sleep(max(0.0, min(longest, min(self._ends[id] for id in self._rows) - begin)))
         now = time.monotonic()
         self._count(now - begin)
@@ -47,17 +51,18 @@ class ClockEngine(SetSpeedEngine):
             finished.append(_completion(self._rows.pop(id)))
         return finished
 
-    def _start_rows(self) -> None:
-        started = []
-        while self._waiting and len(self._rows) < self.max_rows:
-            request = self._waiting.popleft()
+    def _start_rows(self) -> bool:
+        """Start as many as there is room for; False if they may not start yet."""
+        starting = list(islice(self._waiting, self.max_rows - len(self._rows)))
+        if starting and not self.may_start([request.id for request in starting]):
+            return False
+        for request in starting:
+            self._waiting.popleft()
             seconds = request.sampling.max_tokens / self.tokens_per_second
             self.due += seconds
             self._rows[request.id] = Row(request)
             self._ends[request.id] = time.monotonic() + seconds
-            started.append(request.id)
-        if started:
-            self.starting(started)
+        return True
 
     def _count(self, seconds: float) -> None:
         """The rows have run for so long."""
