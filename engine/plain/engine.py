@@ -197,7 +197,7 @@ class PlainEngine(BaseEngine):
     def _start(self) -> None:
         """Begin with the prompts of the next waiting rows, as many as memory and slots allow."""
         rows: list[Row] = []
-        while not self._prefill and self._slots and (row := self._next) and self._may_start(row, rows):
+        while not self._prefill and self._slots and (row := self._next) and self._has_room_for(row, rows):
             self._waiting.remove(row)
             row.feed, row.slot, row.cursor = row.request.tokens + tuple(row.generated), self._slots.pop(), 0
             self._running.append(row)
@@ -213,8 +213,8 @@ class PlainEngine(BaseEngine):
         """The row to start next."""
         return self._suspects[-1] if self._suspects else self._waiting.next
 
-    def _may_start(self, row: Row, rows: Sequence[Row]) -> bool:
-        """Whether a row may start beside those that run, with these of which the prompts are read first."""
+    def _has_room_for(self, row: Row, rows: Sequence[Row]) -> bool:
+        """Whether a row can start beside those that run, with these of which the prompts are read first."""
         if self._suspects and self._running:
             return False
         feed = row.request.tokens + tuple(row.generated)

@@ -158,8 +158,8 @@ class Stage:
 
 
 @contextmanager
-def stage(models: Path, draftmill: Sequence[str], given_up: Event) -> Iterator[Stage]:
-    """A stage with the models of a cache; in the end all that it has started is gone, its Redis too.
+def stage(shared: Path, draftmill: Sequence[str], given_up: Event) -> Iterator[Stage]:
+    """A stage with the models of a `shared` cache; in the end all that it has started is gone, its Redis too.
 
     Its workers race no kernels and keep no measurements: other checks run at the same time.
     """
@@ -167,7 +167,7 @@ def stage(models: Path, draftmill: Sequence[str], given_up: Event) -> Iterator[S
     with tempfile.TemporaryDirectory(prefix="draftmill-", dir="/tmp") as folder:
         cache = Path(folder) / "cache"
         cache.mkdir()
-        (cache / "models").symlink_to((models / "models").absolute())
+        (cache / "models").symlink_to((shared / "models").absolute())
         environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
         environment |= {"DRAFTMILL_HOME": folder, "DRAFTMILL_CACHE": str(cache), VARIABLE: STOCK}
         here = Stage(Path(folder), draftmill, environment, given_up)
