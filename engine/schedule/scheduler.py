@@ -56,10 +56,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: its segments in packed order; which rows start, and which had to give way."""
+    """One round: its segments in packed order, and which rows had to give way."""
 
     segments: list[Segment] = field(default_factory=list)
-    started: list[Row] = field(default_factory=list)
     preempted: list[Row] = field(default_factory=list)
 
 
@@ -188,7 +187,6 @@ class Scheduler:
         """Let rows begin with so many tokens each of their prompts; they wait again if they may not start yet."""
         rows = [row for row, *_ in starting]
         if rows and self.may_start(rows):
-            plan.started.extend(rows)
             plan.segments.extend(self._prefill(*each) for each in starting)
         else:
             for row in reversed(rows):

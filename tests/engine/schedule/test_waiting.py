@@ -122,4 +122,4 @@ def test_long_requests_start_first_where_requests_wait_for_rows() -> None:
     scheduler = Scheduler(10**6, 2)
     for name, limit, length in (("a", 5, 3), ("b", 90, 9), ("c", 50, 6)):
         scheduler.add(row(name, limit, tuple(range(length))))
-    assert [started.request.id for started in scheduler.plan().started] == ["b", "c"]
+    assert [segment.row.request.id for segment in scheduler.plan().segments] == ["b", "c"]
